@@ -1,0 +1,1 @@
+"""What every service shares: server runtime, channels, status mapping, settings, telemetry, clearance."""

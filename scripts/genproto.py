@@ -7,10 +7,13 @@ With --image it only writes a descriptor image for buf and generates nothing.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import google.api
+import google.longrunning
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,10 +31,20 @@ def proto_files() -> list[str]:
     return sorted(str(path.relative_to(PROTOS)) for path in (PROTOS / "kala").rglob("*.proto"))
 
 
+def copy_longrunning(folder: Path) -> None:
+    """Gives operations.proto its registered path: googleapis-common-protos ships it as operations_proto.proto."""
+    source = Path(google.longrunning.__path__[0]) / "operations_proto.proto"
+    target = folder / "google" / "longrunning" / "operations.proto"
+    target.parent.mkdir(parents=True)
+    shutil.copyfile(source, target)
+
+
 def run_protoc(arguments: list[str]) -> None:
     """Runs protoc on all contracts; its own message is on stderr when it fails."""
-    includes = [f"-I{path}" for path in INCLUDES]
-    code = protoc.main(["protoc", *includes, *arguments, *proto_files()])
+    with tempfile.TemporaryDirectory() as extra:
+        copy_longrunning(Path(extra))
+        includes = [f"-I{path}" for path in (*INCLUDES, extra)]
+        code = protoc.main(["protoc", *includes, *arguments, *proto_files()])
     if code:
         sys.exit(code)
 

@@ -1,0 +1,86 @@
+"""Ed25519 keys as files: PEM, one owner, named by a key id that both sides can compute."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from kala.errors import FailedPreconditionError
+
+# 64 bits name a handful of keys without collision, and stay short in logs.
+KEY_ID_HEX_CHARS: Final = 16
+
+
+def raw_public_key(key: Ed25519PublicKey) -> bytes:
+    """The 32 bytes of the key (RFC 8032 section 5.1.5)."""
+    return key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    """The key's name: the first 16 hex characters of SHA-256 of its raw bytes."""
+    return hashlib.sha256(raw_public_key(key)).hexdigest()[:KEY_ID_HEX_CHARS]
+
+
+def load_private_key(path: Path) -> Ed25519PrivateKey:
+    """Reads an unencrypted PKCS#8 PEM file that only its owner can read; raises FailedPreconditionError naming it."""
+    data = _read(path, "private key")
+    if stat.S_IMODE(path.stat().st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
+        raise FailedPreconditionError(f"private key {path} is readable by others: run `chmod 600 {path}`")
+    key = _parse(path, lambda: serialization.load_pem_private_key(data, password=None))
+    if not isinstance(key, Ed25519PrivateKey):
+        raise FailedPreconditionError(f"private key {path} is not an Ed25519 key")
+    return key
+
+
+def load_public_key(path: Path) -> Ed25519PublicKey:
+    """Reads a SubjectPublicKeyInfo PEM file; raises FailedPreconditionError naming it."""
+    data = _read(path, "public key")
+    key = _parse(path, lambda: serialization.load_pem_public_key(data))
+    if not isinstance(key, Ed25519PublicKey):
+        raise FailedPreconditionError(f"public key {path} is not an Ed25519 key")
+    return key
+
+
+def load_public_keys(paths: Iterable[Path]) -> dict[str, Ed25519PublicKey]:
+    """Reads several public keys, by key id."""
+    keys = [load_public_key(path) for path in paths]
+    return {key_id(key): key for key in keys}
+
+
+def write_private_key(path: Path, key: Ed25519PrivateKey) -> None:
+    """Writes a new private key with mode 0600 from its first moment; an existing file is an error, never overwritten."""
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(pem)
+
+
+def write_public_key(path: Path, key: Ed25519PublicKey) -> None:
+    """Writes a public key as PEM."""
+    path.write_bytes(
+        key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FailedPreconditionError(f"{what} {path} cannot be read: {error.strerror}") from error
+
+
+def _parse(path: Path, parse: Callable[[], object]) -> object:
+    try:
+        return parse()
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise FailedPreconditionError(f"{path} is not a PEM key file without a password") from error

@@ -1,0 +1,192 @@
+"""The one way to serve gRPC: health, reflection, the pass around every call, and an orderly end.
+
+The end keeps an order: health says NOT_SERVING, balancers get time to notice, new calls are refused while running ones
+go on for `drain_seconds`, then whatever the caller opened before is closed by its own `async with`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kala.errors import FailedPreconditionError
+from services.common import unix_socket
+from services.common.addresses import TcpAddress, UnixAddress, parse_address
+from services.common.event_loop import wait_for_stop_signal
+from services.common.health import HealthServicer
+from services.common.interceptors import CallPass, CallPolicy, Handler
+from services.common.telemetry import RpcTelemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from services.common.settings import GrpcServerSettings
+
+Registration: TypeAlias = "Callable[[grpc.aio.Server], None]"
+"""Adds one servicer: `partial(add_EthicsServiceServicer_to_server, servicer)`."""
+
+HEALTH_SERVICE: Final = "grpc.health.v1.Health"
+
+KEEPALIVE_MILLIS: Final = 30_000
+"""How often an idle TCP connection is probed; under the 60 s after which common firewalls forget it."""
+
+KEEPALIVE_TIMEOUT_MILLIS: Final = 10_000
+
+MIN_PING_INTERVAL_MILLIS: Final = 10_000
+"""Clients may ping this often: below the clients' own interval, or gRPC ends the connection for too many pings."""
+
+MAX_METADATA_BYTES: Final = 32 * 1024
+"""Trailers carry the message percent-encoded and once more in the details, see `status.MAX_MESSAGE_BYTES`."""
+
+CANCEL_WAIT_SECONDS: Final = 5.0
+"""How long cancelled handlers may take to unwind after the drain."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerHandle:
+    """A server that answers; health says NOT_SERVING until `set_serving`."""
+
+    address: str
+    """Where a client of this machine dials: `unix:/path` or `host:port` with the port really bound."""
+
+    port: int | None
+    """The TCP port, or None for a unix socket."""
+
+    health: HealthServicer
+
+    async def set_serving(self) -> None:
+        """Tell clients and probes to send calls."""
+        await self.health.set(is_serving=True)
+
+    async def set_not_serving(self) -> None:
+        """Tell clients and probes to send no calls, while still answering those that come."""
+        await self.health.set(is_serving=False)
+
+    async def run_until_signalled(self) -> None:
+        """Return at SIGTERM or SIGINT; leaving `serving` then drains."""
+        await wait_for_stop_signal()
+
+
+@asynccontextmanager
+async def serving(
+    settings: GrpcServerSettings,
+    registrations: Sequence[Registration],
+    *,
+    policy: CallPolicy | None = None,
+    telemetry: RpcTelemetry | None = None,
+) -> AsyncIterator[ServerHandle]:
+    """Serve the registered services at `settings.address` until the context is left, then drain.
+
+    Raises FailedPreconditionError when the address cannot be used.
+    """
+    routes = _Routes(
+        CallPass(
+            policy=CallPolicy() if policy is None else policy,
+            allowed_peers=frozenset(settings.allowed_peers),
+            telemetry=RpcTelemetry() if telemetry is None else telemetry,
+        )
+    )
+    for register in registrations:
+        # A registration only calls the two methods that _Routes has.
+        register(cast("grpc.aio.Server", routes))
+    server = grpc.aio.server(handlers=[routes], options=_options(settings))
+    health = HealthServicer(routes.services)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection([*routes.services, HEALTH_SERVICE, reflection.SERVICE_NAME], server)
+    address, port = _bind(server, settings)
+    await server.start()
+    try:
+        yield ServerHandle(address, port, health)
+    finally:
+        await _drain(server, health, settings)
+
+
+async def _drain(server: grpc.aio.Server, health: HealthServicer, settings: GrpcServerSettings) -> None:
+    await health.set(is_serving=False)
+    await asyncio.sleep(settings.balancer_wait_seconds)
+    await health.close()
+    await server.stop(settings.drain_seconds)
+    # stop() returns when the calls are cancelled, not when their handlers have unwound.
+    await server.wait_for_termination(CANCEL_WAIT_SECONDS)
+
+
+def _bind(server: grpc.aio.Server, settings: GrpcServerSettings) -> tuple[str, int | None]:
+    address = parse_address(settings.address)
+    if isinstance(address, UnixAddress):
+        unix_socket.prepare(address.path)
+    elif settings.tls is None and not address.is_local:
+        raise FailedPreconditionError(f"{address} can be reached from other machines and has no TLS files")
+    try:
+        if settings.tls is None:
+            port = server.add_insecure_port(str(address))
+        else:
+            port = server.add_secure_port(str(address), settings.tls.server_credentials())
+    except RuntimeError as error:
+        raise FailedPreconditionError(f"{address}: cannot listen here; is the address taken?") from error
+    if isinstance(address, UnixAddress):
+        unix_socket.protect(address.path)
+        return str(address), None
+    return str(TcpAddress(address.host, port)), port
+
+
+def _options(settings: GrpcServerSettings) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        # Without this a second process would share the port in silence.
+        ("grpc.so_reuseport", 0),
+    ]
+    if isinstance(parse_address(settings.address), TcpAddress):
+        options += [
+            ("grpc.keepalive_time_ms", KEEPALIVE_MILLIS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MILLIS),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MILLIS),
+            ("grpc.max_connection_age_ms", round(settings.max_connection_age_seconds * 1000)),
+            ("grpc.max_connection_age_grace_ms", round(settings.max_connection_age_grace_seconds * 1000)),
+        ]
+    return options
+
+
+class _Routes(grpc.GenericRpcHandler[Any, Any]):
+    """Finds the wrapped handler of a method; wraps each on its first call and keeps it.
+
+    Takes registrations in the place of a server, so that no servicer can be served unwrapped.
+    """
+
+    def __init__(self, call_pass: CallPass) -> None:
+        self.services: list[str] = []
+        self._call_pass = call_pass
+        self._inner: list[grpc.GenericRpcHandler[Any, Any]] = []
+        self._wrapped: dict[str, Handler] = {}
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler[Any, Any]]) -> None:
+        """Take the handlers of one service."""
+        for handler in handlers:
+            self._inner.append(handler)
+            if isinstance(handler, grpc.ServiceRpcHandler):
+                self.services.append(handler.service_name())
+
+    def add_registered_method_handlers(self, service_name: str, handlers: Mapping[str, Handler]) -> None:
+        """Ignore what generated code registers a second time under fixed names."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        """Find a method's wrapped handler; None means UNIMPLEMENTED."""
+        method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            found = (inner.service(handler_call_details) for inner in self._inner)
+            handler = next((handler for handler in found if handler is not None), None)
+            if handler is None:
+                return None
+            wrapped = self._wrapped[method] = self._call_pass.wrap(method, handler)
+        return wrapped

@@ -1,0 +1,170 @@
+"""The layers a setting can come from, each read strictly: environment, `.env`, `kala.yaml` and flags.
+
+Every layer becomes a mapping from field name to `Sourced` value; a name that is nobody's raises InvalidArgumentError
+that says so in one line.  Nothing here reads the process: the caller passes the environment, the texts and the flags.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from ipaddress import ip_address
+from typing import Final
+
+import yaml
+
+from kala.errors import InvalidArgumentError
+
+_LINK_NAME: Final = re.compile(
+    r"(?:[A-Z0-9_]+_)?(?:(?P<host>SERVICE_HOST)|(?P<number>SERVICE_PORT(?:_[A-Z0-9_]+)?)"
+    r"|(?P<url>PORT|PORT_\d+_(?:TCP|UDP|SCTP))|PORT_\d+_(?:TCP|UDP|SCTP)_(?:(?P<proto>PROTO)|(?P<part_number>PORT)|(?P<part_host>ADDR)))"
+)
+"""What kubelet appends to a Service's name for each Service of the namespace ("docker links" variables)."""
+
+_LINK_URL: Final = re.compile(r"(?:tcp|udp|sctp)://")
+
+
+@dataclass(frozen=True, slots=True)
+class Sourced:
+    """A raw value and the name of where it came from, as its reader knows it: a variable, a flag or a yaml key."""
+
+    value: object
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a field may be called in each layer."""
+
+    field: str
+    variables: tuple[str, ...]  # the canonical one first, then the seeds' aliases
+    is_secret: bool
+    is_boolean: bool
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.field.replace("_", "-")
+
+
+Layer = Mapping[str, Sourced]
+
+
+def is_service_link(suffix: str, value: str) -> bool:
+    """Tell whether `KALA_X_<suffix>=value` is one that Kubernetes injects for a Service called kala-x…"""
+    match = _LINK_NAME.fullmatch(suffix)
+    if match is None:
+        return False
+    kinds = match.groupdict()
+    if kinds["url"]:
+        return _LINK_URL.match(value) is not None
+    if kinds["host"] or kinds["part_host"]:
+        return _is_ip_address(value)
+    if kinds["proto"]:
+        return value in {"tcp", "udp", "sctp"}
+    return value.isascii() and value.isdigit()
+
+
+def from_environment(
+    environ: Mapping[str, str], known: Sequence[Known], *, prefix: str, section: str, where: str = ""
+) -> Layer:
+    """Read the variables of one section and their aliases; `where` is added to names in messages, as in ` in .env`."""
+    canonical = {field.variables[0]: field for field in known}
+    values: dict[str, Sourced] = {}
+    for name in sorted(name for name in environ if name.startswith(prefix)):
+        field = canonical.get(name)
+        # A link is a link even where a field has its name: no setting's value starts with tcp://.
+        is_link = is_service_link(name.removeprefix(prefix), environ[name])
+        if field is not None and not (is_link and _LINK_URL.match(environ[name])):
+            values[field.field] = Sourced(environ[name], name + where)
+        elif not is_link:
+            raise _unknown(name + where, section, name, list(canonical))
+    for field in known:
+        _take_aliases(environ, field, values, where)
+    return values
+
+
+def _take_aliases(environ: Mapping[str, str], field: Known, values: dict[str, Sourced], where: str) -> None:
+    for name in field.variables[1:]:
+        if name not in environ:
+            continue
+        before = values.setdefault(field.field, Sourced(environ[name], name + where))
+        if before.value != environ[name]:
+            raise InvalidArgumentError(
+                name + where, f"differs from {before.origin}, which is the same setting; keep one of them"
+            )
+
+
+def from_yaml(text: str, known: Sequence[Known], *, section: str, sections: Sequence[str], path: str) -> Layer:
+    """Read one section of a kala.yaml; the file's other sections belong to other processes."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else path
+        raise InvalidArgumentError(place, "is not valid YAML") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise InvalidArgumentError(path, "must hold one mapping per section, such as `ethics:`")
+    for key in document:
+        if key not in sections:
+            raise _unknown(f"{path}: {key}", "kala.yaml", str(key), list(sections))
+    body = document.get(section)
+    if body is None:
+        return {}
+    if not isinstance(body, dict):
+        raise InvalidArgumentError(f"{path}: {section}", "must be a mapping of settings")
+    names = [field.field for field in known]
+    for key in body:
+        if key not in names:
+            raise _unknown(f"{path}: {section}.{key}", section, str(key), names)
+    return {key: Sourced(value, f"{path}: {section}.{key}") for key, value in body.items()}
+
+
+def from_flags(argv: Sequence[str], known: Sequence[Known], *, section: str) -> Layer:
+    """Read `--field-name value`, `--field-name=value`, and for switches `--field` and `--no-field`."""
+    flags = {field.flag: field for field in known}
+    values: dict[str, Sourced] = {}
+    words = iter(argv)
+    for word in words:
+        flag, has_value, value = word.partition("=")
+        field = flags.get(flag)
+        if field is None and not has_value and flag.startswith("--no-"):
+            field = flags.get("--" + flag.removeprefix("--no-"))
+            if field is not None and field.is_boolean:
+                values[field.field] = Sourced("false", flag)
+                continue
+            field = None
+        if field is None:
+            raise _unknown(flag, section, flag, list(flags))
+        if field.is_secret:
+            raise InvalidArgumentError(
+                flag, f"is a secret and other users can read flags; set {field.variables[0]} or a file instead"
+            )
+        values[field.field] = Sourced(value if has_value else _next_value(words, field, flag), flag)
+    return values
+
+
+def _next_value(words: Iterator[str], field: Known, flag: str) -> str:
+    if field.is_boolean:
+        return "true"
+    try:
+        return next(words)
+    except StopIteration:
+        raise InvalidArgumentError(flag, "needs a value") from None
+
+
+def _unknown(origin: str, section: str, name: str, candidates: Sequence[str]) -> InvalidArgumentError:
+    closest = get_close_matches(name, candidates, n=1, cutoff=0.6)
+    hint = f"; did you mean {closest[0]}?" if closest else ""
+    return InvalidArgumentError(origin, f"is not a setting of {section}{hint}")
+
+
+def _is_ip_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,187 @@
+"""What a process tells about itself: metrics with bounded labels, one log line per RPC, and a trace position.
+
+Every metric of every part is named here once; `docs/telemetry.md` lists them and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+
+from services.common.logs import bind_log_fields, configure_logging
+from services.common.tracing import Span, TraceContext, Tracer, UnrecordedTracer, enter_trace, open_tracer
+
+if TYPE_CHECKING:
+    from services.common.settings import ProcessSettings
+
+__all__ = ["METRICS", "MethodTelemetry", "RpcTelemetry", "Telemetry", "bind_log_fields", "process_telemetry"]
+
+RPC_HANDLED: Final = "kala_rpc_handled_total"
+RPC_SECONDS: Final = "kala_rpc_duration_seconds"
+RPC_RUNNING: Final = "kala_rpc_running"
+AUDIT_HOOK_FAILURES: Final = "kala_rpc_audit_failures_total"
+
+LABEL_METHOD: Final = "method"
+"""`/kala.<svc>.v1.<Service>/<Rpc>`: as many values as the process has RPCs."""
+
+LABEL_CODE: Final = "code"
+"""A gRPC status code's name: 17 values."""
+
+METRICS: Final = {
+    RPC_HANDLED: "RPCs that ended, by method and status code",
+    RPC_SECONDS: "Seconds from the start of an RPC to its status, by method",
+    RPC_RUNNING: "RPCs being served now, by method",
+    AUDIT_HOOK_FAILURES: "Denied or administrative RPCs that the audit service did not acknowledge, by method",
+}
+"""Every metric with its help text, unit first where it has one."""
+
+DURATION_BUCKETS: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0,
+)  # fmt: skip
+"""Seconds; from a check on a warm process to `max_act_seconds`."""
+
+
+class RpcTelemetry:
+    """Counts, times and logs RPCs; one per process."""
+
+    def __init__(
+        self,
+        *,
+        registry: CollectorRegistry | None = None,
+        tracer: Tracer | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        registry = CollectorRegistry() if registry is None else registry
+        self.registry = registry
+        self._tracer = UnrecordedTracer() if tracer is None else tracer
+        self._clock = clock
+        self._handled = Counter(
+            RPC_HANDLED, METRICS[RPC_HANDLED], [LABEL_METHOD, LABEL_CODE], registry=registry
+        )
+        self._seconds = Histogram(
+            RPC_SECONDS, METRICS[RPC_SECONDS], [LABEL_METHOD], registry=registry, buckets=DURATION_BUCKETS
+        )
+        self._running = Gauge(RPC_RUNNING, METRICS[RPC_RUNNING], [LABEL_METHOD], registry=registry)
+        self._audit_failures = Counter(
+            AUDIT_HOOK_FAILURES, METRICS[AUDIT_HOOK_FAILURES], [LABEL_METHOD], registry=registry
+        )
+
+    def of_method(self, method: str) -> MethodTelemetry:
+        """Prepare what one method needs, so that a call looks no label up."""
+        return MethodTelemetry(
+            method=method,
+            tracer=self._tracer,
+            clock=self._clock,
+            log=structlog.get_logger(),
+            running=self._running.labels(method),
+            seconds=self._seconds.labels(method),
+            audit_failures=self._audit_failures.labels(method),
+            handled=self._handled,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """An RPC that is being observed."""
+
+    started: float
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class MethodTelemetry:
+    """Observes the calls of one method."""
+
+    method: str
+    tracer: Tracer
+    clock: Callable[[], float]
+    log: structlog.typing.FilteringBoundLogger
+    running: Gauge
+    seconds: Histogram
+    audit_failures: Counter
+    handled: Counter
+    by_code: dict[str, Counter] = field(default_factory=dict)
+
+    def begin(self, parent: TraceContext | None) -> Observation:
+        """Start observing a call, and make its trace the one that calls from this task carry on."""
+        self.running.inc()
+        span = self.tracer.begin(self.method, parent)
+        enter_trace(span.context)
+        return Observation(self.clock(), span)
+
+    def end(self, observed: Observation, *, code: str, peer: str, reason: str = "") -> None:
+        """Count, time and log a call that ended."""
+        seconds = self.clock() - observed.started
+        self.running.dec()
+        self.seconds.observe(seconds)
+        counter = self.by_code.get(code)
+        if counter is None:
+            counter = self.by_code[code] = self.handled.labels(self.method, code)
+        counter.inc()
+        observed.span.end(code)
+        fields = {"reason": reason} if reason else {}
+        self.log.info(
+            "rpc",
+            method=self.method,
+            code=code,
+            duration_ms=round(seconds * 1000, 3),
+            trace_id=observed.span.context.trace_id,
+            peer=peer,
+            **fields,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """A process's telemetry while it runs."""
+
+    registry: CollectorRegistry
+    rpc: RpcTelemetry
+    metrics_port: int | None
+
+
+@contextmanager
+def process_telemetry(part: str, settings: ProcessSettings) -> Iterator[Telemetry]:
+    """Configure logs, open the tracer and serve /metrics for as long as the context is entered."""
+    configure_logging(part=part, level=settings.log_level, style=settings.log_format)
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    with ExitStack() as stack:
+        tracer = open_tracer(part=part, endpoint=settings.otlp_endpoint)
+        stack.callback(tracer.close)
+        port = stack.enter_context(
+            metrics_server(registry, host=settings.metrics_host, port=settings.metrics_port)
+        )
+        yield Telemetry(registry, RpcTelemetry(registry=registry, tracer=tracer), port)
+
+
+@contextmanager
+def metrics_server(registry: CollectorRegistry, *, host: str, port: int | None) -> Iterator[int | None]:
+    """Serve a registry at `http://host:port/metrics` from a thread and give the port; 0 takes a free one, None none."""
+    if port is None:
+        yield None
+        return
+    server, thread = start_http_server(port, host, registry)
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

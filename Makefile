@@ -1,0 +1,65 @@
+# KALA's tasks. `make run` and `make test` each do the whole set-up on a fresh machine.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two workers: what continuous integration has, and what a laptop can spare.
+TEST_WORKERS ?= 2
+
+.PHONY: help run test unit e2e check check-all fmt lint types proto proto-check bench lock clean
+
+help: ## Show the tasks
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.suite: locks/suite.txt scripts/setup.sh pyproject.toml
+	PYTHON=$(PYTHON) scripts/setup.sh suite
+
+$(VENV)/.dev: locks/dev.txt scripts/setup.sh pyproject.toml
+	PYTHON=$(PYTHON) scripts/setup.sh dev
+
+run: $(VENV)/.suite ## Set up, start the suite and print its URL and key
+	@$(BIN)/kala up $(ARGS)
+
+test: unit e2e ## Set up and run every test of the default set
+
+unit: $(VENV)/.dev
+	$(BIN)/pytest tests/unit tests/service -n $(TEST_WORKERS) -m "not slow and not e2e" -q
+
+e2e: $(VENV)/.dev ## Set up and run the tests that start real processes
+	$(BIN)/pytest tests/e2e -m "not slow" -q
+
+check: test lint types proto-check ## Everything that continuous integration runs
+
+check-all: $(VENV)/.dev check ## The default set and the heavy checks
+	$(BIN)/pytest tests -m slow -q --timeout 3600
+
+fmt: $(VENV)/.dev ## Format
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix-only -q .
+
+lint: $(VENV)/.dev ## Style, layers, dependencies, dead code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/deptry kala services gateway
+	$(BIN)/vulture
+
+types: $(VENV)/.dev ## mypy strict and pyright
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+proto: $(VENV)/.dev ## Generate code from the contracts
+	$(BIN)/python scripts/genproto.py
+
+proto-check: $(VENV)/.dev ## Lint the contracts; prove that generated code is theirs and that nothing released breaks
+	scripts/check_contracts.sh
+
+bench: $(VENV)/.dev ## Measure the numbers of docs/performance.md
+	$(BIN)/python -m bench
+
+lock: ## Resolve every extra again
+	$(PYTHON) scripts/lock.py
+
+clean: ## Remove what these tasks made
+	rm -rf $(VENV) build dist

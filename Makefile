@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # Two workers: what continuous integration has, and what a laptop can spare.
 TEST_WORKERS ?= 2
 
-.PHONY: help run test unit e2e check check-all fmt lint types proto proto-check bench lock clean
+.PHONY: help run test unit e2e check check-all fmt lint types proto proto-check extras bench lock clean
 
 help: ## Show the tasks
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,7 +30,7 @@ unit: $(VENV)/.dev
 e2e: $(VENV)/.dev ## Set up and run the tests that start real processes
 	$(BIN)/pytest tests/e2e -m "not slow" -q
 
-check: test lint types proto-check ## Everything that continuous integration runs
+check: test lint types proto-check extras ## Everything that continuous integration runs
 
 check-all: $(VENV)/.dev check ## The default set and the heavy checks
 	$(BIN)/pytest tests -m slow -q --timeout 3600
@@ -54,6 +54,9 @@ proto: $(VENV)/.dev ## Generate code from the contracts
 
 proto-check: $(VENV)/.dev ## Lint the contracts; prove that generated code is theirs and that nothing released breaks
 	scripts/check_contracts.sh
+
+extras: ## Install each image's extra alone and import its process
+	PYTHON=$(PYTHON) scripts/check_extras.sh
 
 bench: $(VENV)/.dev ## Measure the numbers of docs/performance.md
 	$(BIN)/python -m bench

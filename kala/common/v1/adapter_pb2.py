@@ -22,15 +22,56 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from kala.common.v1 import gate_pb2 as kala_dot_common_dot_v1_dot_gate__pb2
+from kala.common.v1 import reference_pb2 as kala_dot_common_dot_v1_dot_reference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckala/common/v1/adapter.proto\x12\x0ekala.common.v1\"\x17\n\x15SignedAdapterManifestb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckala/common/v1/adapter.proto\x12\x0ekala.common.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19kala/common/v1/gate.proto\x1a\x1ekala/common/v1/reference.proto\"\x88\x02\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12/\n\x05\x66iles\x18\x04 \x03(\x0b\x32 .kala.common.v1.ContentReference\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x12\n\nparameters\x18\x06 \x01(\x04\x12\x16\n\x0e\x63ontext_tokens\x18\x07 \x01(\r\x12\x32\n\x0cquantization\x18\x08 \x01(\x0e\x32\x1c.kala.common.v1.Quantization\x12\x0f\n\x07licence\x18\t \x01(\t\x12\x13\n\x0broot_digest\x18\n \x01(\x0c\"k\n\nLoraTarget\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x11\n\trequested\x18\x02 \x01(\t\x12\x0f\n\x07matched\x18\x03 \x01(\r\x12\x13\n\x0bin_features\x18\x04 \x01(\r\x12\x14\n\x0cout_features\x18\x05 \x01(\r\"\xce\x01\n\nLoraConfig\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05\x61lpha\x18\x02 \x01(\r\x12\x16\n\x0e\x64ropout_micros\x18\x03 \x01(\r\x12+\n\x07targets\x18\x04 \x03(\x0b\x32\x1a.kala.common.v1.LoraTarget\x12\x17\n\x0frank_stabilised\x18\x05 \x01(\x08\x12/\n\x0btensor_type\x18\x06 \x01(\x0e\x32\x1a.kala.common.v1.TensorType\x12\x14\n\x0c\x66ull_modules\x18\x07 \x03(\t\"\x89\x01\n\x08\x41ncestor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x02 \x01(\x0c\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\x0c\x12\x15\n\rmerged_digest\x18\x04 \x01(\x0c\x12+\n\x05stage\x18\x05 \x01(\x0e\x32\x1c.kala.common.v1.AdapterStage\"\xd9\x01\n\x0b\x44\x61tasetUsed\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12/\n\x05\x66iles\x18\x03 \x03(\x0b\x32 .kala.common.v1.ContentReference\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12\'\n\x03use\x18\x05 \x01(\x0e\x32\x1a.kala.common.v1.DatasetUse\x12\x14\n\x0cshare_micros\x18\x06 \x01(\r\x12\x10\n\x08licences\x18\x07 \x03(\t\x12\x1c\n\x14\x63ontamination_digest\x18\x08 \x01(\x0c\"-\n\x0eTrainingMetric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"\x82\x03\n\x0eTrainingRecord\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\x0c\x12\x15\n\raction_digest\x18\x03 \x01(\x0c\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\t\x12\x16\n\x0eintent_receipt\x18\x05 \x01(\t\x12\x1b\n\x13\x63onstitution_digest\x18\x06 \x01(\x0c\x12\r\n\x05steps\x18\x07 \x01(\x04\x12\x0e\n\x06tokens\x18\x08 \x01(\x04\x12\x0c\n\x04seed\x18\t \x01(\x04\x12\x0f\n\x07resumes\x18\n \x01(\r\x12\x10\n\x08software\x18\x0b \x03(\t\x12\x10\n\x08hardware\x18\x0c \x01(\t\x12/\n\x07metrics\x18\r \x03(\x0b\x32\x1e.kala.common.v1.TrainingMetric\x12.\n\nstarted_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd3\x04\n\x12\x41\x64\x61pterDescription\x12\x0e\n\x06schema\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12\'\n\x04\x62\x61se\x18\x05 \x01(\x0b\x32\x19.kala.common.v1.BaseModel\x12(\n\x04lora\x18\x06 \x01(\x0b\x32\x1a.kala.common.v1.LoraConfig\x12/\n\x05\x66iles\x18\x07 \x03(\x0b\x32 .kala.common.v1.ContentReference\x12+\n\x05stage\x18\x08 \x01(\x0e\x32\x1c.kala.common.v1.AdapterStage\x12.\n\nspecialist\x18\t \x01(\x0e\x32\x1a.kala.common.v1.Specialist\x12)\n\x04task\x18\n \x01(\x0e\x32\x1b.kala.common.v1.AdapterTask\x12\x0e\n\x06labels\x18\x0b \x03(\t\x12+\n\tancestors\x18\x0c \x03(\x0b\x32\x18.kala.common.v1.Ancestor\x12-\n\x08\x64\x61tasets\x18\r \x03(\x0b\x32\x1b.kala.common.v1.DatasetUsed\x12\x30\n\x08training\x18\x0e \x01(\x0b\x32\x1e.kala.common.v1.TrainingRecord\x12\x15\n\rchat_template\x18\x0f \x01(\t\x12\x0f\n\x07summary\x18\x10 \x01(\t\x12.\n\ncreated_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9e\x01\n\x0f\x41\x64\x61pterManifest\x12\x0e\n\x06schema\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0c\x12+\n\x05gates\x18\x03 \x03(\x0b\x32\x1c.kala.common.v1.GateEvidence\x12\x0e\n\x06issuer\x18\x04 \x01(\t\x12-\n\tsigned_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"6\n\x11ManifestSignature\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"`\n\x15SignedAdapterManifest\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x35\n\nsignatures\x18\x02 \x03(\x0b\x32!.kala.common.v1.ManifestSignature\"d\n\nRevocation\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12.\n\nrevoked_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x90\x01\n\x0eRevocationList\x12\x0e\n\x06schema\x18\x01 \x01(\r\x12\x0e\n\x06serial\x18\x02 \x01(\x04\x12/\n\x0brevocations\x18\x03 \x03(\x0b\x32\x1a.kala.common.v1.Revocation\x12-\n\tsigned_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x14SignedRevocationList\x12\x0c\n\x04list\x18\x01 \x01(\x0c\x12\x35\n\nsignatures\x18\x02 \x03(\x0b\x32!.kala.common.v1.ManifestSignature*\xa5\x01\n\x0c\x41\x64\x61pterStage\x12\x1d\n\x19\x41\x44\x41PTER_STAGE_UNSPECIFIED\x10\x00\x12 \n\x1c\x41\x44\x41PTER_STAGE_CONSTITUTIONAL\x10\x01\x12\x1c\n\x18\x41\x44\x41PTER_STAGE_CAPABILITY\x10\x02\x12\x1c\n\x18\x41\x44\x41PTER_STAGE_SPECIALIST\x10\x03\x12\x18\n\x14\x41\x44\x41PTER_STAGE_CUSTOM\x10\x04*\x83\x01\n\nSpecialist\x12\x1a\n\x16SPECIALIST_UNSPECIFIED\x10\x00\x12\x13\n\x0fSPECIALIST_CODE\x10\x01\x12\x13\n\x0fSPECIALIST_MATH\x10\x02\x12\x16\n\x12SPECIALIST_PHYSICS\x10\x03\x12\x17\n\x13SPECIALIST_GUARDIAN\x10\x04*h\n\x0b\x41\x64\x61pterTask\x12\x1c\n\x18\x41\x44\x41PTER_TASK_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41\x44\x41PTER_TASK_CAUSAL_LM\x10\x01\x12\x1f\n\x1b\x41\x44\x41PTER_TASK_CLASSIFICATION\x10\x02*p\n\x0cQuantization\x12\x1c\n\x18QUANTIZATION_UNSPECIFIED\x10\x00\x12\x15\n\x11QUANTIZATION_NONE\x10\x01\x12\x15\n\x11QUANTIZATION_INT8\x10\x02\x12\x14\n\x10QUANTIZATION_NF4\x10\x03*i\n\nTensorType\x12\x1b\n\x17TENSOR_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0fTENSOR_TYPE_F32\x10\x01\x12\x13\n\x0fTENSOR_TYPE_F16\x10\x02\x12\x14\n\x10TENSOR_TYPE_BF16\x10\x03*t\n\nDatasetUse\x12\x1b\n\x17\x44\x41TASET_USE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TASET_USE_TRAIN\x10\x01\x12\x16\n\x12\x44\x41TASET_USE_REPLAY\x10\x02\x12\x1a\n\x16\x44\x41TASET_USE_VALIDATION\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kala.common.v1.adapter_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SIGNEDADAPTERMANIFEST']._serialized_start=48
-  _globals['_SIGNEDADAPTERMANIFEST']._serialized_end=71
+  _globals['_ADAPTERSTAGE']._serialized_start=2777
+  _globals['_ADAPTERSTAGE']._serialized_end=2942
+  _globals['_SPECIALIST']._serialized_start=2945
+  _globals['_SPECIALIST']._serialized_end=3076
+  _globals['_ADAPTERTASK']._serialized_start=3078
+  _globals['_ADAPTERTASK']._serialized_end=3182
+  _globals['_QUANTIZATION']._serialized_start=3184
+  _globals['_QUANTIZATION']._serialized_end=3296
+  _globals['_TENSORTYPE']._serialized_start=3298
+  _globals['_TENSORTYPE']._serialized_end=3403
+  _globals['_DATASETUSE']._serialized_start=3405
+  _globals['_DATASETUSE']._serialized_end=3521
+  _globals['_BASEMODEL']._serialized_start=141
+  _globals['_BASEMODEL']._serialized_end=405
+  _globals['_LORATARGET']._serialized_start=407
+  _globals['_LORATARGET']._serialized_end=514
+  _globals['_LORACONFIG']._serialized_start=517
+  _globals['_LORACONFIG']._serialized_end=723
+  _globals['_ANCESTOR']._serialized_start=726
+  _globals['_ANCESTOR']._serialized_end=863
+  _globals['_DATASETUSED']._serialized_start=866
+  _globals['_DATASETUSED']._serialized_end=1083
+  _globals['_TRAININGMETRIC']._serialized_start=1085
+  _globals['_TRAININGMETRIC']._serialized_end=1130
+  _globals['_TRAININGRECORD']._serialized_start=1133
+  _globals['_TRAININGRECORD']._serialized_end=1519
+  _globals['_ADAPTERDESCRIPTION']._serialized_start=1522
+  _globals['_ADAPTERDESCRIPTION']._serialized_end=2117
+  _globals['_ADAPTERMANIFEST']._serialized_start=2120
+  _globals['_ADAPTERMANIFEST']._serialized_end=2278
+  _globals['_MANIFESTSIGNATURE']._serialized_start=2280
+  _globals['_MANIFESTSIGNATURE']._serialized_end=2334
+  _globals['_SIGNEDADAPTERMANIFEST']._serialized_start=2336
+  _globals['_SIGNEDADAPTERMANIFEST']._serialized_end=2432
+  _globals['_REVOCATION']._serialized_start=2434
+  _globals['_REVOCATION']._serialized_end=2534
+  _globals['_REVOCATIONLIST']._serialized_start=2537
+  _globals['_REVOCATIONLIST']._serialized_end=2681
+  _globals['_SIGNEDREVOCATIONLIST']._serialized_start=2683
+  _globals['_SIGNEDREVOCATIONLIST']._serialized_end=2774
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,14 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from kala.common.v1 import gate_pb2 as _gate_pb2
+from kala.common.v1 import reference_pb2 as _reference_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -16,19 +22,826 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _AdapterStage:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AdapterStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdapterStage.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ADAPTER_STAGE_UNSPECIFIED: _AdapterStage.ValueType  # 0
+    ADAPTER_STAGE_CONSTITUTIONAL: _AdapterStage.ValueType  # 1
+    """Constitutional AI: the Five Laws."""
+    ADAPTER_STAGE_CAPABILITY: _AdapterStage.ValueType  # 2
+    """Code, mathematics, physics and engineering."""
+    ADAPTER_STAGE_SPECIALIST: _AdapterStage.ValueType  # 3
+    """One of the specialists."""
+    ADAPTER_STAGE_CUSTOM: _AdapterStage.ValueType  # 4
+    """A user's own task."""
+
+class AdapterStage(_AdapterStage, metaclass=_AdapterStageEnumTypeWrapper):
+    """The file that travels beside an adapter's weights is a serialised SignedAdapterManifest, named "kala-adapter.binpb".
+
+    Three layers, each kept as the exact bytes its maker serialised, so that no canonical form is needed:
+      1. AdapterDescription: what was trained, from what. Its digest is the adapter's digest, known before any gate.
+      2. AdapterManifest: a description and the gates it passed.
+      3. SignedAdapterManifest: a manifest and the trainer's signature.
+    Unknown fields at any depth are refused, so that an older verifier never passes what it does not understand.
+    `services/common/adapter_manifest.py` is the verifier.
+
+    What an adapter was trained for.
+    """
+
+ADAPTER_STAGE_UNSPECIFIED: AdapterStage.ValueType  # 0
+ADAPTER_STAGE_CONSTITUTIONAL: AdapterStage.ValueType  # 1
+"""Constitutional AI: the Five Laws."""
+ADAPTER_STAGE_CAPABILITY: AdapterStage.ValueType  # 2
+"""Code, mathematics, physics and engineering."""
+ADAPTER_STAGE_SPECIALIST: AdapterStage.ValueType  # 3
+"""One of the specialists."""
+ADAPTER_STAGE_CUSTOM: AdapterStage.ValueType  # 4
+"""A user's own task."""
+Global___AdapterStage: _TypeAlias = AdapterStage  # noqa: Y015
+
+class _Specialist:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SpecialistEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Specialist.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPECIALIST_UNSPECIFIED: _Specialist.ValueType  # 0
+    SPECIALIST_CODE: _Specialist.ValueType  # 1
+    """KALA-Code."""
+    SPECIALIST_MATH: _Specialist.ValueType  # 2
+    """KALA-Math."""
+    SPECIALIST_PHYSICS: _Specialist.ValueType  # 3
+    """KALA-Physics."""
+    SPECIALIST_GUARDIAN: _Specialist.ValueType  # 4
+    """KALA-Guardian: (claim, sources) to a label."""
+
+class Specialist(_Specialist, metaclass=_SpecialistEnumTypeWrapper):
+    """Which specialist; only with ADAPTER_STAGE_SPECIALIST."""
+
+SPECIALIST_UNSPECIFIED: Specialist.ValueType  # 0
+SPECIALIST_CODE: Specialist.ValueType  # 1
+"""KALA-Code."""
+SPECIALIST_MATH: Specialist.ValueType  # 2
+"""KALA-Math."""
+SPECIALIST_PHYSICS: Specialist.ValueType  # 3
+"""KALA-Physics."""
+SPECIALIST_GUARDIAN: Specialist.ValueType  # 4
+"""KALA-Guardian: (claim, sources) to a label."""
+Global___Specialist: _TypeAlias = Specialist  # noqa: Y015
+
+class _AdapterTask:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AdapterTaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdapterTask.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ADAPTER_TASK_UNSPECIFIED: _AdapterTask.ValueType  # 0
+    ADAPTER_TASK_CAUSAL_LM: _AdapterTask.ValueType  # 1
+    """Generates text."""
+    ADAPTER_TASK_CLASSIFICATION: _AdapterTask.ValueType  # 2
+    """Gives one label of AdapterDescription.labels; serves no chat."""
+
+class AdapterTask(_AdapterTask, metaclass=_AdapterTaskEnumTypeWrapper):
+    """What the adapted model does."""
+
+ADAPTER_TASK_UNSPECIFIED: AdapterTask.ValueType  # 0
+ADAPTER_TASK_CAUSAL_LM: AdapterTask.ValueType  # 1
+"""Generates text."""
+ADAPTER_TASK_CLASSIFICATION: AdapterTask.ValueType  # 2
+"""Gives one label of AdapterDescription.labels; serves no chat."""
+Global___AdapterTask: _TypeAlias = AdapterTask  # noqa: Y015
+
+class _Quantization:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _QuantizationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Quantization.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    QUANTIZATION_UNSPECIFIED: _Quantization.ValueType  # 0
+    QUANTIZATION_NONE: _Quantization.ValueType  # 1
+    """As the files have them."""
+    QUANTIZATION_INT8: _Quantization.ValueType  # 2
+    """8-bit (LLM.int8)."""
+    QUANTIZATION_NF4: _Quantization.ValueType  # 3
+    """4-bit NormalFloat."""
+
+class Quantization(_Quantization, metaclass=_QuantizationEnumTypeWrapper):
+    """How the base's weights were held while training; serving may hold them otherwise, the digest is of the files."""
+
+QUANTIZATION_UNSPECIFIED: Quantization.ValueType  # 0
+QUANTIZATION_NONE: Quantization.ValueType  # 1
+"""As the files have them."""
+QUANTIZATION_INT8: Quantization.ValueType  # 2
+"""8-bit (LLM.int8)."""
+QUANTIZATION_NF4: Quantization.ValueType  # 3
+"""4-bit NormalFloat."""
+Global___Quantization: _TypeAlias = Quantization  # noqa: Y015
+
+class _TensorType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TensorTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TensorType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TENSOR_TYPE_UNSPECIFIED: _TensorType.ValueType  # 0
+    TENSOR_TYPE_F32: _TensorType.ValueType  # 1
+    TENSOR_TYPE_F16: _TensorType.ValueType  # 2
+    TENSOR_TYPE_BF16: _TensorType.ValueType  # 3
+
+class TensorType(_TensorType, metaclass=_TensorTypeEnumTypeWrapper):
+    """Number format of the adapter's tensors."""
+
+TENSOR_TYPE_UNSPECIFIED: TensorType.ValueType  # 0
+TENSOR_TYPE_F32: TensorType.ValueType  # 1
+TENSOR_TYPE_F16: TensorType.ValueType  # 2
+TENSOR_TYPE_BF16: TensorType.ValueType  # 3
+Global___TensorType: _TypeAlias = TensorType  # noqa: Y015
+
+class _DatasetUse:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DatasetUseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DatasetUse.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DATASET_USE_UNSPECIFIED: _DatasetUse.ValueType  # 0
+    DATASET_USE_TRAIN: _DatasetUse.ValueType  # 1
+    """The task itself."""
+    DATASET_USE_REPLAY: _DatasetUse.ValueType  # 2
+    """Old behaviour kept alive."""
+    DATASET_USE_VALIDATION: _DatasetUse.ValueType  # 3
+    """Loss during training only."""
+
+class DatasetUse(_DatasetUse, metaclass=_DatasetUseEnumTypeWrapper):
+    """What a dataset was used for."""
+
+DATASET_USE_UNSPECIFIED: DatasetUse.ValueType  # 0
+DATASET_USE_TRAIN: DatasetUse.ValueType  # 1
+"""The task itself."""
+DATASET_USE_REPLAY: DatasetUse.ValueType  # 2
+"""Old behaviour kept alive."""
+DATASET_USE_VALIDATION: DatasetUse.ValueType  # 3
+"""Loss during training only."""
+Global___DatasetUse: _TypeAlias = DatasetUse  # noqa: Y015
+
 @_typing.final
-class SignedAdapterManifest(_message.Message):
-    """x"""
+class BaseModel(_message.Message):
+    """The model that an adapter belongs to; it fits no other."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    NAME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    LICENCE_FIELD_NUMBER: _builtins.int
+    ROOT_DIGEST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name as users know it, e.g. "pythia-6.9b" or "kala-embedded"; 1 to 128 characters. Required."""
+    revision: _builtins.str
+    """Revision at its source (a commit or version); empty when there is none."""
+    digest: _builtins.bytes
+    """The file set digest (see `file_set_digest`) of `files`; 32 bytes. Required."""
+    architecture: _builtins.str
+    """Architecture as its configuration names it, e.g. "gpt_neox". Required."""
+    parameters: _builtins.int
+    """Parameters of the base; above 0. Required."""
+    context_tokens: _builtins.int
+    """Longest context in tokens; above 0. Required."""
+    quantization: Global___Quantization.ValueType
+    """How the base was held while training. Required."""
+    licence: _builtins.str
+    """SPDX identifier of the base's licence; empty when unknown."""
+    root_digest: _builtins.bytes
+    """Digest of the model that the first ancestor started from; equal to `digest` without ancestors. 32 bytes. Required."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.ContentReference]:
+        """Weights, configuration and tokenizer; 1 to 256 entries, sorted by name. Required."""
+
     def __init__(
         self,
+        *,
+        name: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+        files: _abc.Iterable[_reference_pb2.ContentReference] | None = ...,
+        architecture: _builtins.str = ...,
+        parameters: _builtins.int = ...,
+        context_tokens: _builtins.int = ...,
+        quantization: Global___Quantization.ValueType = ...,
+        licence: _builtins.str = ...,
+        root_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens", b"context_tokens", "digest", b"digest", "files", b"files", "licence", b"licence", "name", b"name", "parameters", b"parameters", "quantization", b"quantization", "revision", b"revision", "root_digest", b"root_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BaseModel: _TypeAlias = BaseModel  # noqa: Y015
+
+@_typing.final
+class LoraTarget(_message.Message):
+    """A target that the adapter changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODULE_FIELD_NUMBER: _builtins.int
+    REQUESTED_FIELD_NUMBER: _builtins.int
+    MATCHED_FIELD_NUMBER: _builtins.int
+    IN_FEATURES_FIELD_NUMBER: _builtins.int
+    OUT_FEATURES_FIELD_NUMBER: _builtins.int
+    module: _builtins.str
+    """Last part of the module's name as the base really has it, e.g. "query_key_value", "lm_head". Required."""
+    requested: _builtins.str
+    """The name the user wrote when it differs, e.g. "embed_out"; otherwise empty."""
+    matched: _builtins.int
+    """Modules that matched; above 0, for a target that matches nothing trains nothing. Required."""
+    in_features: _builtins.int
+    """Inputs of each module; above 0. Required."""
+    out_features: _builtins.int
+    """Outputs of each module; above 0. Required."""
+    def __init__(
+        self,
+        *,
+        module: _builtins.str = ...,
+        requested: _builtins.str = ...,
+        matched: _builtins.int = ...,
+        in_features: _builtins.int = ...,
+        out_features: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_features", b"in_features", "matched", b"matched", "module", b"module", "out_features", b"out_features", "requested", b"requested"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoraTarget: _TypeAlias = LoraTarget  # noqa: Y015
+
+@_typing.final
+class LoraConfig(_message.Message):
+    """The adapter's shape. Verified against the weights: names, ranks and sizes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    DROPOUT_MICROS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    RANK_STABILISED_FIELD_NUMBER: _builtins.int
+    TENSOR_TYPE_FIELD_NUMBER: _builtins.int
+    FULL_MODULES_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """1 to 1,024. Required."""
+    alpha: _builtins.int
+    """Scaling numerator; the scale is alpha / rank, or alpha / sqrt(rank) with `rank_stabilised`. 1 to 65,536. Required."""
+    dropout_micros: _builtins.int
+    """Dropout while training, in millionths; 0 to 999,999."""
+    rank_stabilised: _builtins.bool
+    """Whether the scale is alpha / sqrt(rank)."""
+    tensor_type: Global___TensorType.ValueType
+    """Number format of the tensors. Required."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoraTarget]:
+        """1 to 64 entries, each module once. Required."""
+
+    @_builtins.property
+    def full_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Modules saved in full beside the LoRA matrices, such as a classifier's head; empty for a language model.
+        Embeddings never stand here.
+        """
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        alpha: _builtins.int = ...,
+        dropout_micros: _builtins.int = ...,
+        targets: _abc.Iterable[Global___LoraTarget] | None = ...,
+        rank_stabilised: _builtins.bool = ...,
+        tensor_type: Global___TensorType.ValueType = ...,
+        full_modules: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "dropout_micros", b"dropout_micros", "full_modules", b"full_modules", "rank", b"rank", "rank_stabilised", b"rank_stabilised", "targets", b"targets", "tensor_type", b"tensor_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoraConfig: _TypeAlias = LoraConfig  # noqa: Y015
+
+@_typing.final
+class Ancestor(_message.Message):
+    """An earlier adapter that was merged into the base."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADAPTER_DIGEST_FIELD_NUMBER: _builtins.int
+    BASE_DIGEST_FIELD_NUMBER: _builtins.int
+    MERGED_DIGEST_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"adapters/<name>@<version>". Required."""
+    adapter_digest: _builtins.bytes
+    """Its adapter digest; 32 bytes. Required."""
+    base_digest: _builtins.bytes
+    """Digest of the base that it was trained on; 32 bytes. Required."""
+    merged_digest: _builtins.bytes
+    """Digest of the model after merging; 32 bytes. Required."""
+    stage: Global___AdapterStage.ValueType
+    """Its stage. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        adapter_digest: _builtins.bytes = ...,
+        base_digest: _builtins.bytes = ...,
+        merged_digest: _builtins.bytes = ...,
+        stage: Global___AdapterStage.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "base_digest", b"base_digest", "merged_digest", b"merged_digest", "name", b"name", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ancestor: _TypeAlias = Ancestor  # noqa: Y015
+
+@_typing.final
+class DatasetUsed(_message.Message):
+    """A dataset that went in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    USE_FIELD_NUMBER: _builtins.int
+    SHARE_MICROS_FIELD_NUMBER: _builtins.int
+    LICENCES_FIELD_NUMBER: _builtins.int
+    CONTAMINATION_DIGEST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"datasets/<name>@<version>". Required."""
+    digest: _builtins.bytes
+    """The file set digest of `files`; 32 bytes. Required."""
+    rows: _builtins.int
+    """Rows; above 0. Required."""
+    use: Global___DatasetUse.ValueType
+    """Required."""
+    share_micros: _builtins.int
+    """Share of the training tokens in millionths; 0 for validation."""
+    contamination_digest: _builtins.bytes
+    """Digest of the list of evaluation files that it was checked against for contamination; 32 bytes; empty when unchecked."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.ContentReference]:
+        """Rows, manifest and dataset card; 1 to 256 entries, sorted by name. Required."""
+
+    @_builtins.property
+    def licences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SPDX identifiers or names of the licences of its sources; at most 64."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+        files: _abc.Iterable[_reference_pb2.ContentReference] | None = ...,
+        rows: _builtins.int = ...,
+        use: Global___DatasetUse.ValueType = ...,
+        share_micros: _builtins.int = ...,
+        licences: _abc.Iterable[_builtins.str] | None = ...,
+        contamination_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contamination_digest", b"contamination_digest", "digest", b"digest", "files", b"files", "licences", b"licences", "name", b"name", "rows", b"rows", "share_micros", b"share_micros", "use", b"use"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatasetUsed: _TypeAlias = DatasetUsed  # noqa: Y015
+
+@_typing.final
+class TrainingMetric(_message.Message):
+    """A number that training ended with; for people, never compared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """E.g. "train_loss"; 1 to 64 characters of [a-z0-9_]. Required."""
+    value: _builtins.float
+    """In the metric's own unit."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingMetric: _TypeAlias = TrainingMetric  # noqa: Y015
+
+@_typing.final
+class TrainingRecord(_message.Message):
+    """How it was made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    ACTION_DIGEST_FIELD_NUMBER: _builtins.int
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    INTENT_RECEIPT_FIELD_NUMBER: _builtins.int
+    CONSTITUTION_DIGEST_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    RESUMES_FIELD_NUMBER: _builtins.int
+    SOFTWARE_FIELD_NUMBER: _builtins.int
+    HARDWARE_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    FINISHED_AT_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """"trainingJobs/<32 hex>". Required."""
+    action: _builtins.bytes
+    """The exact bytes of the action that ethics cleared: value of a kala.trainer.v1.CreateTrainingJobAction. It is the
+    complete configuration. Required, at most 1 MiB.
+    """
+    action_digest: _builtins.bytes
+    """SHA-256("type.kala.dev/kala.trainer.v1.CreateTrainingJobAction" || 0x00 || action), as in the clearance and in the
+    intent's leaf; 32 bytes. Required.
+    """
+    decision_id: _builtins.str
+    """Id of the decision that cleared it; 32 hex characters. Required."""
+    intent_receipt: _builtins.str
+    """Receipt id of the intent's record, "rcpt_<32 hex>". Required."""
+    constitution_digest: _builtins.bytes
+    """Digest of the constitution the job was cleared under; 32 bytes. Required."""
+    steps: _builtins.int
+    """Optimiser steps taken; above 0. Required."""
+    tokens: _builtins.int
+    """Tokens that bore loss."""
+    seed: _builtins.int
+    """Seed of everything random."""
+    resumes: _builtins.int
+    """Times it was resumed from a checkpoint."""
+    hardware: _builtins.str
+    """What it ran on, e.g. "2 x NVIDIA H200" or "cpu"; for people."""
+    @_builtins.property
+    def software(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What ran it: "kala-suite 0.1.0", "torch 2.13.0", …; at most 32."""
+
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainingMetric]:
+        """Final numbers; at most 64."""
+
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """Required."""
+
+    @_builtins.property
+    def finished_at(self) -> _timestamp_pb2.Timestamp:
+        """Required."""
+
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        action: _builtins.bytes = ...,
+        action_digest: _builtins.bytes = ...,
+        decision_id: _builtins.str = ...,
+        intent_receipt: _builtins.str = ...,
+        constitution_digest: _builtins.bytes = ...,
+        steps: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        resumes: _builtins.int = ...,
+        software: _abc.Iterable[_builtins.str] | None = ...,
+        hardware: _builtins.str = ...,
+        metrics: _abc.Iterable[Global___TrainingMetric] | None = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        finished_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finished_at", b"finished_at", "started_at", b"started_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "action_digest", b"action_digest", "constitution_digest", b"constitution_digest", "decision_id", b"decision_id", "finished_at", b"finished_at", "hardware", b"hardware", "intent_receipt", b"intent_receipt", "job", b"job", "metrics", b"metrics", "resumes", b"resumes", "seed", b"seed", "software", b"software", "started_at", b"started_at", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingRecord: _TypeAlias = TrainingRecord  # noqa: Y015
+
+@_typing.final
+class AdapterDescription(_message.Message):
+    """What an adapter is. Serialised once, when training ends. Nothing in it depends on a gate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEMA_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    LORA_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    SPECIALIST_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    ANCESTORS_FIELD_NUMBER: _builtins.int
+    DATASETS_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    schema: _builtins.int
+    """1. A verifier refuses any other."""
+    name: _builtins.str
+    """"adapters/<name>@<version>"; name of 1 to 64 characters of [a-z0-9-], version 1 and up. Required."""
+    tenant: _builtins.str
+    """Tenant that owns it; 1 to 64 characters. Required."""
+    owner: _builtins.str
+    """Principal that asked for it; 1 to 128 characters. Required."""
+    stage: Global___AdapterStage.ValueType
+    """Required."""
+    specialist: Global___Specialist.ValueType
+    """Set exactly with ADAPTER_STAGE_SPECIALIST."""
+    task: Global___AdapterTask.ValueType
+    """Required."""
+    chat_template: _builtins.str
+    """Name inside `files` of the chat template that it was trained with; empty when the base's own was used."""
+    summary: _builtins.str
+    """What it is for and what it is not for, in words; at most 4,096 characters."""
+    @_builtins.property
+    def base(self) -> Global___BaseModel:
+        """Required."""
+
+    @_builtins.property
+    def lora(self) -> Global___LoraConfig:
+        """Required."""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.ContentReference]:
+        """Every file of the adapter's folder but the signed manifest: weights ("adapter_model.safetensors"), configuration
+        ("adapter_config.json"), chat template, card; 2 to 64 entries, sorted by name. Required.
+        """
+
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With ADAPTER_TASK_CLASSIFICATION the labels in output order, 2 to 64; otherwise empty."""
+
+    @_builtins.property
+    def ancestors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ancestor]:
+        """Adapters merged into the base, the oldest first; at most 16. Empty when the base is as published."""
+
+    @_builtins.property
+    def datasets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetUsed]:
+        """What it learned from; 1 to 64 entries. Required."""
+
+    @_builtins.property
+    def training(self) -> Global___TrainingRecord:
+        """Required."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """Required."""
+
+    def __init__(
+        self,
+        *,
+        schema: _builtins.int = ...,
+        name: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        base: Global___BaseModel | None = ...,
+        lora: Global___LoraConfig | None = ...,
+        files: _abc.Iterable[_reference_pb2.ContentReference] | None = ...,
+        stage: Global___AdapterStage.ValueType = ...,
+        specialist: Global___Specialist.ValueType = ...,
+        task: Global___AdapterTask.ValueType = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        ancestors: _abc.Iterable[Global___Ancestor] | None = ...,
+        datasets: _abc.Iterable[Global___DatasetUsed] | None = ...,
+        training: Global___TrainingRecord | None = ...,
+        chat_template: _builtins.str = ...,
+        summary: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "created_at", b"created_at", "lora", b"lora", "training", b"training"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ancestors", b"ancestors", "base", b"base", "chat_template", b"chat_template", "created_at", b"created_at", "datasets", b"datasets", "files", b"files", "labels", b"labels", "lora", b"lora", "name", b"name", "owner", b"owner", "schema", b"schema", "specialist", b"specialist", "stage", b"stage", "summary", b"summary", "task", b"task", "tenant", b"tenant", "training", b"training"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterDescription: _TypeAlias = AdapterDescription  # noqa: Y015
+
+@_typing.final
+class AdapterManifest(_message.Message):
+    """What is signed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEMA_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    GATES_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    SIGNED_AT_FIELD_NUMBER: _builtins.int
+    schema: _builtins.int
+    """1. A verifier refuses any other."""
+    adapter: _builtins.bytes
+    """A serialised AdapterDescription; the exact bytes. The adapter's digest is SHA-256("kala-adapter-v1" || 0x00 || these
+    bytes). Required, at most 4 MiB.
+    """
+    issuer: _builtins.str
+    """Name of the trainer that signs, as peers see it, e.g. "trainer.kala" or "local:trainer". Required."""
+    @_builtins.property
+    def gates(self) -> _containers.RepeatedCompositeFieldContainer[_gate_pb2.GateEvidence]:
+        """Gates it passed; at most 8. Empty for a candidate, which no inference loads."""
+
+    @_builtins.property
+    def signed_at(self) -> _timestamp_pb2.Timestamp:
+        """Required."""
+
+    def __init__(
+        self,
+        *,
+        schema: _builtins.int = ...,
+        adapter: _builtins.bytes = ...,
+        gates: _abc.Iterable[_gate_pb2.GateEvidence] | None = ...,
+        issuer: _builtins.str = ...,
+        signed_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signed_at", b"signed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "gates", b"gates", "issuer", b"issuer", "schema", b"schema", "signed_at", b"signed_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterManifest: _TypeAlias = AdapterManifest  # noqa: Y015
+
+@_typing.final
+class ManifestSignature(_message.Message):
+    """One signature."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """First 16 hex characters of SHA-256 of the raw public key. Required. The key, not the signature, names the algorithm."""
+    signature: _builtins.bytes
+    """Ed25519 over "kala-adapter-manifest-v1" || 0x00 || manifest; 64 bytes. Required."""
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ManifestSignature: _TypeAlias = ManifestSignature  # noqa: Y015
+
+@_typing.final
+class SignedAdapterManifest(_message.Message):
+    """An adapter's passport, as it is stored and sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    SIGNATURES_FIELD_NUMBER: _builtins.int
+    manifest: _builtins.bytes
+    """A serialised AdapterManifest; the exact bytes that were signed. Required, at most 8 MiB."""
+    @_builtins.property
+    def signatures(self) -> _containers.RepeatedCompositeFieldContainer[Global___ManifestSignature]:
+        """1 to 16. One by a trusted key is enough; a wrong one by a trusted key refuses the whole; unknown keys are ignored,
+        so that keys can be rotated.
+        """
+
+    def __init__(
+        self,
+        *,
+        manifest: _builtins.bytes = ...,
+        signatures: _abc.Iterable[Global___ManifestSignature] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "signatures", b"signatures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SignedAdapterManifest: _TypeAlias = SignedAdapterManifest  # noqa: Y015
+
+@_typing.final
+class Revocation(_message.Message):
+    """An adapter that may no longer serve, nor anything built on it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_DIGEST_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REVOKED_AT_FIELD_NUMBER: _builtins.int
+    adapter_digest: _builtins.bytes
+    """Its adapter digest; 32 bytes. Required."""
+    reason: _builtins.str
+    """Why, for people; 1 to 512 characters. Required."""
+    @_builtins.property
+    def revoked_at(self) -> _timestamp_pb2.Timestamp:
+        """Required."""
+
+    def __init__(
+        self,
+        *,
+        adapter_digest: _builtins.bytes = ...,
+        reason: _builtins.str = ...,
+        revoked_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revoked_at", b"revoked_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "reason", b"reason", "revoked_at", b"revoked_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Revocation: _TypeAlias = Revocation  # noqa: Y015
+
+@_typing.final
+class RevocationList(_message.Message):
+    """All revocations of a trainer; each list holds all that came before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEMA_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    REVOCATIONS_FIELD_NUMBER: _builtins.int
+    SIGNED_AT_FIELD_NUMBER: _builtins.int
+    schema: _builtins.int
+    """1. A verifier refuses any other."""
+    serial: _builtins.int
+    """One more with each list; a verifier refuses a list older than one it has seen."""
+    @_builtins.property
+    def revocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Revocation]:
+        """At most 100,000, each adapter once."""
+
+    @_builtins.property
+    def signed_at(self) -> _timestamp_pb2.Timestamp:
+        """Required."""
+
+    def __init__(
+        self,
+        *,
+        schema: _builtins.int = ...,
+        serial: _builtins.int = ...,
+        revocations: _abc.Iterable[Global___Revocation] | None = ...,
+        signed_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signed_at", b"signed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revocations", b"revocations", "schema", b"schema", "serial", b"serial", "signed_at", b"signed_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevocationList: _TypeAlias = RevocationList  # noqa: Y015
+
+@_typing.final
+class SignedRevocationList(_message.Message):
+    """The list as it is stored and sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIST_FIELD_NUMBER: _builtins.int
+    SIGNATURES_FIELD_NUMBER: _builtins.int
+    list: _builtins.bytes
+    """A serialised RevocationList; the exact bytes that were signed. Required, at most 32 MiB."""
+    @_builtins.property
+    def signatures(self) -> _containers.RepeatedCompositeFieldContainer[Global___ManifestSignature]:
+        """As in SignedAdapterManifest, over "kala-adapter-revocations-v1" || 0x00 || list."""
+
+    def __init__(
+        self,
+        *,
+        list: _builtins.bytes = ...,
+        signatures: _abc.Iterable[Global___ManifestSignature] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["list", b"list", "signatures", b"signatures"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignedRevocationList: _TypeAlias = SignedRevocationList  # noqa: Y015

@@ -60,8 +60,12 @@ def write_package_markers() -> None:
 
 def generate() -> None:
     """Writes messages, stubs and their types under kala/."""
+    # The plugins of this interpreter's environment, whether or not it is activated.
+    scripts = Path(sys.executable).parent
     run_protoc(
         [
+            f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}",
+            f"--plugin=protoc-gen-mypy_grpc={scripts / 'protoc-gen-mypy_grpc'}",
             f"--python_out={ROOT}",
             f"--grpc_python_out={ROOT}",
             f"--mypy_out={ROOT}",

@@ -59,7 +59,8 @@ extras: ## Install each image's extra alone and import its process
 	PYTHON=$(PYTHON) scripts/check_extras.sh
 
 bench: $(VENV)/.dev ## Measure the numbers of docs/performance.md
-	$(BIN)/python -m bench
+	bench/setup.sh
+	$(BIN)/python -m bench $(ARGS)
 
 lock: ## Resolve every extra again
 	$(PYTHON) scripts/lock.py

@@ -1,0 +1,121 @@
+"""`make bench`: start-up, added latency and time to first token, beside LiteLLM proxy, in one run.
+
+Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from bench.measure import Arm, KeepAliveClient, interleaved
+from bench.servers import ROOT, Peer, Suite, litellm, suite
+from bench.upstream import static_model_servers
+
+QUESTION: Final = [{"role": "user", "content": "Say something about a fox and a dog, please."}]
+
+
+def body(model: str, *, stream: bool) -> bytes:
+    """The one request that every arm sends."""
+    return json.dumps({"model": model, "messages": QUESTION, "stream": stream}).encode()
+
+
+def chat_client(base: str, model: str, *, key: str = "none", stream: bool = False) -> KeepAliveClient:
+    """A client of one arm."""
+    return KeepAliveClient(
+        f"{base}/v1/chat/completions", body(model, stream=stream), {"authorization": f"Bearer {key}"}
+    )
+
+
+def compare(
+    running: Suite, peer: Peer | None, whole: str, streamed: str, *, rounds: int, requests: int
+) -> dict[str, list[Arm]]:
+    """Latency of whole answers and time to the first token, every arm in every round."""
+    answers: dict[str, Callable[[], float]] = {
+        "direct": chat_client(whole, "bench").whole,
+        "kala": chat_client(running.url, "llamacpp/bench", key=running.key).whole,
+    }
+    streams: dict[str, Callable[[], float]] = {
+        "direct": chat_client(streamed, "bench", stream=True).first_token,
+        "kala": chat_client(running.url, "mlx/bench", key=running.key, stream=True).first_token,
+    }
+    if peer:
+        answers["litellm"] = chat_client(peer.url, "whole", key=peer.key).whole
+        streams["litellm"] = chat_client(peer.url, "stream", key=peer.key, stream=True).first_token
+    return {
+        "answer": interleaved(answers, rounds=rounds, requests=requests),
+        "first token": interleaved(streams, rounds=rounds, requests=requests),
+    }
+
+
+def table(results: dict[str, list[Arm]]) -> list[str]:
+    """Markdown rows: p50, what it adds to direct, and the ratio of that to LiteLLM's."""
+    lines = ["| measure | arm | p50 ms | p99 ms | added p50 ms | of LiteLLM's added |", "| --- | --- | --- | --- | --- | --- |"]
+    for measure, arms in results.items():
+        by_name = {arm.name: arm for arm in arms}
+        direct, peer = by_name["direct"].p50_ms, by_name.get("litellm")
+        for arm in arms:
+            added = arm.p50_ms - direct
+            ratio = f"{added / (peer.p50_ms - direct):.2f}" if peer and arm.name != "direct" else "–"
+            lines.append(f"| {measure} | {arm.name} | {arm.p50_ms:.2f} | {arm.p99_ms:.2f} | {added:.2f} | {ratio} |")
+    return lines
+
+
+def startup(folder: Path, whole: str) -> dict[str, float]:
+    """Seconds from the command to a ready suite, with an external backend and with the embedded model."""
+    seconds = {}
+    for name, environment in (
+        ("external backend", {"KALA_INFERENCE_LLAMACPP_URL": whole, "KALA_INFERENCE_DISCOVER": "false"}),
+        ("embedded model", {"KALA_INFERENCE_DISCOVER": "false"}),
+    ):
+        with suite(folder / name.replace(" ", "-"), environment) as running:
+            first = chat_client(running.url, "auto", key=running.key).whole()
+            seconds[name] = running.ready_seconds
+            seconds[f"{name}, first answer"] = running.ready_seconds + first
+    return seconds
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--requests", type=int, default=100, help="per arm and round")
+    parser.add_argument("--no-startup", action="store_true", help="skip the start-up times")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="kala-bench-"))
+    try:
+        with static_model_servers(folder / "nginx") as (whole, streamed):
+            started = {} if options.no_startup else startup(folder, whole)
+            environment = {
+                "KALA_INFERENCE_LLAMACPP_URL": whole,
+                "KALA_INFERENCE_MLX_URL": streamed,
+                "KALA_INFERENCE_DISCOVER": "false",
+            }
+            with suite(folder / "state", environment) as running, litellm(folder, whole, streamed) as peer:
+                results = compare(running, peer, whole, streamed, rounds=options.rounds, requests=options.requests)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    report = [
+        f"Machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}.",
+        "",
+        *table(results),
+        "",
+        *(f"- ready with {name}: {value:.1f} s" for name, value in started.items()),
+    ]
+    out = ROOT / "build" / "bench"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.md").write_text("\n".join(report) + "\n")
+    figures = {name: [{"arm": arm.name, "p50_ms": arm.p50_ms, "p99_ms": arm.p99_ms} for arm in arms] for name, arms in results.items()}
+    (out / "report.json").write_text(json.dumps({"startup_seconds": started, **figures}, indent=2))
+    print("\n".join(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Times requests from a client that does as little as possible, so that what is measured is the server."""
+
+from __future__ import annotations
+
+import http.client
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+Request = Callable[[], float]
+"""Sends one request and returns its seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One measured server: medians of its rounds, in milliseconds."""
+
+    name: str
+    round_medians_ms: tuple[float, ...]
+    all_ms: tuple[float, ...]
+
+    @property
+    def p50_ms(self) -> float:
+        """Median of the rounds' medians: one bad round does not move it."""
+        return statistics.median(self.round_medians_ms)
+
+    @property
+    def p99_ms(self) -> float:
+        """99th percentile of all requests."""
+        return sorted(self.all_ms)[max(0, int(len(self.all_ms) * 0.99) - 1)]
+
+
+class KeepAliveClient:
+    """One connection that posts the same body again and again."""
+
+    def __init__(self, url: str, body: bytes, headers: Mapping[str, str]) -> None:
+        parts = urlsplit(url)
+        self._connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=60)
+        self._path = parts.path
+        self._body = body
+        self._headers = {"content-type": "application/json", **headers}
+
+    def whole(self) -> float:
+        """Seconds from sending to the last byte of the answer."""
+        started = time.perf_counter()
+        self._send().read()
+        return time.perf_counter() - started
+
+    def first_token(self) -> float:
+        """Seconds from sending to the first SSE line that carries text."""
+        started = time.perf_counter()
+        response = self._send()
+        seconds = 0.0
+        while line := response.readline():
+            if not seconds and b'"content":"' in line.replace(b'": "', b'":"') and b'"content":""' not in line:
+                seconds = time.perf_counter() - started
+        response.read()  # closes the response, so that the connection takes the next request
+        return seconds
+
+    def _send(self) -> http.client.HTTPResponse:
+        self._connection.request("POST", self._path, self._body, self._headers)
+        response = self._connection.getresponse()
+        if response.status != http.client.OK:
+            message = f"{self._path}: {response.status} {response.read()[:300]!r}"
+            raise RuntimeError(message)
+        return response
+
+
+def interleaved(arms: Mapping[str, Request], *, rounds: int, requests: int, warm_up: int = 20) -> list[Arm]:
+    """Measures every arm in every round, in turn, so that the machine's moods fall on all alike."""
+    for request in arms.values():
+        for _ in range(warm_up):
+            request()
+    samples: dict[str, list[list[float]]] = {name: [] for name in arms}
+    for _ in range(rounds):
+        for name, request in arms.items():
+            samples[name].append([request() * 1000 for _ in range(requests)])
+    return [
+        Arm(
+            name,
+            tuple(statistics.median(taken) for taken in by_round),
+            tuple(value for taken in by_round for value in taken),
+        )
+        for name, by_round in samples.items()
+    ]

@@ -1,0 +1,1 @@
+"""The audit service: an append-only transparency log with receipts that anyone can verify offline."""

@@ -1,0 +1,53 @@
+"""Settings of the audit service, `KALA_AUDIT_*`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from services.audit.log import MAX_PENDING
+from services.common.peers import (
+    AUDIT,
+    CLI,
+    CONSOLE,
+    ETHICS,
+    GATEWAY,
+    GRPC_PORTS,
+    INFERENCE,
+    METRICS_PORTS,
+    TOOLS,
+    TRAINER,
+    WITNESS,
+)
+from services.common.settings import GrpcServerSettings
+
+SECTION: Final = AUDIT
+_STATE: Final = Path("~/.local/state/kala").expanduser()
+
+
+class AuditSettings(GrpcServerSettings):
+    """What the audit service can be told."""
+
+    address: Annotated[str, Field(description="Where to listen: unix:/path or host:port.")] = (
+        f"127.0.0.1:{GRPC_PORTS[AUDIT]}"
+    )
+    allowed_peers: Annotated[
+        tuple[str, ...], Field(description="Parts that may call, by bare name; empty means nobody.")
+    ] = (GATEWAY, CONSOLE, ETHICS, INFERENCE, TOOLS, TRAINER, CLI, WITNESS)
+    metrics_port: Annotated[
+        int | None, Field(ge=0, le=65535, description="Port of /metrics; 0 takes a free one, `off` serves none.")
+    ] = METRICS_PORTS[AUDIT]
+    database: Annotated[Path, Field(description="SQLite file of the log; its directory is made.")] = (
+        _STATE / "data" / "audit.db"
+    )
+    log_key_file: Annotated[
+        Path, Field(description="The log's signing key, `PRIVATE+KEY+<origin>+…`, mode 0600.")
+    ] = _STATE / "keys" / "audit-log.key"
+    kek_file: Annotated[
+        Path, Field(description="Key that wraps the subjects' keys: 32 bytes, mode 0600.")
+    ] = _STATE / "keys" / "audit-kek.key"
+    max_pending_records: Annotated[
+        int, Field(ge=1, description="Records that may wait for their transaction before callers are pushed back.")
+    ] = MAX_PENDING

@@ -1,0 +1,115 @@
+"""Creates the log's tables and the triggers that keep entries and checkpoints as they are."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+PROTECTED = ("entry", "checkpoint")
+
+
+def upgrade() -> None:
+    """Creates everything; there is no way down from a log."""
+    _create_log_and_head()
+    _create_entry()
+    _create_rest()
+    for table in PROTECTED:
+        for event in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER {table}_no_{event.lower()} BEFORE {event} ON {table} "
+                f"BEGIN SELECT RAISE(ABORT, 'the rows of {table} are never changed'); END"
+            )
+
+
+def _key(name: str, kind: type[sa.types.TypeEngine[object]] = sa.BigInteger) -> sa.Column[object]:
+    return sa.Column(name, kind(), primary_key=True, autoincrement=False)
+
+
+def _create_log_and_head() -> None:
+    op.create_table(
+        "log",
+        _key("log_id", sa.Integer),
+        sa.Column("origin", sa.Text, nullable=False),
+        sa.Column("vkey", sa.Text, nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "head",
+        _key("log_id", sa.Integer),
+        sa.Column("size", sa.BigInteger, nullable=False),
+        sa.Column("range", sa.LargeBinary, nullable=False),
+        sa.Column("root", sa.LargeBinary, nullable=False),
+        sa.Column("epoch", sa.BigInteger, nullable=False),
+        sa.Column("recorded_at", sa.BigInteger, nullable=False),
+    )
+
+
+def _create_entry() -> None:
+    op.create_table(
+        "entry",
+        _key("log_id", sa.Integer),
+        _key("idx"),
+        sa.Column("leaf", sa.LargeBinary, nullable=False),
+        sa.Column("leaf_hash", sa.LargeBinary, nullable=False),
+        sa.Column("idem", sa.LargeBinary, nullable=False),
+        sa.Column("type", sa.Text, nullable=False),
+        sa.Column("tenant", sa.Text, nullable=False),
+        *(sa.Column(name, sa.Text) for name in ("actor", "subject_key_id", "trace_id")),
+        sa.Column("intent", sa.LargeBinary),
+        *(sa.Column(name, sa.Text) for name in ("rpc", "tool", "outcome")),
+        sa.Column("law", sa.Integer),
+        *(sa.Column(name, sa.Text) for name in ("model", "backend", "status")),
+        sa.Column("producer", sa.Text, nullable=False),
+        sa.Column("boot", sa.LargeBinary, nullable=False),
+        sa.Column("sequence", sa.BigInteger, nullable=False),
+        sa.Column("occurred_at", sa.BigInteger, nullable=False),
+        sa.Column("recorded_at", sa.BigInteger, nullable=False),
+        sa.Column("record_digest", sa.LargeBinary, nullable=False),
+    )
+    op.create_index("entry_idem", "entry", ["log_id", "idem"], unique=True)
+    for name, column in (("entry_trace", "trace_id"), ("entry_intent", "intent"), ("entry_actor", "actor")):
+        op.create_index(name, "entry", [column], sqlite_where=sa.text(f"{column} IS NOT NULL"))
+
+
+def _create_rest() -> None:
+    op.create_table(
+        "checkpoint",
+        _key("log_id", sa.Integer),
+        _key("size"),
+        sa.Column("root", sa.LargeBinary, nullable=False),
+        sa.Column("note", sa.Text, nullable=False),
+    )
+    op.create_table(
+        "payload",
+        _key("log_id", sa.Integer),
+        _key("idx"),
+        _key("kind", sa.Text),
+        sa.Column("stored", sa.Boolean, nullable=False),
+        sa.Column("key_id", sa.Text, nullable=False),
+        sa.Column("ciphertext", sa.LargeBinary),
+    )
+    op.create_table(
+        "subject_key",
+        _key("key_id", sa.Text),
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("wrapped", sa.LargeBinary),
+        sa.Column("kek_id", sa.Text, nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("erased_at", sa.BigInteger),
+    )
+    op.create_index(
+        "subject_key_live", "subject_key", ["subject"], unique=True, sqlite_where=sa.text("erased_at IS NULL")
+    )
+    op.create_table(
+        "tile",
+        _key("log_id", sa.Integer),
+        _key("level", sa.Integer),
+        _key("n"),
+        sa.Column("width", sa.Integer, nullable=False),
+        sa.Column("data", sa.LargeBinary, nullable=False),
+    )

@@ -1,0 +1,164 @@
+"""Payload encryption: one data key per subject, wrapped by a key-encryption key that lives in a file of its own.
+
+A ciphertext holds the 32-byte salt and then the plaintext; the leaf holds HMAC-SHA256(salt, plaintext). Destroying a
+subject's data key destroys content and salts at once, and leaves 32 unlinkable bytes in the tree. No plaintext and no
+unwrapped key is ever written to the database.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from kala.errors import DataLossError, FailedPreconditionError, NotFoundError
+
+KEY_BYTES: Final = 32
+SALT_BYTES: Final = 32
+NONCE_BYTES: Final = 12  # NIST SP 800-38D section 8.2: 96 bits
+_WRAP_LABEL: Final = b"kala.audit.subject-key.v1\0"
+_PAYLOAD_LABEL: Final = b"kala.audit.payload.v1\0"
+# Active subjects of a busy hour; an evicted key is unwrapped again in 3 us.
+MAX_CACHED_KEYS: Final = 4_096
+
+Random = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedKey:
+    """A data key as stored; `wrapped` is None once it was destroyed."""
+
+    key_id: str
+    subject: str
+    kek_id: str
+    wrapped: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class SealedPayload:
+    """A payload as stored, with what its leaf says about it and the salt for its producer."""
+
+    kind: str
+    stored: bool
+    key_id: str
+    ciphertext: bytes
+    commitment: str
+    plaintext_bytes: int
+    salt: bytes
+
+    def leaf_value(self) -> dict[str, str | int | None]:
+        """The entry in the leaf's `commitments`."""
+        return {
+            "kind": self.kind,
+            "hmac": self.commitment,
+            "ciphertext_sha256": sha256(self.ciphertext).hexdigest(),
+            "bytes": self.plaintext_bytes,
+        }
+
+
+class KeyEncryptionKey:
+    """Wraps and unwraps data keys; its id tells which key file a row needs."""
+
+    def __init__(self, key: bytes, random: Random = secrets.token_bytes) -> None:
+        if len(key) != KEY_BYTES:
+            raise FailedPreconditionError(f"the key-encryption key must have {KEY_BYTES} bytes")
+        self._aead = AESGCM(key)
+        self._random = random
+        self.kek_id = sha256(_WRAP_LABEL + key).hexdigest()[:16]
+
+    def create(self, subject: str) -> tuple[WrappedKey, bytes]:
+        """A new data key for `subject`, wrapped and bare."""
+        key, key_id = self._random(KEY_BYTES), self._random(16).hex()
+        nonce = self._random(NONCE_BYTES)
+        wrapped = nonce + self._aead.encrypt(nonce, key, self._label(key_id, subject))
+        return WrappedKey(key_id, subject, self.kek_id, wrapped), key
+
+    def unwrap(self, row: WrappedKey) -> bytes:
+        """The bare data key; raises `NotFoundError` after erasure and `DataLossError` for damage."""
+        if row.wrapped is None:
+            raise NotFoundError("the subject's key was destroyed", reason="SUBJECT_ERASED")
+        if row.kek_id != self.kek_id:
+            raise FailedPreconditionError(f"data key {row.key_id} is wrapped by key {row.kek_id}, not {self.kek_id}")
+        nonce, sealed = row.wrapped[:NONCE_BYTES], row.wrapped[NONCE_BYTES:]
+        try:
+            return self._aead.decrypt(nonce, sealed, self._label(row.key_id, row.subject))
+        except InvalidTag as error:
+            raise DataLossError(f"data key {row.key_id} is damaged") from error
+
+    @staticmethod
+    def _label(key_id: str, subject: str) -> bytes:
+        return _WRAP_LABEL + key_id.encode() + b"\0" + subject.encode()
+
+
+class PayloadSealer:
+    """Seals payloads under their subject's key, making the key on first use.
+
+    Not thread-safe: the log's writer owns it. Keys made since `settle` must be stored with the payloads they seal.
+    """
+
+    def __init__(
+        self, kek: KeyEncryptionKey, find_live: Callable[[str], WrappedKey | None], random: Random = secrets.token_bytes
+    ) -> None:
+        self._kek = kek
+        self._find_live = find_live
+        self._random = random
+        self._live: dict[str, tuple[str, AESGCM]] = {}
+        self._new: list[WrappedKey] = []
+
+    def seal(self, subject: str, entry_key: bytes, kind: str, data: bytes, *, store: bool) -> SealedPayload:
+        """Encrypts and commits to one payload; with `store` false the ciphertext holds the salt alone."""
+        key_id, aead = self._live.get(subject) or self._open(subject)
+        salt, nonce = self._random(SALT_BYTES), self._random(NONCE_BYTES)
+        plaintext = salt + data if store else salt
+        ciphertext = nonce + aead.encrypt(nonce, plaintext, _payload_label(entry_key, kind))
+        return SealedPayload(kind, store, key_id, ciphertext, commit(salt, data), len(data), salt)
+
+    def new_keys(self) -> Sequence[WrappedKey]:
+        """The keys made since the last `settle` or `forget`."""
+        return tuple(self._new)
+
+    def settle(self) -> None:
+        """The new keys are stored."""
+        self._new.clear()
+
+    def forget(self) -> None:
+        """The new keys were not stored, or a key was destroyed: nothing is remembered."""
+        self._new.clear()
+        self._live.clear()
+
+    def _open(self, subject: str) -> tuple[str, AESGCM]:
+        row = self._find_live(subject)
+        if row is None:
+            row, key = self._kek.create(subject)
+            self._new.append(row)
+        else:
+            key = self._kek.unwrap(row)
+        if len(self._live) >= MAX_CACHED_KEYS:
+            self._live.clear()
+        opened = self._live[subject] = (row.key_id, AESGCM(key))
+        return opened
+
+
+def commit(salt: bytes, data: bytes) -> str:
+    """The commitment of a leaf: HMAC-SHA256(salt, plaintext), hex."""
+    return hmac.digest(salt, data, "sha256").hex()
+
+
+def open_payload(key: bytes, entry_key: bytes, kind: str, ciphertext: bytes) -> tuple[bytes, bytes]:
+    """The salt and the plaintext (empty where it was not kept); raises `DataLossError` for damage."""
+    nonce, sealed = ciphertext[:NONCE_BYTES], ciphertext[NONCE_BYTES:]
+    try:
+        opened = AESGCM(key).decrypt(nonce, sealed, _payload_label(entry_key, kind))
+    except (InvalidTag, ValueError) as error:
+        raise DataLossError(f"the payload {kind} is damaged") from error
+    return opened[:SALT_BYTES], opened[SALT_BYTES:]
+
+
+def _payload_label(entry_key: bytes, kind: str) -> bytes:
+    return _PAYLOAD_LABEL + entry_key + kind.encode()

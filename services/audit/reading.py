@@ -1,0 +1,117 @@
+"""Reading the log: entries, receipts, checkpoints and proofs, all against one signed checkpoint each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kala.audit.merkle import consistency_proof, inclusion_proof
+from kala.audit.receipt import receipt_text
+from kala.errors import InvalidArgumentError, NotFoundError
+from services.audit.query import Condition, PageToken, digest_of
+from services.audit.store import LogReader, StoredEntry
+from services.audit.tiles import TileReader
+
+# Columns that a summary counts.
+SUMMARY_COLUMNS = ("type", "outcome", "law", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundEntry:
+    """An entry with the kinds of its payloads that are still kept, and the receipt when it was asked for."""
+
+    entry: StoredEntry
+    payload_kinds: Sequence[str]
+    proof: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A query: times in microseconds since 1970, None for an open end."""
+
+    conditions: Sequence[Condition]
+    recorded_from: int | None
+    recorded_until: int | None
+    page_size: int
+    page_token: str
+    descending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a query; `next_token` is empty on the last."""
+
+    entries: Sequence[FoundEntry]
+    next_token: str
+    snapshot_size: int
+
+
+class LogReading:
+    """Answers from one reader; blocking, for one thread at a time."""
+
+    def __init__(self, reader: LogReader) -> None:
+        self._reader = reader
+
+    def entry(self, index: int) -> FoundEntry:
+        """The entry at this index with its proof against the newest checkpoint; `NotFoundError` otherwise."""
+        entry = self._reader.entry(index)
+        if entry is None:
+            raise NotFoundError(f"the log has no entry {index}")
+        return self._found(entry, proof=self._prove(entry))
+
+    def by_key(self, key: bytes) -> FoundEntry:
+        """The entry of this idempotency key with its proof; `NotFoundError` when it is not logged (yet)."""
+        entry = self._reader.by_keys([key]).get(key)
+        if entry is None:
+            raise NotFoundError(f"rcpt_{key.hex()} is not in the log, or not yet: it may wait in a spool")
+        return self._found(entry, proof=self._prove(entry))
+
+    def checkpoint(self, size: int | None) -> tuple[int, str]:
+        """The newest signed checkpoint, or the one of this size, with its size; `NotFoundError` otherwise."""
+        found = self._reader.note(size)
+        if found is None:
+            raise NotFoundError("the log is empty" if size is None else f"no checkpoint of size {size} was signed")
+        return found
+
+    def consistency(self, old_size: int, new_size: int | None) -> tuple[list[bytes], int, str]:
+        """The proof that the log of `old_size` begins the one of `new_size`; that size, and its checkpoint."""
+        size, note = self.checkpoint(new_size)
+        if not 1 <= old_size <= size:
+            raise InvalidArgumentError("old_size", f"must be 1 to {size}")
+        return consistency_proof(old_size, size, TileReader(size, self._reader.hashes).node), size, note
+
+    def query(self, question: Question) -> Page:
+        """One page; all pages of a query see the tree size of its first."""
+        asked = (question.recorded_from, question.recorded_until, question.descending)
+        digest = digest_of(question.conditions, *asked)
+        token = PageToken.parse(question.page_token, digest) if question.page_token else None
+        size = token.snapshot_size if token else self._reader.head().size
+        first, last = 0, size
+        if question.recorded_from is not None:
+            first = self._reader.index_at(question.recorded_from)
+        if question.recorded_until is not None:
+            last = min(last, self._reader.index_at(question.recorded_until))
+        if token is not None:
+            first, last = (first, min(last, token.index)) if question.descending else (max(first, token.index), last)
+        rows = self._reader.query(
+            question.conditions, first=first, last=last, limit=question.page_size + 1, descending=question.descending
+        )
+        rest = rows[question.page_size :]
+        rows = rows[: question.page_size]
+        next_index = rows[-1].index + (0 if question.descending else 1) if rest else 0
+        next_token = PageToken(size, next_index, digest).text() if rest else ""
+        return Page([self._found(row) for row in rows], next_token, size)
+
+    def summary(self, recorded_from: int) -> tuple[int, dict[str, list[tuple[str, int]]]]:
+        """The tree size, and counts per value of each of `SUMMARY_COLUMNS` since a time."""
+        first = self._reader.index_at(recorded_from)
+        return self._reader.head().size, {column: self._reader.counts(column, first) for column in SUMMARY_COLUMNS}
+
+    def _found(self, entry: StoredEntry, proof: str = "") -> FoundEntry:
+        kept = [row.kind for row in self._reader.payloads(entry.index) if row.stored and row.ciphertext is not None]
+        return FoundEntry(entry, kept, proof)
+
+    def _prove(self, entry: StoredEntry) -> str:
+        size, note = self.checkpoint(None)
+        path = inclusion_proof(entry.index, size, TileReader(size, self._reader.hashes).node)
+        return receipt_text(entry.leaf, entry.index, path, note)

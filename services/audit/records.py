@@ -1,0 +1,256 @@
+"""Records from the wire, validated field by field and turned into entries; protobuf ends here."""
+
+from __future__ import annotations
+
+import base64
+import re
+
+from typing import Any, Final
+
+from kala.audit.canonical import MAX_INTEGER
+from kala.audit.v1 import audit_pb2
+from kala.common.v1 import decision_pb2
+from kala.errors import InvalidArgumentError
+from services.audit.entries import NewEntry, PlainPayload, digest_of_record
+
+MAX_ATTRIBUTES: Final = 64
+MAX_PAYLOADS: Final = 8
+MAX_TEXT_CHARS: Final = 1_024
+KEY_BYTES: Final = 16
+BOOT_BYTES: Final = 8
+DIGEST_BYTES: Final = 32
+MAX_SCORE: Final = 1_000_000
+MAX_LAW: Final = 4
+OUTCOME_NAMES: Final = {
+    decision_pb2.OUTCOME_ALLOW: "ALLOW",
+    decision_pb2.OUTCOME_REFUSE: "REFUSE",
+    decision_pb2.OUTCOME_REDIRECT: "REDIRECT",
+    decision_pb2.OUTCOME_ASK_CLARIFICATION: "ASK_CLARIFICATION",
+}
+STATUSES: Final = frozenset({"ok", "refused", "cancelled", "error"})
+_NAME: Final = re.compile(r"[a-z0-9_.]{1,64}")
+_HEX32: Final = re.compile(r"[0-9a-f]{32}")
+_HEX64: Final = re.compile(r"[0-9a-f]{64}")
+# Timestamps outside these years (0001 to 9999 in protobuf) are a producer's fault, not history.
+_FIRST_SECOND: Final = 0
+_LAST_SECOND: Final = 253_402_300_799
+
+# `Any`: the values of canonical JSON.
+Fields = dict[str, Any]
+
+
+def entry_of(record: audit_pb2.Record, recorded_by: str) -> NewEntry:
+    """The entry that a record asks for; raises `InvalidArgumentError` naming the first wrong field.
+
+    `record` is consumed: its payloads are moved out of it.
+    """
+    payloads = _payloads(record)
+    del record.payloads[:]
+    digest = digest_of_record(record.SerializeToString(deterministic=True), payloads)
+    fields: Fields = {
+        "type": _match("type", record.type, _NAME),
+        "idempotency_key": _bytes("idempotency_key", record.idempotency_key, KEY_BYTES).hex(),
+        "producer": _producer(record),
+        "recorded_by": recorded_by,
+        "tenant": _required("tenant", record.tenant, 64),
+        "actor": _match("actor", record.actor, _HEX64) if record.actor else None,
+        "subject_key_id": _match("subject_key_id", record.subject_key_id, _HEX64) if record.subject_key_id else None,
+        "trace_id": _match("trace_id", record.trace_id, _HEX32) if record.trace_id else None,
+        "intent": _maybe_bytes("intent", record.intent, KEY_BYTES),
+        "action": _action(record.action) if record.HasField("action") else None,
+        "decision": _decision(record.decision) if record.HasField("decision") else None,
+        "model": _model(record.model) if record.HasField("model") else None,
+        "result": _result(record.result) if record.HasField("result") else None,
+        "execution_id": _maybe_bytes("execution_id", record.execution_id, KEY_BYTES),
+        "gate": _gate(record.gate) if record.HasField("gate") else None,
+        "references": [_reference(f"references[{i}]", r) for i, r in enumerate(record.references)],
+        "attributes": _attributes(record),
+    }
+    return NewEntry(record.idempotency_key, fields, _occurred_at(record), digest, payloads)
+
+
+def _payloads(record: audit_pb2.Record) -> list[PlainPayload]:
+    if not record.payloads:
+        return []
+    if len(record.payloads) > MAX_PAYLOADS:
+        raise InvalidArgumentError("payloads", f"at most {MAX_PAYLOADS}")
+    payloads = [PlainPayload(_match("payloads.kind", p.kind, _NAME), p.data, p.store) for p in record.payloads]
+    if len({p.kind for p in payloads}) != len(payloads):
+        raise InvalidArgumentError("payloads.kind", "must be unique in the record")
+    return payloads
+
+
+def _producer(record: audit_pb2.Record) -> Fields:
+    producer = record.producer
+    if not 1 <= producer.sequence <= MAX_INTEGER:
+        raise InvalidArgumentError("producer.sequence", "starts at 1 and stays below 2^53")
+    return {
+        "id": _required("producer.id", producer.id, 128),
+        "boot": _bytes("producer.boot", producer.boot, BOOT_BYTES).hex(),
+        "seq": producer.sequence,
+    }
+
+
+def _occurred_at(record: audit_pb2.Record) -> int:
+    time = record.occurred_at
+    if not record.HasField("occurred_at") or not _FIRST_SECOND <= time.seconds <= _LAST_SECOND:
+        raise InvalidArgumentError("occurred_at", "must be set, between 1970 and 9999")
+    if not 0 <= time.nanos < 1_000_000_000:
+        raise InvalidArgumentError("occurred_at", "has nanoseconds outside 0 to 999,999,999")
+    return time.seconds * 1_000_000 + time.nanos // 1_000
+
+
+def _action(action: audit_pb2.RecordAction) -> Fields:
+    return {
+        "rpc": _required("action.rpc", action.rpc),
+        "digest": _maybe_bytes("action.digest", action.digest),
+        "tool": _optional("action.tool", action.tool),
+    }
+
+
+def _decision(decision: audit_pb2.RecordDecision) -> Fields:
+    return {
+        "id": _match("decision.id", decision.id, _HEX32),
+        "outcome": _outcome("decision.outcome", decision.outcome),
+        "law": _bounded("decision.law", decision, "law", MAX_LAW),
+        "category": _optional("decision.category", decision.category),
+        "constitution_digest": _maybe_bytes("decision.constitution_digest", decision.constitution_digest),
+        "judges": [_judge(f"decision.judges[{i}]", judge) for i, judge in enumerate(decision.judges)],
+    }
+
+
+def _judge(field: str, judge: audit_pb2.RecordJudge) -> Fields:
+    return {
+        "name": _required(f"{field}.name", judge.name),
+        "version": _required(f"{field}.version", judge.version),
+        "outcome": _outcome(f"{field}.outcome", judge.outcome),
+        "law": _bounded(f"{field}.law", judge, "law", MAX_LAW),
+        "score": _bounded(f"{field}.score_millionths", judge, "score_millionths", MAX_SCORE),
+    }
+
+
+def _model(model: audit_pb2.RecordModel) -> Fields:
+    return {
+        "requested": _optional("model.requested", model.requested),
+        "served": _optional("model.served", model.served),
+        "backend": _optional("model.backend", model.backend),
+        "base_digest": _maybe_bytes("model.base_digest", model.base_digest),
+        "adapter": _maybe_bytes("model.adapter_digest", model.adapter_digest),
+    }
+
+
+def _result(result: audit_pb2.RecordResult) -> Fields:
+    if result.status not in STATUSES:
+        raise InvalidArgumentError("result.status", f"must be one of {', '.join(sorted(STATUSES))}")
+    return {
+        "status": result.status,
+        "code": _optional("result.code", result.code),
+        "finish_reason": _optional("result.finish_reason", result.finish_reason),
+        "attempts": [_attempt(f"result.attempts[{i}]", a) for i, a in enumerate(result.attempts)],
+        "input_tokens": _bounded("result.input_tokens", result, "input_tokens"),
+        "output_tokens": _bounded("result.output_tokens", result, "output_tokens"),
+        "duration_ms": _bounded("result.duration_ms", result, "duration_ms"),
+    }
+
+
+def _attempt(field: str, attempt: audit_pb2.RecordAttempt) -> Fields:
+    return {
+        "backend": _required(f"{field}.backend", attempt.backend),
+        "model": _optional(f"{field}.model", attempt.model),
+        "outcome": _required(f"{field}.outcome", attempt.outcome),
+        "reason": _optional(f"{field}.reason", attempt.reason),
+    }
+
+
+def _gate(gate: audit_pb2.RecordGate) -> Fields:
+    return {
+        "profile": _required("gate.profile", gate.profile),
+        "passed": gate.passed,
+        "adapter_digest": _bytes("gate.adapter_digest", gate.adapter_digest).hex(),
+        "base_digest": _bytes("gate.base_digest", gate.base_digest).hex(),
+        "gate_set_digest": _bytes("gate.gate_set_digest", gate.gate_set_digest).hex(),
+        "constitution_digest": _bytes("gate.constitution_digest", gate.constitution_digest).hex(),
+        "measurements": [_measurement(f"gate.measurements[{i}]", m) for i, m in enumerate(gate.measurements)],
+    }
+
+
+def _measurement(field: str, measurement: audit_pb2.SignedMeasurement) -> Fields:
+    if not measurement.claims or not measurement.signature:
+        raise InvalidArgumentError(field, "must hold claims and their signature")
+    return {
+        "service": _required(f"{field}.service", measurement.service),
+        "claims": base64.b64encode(measurement.claims).decode(),
+        "signature": base64.b64encode(measurement.signature).decode(),
+        "key_id": _required(f"{field}.key_id", measurement.key_id),
+    }
+
+
+# `Any` below: protobuf messages of several types that share a shape.
+def _reference(field: str, reference: Any) -> Fields:
+    return {
+        "name": _required(f"{field}.name", reference.name),
+        "sha256": _bytes(f"{field}.sha256", reference.sha256).hex(),
+        "bytes": _within(f"{field}.bytes", reference.bytes, MAX_INTEGER),
+    }
+
+
+def _attributes(record: audit_pb2.Record) -> list[list[str]]:
+    if not record.attributes:
+        return []
+    if len(record.attributes) > MAX_ATTRIBUTES:
+        raise InvalidArgumentError("attributes", f"at most {MAX_ATTRIBUTES}")
+    pairs = sorted([_match("attributes.key", a.key, _NAME), _text("attributes.value", a.value)] for a in record.attributes)
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise InvalidArgumentError("attributes.key", "must be unique in the record")
+    return pairs
+
+
+def _outcome(field: str, outcome: int) -> str:
+    name = OUTCOME_NAMES.get(outcome)
+    if name is None:
+        raise InvalidArgumentError(field, "must be set")
+    return name
+
+
+def _bounded(field: str, message: Any, name: str, top: int = MAX_INTEGER) -> int | None:
+    return _within(field, getattr(message, name), top) if message.HasField(name) else None
+
+
+def _within(field: str, value: int, top: int) -> int:
+    if value > top:
+        raise InvalidArgumentError(field, f"must be at most {top}")
+    return value
+
+
+def _match(field: str, text: str, pattern: re.Pattern[str]) -> str:
+    if pattern.fullmatch(text) is None:
+        raise InvalidArgumentError(field, f"must match {pattern.pattern}")
+    return text
+
+
+def _text(field: str, text: str) -> str:
+    if len(text) > MAX_TEXT_CHARS:
+        raise InvalidArgumentError(field, f"must be at most {MAX_TEXT_CHARS} characters")
+    return text
+
+
+def _required(field: str, text: str, longest: int = MAX_TEXT_CHARS) -> str:
+    if not 1 <= len(text) <= longest:
+        raise InvalidArgumentError(field, f"must be 1 to {longest} characters")
+    return text
+
+
+def _optional(field: str, text: str) -> str | None:
+    return _text(field, text) or None
+
+
+def _bytes(field: str, data: bytes, length: int = DIGEST_BYTES) -> bytes:
+    if len(data) != length:
+        raise InvalidArgumentError(field, f"must be {length} bytes")
+    return data
+
+
+def _maybe_bytes(field: str, data: bytes, length: int = DIGEST_BYTES) -> str | None:
+    return _bytes(field, data, length).hex() if data else None
+
+

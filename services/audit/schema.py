@@ -1,0 +1,115 @@
+"""The log's tables, as SQLAlchemy metadata; the migrations create them, the hot path speaks SQL to them.
+
+One SQLite file holds one log, so `log_id` is 1 there; PostgreSQL may hold several.
+Times are microseconds since 1970, UTC. Never alter `entry` or `checkpoint` in alembic's batch mode on SQLite: it
+rebuilds the table and silently drops the triggers; start-up compares them with `migrate.TRIGGERS` and refuses.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, MetaData, Table, Text
+
+METADATA: Final = MetaData()
+
+LOG: Final = Table(
+    "log",
+    METADATA,
+    Column("log_id", Integer, primary_key=True, autoincrement=False),
+    Column("origin", Text, nullable=False),
+    Column("vkey", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+# `epoch` grows with every writer that takes over; `range` is the compact range over `size` leaves.
+HEAD: Final = Table(
+    "head",
+    METADATA,
+    Column("log_id", Integer, primary_key=True, autoincrement=False),
+    Column("size", BigInteger, nullable=False),
+    Column("range", LargeBinary, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("recorded_at", BigInteger, nullable=False),
+)
+
+# `leaf` is the entry; every column from `idem` on is derived from it (kala/audit/columns.py) for look-ups only.
+ENTRY: Final = Table(
+    "entry",
+    METADATA,
+    Column("log_id", Integer, primary_key=True, autoincrement=False),
+    Column("idx", BigInteger, primary_key=True, autoincrement=False),
+    Column("leaf", LargeBinary, nullable=False),
+    Column("leaf_hash", LargeBinary, nullable=False),
+    Column("idem", LargeBinary, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("actor", Text),
+    Column("subject_key_id", Text),
+    Column("trace_id", Text),
+    Column("intent", LargeBinary),
+    Column("rpc", Text),
+    Column("tool", Text),
+    Column("outcome", Text),
+    Column("law", Integer),
+    Column("model", Text),
+    Column("backend", Text),
+    Column("status", Text),
+    Column("producer", Text, nullable=False),
+    Column("boot", LargeBinary, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("occurred_at", BigInteger, nullable=False),
+    Column("recorded_at", BigInteger, nullable=False),
+    Column("record_digest", LargeBinary, nullable=False),
+)
+Index("entry_idem", ENTRY.c.log_id, ENTRY.c.idem, unique=True)
+Index("entry_trace", ENTRY.c.trace_id, sqlite_where=ENTRY.c.trace_id.is_not(None))
+Index("entry_intent", ENTRY.c.intent, sqlite_where=ENTRY.c.intent.is_not(None))
+Index("entry_actor", ENTRY.c.actor, sqlite_where=ENTRY.c.actor.is_not(None))
+
+CHECKPOINT: Final = Table(
+    "checkpoint",
+    METADATA,
+    Column("log_id", Integer, primary_key=True, autoincrement=False),
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("root", LargeBinary, nullable=False),
+    Column("note", Text, nullable=False),
+)
+
+# `ciphertext` is nonce and AES-256-GCM of salt and plaintext; null after erasure or expiry.
+# `stored` is false where the producer asked to keep the salt but not the plaintext.
+PAYLOAD: Final = Table(
+    "payload",
+    METADATA,
+    Column("log_id", Integer, primary_key=True, autoincrement=False),
+    Column("idx", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", Text, primary_key=True),
+    Column("stored", Boolean, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("ciphertext", LargeBinary),
+)
+
+# A data key, wrapped by the key-encryption key; null after erasure. A subject has at most one that is not erased.
+SUBJECT_KEY: Final = Table(
+    "subject_key",
+    METADATA,
+    Column("key_id", Text, primary_key=True),
+    Column("subject", Text, nullable=False),
+    Column("wrapped", LargeBinary),
+    Column("kek_id", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("erased_at", BigInteger),
+)
+Index("subject_key_live", SUBJECT_KEY.c.subject, unique=True, sqlite_where=SUBJECT_KEY.c.erased_at.is_(None))
+
+# C2SP tiles of 256 hashes: level 0 only when full (its growing tile is `entry.leaf_hash`), the others as they grow.
+TILE: Final = Table(
+    "tile",
+    METADATA,
+    Column("log_id", Integer, primary_key=True, autoincrement=False),
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("n", BigInteger, primary_key=True, autoincrement=False),
+    Column("width", Integer, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)

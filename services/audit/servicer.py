@@ -1,0 +1,85 @@
+"""The writing RPCs: records in, durable receipts out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+from kala.audit.v1 import audit_pb2, audit_pb2_grpc
+from kala.errors import InvalidArgumentError
+from services.audit.batch import Logged
+from services.audit.log import Log
+from services.audit.records import entry_of
+from services.common.peers import Context, peer_of
+
+MAX_BATCH_RECORDS: Final = 1_024
+# Unanswered records of one stream: keeps a fast sender from holding the whole queue.
+STREAM_WINDOW: Final = 256
+
+
+class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
+    """Appends records for the parts of the suite; stamps each with the name of the peer that delivered it."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    async def Append(self, request: audit_pb2.AppendRequest, context: Context) -> audit_pb2.AppendResponse:
+        """Appends one record."""
+        entry = entry_of(request.record, peer_of(context).name)
+        (logged,) = await self._log.submit([entry], with_proof=request.with_proof)
+        return audit_pb2.AppendResponse(receipt=receipt_of(logged))
+
+    async def AppendBatch(
+        self, request: audit_pb2.AppendBatchRequest, context: Context
+    ) -> audit_pb2.AppendBatchResponse:
+        """Appends records in order, all or none."""
+        if not 1 <= len(request.records) <= MAX_BATCH_RECORDS:
+            raise InvalidArgumentError("records", f"must be 1 to {MAX_BATCH_RECORDS}")
+        peer = peer_of(context).name
+        entries = [entry_of(record, peer) for record in request.records]
+        logged = await self._log.submit(entries, with_proof=request.with_proof)
+        return audit_pb2.AppendBatchResponse(
+            receipts=[receipt_of(one) for one in logged], checkpoint=logged[-1].note
+        )
+
+    async def AppendStream(
+        self, requests: AsyncIterator[audit_pb2.AppendStreamRequest], context: Context
+    ) -> AsyncIterator[audit_pb2.AppendStreamResponse]:
+        """Appends records as they come and answers in their order."""
+        peer = peer_of(context).name
+        waiting: asyncio.Queue[asyncio.Future[list[Logged]] | None] = asyncio.Queue(STREAM_WINDOW)
+        reading = asyncio.create_task(self._read_stream(requests, peer, waiting))
+        try:
+            while (future := await waiting.get()) is not None:
+                (logged,) = await future
+                yield audit_pb2.AppendStreamResponse(receipt=receipt_of(logged))
+            await reading
+        finally:
+            reading.cancel()
+
+    async def _read_stream(
+        self,
+        requests: AsyncIterator[audit_pb2.AppendStreamRequest],
+        peer: str,
+        waiting: asyncio.Queue[asyncio.Future[list[Logged]] | None],
+    ) -> None:
+        try:
+            async for request in requests:
+                entry = entry_of(request.record, peer)
+                await waiting.put(self._log.submit([entry], with_proof=request.with_proof))
+        finally:
+            # The answers before a malformed record are still due; then the task's own error ends the stream.
+            await waiting.put(None)
+
+
+def receipt_of(logged: Logged) -> audit_pb2.Receipt:
+    """The receipt as the wire spells it."""
+    return audit_pb2.Receipt(
+        name=f"receipts/rcpt_{logged.key.hex()}",
+        index=logged.index,
+        leaf_hash=logged.leaf_hash,
+        proof=logged.proof,
+        created=logged.created,
+        openings=[audit_pb2.Opening(kind=kind, salt=salt) for kind, salt in logged.openings],
+    )

@@ -1,0 +1,148 @@
+"""What the log needs of a database, as a Protocol, and the values that cross it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kala.errors import KalaError
+from services.audit.edge import Tile
+from services.audit.payloads import WrappedKey
+from services.audit.query import Condition
+
+Column = None | int | str | bytes
+
+
+class DuplicateKeyError(KalaError):
+    """An entry of the batch carries an idempotency key that is already in the log; nothing was written."""
+
+
+class HeadMovedError(KalaError):
+    """Another writer appended first; nothing was written."""
+
+
+class StoreFailedError(KalaError):
+    """The database could not write; nothing was acknowledged, and what was acknowledged before is safe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head row: `recorded_at` is the last entry's, in microseconds since 1970."""
+
+    size: int
+    range_bytes: bytes
+    root: bytes
+    epoch: int
+    recorded_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class EntryRow:
+    """An entry to store; `columns` are those of `kala.audit.columns.DERIVED`."""
+
+    index: int
+    leaf: bytes
+    leaf_hash: bytes
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadRow:
+    """A payload to store or as stored; `ciphertext` is None after erasure."""
+
+    index: int
+    kind: str
+    stored: bool
+    key_id: str
+    ciphertext: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Everything that one transaction writes; it holds only if the head is still at `old_size`."""
+
+    old_size: int
+    head: Head
+    note: str
+    entries: Sequence[EntryRow]
+    payloads: Sequence[PayloadRow]
+    keys: Sequence[WrappedKey]
+    tiles: Sequence[Tile]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    """An entry as read."""
+
+    index: int
+    leaf: bytes
+    leaf_hash: bytes
+    record_digest: bytes
+    idem: bytes
+
+
+class LogWriter(Protocol):
+    """The one writing side. Every method blocks; one thread calls them."""
+
+    def head(self) -> Head:
+        """The head as committed."""
+        ...
+
+    def commit(self, batch: Commit) -> None:
+        """Writes all or nothing, durably; DuplicateKeyError, HeadMovedError or StoreFailedError otherwise."""
+        ...
+
+    def live_key(self, subject: str) -> WrappedKey | None:
+        """The subject's data key that is not erased."""
+        ...
+
+    def close(self) -> None:
+        """Writes the WAL back and releases the file."""
+        ...
+
+
+class LogReader(Protocol):
+    """The reading side; each method reads one committed state. Every method blocks."""
+
+    def head(self) -> Head:
+        """The head as committed."""
+        ...
+
+    def entry(self, index: int) -> StoredEntry | None:
+        """The entry at this index."""
+        ...
+
+    def by_keys(self, keys: Iterable[bytes]) -> dict[bytes, StoredEntry]:
+        """The entries with these idempotency keys."""
+        ...
+
+    def hashes(self, level: int, first: int, last: int) -> list[bytes]:
+        """The hashes [first, last), all of one tile, of a tile level."""
+        ...
+
+    def note(self, size: int | None) -> tuple[int, str] | None:
+        """The signed checkpoint of this size, or the newest, with its size."""
+        ...
+
+    def payloads(self, index: int) -> list[PayloadRow]:
+        """The payload rows of an entry."""
+        ...
+
+    def key(self, key_id: str) -> WrappedKey | None:
+        """A data key by its id."""
+        ...
+
+    def query(
+        self, conditions: Sequence[Condition], *, first: int, last: int, limit: int, descending: bool
+    ) -> list[StoredEntry]:
+        """The entries of [first, last) that meet all conditions, in order of index, at most `limit`."""
+        ...
+
+    def index_at(self, recorded_at: int) -> int:
+        """The first index recorded at or after this time, in microseconds since 1970."""
+        ...
+
+    def counts(self, column: str, first: int) -> list[tuple[str, int]]:
+        """How many entries from index `first` on have each value of a derived column; nulls are left out."""
+        ...

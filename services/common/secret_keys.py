@@ -1,0 +1,42 @@
+"""Symmetric keys as files: 32 random bytes, raw, readable by their owner alone."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Final
+
+from kala.errors import FailedPreconditionError
+
+SECRET_KEY_BYTES: Final = 32
+
+
+def load_secret_key(path: Path) -> bytes:
+    """The key in this file; raises `FailedPreconditionError` naming the file when it is missing, open or malformed."""
+    key = read_private_file(path)
+    if len(key) != SECRET_KEY_BYTES:
+        raise FailedPreconditionError(f"secret key {path} does not have {SECRET_KEY_BYTES} bytes")
+    return key
+
+
+def load_or_create_secret_key(path: Path) -> bytes:
+    """The key in this file, made on first use; an existing file is never overwritten."""
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(SECRET_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    return load_secret_key(path)
+
+
+def read_private_file(path: Path) -> bytes:
+    """The content of a file that only its owner can read; raises `FailedPreconditionError` naming it."""
+    try:
+        if stat.S_IMODE(path.stat().st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
+            raise FailedPreconditionError(f"{path} is readable by others: run `chmod 600 {path}`")
+        return path.read_bytes()
+    except OSError as error:
+        raise FailedPreconditionError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,65 @@
+"""The inference process: read the settings, put the parts together, serve until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from contextlib import AsyncExitStack
+from functools import partial
+
+from kala.errors import InvalidArgumentError
+from kala.inference.v1 import inference_pb2, inference_pb2_grpc
+from services.common.clearance import ClearanceVerifier, guard_for
+from services.common.event_loop import run
+from services.common.interceptors import CallPolicy
+from services.common.keys import load_public_keys
+from services.common.peers import INFERENCE
+from services.common.server import serving
+from services.common.settings import load
+from services.common.telemetry import process_telemetry
+from services.inference.backends.make import ServerFactory
+from services.inference.config import SECTION, InferenceSettings
+from services.inference.registry.discovery import PortScanner
+from services.inference.registry.registry import Registry
+from services.inference.servicer import Service, inference_servicer
+
+
+def make_registry(settings: InferenceSettings) -> Registry:
+    """Put the configured backends, and the search for others, together."""
+    servers = ServerFactory(settings)
+    finder = PortScanner(settings.discovery_ports, servers.open_kinds(), servers.make) if settings.discover else None
+    return Registry(servers.configured(), finder=finder, refresh_seconds=settings.refresh_seconds)
+
+
+async def main(settings: InferenceSettings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    if not settings.ethics_public_keys:
+        raise InvalidArgumentError(
+            "KALA_INFERENCE_ETHICS_PUBLIC_KEYS", "must name ethics' public key: without it nothing can be cleared"
+        )
+    verifier = ClearanceVerifier(load_public_keys(settings.ethics_public_keys))
+    registry = make_registry(settings)
+    service = Service(registry, verifier.recheck, settings.max_act_seconds, default_provider=settings.provider)
+    register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference_servicer(service))
+    policy = CallPolicy(guard_for=guard_for(verifier, [inference_pb2.DESCRIPTOR]))
+    async with AsyncExitStack() as stack:
+        telemetry = stack.enter_context(process_telemetry(INFERENCE, settings))
+        stack.push_async_callback(registry.aclose)
+        server = await stack.enter_async_context(
+            serving(settings, [register], policy=policy, telemetry=telemetry.rpc)
+        )
+        refreshing = asyncio.create_task(registry.run())
+        stack.push_async_callback(_cancelled, refreshing)
+        await server.set_serving()
+        await server.run_until_signalled()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+if __name__ == "__main__":
+    sys.exit(run(main(load(InferenceSettings, section=SECTION))))

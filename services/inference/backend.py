@@ -1,0 +1,169 @@
+"""What every backend is to the router, whether a model server or the model in process.  Pure."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from services.inference.chat import ChatCall, Event
+
+LOCAL_MODEL: Final = "local-model"
+"""The seeds' name for "the model that is loaded"; it is never sent to a server."""
+
+AUTO_MODEL: Final = "auto"
+
+
+class Kind(enum.Enum):
+    """The kinds of backends, in the order in which `auto` prefers them."""
+
+    MLX = "mlx"
+    LLAMACPP = "llamacpp"
+    LMSTUDIO = "lmstudio"
+    OLLAMA = "ollama"
+    PYTHIA = "pythia"
+
+    @property
+    def place(self) -> int:
+        """Position in the chain, 0 first."""
+        return list(Kind).index(self)
+
+
+class Capability(enum.Enum):
+    """What a model can do."""
+
+    CHAT = "chat"
+    EMBED = "embeddings"
+    VISION = "vision"
+    TOOLS = "tools"
+    JSON_SCHEMA = "JSON schema"
+
+
+class LoadState(enum.Enum):
+    """Whether a model is in memory."""
+
+    LOADED = "loaded"
+    NOT_LOADED = "not loaded"
+    LOADING = "loading"
+    UNKNOWN = "unknown"
+
+
+class State(enum.Enum):
+    """Whether a backend can be used."""
+
+    READY = "ready"
+    NO_MODEL = "no model is loaded"
+    OFF = "off"
+    ERROR = "error"
+    LOADING = "loading"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model of one backend; `capabilities` is None where the backend does not say."""
+
+    id: str
+    state: LoadState = LoadState.UNKNOWN
+    aliases: tuple[str, ...] = ()
+    context_tokens: int | None = None
+    max_context_tokens: int | None = None
+    capabilities: frozenset[Capability] | None = None
+    quantization: str = ""
+    is_demo: bool = False
+    base_digest: bytes = b""
+
+    @property
+    def can_chat(self) -> bool:
+        return self.capabilities is None or Capability.CHAT in self.capabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What one look at a backend saw; `detail` is in words, with the cure, and holds no content."""
+
+    state: State
+    detail: str
+    models: tuple[ModelInfo, ...] = ()
+    reason: str = ""
+    """Stable UPPER_SNAKE_CASE reason where the state is not READY."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a backend is; `name` is unique among the backends of this process."""
+
+    name: str
+    kind: Kind
+    url: str = ""
+    default_model: str = ""
+    """The configured model, empty where the loaded one is meant."""
+    is_discovered: bool = False
+    is_demo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One step of a test: what was seen and, where it failed, the cure."""
+
+    step: str
+    passed: bool
+    detail: str
+    cure: str = ""
+
+
+class Blame(enum.Enum):
+    """Whose fault a failure is, which decides what happens next."""
+
+    BACKEND = "backend"
+    """The next backend may do better."""
+    CALLER = "caller"
+    """No backend will: the request itself is wrong."""
+
+
+class BackendFailure(Exception):  # noqa: N818 - a fact about a backend; dispatch decides whether it is an error
+    """A backend did not give an answer; `reason` is stable, `detail` is in words without content.
+
+    `told` is the backend's own text for the person who asked; it may quote the request and never enters a record.
+    """
+
+    def __init__(self, reason: str, detail: str, *, blame: Blame = Blame.BACKEND, told: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+        self.blame = blame
+        self.told = told
+
+
+class ContextOverflow(BackendFailure):
+    """The prompt is longer than the context; numbers are None where the backend did not tell them."""
+
+    def __init__(self, *, prompt_tokens: int | None, context_tokens: int | None) -> None:
+        super().__init__("CONTEXT_LENGTH_EXCEEDED", "the prompt is longer than the context", blame=Blame.CALLER)
+        self.prompt_tokens = prompt_tokens
+        self.context_tokens = context_tokens
+
+
+class Backend(Protocol):
+    """A model server, or the model in process."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who it is."""
+        ...
+
+    async def look(self) -> Status:
+        """Say what can be asked of it now; never raises for the backend's own faults."""
+        ...
+
+    def chat(self, call: ChatCall, model: ModelInfo) -> AsyncGenerator[Event]:
+        """Generate: one Opened, Deltas, one Finish; raises BackendFailure.  Closing it stops the generation."""
+        ...
+
+    async def diagnose(self, model: str) -> tuple[Check, ...]:
+        """Test it step by step, for a person; the first step that failed is the last."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give back connections and memory."""
+        ...

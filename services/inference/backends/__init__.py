@@ -1,0 +1,1 @@
+"""One module per outside model server, and the model in process."""

@@ -1,0 +1,269 @@
+"""The connection to one model server: a pooled client, time limits by phase, and every failure with its own name."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+import httpx
+import orjson
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from httpx_aiohttp import AiohttpTransport
+
+from services.inference.backend import BackendFailure
+from services.inference.base_url import BaseUrl, is_forbidden_text
+
+MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
+"""Largest body that is no stream; the gRPC message limit is 36 MiB."""
+
+MAX_ERROR_BYTES: Final = 64 * 1024
+"""What is read of an error body; the rest of a web page says no more."""
+
+KEEPALIVE_SECONDS: Final = 4.0
+"""llama-server closes idle connections after 5 s; using one at that moment would fail for nothing."""
+
+LOOK_SECONDS: Final = 5.0
+"""Longest wait for a health or model list answer (design: routing decisions under 5 s)."""
+
+DRAIN_SECONDS: Final = 0.05
+"""How long to wait after `[DONE]` for the stream's formal end, so that the connection can be used again."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """How long to wait, by phase; seconds."""
+
+    connect: float
+    first_byte: float
+    idle: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+    def json(self) -> Any:  # noqa: ANN401 - a JSON value of any shape
+        """Give the JSON value, or None where the body is none."""
+        try:
+            return orjson.loads(self.body)
+        except orjson.JSONDecodeError:
+            return None
+
+
+class GuardedResolver(AbstractResolver):
+    """Resolves names and refuses those that point at link-local or metadata addresses, at every connection."""
+
+    def __init__(self) -> None:
+        self._resolver = ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Give the addresses of a name; one forbidden address condemns the name."""
+        found = await self._resolver.resolve(host, port, family)
+        if any(is_forbidden_text(result["host"]) for result in found):
+            raise ForbiddenAddressError(f"{host} resolves to a link-local or metadata address")
+        return found
+
+    async def close(self) -> None:
+        """Hold nothing."""
+        await self._resolver.close()
+
+
+class ForbiddenAddressError(OSError):
+    """A name resolved to an address where no model server may be."""
+
+
+class StreamedAnswer:
+    """An answer whose body is still coming."""
+
+    __slots__ = ("_chunks", "_limits", "_response", "_waits_for_first")
+
+    def __init__(self, response: httpx.Response, limits: TimeLimits) -> None:
+        self._response = response
+        self._limits = limits
+        self._chunks = response.stream.__aiter__()  # type: ignore[union-attr]  # an async client's stream is async
+        self._waits_for_first = True
+
+    @property
+    def status(self) -> int:
+        return self._response.status_code
+
+    @property
+    def content_type(self) -> str:
+        content_type: str = self._response.headers.get("content-type", "")
+        return content_type.lower()
+
+    async def read(self) -> bytes:
+        """Give what came in the next read, b"" at the end; raises BackendFailure when it takes too long."""
+        limit = self._limits.first_byte if self._waits_for_first else self._limits.idle
+        try:
+            async with asyncio.timeout(limit):
+                chunk = await anext(self._chunks, b"")
+        except TimeoutError:
+            raise self._too_slow(limit) from None
+        except TRANSPORT_ERRORS as error:
+            raise explain(error) from error
+        self._waits_for_first = False
+        return chunk
+
+    async def body(self, limit: int = MAX_ANSWER_BYTES) -> bytes:
+        """Give the whole body; raises BackendFailure when it is longer than `limit`."""
+        pieces: list[bytes] = []
+        size = 0
+        while chunk := await self.read():
+            pieces.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise BackendFailure("ANSWER_TOO_LONG", f"answered with more than {limit} bytes")
+        return b"".join(pieces)
+
+    async def error_body(self) -> bytes:
+        """Give the start of an error body, whatever else is wrong with it."""
+        pieces: list[bytes] = []
+        try:
+            while sum(map(len, pieces)) < MAX_ERROR_BYTES and (chunk := await self.read()):
+                pieces.append(chunk)
+        except BackendFailure:
+            return b"".join(pieces)
+        return b"".join(pieces)[:MAX_ERROR_BYTES]
+
+    async def drain(self) -> None:
+        """Read the formal end of a stream whose last event was seen; gives up at once when more comes."""
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await anext(self._chunks, b"")
+                await anext(self._chunks, b"")
+        except (TimeoutError, *TRANSPORT_ERRORS):
+            return
+
+    def _too_slow(self, limit: float) -> BackendFailure:
+        if self._waits_for_first:
+            return BackendFailure("FIRST_BYTE_TIMED_OUT", f"sent nothing for {limit:g} s")
+        return BackendFailure("STREAM_STALLED", f"fell silent for {limit:g} s in the middle of the answer")
+
+
+class ModelServerClient:
+    """Talks to one server; pools connections, follows no redirect, uses no proxy, asks for no compression."""
+
+    def __init__(
+        self, base: BaseUrl, *, limits: TimeLimits, api_key: str | None = None, max_connections: int = 64
+    ) -> None:
+        self._base = base
+        self._limits = limits
+        self._max_connections = max_connections
+        headers = {"accept-encoding": "identity", "content-type": "application/json"}
+        if api_key:
+            headers["authorization"] = f"Bearer {api_key}"
+        self._client = httpx.AsyncClient(
+            base_url=str(base),
+            headers=headers,
+            timeout=httpx.Timeout(None, connect=limits.connect, pool=limits.first_byte),
+            transport=AiohttpTransport(verify=base.is_tls, client=self._session),
+            trust_env=False,
+        )
+
+    @property
+    def url(self) -> str:
+        return str(self._base)
+
+    async def get(self, path: str, *, within_seconds: float = LOOK_SECONDS) -> Reply:
+        """Fetch a small document; raises BackendFailure for transport errors, never for a status."""
+        try:
+            async with asyncio.timeout(within_seconds), self._client.stream("GET", path) as response:
+                answer = StreamedAnswer(response, self._limits)
+                return Reply(response.status_code, response.headers, await answer.body())
+        except TimeoutError:
+            raise BackendFailure("LOOK_TIMED_OUT", f"did not answer within {within_seconds:g} s") from None
+        except TRANSPORT_ERRORS as error:
+            raise explain(error) from error
+
+    @asynccontextmanager
+    async def post(self, path: str, body: bytes) -> AsyncIterator[StreamedAnswer]:
+        """Send a request and give its answer as soon as the head is there; leaving the context ends the exchange."""
+        response = await self._send(self._client.build_request("POST", path, content=body))
+        try:
+            yield StreamedAnswer(response, self._limits)
+        finally:
+            await response.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        for is_last in (False, True):
+            try:
+                async with asyncio.timeout(self._limits.total):
+                    return await self._client.send(request, stream=True)
+            except TimeoutError:
+                raise BackendFailure("FIRST_BYTE_TIMED_OUT", f"sent nothing for {self._limits.total:g} s") from None
+            except TRANSPORT_ERRORS as error:
+                failure = explain(error)
+                # A pooled connection that the server closed as we wrote: nothing was answered, so once more is safe.
+                if is_last or failure.reason != "DISCONNECTED":
+                    raise failure from error
+        raise AssertionError  # pragma: no cover - the loop returns or raises
+
+    def _session(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=self._max_connections,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            resolver=GuardedResolver(),
+            ssl=ssl.create_default_context() if self._base.is_tls else False,
+        )
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+
+
+TRANSPORT_ERRORS: Final = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError)
+"""What httpx, its aiohttp transport and aiohttp itself raise; the transport translates only some of them."""
+
+
+def explain(error: Exception) -> BackendFailure:
+    """Name a transport error; the transport maps unlike errors to one class, so the cause decides."""
+    cause = error
+    while isinstance(cause, httpx.HTTPError) and isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__
+    os_error = cause.os_error if isinstance(cause, aiohttp.ClientConnectorError) else cause
+    if isinstance(os_error, ForbiddenAddressError):
+        return BackendFailure("FORBIDDEN_ADDRESS", str(os_error))
+    match cause:
+        case aiohttp.ClientConnectorDNSError():
+            return BackendFailure("DNS_FAILED", "its host name cannot be resolved")
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
+            return BackendFailure("TLS_FAILED", "its TLS certificate or handshake is not accepted")
+        case aiohttp.ConnectionTimeoutError():
+            return BackendFailure("CONNECT_TIMED_OUT", "did not accept a connection in time")
+        case aiohttp.ServerTimeoutError():
+            return BackendFailure("BACKEND_TIMED_OUT", "did not answer in time")
+        case aiohttp.ServerDisconnectedError():
+            return BackendFailure("DISCONNECTED", "closed the connection without an answer")
+        case aiohttp.ClientPayloadError():
+            return BackendFailure("STREAM_CUT", "closed the connection in the middle of the answer")
+        case aiohttp.ClientResponseError():
+            return BackendFailure("MALFORMED_ANSWER", "answered with something that is not HTTP")
+    return _explain_os_error(os_error)
+
+
+def _explain_os_error(error: BaseException) -> BackendFailure:
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ECONNREFUSED:
+        return BackendFailure("CONNECTION_REFUSED", "nothing listens at its address")
+    if number in {errno.ECONNRESET, errno.EPIPE}:
+        return BackendFailure("DISCONNECTED", "closed the connection without an answer")
+    if number in {errno.EHOSTUNREACH, errno.ENETUNREACH}:
+        return BackendFailure("UNREACHABLE", "its host cannot be reached")
+    return BackendFailure("CONNECTION_FAILED", f"the connection failed: {type(error).__name__}")

@@ -1,0 +1,113 @@
+"""LM Studio: told by its greeting, its loaded models by its own REST API (v1 since 0.4.0, v0 since 0.3.6).
+
+It has no health endpoint and answers 200 to unknown paths, so every answer is judged by its content.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from services.inference.backend import BackendFailure, Capability, LoadState, ModelInfo, Status
+from services.inference.backends.http import Reply
+from services.inference.backends.openai_compatible import (
+    MODELS_PATH,
+    OpenAICompatibleBackend,
+    json_list,
+    positive,
+    status_of_models,
+)
+
+GREETING_PATH: Final = "/lmstudio-greeting"
+V1_MODELS_PATH: Final = "/api/v1/models"
+V0_MODELS_PATH: Final = "/api/v0/models"
+
+NO_MODEL_CURE: Final = "load one in LM Studio's Developer page or run `lms load <model>`"
+
+
+def is_greeting(reply: Reply) -> bool:
+    """Tell whether an answer to GREETING_PATH is LM Studio's."""
+    parsed = reply.json()
+    return isinstance(parsed, dict) and parsed.get("lmstudio") is True
+
+
+class LMStudioBackend(OpenAICompatibleBackend):
+    """A running LM Studio server."""
+
+    off_cure: ClassVar[str] = "start LM Studio's local server (Developer page, or `lms server start`)"
+
+    def load_cure(self, model: str) -> str:
+        return f"run `lms load {model or '<model>'}`, or load it in the Developer page"
+
+    async def _look(self) -> Status:
+        for path, key, read in (
+            (V1_MODELS_PATH, "models", _model_of_v1),
+            (V0_MODELS_PATH, "data", _model_of_v0),
+        ):
+            listed = json_list(await self._get(path), key)
+            if listed is not None:
+                models = tuple(model for item in listed if (model := read(item)) is not None)
+                return status_of_models(models, no_model=NO_MODEL_CURE)
+        return await self._look_at_an_old_one()
+
+    async def _look_at_an_old_one(self) -> Status:
+        # Before 0.3.6 nothing tells what is loaded; the greeting still tells LM Studio from anything else.
+        if not is_greeting(await self._get(GREETING_PATH)):
+            raise BackendFailure("NOT_LM_STUDIO", "something answers there, but it is not LM Studio")
+        listed = json_list(await self._get(MODELS_PATH), "data") or []
+        models = tuple(ModelInfo(str(item["id"])) for item in listed if item.get("id"))
+        return status_of_models(models, no_model=NO_MODEL_CURE)
+
+
+def _model_of_v1(item: dict[str, object]) -> ModelInfo | None:
+    key = item.get("key")
+    if not isinstance(key, str) or not key:
+        return None
+    listed = item.get("loaded_instances")
+    instances = [value for value in listed if isinstance(value, dict)] if isinstance(listed, list) else []
+    config = instances[0].get("config") if instances else None
+    quantization = item.get("quantization")
+    return ModelInfo(
+        id=key,
+        state=LoadState.LOADED if instances else LoadState.NOT_LOADED,
+        aliases=tuple(str(instance["id"]) for instance in instances if instance.get("id") not in {None, key}),
+        # The instance's own limit: a model made for 262,144 tokens is usually loaded with far fewer.
+        context_tokens=positive(config.get("context_length")) if isinstance(config, dict) else None,
+        max_context_tokens=positive(item.get("max_context_length")),
+        capabilities=_capabilities_of_v1(item),
+        quantization=str(quantization.get("name") or "") if isinstance(quantization, dict) else "",
+    )
+
+
+def _capabilities_of_v1(item: dict[str, object]) -> frozenset[Capability]:
+    if item.get("type") == "embedding":
+        return frozenset({Capability.EMBED})
+    named = item.get("capabilities")
+    named = named if isinstance(named, dict) else {}
+    found = {Capability.CHAT, Capability.JSON_SCHEMA}
+    if named.get("vision"):
+        found.add(Capability.VISION)
+    if named.get("trained_for_tool_use"):
+        found.add(Capability.TOOLS)
+    return frozenset(found)
+
+
+def _model_of_v0(item: dict[str, object]) -> ModelInfo | None:
+    name = item.get("id")
+    if not isinstance(name, str) or not name:
+        return None
+    loaded = item.get("state") == "loaded"
+    kind = item.get("type")
+    capabilities = {Capability.EMBED} if kind == "embeddings" else {Capability.CHAT, Capability.JSON_SCHEMA}
+    if kind == "vlm":
+        capabilities.add(Capability.VISION)
+    named = item.get("capabilities")
+    if isinstance(named, list) and "tool_use" in named:
+        capabilities.add(Capability.TOOLS)
+    return ModelInfo(
+        id=name,
+        state=LoadState.LOADED if loaded else LoadState.NOT_LOADED,
+        context_tokens=positive(item.get("loaded_context_length")),
+        max_context_tokens=positive(item.get("max_context_length")),
+        capabilities=frozenset(capabilities),
+        quantization=str(item.get("quantization") or ""),
+    )

@@ -1,0 +1,101 @@
+"""Makes backends out of settings: the configured ones now, found ones when they appear."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import SecretStr
+
+from services.inference.backend import Backend, Identity, Kind
+from services.inference.backends.http import ModelServerClient, TimeLimits
+from services.inference.backends.llamacpp import LlamaCppBackend
+from services.inference.backends.lmstudio import LMStudioBackend
+from services.inference.backends.mlx import MlxBackend
+from services.inference.backends.ollama import OllamaBackend
+from services.inference.backends.openai_compatible import OpenAICompatibleBackend
+from services.inference.base_url import BaseUrl, parse_base_url
+from services.inference.config import LLAMACPP_URL, LM_STUDIO_URL, MLX_URL, OLLAMA_URL, InferenceSettings
+from services.inference.router import UNNAMED_MODELS
+
+SERVERS: Final[dict[Kind, type[OpenAICompatibleBackend]]] = {
+    Kind.MLX: MlxBackend,
+    Kind.LLAMACPP: LlamaCppBackend,
+    Kind.LMSTUDIO: LMStudioBackend,
+    Kind.OLLAMA: OllamaBackend,
+}
+
+USUAL_URLS: Final = {
+    Kind.MLX: MLX_URL,
+    Kind.LLAMACPP: LLAMACPP_URL,
+    Kind.LMSTUDIO: LM_STUDIO_URL,
+    Kind.OLLAMA: OLLAMA_URL,
+}
+
+
+class ServerFactory:
+    """Makes clients of model servers by kind."""
+
+    def __init__(self, settings: InferenceSettings) -> None:
+        self._settings = settings
+
+    def configured(self) -> list[Backend]:
+        """Give the servers that the settings name; one that is switched on without a URL is expected where it usually is."""
+        return [
+            self.make(Identity(kind.value, kind, url=str(base), default_model=self._model(kind)), base)
+            for kind in SERVERS
+            if (base := self._base(kind)) is not None
+        ]
+
+    def open_kinds(self) -> frozenset[Kind]:
+        """Give the kinds that may be taken up when found: neither switched off nor configured elsewhere."""
+        return frozenset(kind for kind in SERVERS if self._base(kind) is None and self._enabled(kind) is not False)
+
+    def make(self, identity: Identity, base: BaseUrl) -> Backend:
+        """Make the client of one server."""
+        settings = self._settings
+        if identity.is_discovered:
+            identity = Identity(
+                identity.name,
+                identity.kind,
+                url=identity.url,
+                default_model=self._model(identity.kind),
+                is_discovered=True,
+            )
+        client = ModelServerClient(
+            base,
+            limits=self._limits(identity.kind),
+            api_key=self._api_key(identity.kind),
+            max_connections=settings.max_in_flight,
+        )
+        return SERVERS[identity.kind](identity, client, max_output_tokens=settings.max_output_tokens)
+
+    def _base(self, kind: Kind) -> BaseUrl | None:
+        if self._enabled(kind) is False:
+            return None
+        url: str | None = getattr(self._settings, f"{kind.value}_url")
+        if url is None and not self._enabled(kind):
+            return None
+        usual = parse_base_url(USUAL_URLS[kind])
+        return parse_base_url(url, field=f"{kind.value}_url", default_port=usual.port) if url else usual
+
+    def _limits(self, kind: Kind) -> TimeLimits:
+        settings = self._settings
+        own = settings.lmstudio_timeout_seconds if kind is Kind.LMSTUDIO else None
+        return TimeLimits(
+            connect=settings.connect_seconds,
+            first_byte=own or settings.first_byte_seconds,
+            idle=settings.idle_seconds,
+            total=settings.max_act_seconds,
+        )
+
+    def _enabled(self, kind: Kind) -> bool | None:
+        enabled: bool | None = getattr(self._settings, f"{kind.value}_enabled")
+        return enabled
+
+    def _model(self, kind: Kind) -> str:
+        model: str | None = getattr(self._settings, f"{kind.value}_model")
+        return "" if model is None or model in UNNAMED_MODELS else model
+
+    def _api_key(self, kind: Kind) -> str | None:
+        key: SecretStr | None = getattr(self._settings, f"{kind.value}_api_key", None)
+        return None if key is None else key.get_secret_value()

@@ -1,0 +1,346 @@
+"""The OpenAI chat protocol as bytes: request bodies out, answers and chunks in.  Pure.
+
+Reads what servers really send: null and missing fields, reasoning under two names, tool arguments as object, errors
+inside a 200.  Anything that cannot be read raises BackendFailure; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import orjson
+
+from services.inference.backend import BackendFailure
+from services.inference.chat import (
+    Audio,
+    ChatCall,
+    Delta,
+    Event,
+    Finish,
+    FinishReason,
+    Form,
+    Image,
+    Message,
+    Opened,
+    Part,
+    Text,
+    TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolMode,
+    Usage,
+)
+from services.inference.failures import failure_of_error, read_error
+
+Json = dict[str, Any]  # Any: a JSON value
+
+DONE: Final = b"[DONE]"
+
+_FINISH_REASONS: Final = {
+    "stop": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    "tool_calls": FinishReason.TOOL_CALLS,
+    "function_call": FinishReason.TOOL_CALLS,
+    "content_filter": FinishReason.CONTENT_FILTER,
+}
+
+_SAMPLING_FIELDS: Final = ("temperature", "top_p", "top_k", "seed", "presence_penalty", "frequency_penalty")
+
+
+def request_body(call: ChatCall, *, model: str, stream: bool, max_output_tokens: int) -> bytes:
+    """Write the request; the token limit is always there, because servers' own defaults cut answers or never end."""
+    body: Json = {"model": model, "messages": [_message(message) for message in call.messages]}
+    if stream:
+        body["stream"] = True
+        # Always complete: mlx_lm.server dies in mid-stream on an empty object.
+        body["stream_options"] = {"include_usage": True}
+    sampling = call.sampling
+    for name in _SAMPLING_FIELDS:
+        value = getattr(sampling, name)
+        if value is not None:
+            body[name] = value
+    body["max_tokens"] = min(sampling.max_output_tokens or max_output_tokens, max_output_tokens)
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.logprobs:
+        body["logprobs"] = True
+        if sampling.top_logprobs is not None:
+            body["top_logprobs"] = sampling.top_logprobs
+    if call.tools:
+        _add_tools(body, call)
+    _add_form(body, call)
+    if call.reasoning_effort:
+        body["reasoning_effort"] = call.reasoning_effort
+    return orjson.dumps(body)
+
+
+def read_completion(body: bytes) -> list[Event]:
+    """Read a whole answer; raises BackendFailure for an error body, an empty one, or one that is no answer."""
+    if not body.strip():
+        raise BackendFailure("EMPTY_ANSWER", "answered 200 with an empty body")
+    parsed = _parsed(body)
+    error = read_error(parsed)
+    if error is not None:
+        raise failure_of_error(200, error)
+    choice = _choice(parsed)
+    if choice is None:
+        raise BackendFailure("EMPTY_ANSWER", "answered without a choice")
+    message = choice.get("message")
+    finish = choice.get("finish_reason")
+    if not isinstance(message, dict) or not isinstance(finish, str):
+        raise BackendFailure("MALFORMED_ANSWER", "answered without a message or a finish reason")
+    events: list[Event] = [Opened(_string(parsed.get("model")))]
+    delta = _joined([_delta(message, choice)])
+    if not delta.is_empty:
+        events.append(delta)
+    events.append(Finish(_finish_reason(finish), _usage(parsed.get("usage"))))
+    return events
+
+
+class ChunkReader:
+    """Turns the data payloads of one stream into events; success needs a finish reason and `[DONE]`."""
+
+    __slots__ = ("_finish", "_is_done", "_is_open", "_usage")
+
+    def __init__(self) -> None:
+        self._is_open = False
+        self._is_done = False
+        self._finish: FinishReason | None = None
+        self._usage = Usage()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stream's last event was given."""
+        return self._is_done
+
+    def read(self, payloads: Iterable[tuple[bytes, bytes]]) -> Iterator[Event]:
+        """Give the events of one read, its text joined into one Delta; raises BackendFailure."""
+        deltas: list[Delta] = []
+        for event, payload in payloads:
+            if self._is_done:
+                break
+            if payload.strip() == DONE:
+                self._is_done = True
+            else:
+                yield from self._opened(chunk := self._chunk(event, payload))
+                deltas.extend(self._deltas(chunk))
+        if deltas:
+            joined = _joined(deltas)
+            if not joined.is_empty:
+                yield joined
+        if self._is_done:
+            yield self._end()
+
+    def cut(self) -> BackendFailure:
+        """Explain a stream that ended without `[DONE]`."""
+        if not self._is_open:
+            return BackendFailure("EMPTY_ANSWER", "answered 200 with an empty stream")
+        if self._finish is None:
+            return BackendFailure("STREAM_CUT", "closed the stream in the middle of the answer")
+        return BackendFailure("STREAM_UNTERMINATED", "closed the stream without [DONE]")
+
+    def _chunk(self, event: bytes, payload: bytes) -> Json:
+        chunk = _parsed(payload)
+        error = read_error(chunk)
+        if error is not None:
+            raise failure_of_error(0, error)
+        if event == b"error":
+            raise BackendFailure("BACKEND_ERROR", "reported an error inside its answer")
+        return chunk
+
+    def _opened(self, chunk: Json) -> Iterator[Event]:
+        if not self._is_open:
+            self._is_open = True
+            yield Opened(_string(chunk.get("model")))
+
+    def _deltas(self, chunk: Json) -> Iterator[Delta]:
+        if chunk.get("usage"):
+            self._usage = _usage(chunk["usage"])
+        choice = _choice(chunk)
+        if choice is None:
+            return
+        delta = choice.get("delta")
+        if isinstance(delta, dict):
+            yield _delta(delta, choice)
+        finish = choice.get("finish_reason")
+        if isinstance(finish, str) and finish:
+            self._finish = _finish_reason(finish)
+
+    def _end(self) -> Finish:
+        if self._finish is None:
+            raise self.cut() if self._is_open else BackendFailure("EMPTY_ANSWER", "answered 200 with an empty stream")
+        return Finish(self._finish, self._usage)
+
+
+def _message(message: Message) -> Json:
+    body: Json = {"role": message.role.value, "content": _content(message.parts)}
+    if message.name:
+        body["name"] = message.name
+    if message.tool_calls:
+        body["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        body["tool_call_id"] = message.tool_call_id
+    return body
+
+
+def _content(parts: tuple[Part, ...]) -> str | list[Json]:
+    # A plain string is the one form that every server and every chat template reads.
+    if not parts:
+        return ""
+    if len(parts) == 1 and isinstance(parts[0], Text):
+        return parts[0].text
+    return [_part(part) for part in parts]
+
+
+def _part(part: Part) -> Json:
+    match part:
+        case Text(text):
+            return {"type": "text", "text": text}
+        case Image(data_uri, detail):
+            image = {"url": data_uri, "detail": detail} if detail else {"url": data_uri}
+            return {"type": "image_url", "image_url": image}
+        case Audio(base64, audio_format):
+            return {"type": "input_audio", "input_audio": {"data": base64, "format": audio_format}}
+
+
+def _add_tools(body: Json, call: ChatCall) -> None:
+    body["tools"] = [{"type": "function", "function": _function(tool)} for tool in call.tools]
+    if call.tool_mode is ToolMode.NAMED:
+        body["tool_choice"] = {"type": "function", "function": {"name": call.tool_name}}
+    elif call.tool_mode is not ToolMode.DEFAULT:
+        body["tool_choice"] = call.tool_mode.value
+    if call.parallel_tool_calls is not None:
+        body["parallel_tool_calls"] = call.parallel_tool_calls
+
+
+def _function(tool: Tool) -> Json:
+    function: Json = {"name": tool.name}
+    if tool.description:
+        function["description"] = tool.description
+    # Fragment: the schema was checked to be JSON and goes out as the bytes that were judged.
+    parameters = tool.parameters_json or '{"type":"object","properties":{}}'
+    function["parameters"] = orjson.Fragment(parameters)
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    return function
+
+
+def _add_form(body: Json, call: ChatCall) -> None:
+    form = call.answer_form
+    if form.form is Form.JSON_OBJECT:
+        body["response_format"] = {"type": "json_object"}
+    elif form.form is Form.JSON_SCHEMA:
+        schema: Json = {"name": form.schema_name or "answer", "schema": orjson.Fragment(form.schema_json)}
+        if form.strict is not None:
+            schema["strict"] = form.strict
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+
+
+def _parsed(payload: bytes) -> Json:
+    try:
+        parsed = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        if payload.lstrip()[:1] == b"<":
+            raise BackendFailure("NOT_AN_API", "answered with a web page; is the URL a model server's?") from None
+        raise BackendFailure("MALFORMED_ANSWER", "answered with something that is not JSON") from None
+    if not isinstance(parsed, dict):
+        raise BackendFailure("MALFORMED_ANSWER", "answered with JSON that is no object")
+    return parsed
+
+
+def _choice(parsed: Json) -> Json | None:
+    choices = parsed.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return None
+    return choices[0]
+
+
+def _delta(source: Json, choice: Json) -> Delta:
+    logprobs = choice.get("logprobs")
+    return Delta(
+        text=_string(source.get("content")),
+        reasoning=_string(source.get("reasoning_content")) or _string(source.get("reasoning")),
+        tool_calls=_tool_calls(source.get("tool_calls")),
+        refusal=_string(source.get("refusal")),
+        logprobs=_logprobs(logprobs.get("content")) if isinstance(logprobs, dict) else (),
+    )
+
+
+def _joined(deltas: list[Delta]) -> Delta:
+    if len(deltas) == 1:
+        return deltas[0]
+    return Delta(
+        text="".join([delta.text for delta in deltas]),
+        reasoning="".join([delta.reasoning for delta in deltas]),
+        tool_calls=tuple(call for delta in deltas for call in delta.tool_calls),
+        refusal="".join([delta.refusal for delta in deltas]),
+        logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+    )
+
+
+def _tool_calls(value: object) -> tuple[ToolCall, ...]:
+    if not isinstance(value, list):
+        return ()
+    return tuple(_tool_call(position, item) for position, item in enumerate(value) if isinstance(item, dict))
+
+
+def _tool_call(position: int, item: Json) -> ToolCall:
+    function = item.get("function")
+    function = function if isinstance(function, dict) else {}
+    arguments = function.get("arguments")
+    index = item.get("index")
+    return ToolCall(
+        id=_string(item.get("id")),
+        name=_string(function.get("name")),
+        arguments=orjson.dumps(arguments).decode() if isinstance(arguments, dict) else _string(arguments),
+        index=index if isinstance(index, int) else position,
+    )
+
+
+def _logprobs(value: object) -> tuple[TokenLogprob, ...]:
+    if not isinstance(value, list):
+        return ()
+    return tuple(_logprob(item) for item in value if isinstance(item, dict))
+
+
+def _logprob(item: Json) -> TokenLogprob:
+    token, logprob, raw = _string(item.get("token")), item.get("logprob"), item.get("bytes")
+    try:
+        token_bytes = bytes(raw) if isinstance(raw, list) else token.encode()
+    except (TypeError, ValueError):
+        token_bytes = token.encode()
+    return TokenLogprob(
+        token=token,
+        logprob=float(logprob) if isinstance(logprob, int | float) else 0.0,
+        token_bytes=token_bytes,
+        top=_logprobs(item.get("top_logprobs")),
+    )
+
+
+def _finish_reason(text: str) -> FinishReason:
+    # Servers have further names for "the model said it was done" (eos, end_turn); all of them are an orderly end.
+    return _FINISH_REASONS.get(text, FinishReason.STOP)
+
+
+def _usage(value: object) -> Usage:
+    if not isinstance(value, dict):
+        return Usage()
+    return Usage(
+        input_tokens=_count(value, "prompt_tokens"),
+        output_tokens=_count(value, "completion_tokens"),
+        cached_input_tokens=_count(value.get("prompt_tokens_details"), "cached_tokens"),
+        reasoning_tokens=_count(value.get("completion_tokens_details"), "reasoning_tokens"),
+    )
+
+
+def _count(value: object, name: str) -> int | None:
+    number = value.get(name) if isinstance(value, dict) else None
+    return number if isinstance(number, int) and not isinstance(number, bool) and number >= 0 else None
+
+
+def _string(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,121 @@
+"""The settings of the inference service; the only place of it that reads the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+
+from kala.errors import InvalidArgumentError
+from services.common.peers import ETHICS, GATEWAY, GRPC_PORTS, INFERENCE
+from services.common.settings import GrpcServerSettings, aliases
+from services.inference.base_url import parse_base_url
+
+SECTION: Final = INFERENCE
+
+MAX_ACT_SECONDS: Final = 900.0
+"""The bound that the design gives every act; also keeps a forgotten stream from living for ever."""
+
+MAX_OUTPUT_TOKENS: Final = 16_384
+"""More than a long answer with its reasoning; a runaway generation ends here."""
+
+LM_STUDIO_URL: Final = "http://127.0.0.1:1234"
+LLAMACPP_URL: Final = "http://127.0.0.1:8080"
+MLX_URL: Final = "http://127.0.0.1:8080"
+OLLAMA_URL: Final = "http://127.0.0.1:11434"
+
+EMBEDDED_MODEL_DIR: Final = Path(__file__).parent / "embedded" / "model"
+
+Provider = Literal["auto", "mlx", "llamacpp", "lmstudio", "ollama", "pythia"]
+Switch = Annotated[
+    bool | None, Field(description="`false` never uses it, `true` expects it at its usual address, unset finds out.")
+]
+Key = Annotated[SecretStr | None, Field(description="Sent as a Bearer token.")]
+
+
+class InferenceSettings(GrpcServerSettings):
+    """Which backends there are and how long to wait for them."""
+
+    address: str = f"127.0.0.1:{GRPC_PORTS[INFERENCE]}"
+    allowed_peers: tuple[str, ...] = (GATEWAY, ETHICS)
+    ethics_public_keys: Annotated[
+        tuple[Path, ...], Field(description="PEM files of ethics' current and next key; without one nothing is cleared.")
+    ] = ()
+    spool_dir: Annotated[Path | None, Field(description="Where denials wait while audit is away; unset keeps none.")] = None
+    spool_key_file: Annotated[Path | None, Field(description="32-byte key that encrypts the spool.")] = None
+
+    discover: Annotated[bool, Field(description="Look for model servers on their usual ports of this machine.")] = False
+    discovery_ports: Annotated[tuple[int, ...], Field(description="Where to look.")] = (1234, 8080, 11434, 8081)
+    refresh_seconds: Annotated[float, Field(gt=0, description="How often every backend is looked at.")] = 10.0
+    provider: Annotated[
+        Provider, Field(description="Kind that serves requests which name none."), aliases("LLM_PROVIDER")
+    ] = "auto"
+
+    lmstudio_url: Annotated[
+        str | None,
+        Field(description="LM Studio, with or without /v1."),
+        aliases("LM_STUDIO_BASE_URL", "LMSTUDIO_API_URL", "LMSTUDIO_HOST"),
+    ] = None
+    lmstudio_model: Annotated[
+        str | None,
+        Field(description="Model to ask for; unset or `local-model` means the one loaded."),
+        aliases("LM_STUDIO_MODEL", "LMSTUDIO_MODEL"),
+    ] = None
+    lmstudio_timeout_seconds: Annotated[
+        float | None,
+        Field(gt=0, description="Longest wait for LM Studio's first byte, instead of first_byte_seconds."),
+        aliases("LM_STUDIO_TIMEOUT_SECONDS"),
+    ] = None
+    lmstudio_enabled: Annotated[Switch, aliases("USE_LM_STUDIO", "LMSTUDIO_ENABLED")] = None
+    lmstudio_api_key: Key = None
+
+    llamacpp_url: Annotated[str | None, Field(description="llama-server."), aliases("LLAMACPP_SERVER_URL")] = None
+    llamacpp_model: Annotated[str | None, Field(description="Model to ask for.")] = None
+    llamacpp_enabled: Annotated[Switch, aliases("LLAMACPP_ENABLED")] = None
+    llamacpp_api_key: Key = None
+
+    mlx_url: Annotated[str | None, Field(description="mlx_lm.server.")] = None
+    mlx_model: Annotated[
+        str | None, Field(description="Name to show for its model; requests always get the one it was started with.")
+    ] = None
+    mlx_enabled: Annotated[Switch, aliases("MLX_ENABLED")] = None
+
+    ollama_url: Annotated[str | None, Field(description="Ollama."), aliases("OLLAMA_HOST")] = None
+    ollama_model: Annotated[str | None, Field(description="Model to ask for."), aliases("OLLAMA_MODEL")] = None
+    ollama_enabled: Switch = None
+
+    model_size: Annotated[
+        str | None, Field(description="Pythia to serve in process: 70m, 160m, 410m, 1b, 1.4b, 2.8b, 6.9b or 12b.")
+    ] = None
+    model_dir: Annotated[Path | None, Field(description="Directory of a GPT-NeoX model to serve in process.")] = None
+    models_dir: Annotated[Path, Field(description="Where pulled models are kept, one directory each.")] = Path(
+        "~/.cache/kala/models"
+    )
+    embedded: Annotated[bool, Field(description="Offer the embedded demo model.")] = True
+    embedded_dir: Annotated[Path, Field(description="Directory of the embedded demo model.")] = EMBEDDED_MODEL_DIR
+    torch_threads: Annotated[int, Field(ge=0, description="Threads of the model in process; 0 takes half the cores.")] = 0
+    pythia_queue: Annotated[int, Field(ge=1, description="Requests that may wait for the model in process.")] = 32
+
+    connect_seconds: Annotated[float, Field(gt=0, description="Longest wait for a connection.")] = 2.0
+    first_byte_seconds: Annotated[
+        float, Field(gt=0, description="Longest wait for the first byte of a stream; a cold model reads its prompt first.")
+    ] = 300.0
+    idle_seconds: Annotated[float, Field(gt=0, description="Longest silence inside a stream.")] = 60.0
+    max_act_seconds: Annotated[float, Field(gt=0, le=MAX_ACT_SECONDS, description="Longest generation.")] = MAX_ACT_SECONDS
+    max_output_tokens: Annotated[
+        int, Field(ge=1, description="Most tokens of one answer, also when a request names no limit.")
+    ] = MAX_OUTPUT_TOKENS
+    max_in_flight: Annotated[int, Field(ge=1, description="Connections to one backend.")] = 64
+
+    @model_validator(mode="after")
+    def _check_urls(self) -> Self:
+        for name in ("lmstudio_url", "llamacpp_url", "mlx_url", "ollama_url"):
+            url = getattr(self, name)
+            if url is None:
+                continue
+            try:
+                parse_base_url(url, field=name)
+            except InvalidArgumentError as error:
+                raise ValueError(error.message) from error
+        return self

@@ -1,0 +1,1 @@
+"""Which backends there are, and what was last seen of each."""

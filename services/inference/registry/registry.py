@@ -1,0 +1,162 @@
+"""Keeps what was last seen of every backend, looks again in time, and takes up servers that were started later."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import structlog
+
+from services.inference.backend import Backend, BackendFailure, State, Status
+from services.inference.router import View, chain_order
+
+log: Final = structlog.get_logger()
+
+UNSEEN: Final = Status(State.OFF, "was not looked at yet", reason="NOT_SEEN")
+
+RECHECK_SECONDS: Final = 0.5
+"""A request that finds nothing makes every backend be looked at again, but not more often than this."""
+
+TELLING_REASONS: Final = frozenset(
+    {"CONNECTION_REFUSED", "CONNECT_TIMED_OUT", "UNREACHABLE", "DNS_FAILED", "MODEL_NOT_FOUND", "NO_MODEL_LOADED", "WRONG_MODEL"}
+)
+"""Failures of a request after which the last look is known to be out of date."""
+
+
+class Finder(Protocol):
+    """Finds servers that nobody configured."""
+
+    async def find(self, known: Sequence[Backend]) -> list[Backend]:
+        """Give a backend for every server that is not yet known; bounded in time."""
+        ...
+
+
+@dataclass(slots=True)
+class Entry:
+    """One backend, and what was last seen of it; times are of the registry's clocks."""
+
+    backend: Backend
+    status: Status = UNSEEN
+    checked_at: float | None = None
+    """Unix seconds."""
+    latency_seconds: float | None = None
+    in_flight: int = 0
+
+    @property
+    def view(self) -> View:
+        return View(self.backend.identity, self.status)
+
+
+@dataclass(slots=True)
+class Registry:
+    """All backends of this process; `run` keeps it fresh."""
+
+    configured: Sequence[Backend]
+    finder: Finder | None = None
+    refresh_seconds: float = 10.0
+    wall_clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
+    _entries: dict[str, Entry] = field(default_factory=dict)
+    _first_round: asyncio.Event = field(default_factory=asyncio.Event)
+    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    _round: asyncio.Task[None] | None = None
+    _last_round_at: float = -1e9
+
+    def __post_init__(self) -> None:
+        for backend in self.configured:
+            self._entries[backend.identity.name] = Entry(backend)
+
+    def entries(self) -> list[Entry]:
+        """Give every backend in chain order."""
+        order = [view.name for view in chain_order(entry.view for entry in self._entries.values())]
+        return [self._entries[name] for name in order]
+
+    def views(self) -> list[View]:
+        """Give every backend as the router sees it."""
+        return [entry.view for entry in self._entries.values()]
+
+    def get(self, name: str) -> Entry | None:
+        """Give one backend by its bare name."""
+        return self._entries.get(name)
+
+    async def ready(self) -> None:
+        """Return once every backend was looked at, at least once."""
+        await self._first_round.wait()
+
+    async def run(self) -> None:
+        """Look at everything every `refresh_seconds`, or at once after `report`; ends when cancelled."""
+        while True:
+            await self.refresh()
+            try:
+                async with asyncio.timeout(self.refresh_seconds):
+                    await self._hurry.wait()
+                await asyncio.sleep(RECHECK_SECONDS)
+            except TimeoutError:
+                pass
+            self._hurry.clear()
+
+    async def recheck(self) -> bool:
+        """Look again because a request found nothing; False when that was done a moment ago."""
+        if self._round is None and self.clock() - self._last_round_at < RECHECK_SECONDS:
+            return False
+        await self.refresh()
+        return True
+
+    async def refresh(self) -> None:
+        """Look at every backend and for new ones; callers that come meanwhile share the same round."""
+        if self._round is None:
+            self._round = asyncio.create_task(self._look_everywhere())
+            self._round.add_done_callback(self._end_round)
+        await asyncio.shield(self._round)
+
+    async def look(self, entry: Entry) -> Status:
+        """Look at one backend now."""
+        started = self.clock()
+        status = await entry.backend.look()
+        if status.state is not entry.status.state:
+            log.info("backend_state", backend=entry.backend.identity.name, state=status.state.name, reason=status.reason)
+        entry.status = status
+        entry.latency_seconds = self.clock() - started
+        entry.checked_at = self.wall_clock()
+        return status
+
+    def report(self, entry: Entry, failure: BackendFailure) -> None:
+        """Take note of a request's failure: a refused connection means OFF from now on, not from the next round on."""
+        if failure.reason not in TELLING_REASONS:
+            return
+        if failure.reason in {"CONNECTION_REFUSED", "UNREACHABLE", "DNS_FAILED"}:
+            entry.status = Status(State.OFF, failure.detail, reason=failure.reason)
+        self._hurry.set()
+
+    async def aclose(self) -> None:
+        """Close every backend."""
+        if self._round is not None:
+            self._round.cancel()
+            await asyncio.gather(self._round, return_exceptions=True)
+        async with AsyncExitStack() as stack:
+            for entry in self._entries.values():
+                stack.push_async_callback(entry.backend.aclose)
+
+    def _end_round(self, task: asyncio.Task[None]) -> None:
+        self._round = None
+        self._last_round_at = self.clock()
+        if not task.cancelled() and task.exception() is None:
+            self._first_round.set()
+
+    async def _look_everywhere(self) -> None:
+        looks = [self.look(entry) for entry in self._entries.values()]
+        await asyncio.gather(self._look_for_new_ones(), *looks)
+
+    async def _look_for_new_ones(self) -> None:
+        if self.finder is None:
+            return
+        known = [entry.backend for entry in self._entries.values()]
+        for backend in await self.finder.find(known):
+            entry = Entry(backend)
+            self._entries[backend.identity.name] = entry
+            log.info("backend_found", backend=backend.identity.name, url=backend.identity.url)
+            await self.look(entry)

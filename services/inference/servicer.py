@@ -1,0 +1,175 @@
+"""The inference RPCs: messages in, values through, messages out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from kala.errors import DeadlineExceededError, InvalidArgumentError, KalaError, NotFoundError
+from kala.inference.v1 import inference_pb2 as pb
+from kala.inference.v1 import inference_pb2_grpc
+from services.common.clearance import VerifiedClearance, current_clearance
+from services.common.sealing import unpack_strictly
+from services.inference import answers
+from services.inference.conversion import chat_call, wanted
+from services.inference.dispatch import Dispatch
+from services.inference.pages import page
+from services.inference.router import Route, Wanted, choose, explain
+
+if TYPE_CHECKING:
+    from services.common.peers import Context
+    from services.inference.registry.registry import Entry, Registry
+
+ATTEMPTS_METADATA_KEY: Final = "kala-attempts-bin"
+"""Trailing metadata of a failed Chat: a serialised ChatFinish that holds the attempts and nothing else."""
+
+_NEEDS: Final = {number: capability for capability, number in answers.CAPABILITIES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the servicer works with."""
+
+    registry: Registry
+    recheck: Callable[[VerifiedClearance], None]
+    max_act_seconds: float
+    default_provider: str = "auto"
+    wall_clock: Callable[[], float] = time.time
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Serves chat, models and backends; the RPCs of later releases answer UNIMPLEMENTED by the base class."""
+
+    def __init__(self, service: Service) -> None:
+        self._registry = service.registry
+        self._recheck = service.recheck
+        self._max_act_seconds = service.max_act_seconds
+        self._default_provider = service.default_provider
+        self._wall_clock = service.wall_clock
+
+    async def Chat(  # noqa: N802 - the contract's name
+        self, _request: pb.ChatRequest, context: Context
+    ) -> AsyncIterator[pb.ChatResponse]:
+        """Generate one answer; the clearance was verified by the guard and is asked again before each attempt."""
+        clearance = current_clearance()
+        action = unpack_strictly(clearance.action, pb.ChatAction)
+        call = chat_call(action)
+        destination = wanted(action, call, default_provider=self._default_provider)
+        limit = asyncio.timeout(self._max_act_seconds)
+        try:
+            async with limit:
+                route = await self._choose(destination)
+                dispatch = Dispatch(self._registry, call, route, recheck=lambda: self._recheck(clearance))
+                try:
+                    async with aclosing(dispatch.run()) as steps:
+                        async for step in steps:
+                            yield answers.chat_response(step)
+                except KalaError:
+                    _tell_attempts(context, dispatch)
+                    raise
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceededError(
+                f"the generation was ended after {self._max_act_seconds:g} s", reason="MAX_ACT_SECONDS"
+            ) from None
+
+    async def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, _context: Context
+    ) -> pb.ListModelsResponse:
+        """List what can be asked for now."""
+        await self._registry.ready()
+        listed = answers.models(self._registry.entries())
+        if request.backend:
+            self._entry(request.backend, "backend")
+            listed = [model for model in listed if model.backend == request.backend]
+        chosen, following = page(
+            listed,
+            key=lambda model: f"{model.backend}\n{model.id}",
+            rpc="ListModels",
+            filters=request.backend,
+            size=request.page_size,
+            token=request.page_token,
+            now=self._wall_clock(),
+        )
+        return pb.ListModelsResponse(models=chosen, next_page_token=following)
+
+    async def GetBackend(  # noqa: N802
+        self, request: pb.GetBackendRequest, _context: Context
+    ) -> pb.GetBackendResponse:
+        """Show one backend as last seen."""
+        await self._registry.ready()
+        return pb.GetBackendResponse(backend=self._backend(self._entry(request.name, "name")))
+
+    async def ListBackends(  # noqa: N802
+        self, request: pb.ListBackendsRequest, _context: Context
+    ) -> pb.ListBackendsResponse:
+        """Show the chain."""
+        await self._registry.ready()
+        chosen, following = page(
+            [answers.backend(entry, position) for position, entry in enumerate(self._registry.entries())],
+            key=lambda backend: backend.name,
+            rpc="ListBackends",
+            filters="",
+            size=request.page_size,
+            token=request.page_token,
+            now=self._wall_clock(),
+        )
+        return pb.ListBackendsResponse(backends=chosen, next_page_token=following)
+
+    async def CheckBackend(  # noqa: N802
+        self, request: pb.CheckBackendRequest, _context: Context
+    ) -> pb.CheckBackendResponse:
+        """Test one backend now."""
+        await self._registry.ready()
+        entry = self._entry(request.name, "name")
+        steps = await entry.backend.diagnose(request.model)
+        await self._registry.look(entry)
+        return pb.CheckBackendResponse(backend=self._backend(entry), checks=answers.checks(steps))
+
+    async def ExplainRoute(  # noqa: N802
+        self, request: pb.ExplainRouteRequest, _context: Context
+    ) -> pb.ExplainRouteResponse:
+        """Say where a request would go."""
+        await self._registry.ready()
+        needs = frozenset(_NEEDS[number] for number in request.needs if number in _NEEDS)
+        asked = Wanted(request.model, request.provider or self._default_provider, needs)
+        return pb.ExplainRouteResponse(candidates=answers.candidates(explain(asked, self._registry.views())))
+
+    async def _choose(self, destination: Wanted) -> Route:
+        await self._registry.ready()
+        try:
+            return choose(destination, self._registry.views())
+        except KalaError:
+            # The last look may be seconds old: a server may have been started or a model loaded since.
+            if not await self._registry.recheck():
+                raise
+        return choose(destination, self._registry.views())
+
+    def _entry(self, name: str, field: str) -> Entry:
+        if not name.startswith(answers.NAME_PREFIX):
+            raise InvalidArgumentError(field, "must be backends/<name>")
+        entry = self._registry.get(name.removeprefix(answers.NAME_PREFIX))
+        if entry is None:
+            known = ", ".join(answers.NAME_PREFIX + entry.backend.identity.name for entry in self._registry.entries())
+            raise NotFoundError(f"there is no {name}; there are: {known or 'none'}")
+        return entry
+
+    def _backend(self, entry: Entry) -> pb.Backend:
+        return answers.backend(entry, self._registry.entries().index(entry))
+
+
+def inference_servicer(service: Service) -> InferenceServicer:
+    """Make the servicer of one process."""
+    # The stub marks every RPC abstract; those of later releases answer UNIMPLEMENTED by the base class.
+    return InferenceServicer(service)  # type: ignore[abstract]
+
+
+def _tell_attempts(context: Context, dispatch: Dispatch) -> None:
+    if dispatch.attempts:
+        tried = pb.ChatFinish(attempts=answers.attempts(dispatch.attempts)).SerializeToString()
+        context.set_trailing_metadata(((ATTEMPTS_METADATA_KEY, tried),))

@@ -1,0 +1,42 @@
+"""Clearances for tests: a key pair as files, and actions sealed with it as ethics would."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.protobuf.message import Message
+
+from kala.common.v1.clearance_pb2 import PURPOSE_UNSPECIFIED, Principal, SealedAction
+from services.common.clearance import ClearanceSigner
+from services.common.keys import write_public_key
+from services.common.sealing import pack
+
+
+@dataclass(frozen=True, slots=True)
+class FakeEthics:
+    """Signs whatever it is asked to."""
+
+    signer: ClearanceSigner = field(default_factory=lambda: ClearanceSigner(Ed25519PrivateKey.generate()))
+
+    def public_key_file(self, directory: Path) -> Path:
+        """Write the public key as ethics would publish it."""
+        path = directory / f"ethics-{secrets.token_hex(4)}.pub"
+        write_public_key(path, self.signer.public_key)
+        return path
+
+    def seal(self, action: Message, *, audience: str, presenter: str = "local:gateway") -> SealedAction:
+        """Clear an action for one RPC."""
+        packed = pack(action)
+        clearance = self.signer.mint(
+            decision_id="test",
+            audience=audience,
+            action=packed,
+            constitution_digest=bytes(32),
+            presenter=presenter,
+            principal=Principal(),
+            purpose=PURPOSE_UNSPECIFIED,
+        )
+        return SealedAction(action=packed, clearance=clearance)

@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gateway.bootstrap", description=main.__doc__)
     parser.add_argument("--database", default=str(GatewaySettings().database), help="path or SQLAlchemy URL")
     parser.add_argument("--secret-file", type=Path, required=True, help="where the secret goes; must not exist")
+    parser.add_argument("--owner", action="store_true", help="always make a key, with every scope, as `kala up` does")
     arguments = parser.parse_args(argv)
     try:
         # Opened first: a key whose secret cannot be written down would be lost.
@@ -78,7 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     with os.fdopen(descriptor, "w") as file:
         try:
-            created = ensure_admin_key(arguments.database)
+            created = (
+                create_key(arguments.database, display_name="kala up", scopes=OWNER_SCOPES)
+                if arguments.owner
+                else ensure_admin_key(arguments.database)
+            )
         except KalaError as error:
             arguments.secret_file.unlink()
             sys.stderr.write(f"{error.message}\n")

@@ -1,0 +1,80 @@
+"""`kala ethics`: whether the laws are what was signed, and how they judge a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from kala.cli.options import JsonOption, KeyOption, StateOption, UrlOption
+from kala.cli.output import note, show, show_json
+from kala.errors import InvalidArgumentError
+
+group = typer.Typer(help="Verify the constitution; see how it judges a text.", no_args_is_help=True)
+
+_REPOSITORY_CONSTITUTION: Final = Path(__file__).resolve().parents[2] / "constitution"
+_EXIT_NOT_ALLOWED: Final = 3
+
+
+@group.command()
+def verify(
+    *,
+    directory: Annotated[
+        Path, typer.Option("--dir", help="Directory of the constitution.", show_default=False)
+    ] = _REPOSITORY_CONSTITUTION,
+    trusted_key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Public key (PEM) that may sign; from outside the directory. May be given several times."
+        ),
+    ] = None,
+    development: Annotated[
+        bool,
+        typer.Option("--development", help="Trust the public development key instead. Never for production."),
+    ] = False,
+) -> None:
+    """Check that every byte of the constitution is what a trusted key signed; offline."""
+    from kala.ethics.constitution import Trust, verify_constitution
+
+    if development == bool(trusted_key):
+        raise InvalidArgumentError(
+            "--trusted-key", "give at least one trusted key, or --development, but not both"
+        )
+    trust = Trust.development() if development else Trust.pinned(*(trusted_key or ()))
+    verified = verify_constitution(directory, trust)
+    if verified.banner:
+        note(verified.banner)
+    show(
+        f"constitution {verified.version} holds: {len(verified.files)} files as signed by {', '.join(verified.key_ids)}"
+    )
+    show(f"digest {verified.digest.hex()}")
+
+
+@group.command()
+def check(
+    text: Annotated[str, typer.Argument(help="The text to judge.")],
+    *,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> int:
+    """Ask a running suite how the Five Laws judge a text; exit code 0 when it is allowed, 3 when it is not."""
+    from kala.client import KalaClient
+    from kala.target import find_target
+
+    with KalaClient(find_target(url=url, key=key, state=state)) as client:
+        reply = client.call("POST", "/kala/v1/ethics/score", body={"text": text})
+    decision = reply["decision"]
+    outcome = str(decision["outcome"]).removeprefix("OUTCOME_")
+    if as_json:
+        show_json(reply)
+    else:
+        law = decision.get("law")
+        show(outcome if law is None else f"{outcome} by Law {law} ({decision.get('category', '')})")
+        for step in decision.get("path") or ():
+            show(f"  {step}")
+        if decision.get("message"):
+            show(str(decision["message"]))
+    return 0 if outcome == "ALLOW" else _EXIT_NOT_ALLOWED

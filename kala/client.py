@@ -1,0 +1,236 @@
+"""A blocking client of a KALA gateway: chat, streams, models, receipts, and the rest over the REST bridge."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+import httpx
+
+from kala.errors import (
+    DeadlineExceededError,
+    InternalError,
+    KalaError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from kala.replies import ChatReply
+from kala.target import Target
+from kala.wire_errors import error_of
+
+MODEL_AUTO: Final = "auto"
+PROVIDER_HEADER: Final = "x-kala-provider"
+
+CONNECT_SECONDS: Final = 5.0
+READ_SECONDS: Final = 900.0
+"""No act lasts longer (`max_act_seconds`), and a cold model may be silent for most of it."""
+
+MAX_RETRIES: Final = 2
+FIRST_RETRY_SECONDS: Final = 0.25
+LONGEST_RETRY_SECONDS: Final = 20.0
+"""A server that asks for more patience than this is reported instead."""
+
+_DONE: Final = "[DONE]"
+
+# `Any` in this module: parsed JSON, and OpenAI's open set of request parameters.
+Message = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class ChatStream:
+    """An answer while it arrives: iterate over its text; `reply` is there when the iteration has ended."""
+
+    _chunks: Iterator[Mapping[str, Any]]
+    _reply: ChatReply | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Every piece of text, as soon as it has been checked and released."""
+        text: list[str] = []
+        finish_reason, last = "", dict[str, Any]()
+        for chunk in self._chunks:
+            last = {**last, **{key: value for key, value in chunk.items() if value is not None}}
+            for choice in chunk.get("choices") or ():
+                finish_reason = choice.get("finish_reason") or finish_reason
+                piece = (choice.get("delta") or {}).get("content")
+                if piece:
+                    text.append(piece)
+                    yield piece
+        self._reply = ChatReply.assemble(text="".join(text), finish_reason=finish_reason, body=last)
+
+    @property
+    def reply(self) -> ChatReply:
+        """The whole answer with decision and receipt; only after the iteration."""
+        if self._reply is None:
+            raise InternalError("the stream has not been read to its end")
+        return self._reply
+
+
+@dataclass(slots=True)
+class KalaClient:
+    """Talks to one gateway; close it, or use it as a context manager. Safe for use by several threads."""
+
+    target: Target
+    transport: httpx.BaseTransport | None = None
+    """For tests; None takes the network."""
+    sleep: Callable[[float], None] = time.sleep
+    _http: httpx.Client = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Open the connection pool; nothing is sent yet."""
+        self._http = httpx.Client(
+            base_url=self.target.url,
+            headers={"authorization": f"Bearer {self.target.key}"},
+            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+            transport=self.transport,
+            # A proxy of the environment must not see what goes to a gateway on this machine.
+            trust_env=not _is_loopback(self.target.url),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        model: str = MODEL_AUTO,
+        provider: str | None = None,
+        **parameters: Any,  # Any: OpenAI parameters are an open set
+    ) -> ChatReply:
+        """Ask for one answer; refusals are answers too (`reply.allowed` tells), failures raise a KalaError."""
+        body = {"model": model, "messages": list(messages), **parameters}
+        return ChatReply.of(self.call("POST", "/v1/chat/completions", body=body, headers=_provider(provider)))
+
+    @contextlib.contextmanager
+    def stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        model: str = MODEL_AUTO,
+        provider: str | None = None,
+        **parameters: Any,  # Any: OpenAI parameters are an open set
+    ) -> Iterator[ChatStream]:
+        """Ask for one answer, piece by piece: `with client.stream(…) as answer: for text in answer: …`."""
+        body = {
+            "model": model,
+            "messages": list(messages),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **parameters,
+        }
+        with contextlib.ExitStack() as stack:
+            response = self._retried(
+                lambda: stack.enter_context(
+                    self._http.stream("POST", "/v1/chat/completions", json=body, headers=_provider(provider))
+                )
+            )
+            yield ChatStream(_events(response))
+
+    def models(self) -> list[str]:
+        """The ids of the models that can be asked for."""
+        return [str(model["id"]) for model in self.call("GET", "/v1/models")["data"]]
+
+    def backends(self) -> list[Mapping[str, Any]]:
+        """The backends with their state, in the order in which they are tried."""
+        return list(self.call("GET", "/kala/v1/inference/backends").get("backends") or ())
+
+    def receipt(self, receipt_id: str) -> str:
+        """The receipt's proof as text, complete for `kala audit receipt`; NotFoundError while it is only spooled."""
+        reply = self.call("GET", f"/kala/v1/audit/receipts/{receipt_id}")
+        return str(reply["receipt"]["proof"])
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Any call of the gateway that answers with one JSON object."""
+        response = self._retried(
+            lambda: self._http.request(method, path, json=body, params=params, headers=headers)
+        )
+        try:
+            parsed = response.json()
+        except ValueError as error:
+            raise error_of(response.status_code, response.content, response.headers) from error
+        if not isinstance(parsed, dict):
+            raise error_of(response.status_code, response.content, response.headers)
+        return parsed
+
+    def _retried(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+        """Send until it succeeds, for the few failures that time may heal and that certainly released nothing."""
+        for attempt in range(MAX_RETRIES + 1):
+            try:
+                return self._sent(send)
+            except (UnavailableError, ResourceExhaustedError) as error:
+                pause = _pause(error, attempt)
+                if attempt == MAX_RETRIES or pause > LONGEST_RETRY_SECONDS:
+                    raise
+                self.sleep(pause)
+        raise InternalError("unreachable")
+
+    def _sent(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+        with _translated(self.target.url):
+            response = send()
+            if response.is_success:
+                return response
+            raise error_of(response.status_code, response.read(), response.headers)
+
+
+@contextlib.contextmanager
+def _translated(url: str) -> Iterator[None]:
+    try:
+        yield
+    except httpx.ConnectError as error:
+        raise UnavailableError(
+            f"no gateway answers at {url}: start one with `kala up`, or check the URL",
+            reason="GATEWAY_UNREACHABLE",
+        ) from error
+    except httpx.TimeoutException as error:
+        raise DeadlineExceededError(f"the gateway at {url} did not answer in time") from error
+    except httpx.HTTPError as error:
+        # The request may have been executed: not UNAVAILABLE, which would send it again.
+        raise InternalError(f"the connection to {url} broke: {error}", reason="CONNECTION_LOST") from error
+
+
+def _events(response: httpx.Response) -> Iterator[Mapping[str, Any]]:
+    """The JSON objects of a server-sent event stream; raises when it ends before `[DONE]`."""
+    with _translated(str(response.url)):
+        for line in response.iter_lines():
+            if not line.startswith("data:"):
+                continue
+            data = line.removeprefix("data:").strip()
+            if data == _DONE:
+                return
+            chunk = json.loads(data)
+            if "error" in chunk:
+                raise error_of(int(chunk["error"].get("status") or 500), data.encode(), {})
+            yield chunk
+    raise UnavailableError("the stream ended before the answer was complete", reason="STREAM_CUT")
+
+
+def _pause(error: KalaError, attempt: int) -> float:
+    asked = error.retry_after_seconds
+    return FIRST_RETRY_SECONDS * 2**attempt if asked is None else asked
+
+
+def _provider(provider: str | None) -> dict[str, str]:
+    return {} if provider is None else {PROVIDER_HEADER: provider}
+
+
+def _is_loopback(url: str) -> bool:
+    return httpx.URL(url).host in {"127.0.0.1", "::1", "localhost"}

@@ -1,0 +1,1 @@
+"""The session and configuration classes of the KALA + LM Studio guide, as clients of the guarded pipeline."""

@@ -1,0 +1,156 @@
+"""Every secret of a suite, made once and never overwritten; the public halves lie apart, to be pinned elsewhere."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from kala.audit.note import Signer
+from kala.errors import FailedPreconditionError
+from kala.suite.layout import make_private_directory, write_private_file
+
+SYMMETRIC_KEY_BYTES: Final = 32
+"""AES-256 and HMAC-SHA-256 keys."""
+
+LOG_NAME: Final = "kala.local/audit"
+"""Origin of a log made by `kala up`; an operator gives another name with `kala keys init --log-name`."""
+
+Randomness = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring:
+    """The key files of one suite."""
+
+    private: Path
+    """Folder of the secret files, each 0600."""
+    public: Path
+    """Folder of the public files."""
+
+    @property
+    def ethics_signing_key(self) -> Path:
+        """Ed25519, PKCS 8 PEM: ethics signs clearances with it."""
+        return self.private / "ethics.key"
+
+    @property
+    def ethics_public_key(self) -> Path:
+        """Its public half, PEM: whoever acts on clearances pins it."""
+        return self.public / "ethics.pub"
+
+    @property
+    def audit_log_key(self) -> Path:
+        """A C2SP note signer: the log signs checkpoints with it."""
+        return self.private / "audit-log.key"
+
+    @property
+    def audit_vkey(self) -> Path:
+        """Its public half, a C2SP vkey line: receipts are verified with it."""
+        return self.public / "audit.vkey"
+
+    @property
+    def audit_kek(self) -> Path:
+        """32 bytes: wraps the keys of stored payloads."""
+        return self.private / "audit-kek.key"
+
+    @property
+    def gateway_pepper(self) -> Path:
+        """32 bytes: API keys are hashed and subjects are named with it."""
+        return self.private / "gateway-pepper.key"
+
+    @property
+    def cli_key(self) -> Path:
+        """The plaintext API key of this machine's command line."""
+        return self.private / "cli.key"
+
+    def spool_key(self, part: str) -> Path:
+        """32 bytes: encrypts the records that a part keeps while the audit service is away."""
+        return self.private / f"{part}-spool.key"
+
+
+SPOOLING_PARTS: Final = ("gateway", "ethics", "inference")
+
+
+def make_keyring(
+    private: Path,
+    public: Path,
+    *,
+    log_name: str = LOG_NAME,
+    randomness: Randomness = secrets.token_bytes,
+) -> tuple[Keyring, tuple[Path, ...]]:
+    """Make every key that is missing; what exists is kept, so running this twice changes nothing.
+
+    Returns the keyring and the files that were made.
+    """
+    make_private_directory(private)
+    public.mkdir(mode=0o755, parents=True, exist_ok=True)
+    keyring = Keyring(private, public)
+    made = [
+        *_make_ethics_keys(keyring, randomness),
+        *_make_log_keys(keyring, log_name, randomness),
+    ]
+    symmetric = [
+        keyring.audit_kek,
+        keyring.gateway_pepper,
+        *(keyring.spool_key(part) for part in SPOOLING_PARTS),
+    ]
+    for path in symmetric:
+        if not path.exists():
+            write_private_file(path, randomness(SYMMETRIC_KEY_BYTES))
+            made.append(path)
+    return keyring, tuple(made)
+
+
+def _make_ethics_keys(keyring: Keyring, randomness: Randomness) -> list[Path]:
+    made = []
+    if not keyring.ethics_signing_key.exists():
+        key = Ed25519PrivateKey.from_private_bytes(randomness(SYMMETRIC_KEY_BYTES))
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        write_private_file(keyring.ethics_signing_key, pem)
+        made.append(keyring.ethics_signing_key)
+    private = load_pem_private_key(_read(keyring.ethics_signing_key), password=None)
+    public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return made + _publish(keyring.ethics_public_key, public)
+
+
+def _make_log_keys(keyring: Keyring, log_name: str, randomness: Randomness) -> list[Path]:
+    made = []
+    if not keyring.audit_log_key.exists():
+        signer = Signer.of(log_name, randomness(SYMMETRIC_KEY_BYTES))
+        write_private_file(keyring.audit_log_key, f"{signer.private_text()}\n".encode())
+        made.append(keyring.audit_log_key)
+    signer = Signer.parse(_read(keyring.audit_log_key).decode().strip())
+    return made + _publish(keyring.audit_vkey, f"{signer.verifier}\n".encode())
+
+
+def _publish(path: Path, content: bytes) -> list[Path]:
+    """Write a public half; one that differs from its private half was exchanged, which no start may paper over."""
+    if not path.exists():
+        write_private_file(path, content, mode=0o644)
+        return [path]
+    if _read(path) != content:
+        raise FailedPreconditionError(
+            f"{path} does not belong to the private key beside it; restore the right one from your backup"
+        )
+    return []
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if os.stat(path).st_size > 64 * 1024:  # noqa: PTH116 - one call
+            raise FailedPreconditionError(f"{path} is not a key file")
+        return path.read_bytes()
+    except OSError as error:
+        raise FailedPreconditionError(f"{path} cannot be read: {error.strerror}") from error

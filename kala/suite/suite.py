@@ -1,0 +1,173 @@
+"""One suite in one state directory: prepare what it needs, run it, and leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from kala.errors import FailedPreconditionError, KalaError
+from kala.suite.backups import Database, back_up_before_migration
+from kala.suite.keyring import make_keyring
+from kala.suite.layout import StateLayout, make_private_directory
+from kala.suite.lock import suite_lock
+from kala.suite.parts import GRPC_PARTS, Wiring, parts_of
+from kala.suite.ports import DEFAULT_GATEWAY_PORT, LOOPBACK, free_port, is_free
+from kala.suite.processes import ProcessId, stop
+from kala.suite.record import PartRecord, Phase, SuiteRecord, read_record, write_record
+from kala.suite.supervisor import DEFAULT_LIMITS, STOP_GRACE_SECONDS, STOP_ORDER, Limits, Supervisor
+
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteOptions:
+    """What the caller of `kala up` decides."""
+
+    layout: StateLayout
+    host: str = LOOPBACK
+    port: int | None = None
+    """None takes 8800, or any free port when somebody has that one."""
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    limits: Limits = DEFAULT_LIMITS
+
+
+OnReady = Callable[[SuiteRecord], Awaitable[None]]
+
+
+async def run_suite(
+    options: SuiteOptions,
+    *,
+    on_ready: OnReady,
+    say: Callable[[str], None],
+    stop_when: Callable[[asyncio.Event], Coroutine[None, None, None]] | None = None,
+) -> None:
+    """Run a suite until SIGTERM or SIGINT, or until `stop_when` sets its event.
+
+    Raises SuiteRunningError when one runs there already, StartFailedError when a part does not come up.
+    """
+    layout = options.layout
+    layout.create()
+    with suite_lock(layout):
+        _stop_leftovers(layout)
+        record, wiring = _prepare(options, say)
+        journal = _Journal(layout, record)
+        supervisor = Supervisor(layout, parts_of(wiring), journal, say, options.limits)
+        stopping = _stop_on_signals()
+        watching = asyncio.create_task(stop_when(stopping)) if stop_when is not None else None
+        try:
+            await supervisor.run(stopping, lambda: on_ready(journal.record))
+        except KalaError as error:
+            journal.fail(error.message)
+            raise
+        finally:
+            if watching is not None:
+                watching.cancel()
+            _remove_sockets(wiring)
+
+
+@dataclass(slots=True)
+class _Journal:
+    """Keeps `suite.json` equal to what the supervisor knows."""
+
+    layout: StateLayout
+    record: SuiteRecord
+
+    def __call__(self, phase: Phase, parts: Mapping[str, PartRecord]) -> None:
+        self._write(replace(self.record, phase=phase, parts=dict(parts)))
+
+    def fail(self, problem: str) -> None:
+        self._write(replace(self.record, phase=Phase.FAILED, problem=problem))
+
+    def _write(self, record: SuiteRecord) -> None:
+        if record != self.record or not self.layout.record_file.exists():
+            self.record = record
+            write_record(self.layout, record)
+
+
+def _prepare(options: SuiteOptions, say: Callable[[str], None]) -> tuple[SuiteRecord, Wiring]:
+    layout = options.layout
+    sockets = layout.sockets()
+    make_private_directory(sockets)
+    port, notes = _choose_port(options)
+    keyring, _ = make_keyring(layout.keys, layout.trust)
+    started_at = datetime.now(UTC)
+    copies = back_up_before_migration(
+        (
+            Database(layout.audit_database, "services.audit"),
+            Database(layout.gateway_database, "gateway"),
+        ),
+        layout.backups,
+        stamp=started_at.strftime("%Y%m%dT%H%M%SZ"),
+    )
+    for note in (*notes, *(f"backed up before migration: {copy}" for copy in copies)):
+        say(note)
+    wiring = Wiring(layout, sockets, keyring, options.host, port, options.environment)
+    if not layout.gateway_database.exists():
+        # A key whose hash is gone opens nothing; a new one is made with the new database.
+        layout.cli_key_file.unlink(missing_ok=True)
+    _remove_sockets(wiring)
+    me = ProcessId.of(os.getpid())
+    if me is None:
+        raise FailedPreconditionError("this process cannot see itself; /proc or ps is missing")
+    host = LOOPBACK if options.host in {"0.0.0.0", "::"} else options.host  # noqa: S104 - compared, not bound
+    scheme = "https" if options.environment.get("KALA_GATEWAY_HTTP_CERT_FILE") else "http"
+    netloc = f"[{host}]" if ":" in host else host
+    record = SuiteRecord(
+        phase=Phase.STARTING,
+        supervisor=me,
+        gateway_url=f"{scheme}://{netloc}:{port}",
+        sockets=sockets,
+        started_at=started_at.isoformat(timespec="seconds"),
+        notes=notes,
+    )
+    write_record(layout, record)
+    return record, wiring
+
+
+def _choose_port(options: SuiteOptions) -> tuple[int, tuple[str, ...]]:
+    if options.port is not None:
+        if options.port and not is_free(options.port, options.host):
+            raise FailedPreconditionError(
+                f"port {options.port} is taken by another program; choose another with --port, or leave --port out"
+            )
+        return options.port or free_port(0, options.host), ()
+    port = free_port(DEFAULT_GATEWAY_PORT, options.host)
+    if port == DEFAULT_GATEWAY_PORT:
+        return port, ()
+    return port, (
+        f"port {DEFAULT_GATEWAY_PORT} is taken by another program, so the gateway listens on {port}",
+    )
+
+
+def _stop_leftovers(layout: StateLayout) -> None:
+    """End what a supervisor that was killed has left: two audit services must never share one log."""
+    with contextlib.suppress(KalaError):
+        record = read_record(layout)
+        for name in STOP_ORDER:
+            part = record.parts.get(name) if record is not None else None
+            if part is not None and part.process is not None:
+                stop(part.process, grace_seconds=STOP_GRACE_SECONDS)
+
+
+def _remove_sockets(wiring: Wiring) -> None:
+    """A socket file that nobody listens on would make the next start dial a dead end."""
+    for part in GRPC_PARTS:
+        wiring.socket(part).unlink(missing_ok=True)
+    if wiring.sockets != wiring.layout.run:
+        with contextlib.suppress(OSError):
+            Path(wiring.sockets).rmdir() if not any(wiring.sockets.iterdir()) else None
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, stopping.set)
+    return stopping

@@ -60,9 +60,13 @@ def parse_address(text: str, *, field: str = "address") -> Address:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise InvalidArgumentError(field, f"write an IPv6 address in brackets, as in [::1]:50051, not {text!r}")
+        raise InvalidArgumentError(
+            field, f"write an IPv6 address in brackets, as in [::1]:50051, not {text!r}"
+        )
     if not separator or not host or not (port.isascii() and port.isdigit()) or int(port) > MAX_PORT:
-        raise InvalidArgumentError(field, f"must be unix:/path or host:port with a port up to {MAX_PORT}, not {text!r}")
+        raise InvalidArgumentError(
+            field, f"must be unix:/path or host:port with a port up to {MAX_PORT}, not {text!r}"
+        )
     return TcpAddress(host, int(port))
 
 
@@ -72,5 +76,7 @@ def _unix_address(path: str, field: str) -> UnixAddress:
     if not path.startswith("/"):
         raise InvalidArgumentError(field, f"the socket's path must be absolute, not {path!r}")
     if len(path.encode()) > MAX_UNIX_PATH_BYTES:
-        raise InvalidArgumentError(field, f"the socket's path is longer than {MAX_UNIX_PATH_BYTES} bytes: {path}")
+        raise InvalidArgumentError(
+            field, f"the socket's path is longer than {MAX_UNIX_PATH_BYTES} bytes: {path}"
+        )
     return UnixAddress(path)

@@ -106,7 +106,9 @@ def service_config(idempotent: Collection[str]) -> str:
 def _method_name(method: str) -> dict[str, str]:
     service, _, name = method.removeprefix("/").partition("/")
     if not service or not name:
-        raise InvalidArgumentError("idempotent", f"must hold names like /package.Service/Method, not {method!r}")
+        raise InvalidArgumentError(
+            "idempotent", f"must hold names like /package.Service/Method, not {method!r}"
+        )
     return {"service": service, "method": name}
 
 
@@ -145,7 +147,9 @@ class _BoundedCall:
 
     __slots__ = ("_call", "_peer", "_timeout_seconds")
 
-    def __init__(self, call: Any, peer_name: str, timeout_seconds: float) -> None:  # Any: one of four call kinds
+    def __init__(
+        self, call: Any, peer_name: str, timeout_seconds: float
+    ) -> None:  # Any: one of four call kinds
         self._call = call
         self._peer = (PEER_METADATA_KEY, peer_name)
         self._timeout_seconds = timeout_seconds
@@ -154,7 +158,7 @@ class _BoundedCall:
         self,
         request: Any = None,  # Any: a message, an iterator of messages, or None to write them one by one
         *,
-        timeout: Timeout = None,  # noqa: ASYNC109 - gRPC's own parameter
+        timeout: Timeout = None,
         metadata: Pairs | None = None,
         **options: Any,  # Any: credentials, wait_for_ready, compression
     ) -> Any:  # Any: the call object of the kind

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,16 +19,21 @@ SHAVE_SECONDS: Final = 0.05
 _deadline: ContextVar[float | None] = ContextVar("kala_deadline", default=None)
 
 
+def time_left(context: Context) -> float | None:
+    """Give the seconds until the caller's deadline; None when it set none."""
+    # The stub says float, but grpc gives None for a call without a deadline.
+    return cast("float | None", context.time_remaining())
+
+
 def remaining(context: Context, *, shave_seconds: float = SHAVE_SECONDS) -> float | None:
     """Give the seconds that the next hop may take, never below zero; None when the caller set no deadline."""
-    left = context.time_remaining()
-    # The stub says float, but grpc gives None for a call without a deadline.
+    left = time_left(context)
     return None if left is None else max(0.0, left - shave_seconds)
 
 
 def remember_deadline(context: Context) -> None:
     """Let every call made from this task on end before the RPC of `context` does."""
-    left = context.time_remaining()
+    left = time_left(context)
     _deadline.set(None if left is None else time.monotonic() + left)
 
 

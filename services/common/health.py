@@ -46,7 +46,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
             self._is_closed = True
             self._changed.notify_all()
 
-    async def Check(
+    async def Check(  # noqa: N802 - the contract's name
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> health_pb2.HealthCheckResponse:
         """Answer once; a service that this server lacks is NOT_FOUND."""
@@ -54,7 +54,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
             await abort(context, NotFoundError(f"this server has no service {request.service!r}"))
         return self._response(request.service)
 
-    async def Watch(
+    async def Watch(  # noqa: N802 - the contract's name
         self,
         request: health_pb2.HealthCheckRequest,
         context: Context,  # noqa: ARG002 - the servicer's signature
@@ -66,9 +66,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
             if is_last:
                 return
             async with self._changed:
-                await self._changed.wait_for(
-                    lambda response=response: self._is_closed or self._response(request.service) != response
-                )
+                while not self._is_closed and self._response(request.service) == response:
+                    await self._changed.wait()
 
     def _response(self, service: str) -> health_pb2.HealthCheckResponse:
         if service not in self._services:

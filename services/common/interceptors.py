@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Never
+from typing import TYPE_CHECKING, Any, Final, Never, TypeAlias
 
 import grpc
 
@@ -26,7 +27,7 @@ from kala.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from services.common.deadlines import remember_deadline
+from services.common.deadlines import remember_deadline, time_left
 from services.common.peers import Context, Peer, peer_of
 from services.common.status import abort, code_of, from_code
 from services.common.tracing import TRACEPARENT_KEY, TraceContext, parse_traceparent
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 # What serves every RPC cannot know the message types of any: hence Any in the signatures below.
 Message = Any
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 Guard = Callable[[Message, Peer, Context], Awaitable[None]]
 """Checks a request before its handler sees it and raises ClearanceError; runs in the handler's task."""
@@ -74,6 +75,42 @@ class CallPolicy:
     on_administrative: Callable[[str, Peer, bool], Awaitable[None]] = _unrecorded_act
 
 
+class CallGate:
+    """Counts the calls that run, and once closed lets no more in."""
+
+    __slots__ = ("_idle", "_is_closed", "_running")
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._is_closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def enter(self) -> None:
+        """Count a call in; refused calls count too, until `leave`."""
+        self._running += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """Count a call out."""
+        self._running -= 1
+        if self._running == 0:
+            self._idle.set()
+
+    def close(self) -> None:
+        """Refuse every call from now on."""
+        self._is_closed = True
+
+    def check(self) -> None:
+        """Raise UnavailableError, which a client may retry elsewhere, once closed."""
+        if self._is_closed:
+            raise UnavailableError("this server is stopping", reason="STOPPING")
+
+    async def wait_until_idle(self) -> None:
+        """Return when no call runs."""
+        await self._idle.wait()
+
+
 @dataclass(frozen=True, slots=True)
 class CallPass:
     """Wraps the handlers of one server."""
@@ -81,6 +118,7 @@ class CallPass:
     policy: CallPolicy
     allowed_peers: frozenset[str]
     telemetry: RpcTelemetry
+    gate: CallGate
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """Compose the pass around a handler of any of the four kinds."""
@@ -89,6 +127,7 @@ class CallPass:
             policy=self.policy,
             allowed_peers=self.allowed_peers,
             telemetry=self.telemetry.of_method(method),
+            gate=self.gate,
             guard=self.policy.guard_for(method),
             is_administrative=method in self.policy.administrative,
         )
@@ -99,7 +138,9 @@ class CallPass:
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(passed.around_unary(handler.unary_unary), **codec)
         if handler.stream_unary is not None:
-            return grpc.stream_unary_rpc_method_handler(passed.around_unary(handler.stream_unary, streams=True), **codec)
+            return grpc.stream_unary_rpc_method_handler(
+                passed.around_unary(handler.stream_unary, streams=True), **codec
+            )
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(passed.around_stream(handler.unary_stream), **codec)
         if handler.stream_stream is not None:
@@ -124,6 +165,7 @@ class _MethodPass:
     policy: CallPolicy
     allowed_peers: frozenset[str]
     telemetry: MethodTelemetry
+    gate: CallGate
     guard: Guard | None
     is_administrative: bool
 
@@ -134,7 +176,7 @@ class _MethodPass:
                 admitted = await self._admit(call, request, streams=streams)
                 response = await behaviour(admitted, context)
                 await self._succeed(call)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - this is where every error ends
                 await self._fail(call, error)
             self._end(call, grpc.StatusCode.OK.name)
             return response
@@ -157,18 +199,20 @@ class _MethodPass:
                 else:
                     await result
                 await self._succeed(call)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - this is where every error ends
                 await self._fail(call, error)
             self._end(call, grpc.StatusCode.OK.name)
 
         return pass_stream
 
     def _begin(self, context: Context) -> _Call:
+        self.gate.enter()
         call = _Call(context, self.telemetry.begin(_parent_of(context)))
         remember_deadline(context)
         return call
 
     async def _admit(self, call: _Call, request: Message, *, streams: bool) -> Message:
+        self.gate.check()
         call.peer = peer = peer_of(call.context)
         if peer.part not in self.allowed_peers or not self.policy.may_call(self.method, peer):
             raise PermissionDeniedError(f"{peer} may not call {self.method}", reason="PEER_NOT_ALLOWED")
@@ -189,9 +233,9 @@ class _MethodPass:
         if not self.is_administrative or call.peer is None:
             return
         try:
-            await self.policy.on_administrative(self.method, call.peer, True)  # noqa: FBT003 - its two outcomes
+            await self.policy.on_administrative(self.method, call.peer, True)
         except Exception as error:
-            self._note_unrecorded()
+            self._note_unrecorded(error)
             # No audit append means no answer, even though the act is done: the caller must not build on it.
             raise UnavailableError(
                 "the call could not be recorded in the audit log", reason="AUDIT_UNAVAILABLE"
@@ -200,8 +244,10 @@ class _MethodPass:
     async def _fail(self, call: _Call, error: BaseException) -> Never:
         """Judge, record and answer a call that raised; always raises."""
         outcome = self._outcome_of(call, error)
-        await self._record_failure(call, outcome)
-        self._end(call, code_of(outcome).name, outcome.reason)
+        try:
+            await self._record_failure(call, outcome)
+        finally:
+            self._end(call, code_of(outcome).name, outcome.reason)
         if isinstance(error, grpc.aio.AbortError) or _ends_by_itself(error):
             raise error
         await abort(call.context, outcome)
@@ -212,14 +258,18 @@ class _MethodPass:
         if isinstance(error, grpc.aio.AbortError):
             return from_code(call.context.code(), call.context.details() or "")
         if _ends_by_itself(error):
-            left = call.context.time_remaining()
+            left = time_left(call.context)
             is_late = left is not None and left <= 0
-            return DeadlineExceededError("the deadline passed") if is_late else CancelledError("the caller went away")
+            return (
+                DeadlineExceededError("the deadline passed")
+                if is_late
+                else CancelledError("the caller went away")
+            )
         self.telemetry.log.error(
             "unexpected exception",
             method=self.method,
             trace_id=call.observed.span.context.trace_id,
-            exc_info=error,
+            exception=_traceback_of(error),
         )
         return InternalError(INTERNAL_MESSAGE)
 
@@ -228,18 +278,18 @@ class _MethodPass:
             if isinstance(outcome, PermissionDeniedError | UnauthenticatedError):
                 await self.policy.on_denied(self.method, call.peer, outcome)
             elif self.is_administrative and call.peer is not None:
-                await self.policy.on_administrative(self.method, call.peer, False)  # noqa: FBT003 - see above
-        except Exception:
-            # The call fails anyway, so nothing was done that lacks a record.
-            self._note_unrecorded()
+                await self.policy.on_administrative(self.method, call.peer, False)
+        except Exception as error:  # noqa: BLE001 - logged, and the call fails anyway
+            self._note_unrecorded(error)
 
-    def _note_unrecorded(self) -> None:
+    def _note_unrecorded(self, error: Exception) -> None:
         self.telemetry.audit_failures.inc()
-        self.telemetry.log.exception("audit record lost", method=self.method)
+        self.telemetry.log.error("audit record lost", method=self.method, exception=_traceback_of(error))
 
     def _end(self, call: _Call, code: str, reason: str = "") -> None:
         peer = UNKNOWN_PEER if call.peer is None else call.peer.name
         self.telemetry.end(call.observed, code=code, peer=peer, reason=reason)
+        self.gate.leave()
 
 
 def _ends_by_itself(error: BaseException) -> bool:
@@ -248,6 +298,11 @@ def _ends_by_itself(error: BaseException) -> bool:
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
     return not isinstance(error, Exception)
+
+
+def _traceback_of(error: BaseException) -> str:
+    """Format here and plainly: structlog's default would print local variables, which hold prompts and keys."""
+    return "".join(traceback.format_exception(error))
 
 
 def _parent_of(context: Context) -> TraceContext | None:

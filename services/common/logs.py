@@ -6,11 +6,11 @@ carries them by mistake.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from typing import TYPE_CHECKING, Final, Literal, TextIO
 
-import orjson
 import structlog
 from structlog.contextvars import bind_contextvars
 
@@ -93,4 +93,4 @@ def _renderer(*, as_json: bool) -> list[Processor]:
 
 
 def _to_json(line: EventDict, **_options: object) -> str:
-    return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    return json.dumps(line, default=str, ensure_ascii=False, separators=(",", ":"))

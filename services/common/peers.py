@@ -98,6 +98,12 @@ def _first(auth: Mapping[str, Iterable[bytes]], key: str) -> str:
 def _checked(name: str | bytes, source: str) -> str:
     if not isinstance(name, str) or not name:
         raise UnauthenticatedError(f"the caller has no name: its {source} gives none")
-    if len(name) > _MAX_NAME_LENGTH or not name.isascii() or not name.isprintable() or ":" in name or " " in name:
+    if (
+        len(name) > _MAX_NAME_LENGTH
+        or not name.isascii()
+        or not name.isprintable()
+        or ":" in name
+        or " " in name
+    ):
         raise UnauthenticatedError(f"the caller's name in its {source} is not a host name")
     return name

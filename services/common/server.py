@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -21,7 +21,7 @@ from services.common import unix_socket
 from services.common.addresses import TcpAddress, UnixAddress, parse_address
 from services.common.event_loop import wait_for_stop_signal
 from services.common.health import HealthServicer
-from services.common.interceptors import CallPass, CallPolicy, Handler
+from services.common.interceptors import CallGate, CallPass, CallPolicy, Handler
 from services.common.telemetry import RpcTelemetry
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ MIN_PING_INTERVAL_MILLIS: Final = 10_000
 
 MAX_METADATA_BYTES: Final = 32 * 1024
 """Trailers carry the message percent-encoded and once more in the details, see `status.MAX_MESSAGE_BYTES`."""
+
+FAREWELL_SECONDS: Final = 0.1
+"""How long the last word of a health Watch may take to go out."""
 
 CANCEL_WAIT_SECONDS: Final = 5.0
 """How long cancelled handlers may take to unwind after the drain."""
@@ -86,11 +89,13 @@ async def serving(
 
     Raises FailedPreconditionError when the address cannot be used.
     """
+    gate = CallGate()
     routes = _Routes(
         CallPass(
             policy=CallPolicy() if policy is None else policy,
             allowed_peers=frozenset(settings.allowed_peers),
             telemetry=RpcTelemetry() if telemetry is None else telemetry,
+            gate=gate,
         )
     )
     for register in registrations:
@@ -105,14 +110,22 @@ async def serving(
     try:
         yield ServerHandle(address, port, health)
     finally:
-        await _drain(server, health, settings)
+        await _drain(server, health, gate, settings)
 
 
-async def _drain(server: grpc.aio.Server, health: HealthServicer, settings: GrpcServerSettings) -> None:
+async def _drain(
+    server: grpc.aio.Server, health: HealthServicer, gate: CallGate, settings: GrpcServerSettings
+) -> None:
     await health.set(is_serving=False)
     await asyncio.sleep(settings.balancer_wait_seconds)
+    # grpc.aio answers CANCELLED, which no client may retry, to a call that meets its stop(); the gate answers
+    # UNAVAILABLE, and stop() comes when clients have heard that they should not call.
+    gate.close()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(settings.drain_seconds):
+            await gate.wait_until_idle()
     await health.close()
-    await server.stop(settings.drain_seconds)
+    await server.stop(FAREWELL_SECONDS)
     # stop() returns when the calls are cancelled, not when their handlers have unwound.
     await server.wait_for_termination(CANCEL_WAIT_SECONDS)
 
@@ -157,7 +170,7 @@ def _options(settings: GrpcServerSettings) -> list[tuple[str, int]]:
     return options
 
 
-class _Routes(grpc.GenericRpcHandler[Any, Any]):
+class _Routes(grpc.GenericRpcHandler):
     """Finds the wrapped handler of a method; wraps each on its first call and keeps it.
 
     Takes registrations in the place of a server, so that no servicer can be served unwrapped.
@@ -166,10 +179,10 @@ class _Routes(grpc.GenericRpcHandler[Any, Any]):
     def __init__(self, call_pass: CallPass) -> None:
         self.services: list[str] = []
         self._call_pass = call_pass
-        self._inner: list[grpc.GenericRpcHandler[Any, Any]] = []
+        self._inner: list[grpc.GenericRpcHandler] = []
         self._wrapped: dict[str, Handler] = {}
 
-    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler[Any, Any]]) -> None:
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         """Take the handlers of one service."""
         for handler in handlers:
             self._inner.append(handler)

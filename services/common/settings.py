@@ -34,6 +34,9 @@ ENV_FILE: Final = ".env"
 DEFAULT_DRAIN_SECONDS: Final = 10.0
 """A judged chat turn rarely takes longer, and Kubernetes' default grace period is 30 s."""
 
+DEFAULT_BALANCER_WAIT_SECONDS: Final = 0.1
+"""Clients with an open health Watch hear of a stop in a few milliseconds; give a slow one some room."""
+
 DEFAULT_MAX_MESSAGE_BYTES: Final = 36 * 1024 * 1024
 """A request body of 32 MiB with images, and room for what the gateway wraps around it."""
 
@@ -55,16 +58,17 @@ class Aliases:
 
 
 def aliases(*names: str) -> Aliases:
-    """Declare aliases: `url: Annotated[str, aliases("LM_STUDIO_BASE_URL", "LMSTUDIO_HOST")] = …`."""
+    """Name further variables that set a field.
+
+    In use: `url: Annotated[str, aliases("LM_STUDIO_BASE_URL")] = "…"`.
+    """
     return Aliases(names)
 
 
 class ServiceSettings(BaseSettings):
     """The base of every process's settings: frozen, and filled only by its arguments; `load` reads the layers."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
-    )
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def settings_customise_sources(
@@ -90,10 +94,12 @@ class ProcessSettings(ServiceSettings):
     ] = "auto"
     metrics_host: Annotated[str, Field(description="Address that serves /metrics.")] = "127.0.0.1"
     metrics_port: Annotated[
-        int | None, Field(ge=0, le=65535, description="Port of /metrics; 0 takes a free one, `off` serves none.")
+        int | None,
+        Field(ge=0, le=65535, description="Port of /metrics; 0 takes a free one, `off` serves none."),
     ] = None
     otlp_endpoint: Annotated[
-        str | None, Field(description="OTLP gRPC collector for traces, `http://host:4317`; unset means no tracing.")
+        str | None,
+        Field(description="OTLP gRPC collector for traces, `http://host:4317`; unset means no tracing."),
     ] = None
 
 
@@ -104,12 +110,12 @@ class GrpcServerSettings(ProcessSettings):
     allowed_peers: Annotated[
         tuple[str, ...], Field(description="Parts that may call, by bare name; empty means nobody.")
     ] = ()
-    drain_seconds: Annotated[float, Field(ge=0, description="How long running calls may go on after a stop.")] = (
-        DEFAULT_DRAIN_SECONDS
-    )
+    drain_seconds: Annotated[
+        float, Field(ge=0, description="How long running calls may go on after a stop.")
+    ] = DEFAULT_DRAIN_SECONDS
     balancer_wait_seconds: Annotated[
         float, Field(ge=0, description="How long to serve on after health says NOT_SERVING.")
-    ] = 0.0
+    ] = DEFAULT_BALANCER_WAIT_SECONDS
     max_message_bytes: Annotated[int, Field(ge=1024, description="Largest message, both ways.")] = (
         DEFAULT_MAX_MESSAGE_BYTES
     )
@@ -121,8 +127,12 @@ class GrpcServerSettings(ProcessSettings):
     ] = DEFAULT_CONNECTION_AGE_GRACE_SECONDS
     tls_cert_file: Annotated[Path | None, Field(description="PEM chain of this part.")] = None
     tls_key_file: Annotated[Path | None, Field(description="PEM key of this part.")] = None
-    tls_ca_file: Annotated[Path | None, Field(description="PEM of the authority that signs every part.")] = None
-    audit_address: Annotated[str | None, Field(description="The audit service, for denials and administration.")] = None
+    tls_ca_file: Annotated[Path | None, Field(description="PEM of the authority that signs every part.")] = (
+        None
+    )
+    audit_address: Annotated[
+        str | None, Field(description="The audit service, for denials and administration.")
+    ] = None
 
     @property
     def tls(self) -> TlsFiles | None:
@@ -136,7 +146,7 @@ class GrpcServerSettings(ProcessSettings):
         given = [name for name in _TLS_FIELDS if getattr(self, name) is not None]
         if given and len(given) < len(_TLS_FIELDS):
             missing = ", ".join(name for name in _TLS_FIELDS if name not in given)
-            raise ValueError(f"TLS needs all three files; {missing} is not set")  # noqa: TRY003 - pydantic's protocol
+            raise ValueError(f"TLS needs all three files; {missing} is not set")
         try:
             address = parse_address(self.address)
             if self.audit_address is not None:
@@ -144,7 +154,7 @@ class GrpcServerSettings(ProcessSettings):
         except InvalidArgumentError as error:
             raise ValueError(error.message) from error
         if not given and not address.is_local:
-            raise ValueError(  # noqa: TRY003 - pydantic's protocol
+            raise ValueError(
                 f"address {self.address} can be reached from other machines, so tls_cert_file, tls_key_file and "
                 "tls_ca_file must be set"
             )
@@ -232,7 +242,9 @@ def _yaml_layer(known: Sequence[Known], section: str, environ: Mapping[str, str]
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         if named:
-            raise InvalidArgumentError(CONFIG_VARIABLE, f"names a file that does not exist: {named}") from None
+            raise InvalidArgumentError(
+                CONFIG_VARIABLE, f"names a file that does not exist: {named}"
+            ) from None
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgumentError(str(path), "cannot be read as text") from error
@@ -244,7 +256,9 @@ def _env_file(cwd: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     # No interpolation: a value in .env means the same as the same value in the environment.
-    return {name: value for name, value in dotenv_values(path, interpolate=False).items() if value is not None}
+    return {
+        name: value for name, value in dotenv_values(path, interpolate=False).items() if value is not None
+    }
 
 
 def _parsed(sourced: Sourced, field: FieldInfo) -> object:

@@ -45,6 +45,7 @@ class Known:
 
     @property
     def flag(self) -> str:
+        """The command line's spelling."""
         return "--" + self.field.replace("_", "-")
 
 
@@ -52,7 +53,7 @@ Layer = Mapping[str, Sourced]
 
 
 def is_service_link(suffix: str, value: str) -> bool:
-    """Tell whether `KALA_X_<suffix>=value` is one that Kubernetes injects for a Service called kala-x…"""
+    """Tell whether `KALA_X_<suffix>=value` is one that Kubernetes injects for a Service called kala-x or kala-x-y."""
     match = _LINK_NAME.fullmatch(suffix)
     if match is None:
         return False
@@ -96,7 +97,9 @@ def _take_aliases(environ: Mapping[str, str], field: Known, values: dict[str, So
             )
 
 
-def from_yaml(text: str, known: Sequence[Known], *, section: str, sections: Sequence[str], path: str) -> Layer:
+def from_yaml(
+    text: str, known: Sequence[Known], *, section: str, sections: Sequence[str], path: str
+) -> Layer:
     """Read one section of a kala.yaml; the file's other sections belong to other processes."""
     try:
         document = yaml.safe_load(text)
@@ -141,7 +144,8 @@ def from_flags(argv: Sequence[str], known: Sequence[Known], *, section: str) -> 
             raise _unknown(flag, section, flag, list(flags))
         if field.is_secret:
             raise InvalidArgumentError(
-                flag, f"is a secret and other users can read flags; set {field.variables[0]} or a file instead"
+                flag,
+                f"is a secret and other users can read flags; set {field.variables[0]} or a file instead",
             )
         values[field.field] = Sourced(value if has_value else _next_value(words, field, flag), flag)
     return values

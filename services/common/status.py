@@ -157,14 +157,15 @@ def _read_details(
     info, field, retry_after_seconds = None, "", None
     for detail in _status_of(trailers).details:
         try:
-            if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-                info = error_details_pb2.ErrorInfo.FromString(detail.value)
-            elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-                violations = error_details_pb2.BadRequest.FromString(detail.value).field_violations
-                field = violations[0].field if violations else ""
-            elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-                delay = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
-                retry_after_seconds = delay.ToNanoseconds() / 1e9
+            match detail.TypeName():
+                case "google.rpc.ErrorInfo":
+                    info = error_details_pb2.ErrorInfo.FromString(detail.value)
+                case "google.rpc.BadRequest":
+                    violations = error_details_pb2.BadRequest.FromString(detail.value).field_violations
+                    field = violations[0].field if violations else ""
+                case "google.rpc.RetryInfo":
+                    delay = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
+                    retry_after_seconds = delay.ToNanoseconds() / 1e9
         except DecodeError:
             continue
     return info, field, retry_after_seconds

@@ -128,11 +128,11 @@ class OtlpTracer:
 
     def __init__(self, *, part: str, endpoint: str) -> None:
         # Imported here because without a collector the SDK must cost no memory and no start-up time.
-        from opentelemetry import trace  # noqa: PLC0415
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
-        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+        from opentelemetry import trace
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         self._trace = trace
         self._provider = TracerProvider(resource=Resource.create({"service.name": f"kala-{part}"}))
@@ -143,7 +143,9 @@ class OtlpTracer:
     def begin(self, name: str, parent: TraceContext | None) -> Span:
         """Start a recorded server span."""
         otel = self._trace
-        carried = None if parent is None else otel.set_span_in_context(otel.NonRecordingSpan(_to_otel(parent)))
+        carried = (
+            None if parent is None else otel.set_span_in_context(otel.NonRecordingSpan(_to_otel(parent)))
+        )
         span = self._tracer.start_span(name, context=carried, kind=otel.SpanKind.SERVER)
         ids = span.get_span_context()
         return _RecordedSpan(
@@ -157,10 +159,12 @@ class OtlpTracer:
 
 
 def _to_otel(context: TraceContext) -> trace.SpanContext:
-    from opentelemetry import trace  # noqa: PLC0415 - see OtlpTracer
+    from opentelemetry import trace
 
     flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if context.sampled else trace.TraceFlags.DEFAULT)
-    return trace.SpanContext(int(context.trace_id, 16), int(context.span_id, 16), is_remote=True, trace_flags=flags)
+    return trace.SpanContext(
+        int(context.trace_id, 16), int(context.span_id, 16), is_remote=True, trace_flags=flags
+    )
 
 
 def open_tracer(*, part: str, endpoint: str | None) -> Tracer:

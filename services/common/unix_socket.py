@@ -22,7 +22,9 @@ def prepare(path: str) -> None:
     try:
         found = directory.stat()
     except OSError as error:
-        raise FailedPreconditionError(f"{directory}: the socket's directory cannot be used: {error.strerror}") from error
+        raise FailedPreconditionError(
+            f"{directory}: the socket's directory cannot be used: {error.strerror}"
+        ) from error
     if found.st_uid != os.geteuid() or found.st_mode & OTHERS:
         raise FailedPreconditionError(
             f"{directory}: the socket's directory must be private to its owner; run chmod 700 on it"

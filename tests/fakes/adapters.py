@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -22,6 +23,7 @@ from kala.audit.receipt import receipt_text
 from kala.common.v1 import adapter_pb2 as pb
 from kala.common.v1 import gate_pb2, measurement_pb2
 from kala.common.v1.reference_pb2 import ContentReference
+from kala.errors import VerificationError
 from services.common import adapter_manifest as am
 from services.common.adapter_weights import CONFIG_FILE, WEIGHTS_FILE
 from services.common.file_set import file_set_digest
@@ -292,3 +294,28 @@ class AdapterWorld:
 
     def read(self, name: str, limit: int) -> bytes:
         return self.files[name][:limit]
+
+
+def verify(world: AdapterWorld, signed: pb.SignedAdapterManifest | None = None, names=None, **policy):
+    signed = world.signed() if signed is None else signed
+    names = [*world.files, am.MANIFEST_FILE] if names is None else names
+    return am.verify_adapter(signed, names, world.read, trust=world.trust(), policy=world.policy(**policy))
+
+
+def refused(
+    world: AdapterWorld, match: str, signed: pb.SignedAdapterManifest | None = None, names=None, **policy
+):
+    with pytest.raises(VerificationError, match=match):
+        verify(world, signed, names, **policy)
+
+
+def set_field(path: str, value: object):
+    """A change of one field, by its dotted path."""
+    *parents, name = path.split(".")
+
+    def change(message):
+        for parent in parents:
+            message = message[int(parent)] if parent.isdigit() else getattr(message, parent)
+        setattr(message, name, value)
+
+    return change

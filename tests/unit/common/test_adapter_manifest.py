@@ -22,26 +22,16 @@ from tests.fakes.adapters import (
     peft_config,
     profile_file,
     public,
+    refused,
     safetensors,
+    set_field,
     tensors,
+    verify,
 )
 
 OTHER = sha256(b"something else").digest()
 # An unknown field: number 999, a varint.
 UNKNOWN = b"\xb8\x3e\x01"
-
-
-def verify(world: AdapterWorld, signed: pb.SignedAdapterManifest | None = None, names=None, **policy):
-    signed = world.signed() if signed is None else signed
-    names = [*world.files, am.MANIFEST_FILE] if names is None else names
-    return am.verify_adapter(signed, names, world.read, trust=world.trust(), policy=world.policy(**policy))
-
-
-def refused(
-    world: AdapterWorld, match: str, signed: pb.SignedAdapterManifest | None = None, names=None, **policy
-):
-    with pytest.raises(VerificationError, match=match):
-        verify(world, signed, names, **policy)
 
 
 def test_a_valid_adapter_is_returned_with_the_bytes_that_were_checked():
@@ -138,18 +128,6 @@ def test_bytes_that_are_no_manifest_are_refused(data: bytes):
     refused(AdapterWorld(on_manifest=lambda m: setattr(m, "adapter", data)), "adapter: ")
 
 
-def _set(path: str, value: object):
-    """A change of one field, by its dotted path."""
-    *parents, name = path.split(".")
-
-    def change(message):
-        for parent in parents:
-            message = message[int(parent)] if parent.isdigit() else getattr(message, parent)
-        setattr(message, name, value)
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("path", "value", "match"),
     [
@@ -189,7 +167,7 @@ def _set(path: str, value: object):
 def test_a_description_that_makes_no_sense_is_refused_though_it_is_signed(
     path: str, value: object, match: str
 ):
-    refused(AdapterWorld(on_description=_set(path, value)), match)
+    refused(AdapterWorld(on_description=set_field(path, value)), match)
 
 
 def test_modules_in_full_are_only_for_classifiers_and_never_embeddings():
@@ -211,86 +189,6 @@ def test_a_classifier_with_labels_and_a_head_passes():
     world.files[WEIGHTS_FILE] = safetensors({**tensors(), "base_model.model.score.weight": [3, 4]})
     world.files[CONFIG_FILE] = peft_config(modules_to_save=["score"])
     assert list(verify(world).description.labels) == ["supported", "refuted", "unsure"]
-
-
-# --- base, lineage, revocation --------------------------------------------------------------------------------------
-
-
-def test_another_base_is_refused():
-    world = AdapterWorld()
-    signed = world.signed()
-    refused(world, "adapter: base digest", signed, base_digest=OTHER)
-
-
-def _with_ancestor(world_base: list[bytes], **changes):
-    def change(description: pb.AdapterDescription) -> None:
-        root = sha256(b"root").digest()
-        world_base.append(description.base.digest)
-        description.base.root_digest = root
-        ancestor = pb.Ancestor(
-            name="adapters/constitution@1", adapter_digest=OTHER, base_digest=root,
-            merged_digest=description.base.digest, stage=pb.ADAPTER_STAGE_CONSTITUTIONAL,
-        )  # fmt: skip
-        for name, value in changes.items():
-            setattr(ancestor, name, value)
-        description.ancestors.append(ancestor)
-
-    return change
-
-
-def test_an_unbroken_lineage_passes():
-    world = AdapterWorld(on_description=_with_ancestor([]))
-    assert verify(world).description.ancestors[0].name == "adapters/constitution@1"
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"base_digest": OTHER}, r"ancestors\[0\]: base digest"),
-        ({"merged_digest": OTHER}, "the base that they lead to"),
-        ({"adapter_digest": b""}, r"ancestors\[0\]: adapter digest"),
-        ({"name": "constitution"}, "no proper name"),
-    ],
-)
-def test_a_broken_lineage_is_refused(changes: dict[str, object], match: str):
-    refused(AdapterWorld(on_description=_with_ancestor([], **changes)), match)
-
-
-def test_a_root_that_no_ancestor_explains_is_refused():
-    refused(AdapterWorld(on_description=_set("base.root_digest", OTHER)), "the base that they lead to")
-
-
-def test_a_revoked_adapter_is_refused():
-    world = AdapterWorld()
-    signed = world.signed()
-    refused(world, "adapters/new-task@1 is revoked", signed, revoked=frozenset({world.digest}))
-
-
-def test_what_is_built_on_a_revoked_adapter_is_refused():
-    world = AdapterWorld(on_description=_with_ancestor([]))
-    refused(world, "ancestor adapters/constitution@1 is revoked", revoked=frozenset({OTHER}))
-
-
-def _revocations(serial: int = 3, digest: bytes = OTHER) -> pb.SignedRevocationList:
-    revocation = pb.Revocation(adapter_digest=digest, reason="it lied")
-    return am.sign_revocations(pb.RevocationList(schema=1, serial=serial, revocations=[revocation]), TRAINER)
-
-
-def test_a_signed_list_of_revocations_is_returned():
-    revocations = am.verify_revocations(_revocations(), public(TRAINER), min_serial=3)
-    assert [item.adapter_digest for item in revocations.revocations] == [OTHER]
-
-
-def test_an_older_list_of_revocations_is_refused_because_it_hides_some():
-    with pytest.raises(VerificationError, match="serial 3, but 4 was seen"):
-        am.verify_revocations(_revocations(), public(TRAINER), min_serial=4)
-
-
-def test_a_forged_or_broken_list_of_revocations_is_refused():
-    with pytest.raises(VerificationError, match="no trusted key"):
-        am.verify_revocations(_revocations(), public(key("stranger")))
-    with pytest.raises(VerificationError, match="adapter digest 0"):
-        am.verify_revocations(_revocations(digest=b"x"), public(TRAINER))
 
 
 # --- gates, as seen from the manifest (test_gates.py has the rest) --------------------------------------------------
@@ -349,14 +247,14 @@ def test_one_accepted_gate_is_enough_but_all_must_be_genuine():
 def test_the_gate_of_another_adapter_is_refused():
     world = AdapterWorld()
     manifest = pb.AdapterManifest.FromString(world.signed().manifest)
-    other = AdapterWorld(on_description=_set("summary", "another adapter"))
+    other = AdapterWorld(on_description=set_field("summary", "another adapter"))
     other.signed()
     manifest.gates[0].CopyFrom(other.evidence())
     refused(world, r"gates\[0\].result: adapter digest", am.sign_manifest(manifest, TRAINER))
 
 
 def test_a_gate_recorded_by_another_peer_is_refused():
-    refused(AdapterWorld(on_manifest=_set("issuer", "local:stranger")), f"was recorded by {ISSUER}")
+    refused(AdapterWorld(on_manifest=set_field("issuer", "local:stranger")), f"was recorded by {ISSUER}")
 
 
 @pytest.mark.parametrize(

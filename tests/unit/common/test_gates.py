@@ -10,25 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kala.common.v1 import gate_pb2, measurement_pb2
-from kala.errors import InvalidArgumentError, VerificationError
-from services.common import adapter_manifest as am
+from kala.errors import InvalidArgumentError
 from services.common.gate_profile import holds, read_profile
 from services.common.wilson import wilson_bounds_micros
-from tests.fakes.adapters import TOOLS, AdapterWorld, key, profile_file
+from tests.fakes.adapters import TOOLS, AdapterWorld, key, profile_file, refused
 
 OTHER = sha256(b"something else").digest()
-
-
-def verify(world: AdapterWorld, **policy):
-    signed = world.signed()
-    return am.verify_adapter(
-        signed, world.files, world.read, trust=world.trust(), policy=world.policy(**policy)
-    )
-
-
-def refused(world: AdapterWorld, match: str, **policy):
-    with pytest.raises(VerificationError, match=match):
-        verify(world, **policy)
 
 
 def _metric(index: int, **values):

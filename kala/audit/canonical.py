@@ -17,7 +17,7 @@ MAX_INTEGER: Final = (1 << 53) - 1
 # A leaf nests 4 levels deep; the bound keeps a hostile input from exhausting the stack.
 MAX_DEPTH: Final = 16
 
-Json: TypeAlias = "None | bool | int | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | str | list[Json] | dict[str, Json] | None"
 
 _encode: Final = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"), check_circular=False
@@ -76,7 +76,7 @@ def check(value: Json, depth: int = 0) -> None:
 
 def _check_keys(value: dict[str, Json]) -> None:
     for key in value:
-        if not isinstance(key, str) or not key.isascii():
+        if not key.isascii():
             raise VerificationError("the keys of canonical JSON are ASCII strings")
 
 

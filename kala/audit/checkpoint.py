@@ -8,10 +8,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from kala.audit.merkle import HASH_BYTES
-from kala.audit.note import decode_base64, open_note, parse_decimal
+from kala.audit.note import Verifier, decode_base64, open_note, parse_decimal
 from kala.errors import VerificationError
+
+# Origin, size and root.
+MIN_LINES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +33,8 @@ class Checkpoint:
     @classmethod
     def parse(cls, text: str) -> Checkpoint:
         """Reads a note text; extension lines are tolerated and dropped."""
-        lines = text.split("\n")
-        if len(lines) < 4 or lines[-1] or not all(lines[:-1]):
+        *lines, end = text.split("\n")
+        if len(lines) < MIN_LINES or end or not all(lines):
             raise VerificationError("a checkpoint has an origin, a size and a root, one line each")
         root = decode_base64(lines[2], "the checkpoint's root")
         if len(root) != HASH_BYTES:

@@ -10,14 +10,32 @@ from kala.errors import VerificationError
 
 # In the order in which `derived` returns them. Times are microseconds since 1970, UTC.
 DERIVED: Final = (
-    "idem", "type", "tenant", "actor", "subject_key_id", "trace_id", "intent", "rpc", "tool", "outcome", "law",
-    "model", "backend", "status", "producer", "boot", "sequence", "occurred_at", "recorded_at", "record_digest",
+    "idem",
+    "type",
+    "tenant",
+    "actor",
+    "subject_key_id",
+    "trace_id",
+    "intent",
+    "rpc",
+    "tool",
+    "outcome",
+    "law",
+    "model",
+    "backend",
+    "status",
+    "producer",
+    "boot",
+    "sequence",
+    "occurred_at",
+    "recorded_at",
+    "record_digest",
 )
 
 _NOTHING: Final[Mapping[str, None]] = {}
 
 
-def derived(leaf: Mapping[str, Any]) -> tuple[None | int | str | bytes, ...]:
+def derived(leaf: Mapping[str, Any]) -> tuple[int | str | bytes | None, ...]:
     """The values of `DERIVED` for the fields of one leaf; raises `VerificationError` when a field is missing."""
     try:
         action, decision = leaf["action"] or _NOTHING, leaf["decision"] or _NOTHING

@@ -17,7 +17,14 @@ from typing import Any, Final
 
 from kala.audit.columns import DERIVED
 from kala.audit.note import Verifier
-from kala.audit.verify import TILE_WIDTH, LogChecker, LogReport, StoredPayload, TamperedError, UnverifiableError
+from kala.audit.verify import (
+    TILE_WIDTH,
+    LogChecker,
+    LogReport,
+    StoredPayload,
+    TamperedError,
+    UnverifiableError,
+)
 
 # One SQLite file holds one log.
 LOG_ID: Final = 1
@@ -37,7 +44,11 @@ OnProgress = Callable[[int, int], None]
 
 
 def verify_database(
-    path: Path, trusted: Sequence[Verifier], *, pinned: str | None = None, on_progress: OnProgress | None = None,
+    path: Path,
+    trusted: Sequence[Verifier],
+    *,
+    pinned: str | None = None,
+    on_progress: OnProgress | None = None,
     check_integrity: bool = True,
 ) -> LogReport:
     """Returns what the log in this file proves, or raises `TamperedError` naming the first bad entry.
@@ -78,7 +89,10 @@ class _DatabaseCheck:
     """One pass over one database."""
 
     def __init__(
-        self, connection: sqlite3.Connection, trusted: Sequence[Verifier], pinned: str | None,
+        self,
+        connection: sqlite3.Connection,
+        trusted: Sequence[Verifier],
+        pinned: str | None,
         on_progress: OnProgress | None,
     ) -> None:
         self._db = connection
@@ -122,7 +136,9 @@ class _DatabaseCheck:
             while checkpoint is not None and not _is_above(checkpoint[0], checker.size):
                 checkpoint = self._take_checkpoint(checkpoint, checkpoints)
             if index != checker.size or not isinstance(leaf, bytes):
-                raise TamperedError(checker.size, f"the next row is entry {index!r}" if leaf else "the leaf is gone")
+                raise TamperedError(
+                    checker.size, f"the next row is entry {index!r}" if leaf else "the leaf is gone"
+                )
             checker.take(leaf, stored_hash, tuple(columns), payloads.take(index))
             if self._on_progress is not None and checker.size % PROGRESS_STEP == 0:
                 self._on_progress(checker.size, total)
@@ -200,7 +216,11 @@ class _Grouped:
         taken: list[StoredPayload] = []
         while self.rest is not None and not _is_above(self.rest[0], index):
             row_index, kind, ciphertext = self.rest
-            if row_index != index or not isinstance(kind, str) or not isinstance(ciphertext, (bytes, type(None))):
+            if (
+                row_index != index
+                or not isinstance(kind, str)
+                or not isinstance(ciphertext, (bytes, type(None)))
+            ):
                 raise TamperedError(index, "a payload's row holds values that belong to no entry")
             taken.append(StoredPayload(kind, ciphertext))
             self.rest = self._rows.fetchone()
@@ -209,5 +229,3 @@ class _Grouped:
 
 def _is_above(value: object, limit: int) -> bool:
     return isinstance(value, int) and value > limit
-
-

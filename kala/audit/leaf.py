@@ -22,13 +22,12 @@ resources; a producer must not put a person's words or file names there.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from kala.audit import canonical
+from kala.audit import canonical, shapes
 from kala.audit.merkle import leaf_hash
 from kala.errors import VerificationError
 
@@ -41,107 +40,115 @@ STATUSES: Final = frozenset({"ok", "refused", "cancelled", "error"})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
-# A check says whether a value is allowed. `Any`: values are parsed JSON of any kind.
-Check = Callable[[Any], bool]
-
-
-def _matches(pattern: str) -> Check:
-    compiled = re.compile(pattern)
-    return lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None
-
-
-def _optional(check: Check) -> Check:
-    return lambda value: value is None or check(value)
-
-
-def _one_of(values: frozenset[str]) -> Check:
-    return lambda value: isinstance(value, str) and value in values
-
-
-def _integer(top: int = canonical.MAX_INTEGER) -> Check:
-    return lambda value: type(value) is int and 0 <= value <= top
-
-
-def _list_of(check: Check) -> Check:
-    return lambda value: isinstance(value, list) and all(map(check, value))
-
-
-def _object(fields: Mapping[str, Check]) -> Check:
-    return lambda value: (
-        isinstance(value, dict) and value.keys() == fields.keys() and all(fields[k](v) for k, v in value.items())
-    )
-
-
-def _text(value: Any) -> bool:  # noqa: ANN401 - parsed JSON of any kind
-    return isinstance(value, str)
-
-
-def _is_bool(value: Any) -> bool:  # noqa: ANN401 - parsed JSON of any kind
-    return isinstance(value, bool)
-
-
-def _attributes(value: Any) -> bool:  # noqa: ANN401 - parsed JSON of any kind
-    if not isinstance(value, list) or not all(isinstance(p, list) and len(p) == 2 and all(map(_text, p)) for p in value):
-        return False
-    keys = [pair[0] for pair in value]
-    return keys == sorted(set(keys))
-
-
-_hex8: Final = _matches("[0-9a-f]{16}")
-_hex16: Final = _matches("[0-9a-f]{32}")
-_hex32: Final = _matches("[0-9a-f]{64}")
-_base64: Final = _matches("[A-Za-z0-9+/]+={0,2}")
-_name: Final = _matches(r"[a-z0-9_.]{1,64}")
-_filled: Final = _matches(r"(?s).+")
-_time: Final = _matches(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
-_law: Final = _optional(_integer(4))
-_maybe_text: Final = _optional(_filled)
-
-_ATTEMPT: Final = _object({"backend": _filled, "model": _maybe_text, "outcome": _filled, "reason": _maybe_text})
-_JUDGE: Final = _object(
-    {"name": _filled, "version": _filled, "outcome": _one_of(OUTCOMES), "law": _law,
-     "score": _optional(_integer(1_000_000))}
+_ATTEMPT: Final = shapes.object_of(
+    {
+        "backend": shapes.filled,
+        "model": shapes.maybe_text,
+        "outcome": shapes.filled,
+        "reason": shapes.maybe_text,
+    }
 )
-_MEASUREMENT: Final = _object({"service": _filled, "claims": _base64, "signature": _base64, "key_id": _filled})
-FIELDS: Final[Mapping[str, Check]] = {
-    "schema": _one_of(frozenset({SCHEMA})),
-    "type": _name,
-    "idempotency_key": _hex16,
-    "producer": _object({"id": _filled, "boot": _hex8, "seq": _integer()}),
-    "recorded_by": _filled,
-    "occurred_at": _time,
-    "recorded_at": _time,
-    "skew_flag": _is_bool,
-    "tenant": _filled,
-    "actor": _optional(_hex32),
-    "subject_key_id": _maybe_text,
-    "trace_id": _optional(_hex16),
-    "intent": _optional(_hex16),
-    "action": _optional(_object({"rpc": _filled, "digest": _optional(_hex32), "tool": _maybe_text})),
-    "decision": _optional(_object(
-        {"id": _filled, "outcome": _one_of(OUTCOMES), "law": _law, "category": _maybe_text,
-         "constitution_digest": _optional(_hex32), "judges": _list_of(_JUDGE)}
-    )),
-    "model": _optional(_object(
-        {"requested": _maybe_text, "served": _maybe_text, "backend": _maybe_text, "base_digest": _optional(_hex32),
-         "adapter": _optional(_hex32)}
-    )),
-    "result": _optional(_object(
-        {"status": _one_of(STATUSES), "code": _maybe_text, "finish_reason": _maybe_text,
-         "attempts": _list_of(_ATTEMPT), "input_tokens": _optional(_integer()),
-         "output_tokens": _optional(_integer()), "duration_ms": _optional(_integer())}
-    )),
-    "commitments": _list_of(_object(
-        {"kind": _name, "hmac": _hex32, "ciphertext_sha256": _optional(_hex32), "bytes": _integer()}
-    )),
-    "execution_id": _optional(_hex16),
-    "gate": _optional(_object(
-        {"profile": _filled, "passed": _is_bool, "adapter_digest": _hex32, "base_digest": _hex32,
-         "gate_set_digest": _hex32, "constitution_digest": _hex32, "measurements": _list_of(_MEASUREMENT)}
-    )),
-    "references": _list_of(_object({"name": _filled, "sha256": _hex32, "bytes": _integer()})),
-    "attributes": _attributes,
-    "record_digest": _hex32,
+_JUDGE: Final = shapes.object_of(
+    {
+        "name": shapes.filled,
+        "version": shapes.filled,
+        "outcome": shapes.one_of(OUTCOMES),
+        "law": shapes.law,
+        "score": shapes.optional(shapes.integer_up_to(1_000_000)),
+    }
+)
+_MEASUREMENT: Final = shapes.object_of(
+    {
+        "service": shapes.filled,
+        "claims": shapes.base64_text,
+        "signature": shapes.base64_text,
+        "key_id": shapes.filled,
+    }
+)
+FIELDS: Final[Mapping[str, shapes.Check]] = {
+    "schema": shapes.one_of(frozenset({SCHEMA})),
+    "type": shapes.name,
+    "idempotency_key": shapes.hex16,
+    "producer": shapes.object_of({"id": shapes.filled, "boot": shapes.hex8, "seq": shapes.integer_up_to()}),
+    "recorded_by": shapes.filled,
+    "occurred_at": shapes.time,
+    "recorded_at": shapes.time,
+    "skew_flag": shapes.is_bool,
+    "tenant": shapes.filled,
+    "actor": shapes.optional(shapes.hex32),
+    "subject_key_id": shapes.maybe_text,
+    "trace_id": shapes.optional(shapes.hex16),
+    "intent": shapes.optional(shapes.hex16),
+    "action": shapes.optional(
+        shapes.object_of(
+            {"rpc": shapes.filled, "digest": shapes.optional(shapes.hex32), "tool": shapes.maybe_text}
+        )
+    ),
+    "decision": shapes.optional(
+        shapes.object_of(
+            {
+                "id": shapes.filled,
+                "outcome": shapes.one_of(OUTCOMES),
+                "law": shapes.law,
+                "category": shapes.maybe_text,
+                "constitution_digest": shapes.optional(shapes.hex32),
+                "judges": shapes.list_of(_JUDGE),
+            }
+        )
+    ),
+    "model": shapes.optional(
+        shapes.object_of(
+            {
+                "requested": shapes.maybe_text,
+                "served": shapes.maybe_text,
+                "backend": shapes.maybe_text,
+                "base_digest": shapes.optional(shapes.hex32),
+                "adapter": shapes.optional(shapes.hex32),
+            }
+        )
+    ),
+    "result": shapes.optional(
+        shapes.object_of(
+            {
+                "status": shapes.one_of(STATUSES),
+                "code": shapes.maybe_text,
+                "finish_reason": shapes.maybe_text,
+                "attempts": shapes.list_of(_ATTEMPT),
+                "input_tokens": shapes.optional(shapes.integer_up_to()),
+                "output_tokens": shapes.optional(shapes.integer_up_to()),
+                "duration_ms": shapes.optional(shapes.integer_up_to()),
+            }
+        )
+    ),
+    "commitments": shapes.list_of(
+        shapes.object_of(
+            {
+                "kind": shapes.name,
+                "hmac": shapes.hex32,
+                "ciphertext_sha256": shapes.optional(shapes.hex32),
+                "bytes": shapes.integer_up_to(),
+            }
+        )
+    ),
+    "execution_id": shapes.optional(shapes.hex16),
+    "gate": shapes.optional(
+        shapes.object_of(
+            {
+                "profile": shapes.filled,
+                "passed": shapes.is_bool,
+                "adapter_digest": shapes.hex32,
+                "base_digest": shapes.hex32,
+                "gate_set_digest": shapes.hex32,
+                "constitution_digest": shapes.hex32,
+                "measurements": shapes.list_of(_MEASUREMENT),
+            }
+        )
+    ),
+    "references": shapes.list_of(
+        shapes.object_of({"name": shapes.filled, "sha256": shapes.hex32, "bytes": shapes.integer_up_to()})
+    ),
+    "attributes": shapes.is_attributes,
+    "record_digest": shapes.hex32,
 }
 
 
@@ -176,7 +183,7 @@ def build_leaf(value: Mapping[str, Any]) -> Leaf:
     return parse_leaf(canonical.encode(dict(value)))
 
 
-def require_fields(value: Any) -> Mapping[str, Any]:  # noqa: ANN401 - parsed JSON of any kind
+def require_fields(value: Any) -> Mapping[str, Any]:
     """Returns `value` when it is an object with exactly the fields of leaf v1, each of its kind."""
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         raise VerificationError(f"the leaf's schema is not {SCHEMA}")

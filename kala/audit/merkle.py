@@ -49,13 +49,13 @@ class CompactRange:
 
     def __init__(self, size: int = 0, hashes: Sequence[bytes] = ()) -> None:
         if size < 0 or len(hashes) != size.bit_count() or any(len(h) != HASH_BYTES for h in hashes):
-            raise VerificationError(f"a compact range of size {size} has {size.bit_count()} hashes of 32 bytes")
+            raise VerificationError(
+                f"a compact range of size {size} has {size.bit_count()} hashes of 32 bytes"
+            )
         self.size = size
         self.hashes = list(hashes)
 
-    def append(
-        self, digest: bytes, on_node: Callable[[int, int, bytes], None] | None = None
-    ) -> None:
+    def append(self, digest: bytes, on_node: Callable[[int, int, bytes], None] | None = None) -> None:
         """Adds one leaf hash; `on_node(level, index, hash)` sees every node above the leaf that it completes."""
         size, hashes = self.size, self.hashes
         level = 0

@@ -20,6 +20,7 @@ from kala.errors import VerificationError
 
 ED25519_TYPE: Final = b"\x01"
 KEY_ID_BYTES: Final = 4
+KEY_BYTES: Final = 32
 SIGNATURE_MARK: Final = "\u2014 "
 PRIVATE_MARK: Final = "PRIVATE+KEY+"
 # The specification asks for at least 16 signatures and for some limit; witnesses of one log are far fewer.
@@ -77,14 +78,8 @@ class Verifier:
     @classmethod
     def parse(cls, vkey: str) -> Verifier:
         """Reads `<name>+<key id>+<base64>`; the base64 may itself hold plus signs."""
-        parts = vkey.strip().split("+", 2)
-        if len(parts) != 3:
-            raise VerificationError("a verification key is <name>+<key id>+<base64>")
-        name, identifier, encoded = parts
-        data = decode_base64(encoded, "the verification key")
-        if data[:1] != ED25519_TYPE or len(data) != 33:
-            raise VerificationError("the verification key is not Ed25519")
-        verifier = cls.of(name, data[1:])
+        name, identifier, key = _split_key(vkey.strip(), "the verification key")
+        verifier = cls.of(name, key)
         if verifier.key_id.hex() != identifier:
             raise VerificationError("the verification key's id does not match its name and key")
         return verifier
@@ -122,14 +117,11 @@ class Signer:
     @classmethod
     def parse(cls, text: str) -> Signer:
         """Reads `PRIVATE+KEY+<name>+<key id>+<base64>`, the private form that Go's note package uses."""
-        parts = text.strip().removeprefix(PRIVATE_MARK).split("+", 2)
-        if not text.startswith(PRIVATE_MARK) or len(parts) != 3:
-            raise VerificationError("a signing key is PRIVATE+KEY+<name>+<key id>+<base64>")
-        data = decode_base64(parts[2], "the signing key")
-        if data[:1] != ED25519_TYPE or len(data) != 33:
-            raise VerificationError("the signing key is not Ed25519")
-        signer = cls.of(parts[0], data[1:])
-        if signer.verifier.key_id.hex() != parts[1]:
+        if not text.startswith(PRIVATE_MARK):
+            raise VerificationError(f"a signing key begins with {PRIVATE_MARK}")
+        name, identifier, key = _split_key(text.strip().removeprefix(PRIVATE_MARK), "the signing key")
+        signer = cls.of(name, key)
+        if signer.verifier.key_id.hex() != identifier:
             raise VerificationError("the signing key's id does not match its name and key")
         return signer
 
@@ -142,6 +134,18 @@ class Signer:
         """The signed note over `text`, which must end in a newline."""
         signature = base64.b64encode(self.verifier.key_id + self._key.sign(text.encode())).decode()
         return f"{text}\n{SIGNATURE_MARK}{self.verifier.name} {signature}\n"
+
+
+def _split_key(text: str, what: str) -> tuple[str, str, bytes]:
+    """The name, key id and 32 bytes of `<name>+<key id>+<base64>`; errors name `what`."""
+    name, first, rest = text.partition("+")
+    identifier, second, encoded = rest.partition("+")
+    if not first or not second:
+        raise VerificationError(f"{what} is not <name>+<key id>+<base64>")
+    data = decode_base64(encoded, what)
+    if data[:1] != ED25519_TYPE or len(data) != 1 + KEY_BYTES:
+        raise VerificationError(f"{what} is not Ed25519")
+    return name, identifier, data[1:]
 
 
 def open_note(note: str, trusted: Iterable[Verifier], signed_by: str | None = None) -> str:

@@ -35,7 +35,9 @@ def verify_inclusion(digest: bytes, index: int, size: int, proof: Sequence[bytes
     if last != 0:
         raise VerificationError("the inclusion proof is too short")
     if computed != root:
-        raise VerificationError(f"the inclusion proof of leaf {index} does not lead to the root at size {size}")
+        raise VerificationError(
+            f"the inclusion proof of leaf {index} does not lead to the root at size {size}"
+        )
     return digest
 
 
@@ -69,7 +71,9 @@ def verify_subtree_consistency(
         raise VerificationError(f"[{start}, {end}) is not a subtree of a tree of size {size}")
     old, new = _fold_consistency(start, end - 1, size - 1, proof, subtree_root)
     if old != subtree_root or new != root:
-        raise VerificationError(f"the tree of size {size} does not contain the one of leaves [{start}, {end})")
+        raise VerificationError(
+            f"the tree of size {size} does not contain the one of leaves [{start}, {end})"
+        )
     return subtree_root
 
 

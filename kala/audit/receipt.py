@@ -21,6 +21,8 @@ HEADER: Final = "c2sp.org/tlog-proof@v1"
 MAX_PROOF_HASHES: Final = 63
 # The largest leaf in base64, the longest proof and 64 witnesses' signatures fit several times.
 MAX_RECEIPT_CHARS: Final = 1 << 20
+# After the header, the extra line and the index line.
+_FIRST_HASH_LINE: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,20 @@ class Receipt:
             raise VerificationError(f"a receipt has at most {MAX_RECEIPT_CHARS} characters")
         head, separator, checkpoint = text.partition("\n\n")
         lines = head.split("\n")
-        if not separator or lines[0] != HEADER or len(lines) < 3:
-            raise VerificationError(f"this is not a receipt: it does not begin with {HEADER} and an extra line")
-        if len(lines) - 3 > MAX_PROOF_HASHES:
+        if not separator or lines[0] != HEADER or len(lines) < _FIRST_HASH_LINE:
+            raise VerificationError(
+                f"this is not a receipt: it does not begin with {HEADER} and an extra line"
+            )
+        if len(lines) - _FIRST_HASH_LINE > MAX_PROOF_HASHES:
             raise VerificationError("the receipt's proof is too long")
         leaf = decode_base64(_field(lines[1], "extra"), "the receipt's leaf")
         index = parse_decimal(_field(lines[2], "index"), "the receipt's index")
-        return cls(leaf, index, tuple(decode_base64(line, "the receipt's proof") for line in lines[3:]), checkpoint)
+        return cls(
+            leaf,
+            index,
+            tuple(decode_base64(line, "the receipt's proof") for line in lines[_FIRST_HASH_LINE:]),
+            checkpoint,
+        )
 
 
 @dataclass(frozen=True, slots=True)

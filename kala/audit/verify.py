@@ -70,7 +70,10 @@ class LogChecker:
     """Follows a log from its first entry and holds everything it claims against its leaves."""
 
     def __init__(
-        self, trusted: Sequence[Verifier], pinned: str | None = None, on_hash: Callable[[int, bytes], None] | None = None
+        self,
+        trusted: Sequence[Verifier],
+        pinned: str | None = None,
+        on_hash: Callable[[int, bytes], None] | None = None,
     ) -> None:
         """`on_hash(level, hash)` sees every hash that belongs in a tile of that level, in order."""
         self._trusted = trusted
@@ -101,7 +104,10 @@ class LogChecker:
         return self._tree.root()
 
     def take(
-        self, leaf: bytes, stored_hash: bytes | None = None, columns: tuple[object, ...] | None = None,
+        self,
+        leaf: bytes,
+        stored_hash: bytes | None = None,
+        columns: tuple[object, ...] | None = None,
         payloads: Sequence[StoredPayload] | None = None,
     ) -> None:
         """Takes the next leaf with what the store says about it; None where the source holds no such claim."""
@@ -128,7 +134,9 @@ class LogChecker:
             self._on_hash(0, digest)
             self._tree.append(digest, self._note_node)
         if self._pinned is not None and self._pinned.size == self.size and self._pinned.root != self.root():
-            raise TamperedError(0, f"entries 0 to {index} are not those of the pinned checkpoint: the log was forked")
+            raise TamperedError(
+                0, f"entries 0 to {index} are not those of the pinned checkpoint: the log was forked"
+            )
 
     def take_checkpoint(self, size: int, root: bytes, note: str) -> None:
         """Takes the stored checkpoint of the current size, after the last entry that it covers."""
@@ -141,14 +149,18 @@ class LogChecker:
         if (checkpoint.size, checkpoint.root) != (size, root):
             raise TamperedError(last, f"the checkpoint of size {size} is filed under another size or root")
         if size != self.size or root != self.root():
-            raise TamperedError(first, f"entries {first} to {last} do not lead to the signed root at size {size}")
+            raise TamperedError(
+                first, f"entries {first} to {last} do not lead to the signed root at size {size}"
+            )
         self._newest = (checkpoint, note)
         self._counts["checkpoints"] += 1
 
     def finish(self) -> LogReport:
         """Returns what was verified, or raises when entries lie beyond the newest checkpoint or pinned ones are gone."""
         if self._pinned is not None and self._pinned.size > self.size:
-            raise TamperedError(self.size, f"the pinned checkpoint covers {self._pinned.size} entries: the log was cut")
+            raise TamperedError(
+                self.size, f"the pinned checkpoint covers {self._pinned.size} entries: the log was cut"
+            )
         if self._newest is None:
             if self.size:
                 raise TamperedError(0, "no checkpoint signs the entries")
@@ -157,7 +169,9 @@ class LogChecker:
         if checkpoint.size != self.size:
             raise TamperedError(checkpoint.size, "no checkpoint signs the entries from here on")
         counts = self._counts
-        return LogReport(checkpoint, note, self.size, counts["checkpoints"], counts["payloads"], counts["erased"])
+        return LogReport(
+            checkpoint, note, self.size, counts["checkpoints"], counts["payloads"], counts["erased"]
+        )
 
     def _note_node(self, level: int, _index: int, digest: bytes) -> None:
         if level % TILE_LEVELS == 0 and self._on_hash is not None:
@@ -166,7 +180,9 @@ class LogChecker:
     def _check_payloads(
         self, index: int, commitments: Sequence[Mapping[str, Any]], payloads: Sequence[StoredPayload]
     ) -> None:
-        expected = {c["kind"]: c["ciphertext_sha256"] for c in commitments if c["ciphertext_sha256"] is not None}
+        expected = {
+            c["kind"]: c["ciphertext_sha256"] for c in commitments if c["ciphertext_sha256"] is not None
+        }
         if expected.keys() != {payload.kind for payload in payloads} or len(expected) != len(payloads):
             raise TamperedError(index, "its payloads are not those that its leaf names")
         for payload in payloads:

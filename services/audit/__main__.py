@@ -36,17 +36,21 @@ async def main() -> None:
         )
         sequencer_reader = stack.enter_context(closing(SqliteReader(settings.database)))
         reader = stack.enter_context(closing(SqliteReader(settings.database)))
-        batches = BatchWriter(writer=writer, reader=sequencer_reader, signer=signer, kek=kek, clock=system_clock)
+        batches = BatchWriter(
+            writer=writer, reader=sequencer_reader, signer=signer, kek=kek, clock=system_clock
+        )
         log = Log(batches, max_pending=settings.max_pending_records)
         log.start()
         stack.push_async_callback(log.stop)
-        reads = AuditReadServicer(LogReading(reader), vkey=vkey, clock=system_clock)
+        reads = AuditReadServicer(LogReading(reader), vkey=vkey, clock=system_clock)  # type: ignore[abstract] # the rest is UNIMPLEMENTED
         stack.push_async_callback(reads.close)
         registrations = [
             partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log)),
             partial(audit_pb2_grpc.add_AuditReadServiceServicer_to_server, reads),
+            # Answers UNIMPLEMENTED, so that a caller learns that this release has no erasure yet.
             partial(
-                audit_pb2_grpc.add_AuditPrivacyServiceServicer_to_server, audit_pb2_grpc.AuditPrivacyServiceServicer()
+                audit_pb2_grpc.add_AuditPrivacyServiceServicer_to_server,
+                audit_pb2_grpc.AuditPrivacyServiceServicer(),  # type: ignore[abstract] # as said above
             ),
         ]
         server = await stack.enter_async_context(serving(settings, registrations, telemetry=telemetry.rpc))

@@ -84,7 +84,13 @@ class BatchWriter:
     """Writes submissions, several in one transaction. The log's writer thread owns it."""
 
     def __init__(
-        self, *, writer: LogWriter, reader: LogReader, signer: Signer, kek: KeyEncryptionKey, clock: Callable[[], int]
+        self,
+        *,
+        writer: LogWriter,
+        reader: LogReader,
+        signer: Signer,
+        kek: KeyEncryptionKey,
+        clock: Callable[[], int],
     ) -> None:
         """`clock` gives microseconds since 1970; `reader` must see what `writer` committed."""
         self._writer = writer
@@ -118,7 +124,9 @@ class BatchWriter:
             self._edge.settle()
             self._is_stale = False
             return outcomes
-        raise UnavailableError("the log's head moved too often", reason="AUDIT_UNAVAILABLE", retry_after_seconds=1.0)
+        raise UnavailableError(
+            "the log's head moved too often", reason="AUDIT_UNAVAILABLE", retry_after_seconds=1.0
+        )
 
     def _plan(self, submissions: Sequence[Submission], known: Mapping[bytes, StoredEntry]) -> _Plan:
         plan = _Plan(self._head.size, max(self._clock(), self._head.recorded_at), known=known)
@@ -187,7 +195,11 @@ class BatchWriter:
                 index, leaf, digest, sealed = plan.find(entry.key)
                 is_first = entry.key in plan.fresh and entry.key not in told
                 told.add(entry.key)
-                proof = receipt_text(leaf, index, self._prove(plan, index, tiles), note) if submission.with_proof else ""
+                proof = (
+                    receipt_text(leaf, index, self._prove(plan, index, tiles), note)
+                    if submission.with_proof
+                    else ""
+                )
                 openings = [(payload.kind, payload.salt) for payload in sealed] if is_first else []
                 answers.append(Logged(entry.key, index, digest, is_first, proof, openings, note))
             outcomes.append(answers)

@@ -37,7 +37,8 @@ class AuditSettings(GrpcServerSettings):
         tuple[str, ...], Field(description="Parts that may call, by bare name; empty means nobody.")
     ] = (GATEWAY, CONSOLE, ETHICS, INFERENCE, TOOLS, TRAINER, CLI, WITNESS)
     metrics_port: Annotated[
-        int | None, Field(ge=0, le=65535, description="Port of /metrics; 0 takes a free one, `off` serves none.")
+        int | None,
+        Field(ge=0, le=65535, description="Port of /metrics; 0 takes a free one, `off` serves none."),
     ] = METRICS_PORTS[AUDIT]
     database: Annotated[Path, Field(description="SQLite file of the log; its directory is made.")] = (
         _STATE / "data" / "audit.db"
@@ -49,5 +50,8 @@ class AuditSettings(GrpcServerSettings):
         Path, Field(description="Key that wraps the subjects' keys: 32 bytes, mode 0600.")
     ] = _STATE / "keys" / "audit-kek.key"
     max_pending_records: Annotated[
-        int, Field(ge=1, description="Records that may wait for their transaction before callers are pushed back.")
+        int,
+        Field(
+            ge=1, description="Records that may wait for their transaction before callers are pushed back."
+        ),
     ] = MAX_PENDING

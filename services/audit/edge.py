@@ -38,7 +38,9 @@ class TreeEdge:
         for level in range(_tile_levels(size)):
             hashes = list(open_tiles.get(level, ()))
             if len(hashes) != (size >> TILE_LEVELS * level) & _MASK:
-                raise DataLossError(f"the growing tile of level {level} holds {len(hashes)} hashes at size {size}")
+                raise DataLossError(
+                    f"the growing tile of level {level} holds {len(hashes)} hashes at size {size}"
+                )
             self._open[level] = hashes
             self._restore_nodes(level, hashes)
         if any(self._nodes.get(place) != digest for place, digest in self._peaks()):
@@ -86,7 +88,8 @@ class TreeEdge:
             self._nodes = {
                 (level, index): digest
                 for (level, index), digest in self._nodes.items()
-                if index >> TILE_LEVELS - level % TILE_LEVELS == size >> TILE_LEVELS * (level // TILE_LEVELS + 1)
+                if index >> TILE_LEVELS - level % TILE_LEVELS
+                == size >> TILE_LEVELS * (level // TILE_LEVELS + 1)
             }
             self._full = []
         self._touched.clear()
@@ -119,7 +122,10 @@ class TreeEdge:
         """The places of the compact range's hashes in the tree."""
         size = self.size
         levels = [level for level in reversed(range(size.bit_length())) if size >> level & 1]
-        return [((level, (size >> level) - 1), digest) for level, digest in zip(levels, self._range.hashes, strict=True)]
+        return [
+            ((level, (size >> level) - 1), digest)
+            for level, digest in zip(levels, self._range.hashes, strict=True)
+        ]
 
 
 def split_hashes(data: bytes) -> list[bytes]:

@@ -48,7 +48,8 @@ class NewEntry:
     @property
     def subject(self) -> str:
         """Whose data key seals the payloads."""
-        return self.fields["subject_key_id"] or _COMMON_SUBJECT + self.fields["tenant"]
+        subject: str = self.fields["subject_key_id"] or _COMMON_SUBJECT + self.fields["tenant"]
+        return subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,9 @@ def build(entry: NewEntry, index: int, recorded_at: int, sealer: PayloadSealer) 
     # Equal to kala.audit.canonical for every value a record can hold (a property test says so), and 8 times as fast.
     leaf = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     if len(leaf) > MAX_LEAF_BYTES:
-        raise InvalidArgumentError("record", f"makes a leaf of {len(leaf)} bytes; at most {MAX_LEAF_BYTES} fit")
+        raise InvalidArgumentError(
+            "record", f"makes a leaf of {len(leaf)} bytes; at most {MAX_LEAF_BYTES} fit"
+        )
     return BuiltEntry(EntryRow(index, leaf, leaf_hash(leaf), derived(value)), sealed)
 
 
@@ -96,6 +99,7 @@ def _second_text(second: int) -> str:
 def digest_of_record(record: bytes, payloads: Sequence[PlainPayload]) -> bytes:
     """The digest of a producer's record: its bytes without the content, then each payload's kind, length and fate."""
     shapes = b"".join(
-        b"%c%c%s%s" % (p.store, len(p.kind), p.kind.encode(), len(p.data).to_bytes(8, "big")) for p in payloads
+        b"%c%c%s%s" % (p.store, len(p.kind), p.kind.encode(), len(p.data).to_bytes(8, "big"))
+        for p in payloads
     )
     return sha256(len(record).to_bytes(8, "big") + record + shapes).digest()

@@ -74,7 +74,9 @@ class Log:
             raise UnavailableError("the log is not running", reason="AUDIT_UNAVAILABLE")
         if self._pending + len(entries) > self._max_pending:
             raise ResourceExhaustedError(
-                f"{self._pending} records wait already", reason="AUDIT_QUEUE_FULL", retry_after_seconds=RETRY_AFTER_SECONDS
+                f"{self._pending} records wait already",
+                reason="AUDIT_QUEUE_FULL",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
             )
         future: asyncio.Future[Sequence[Logged]] = self._loop.create_future()
         self._pending += len(entries)
@@ -124,4 +126,3 @@ class Log:
 def system_clock() -> int:
     """The time in microseconds since 1970."""
     return time.time_ns() // 1_000
-

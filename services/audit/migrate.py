@@ -29,7 +29,6 @@ TRIGGERS: Final[Mapping[str, str]] = {
 }
 
 
-
 def migrate_sqlite(path: Path) -> None:
     """Creates or upgrades the database at `path`; raises `FailedPreconditionError` when it is of a newer release.
 
@@ -47,10 +46,10 @@ def migrate_sqlite(path: Path) -> None:
 
 
 def _upgrade(path: Path) -> None:
-    from alembic import command  # noqa: PLC0415 - half a second that only a migration needs
-    from alembic.config import Config  # noqa: PLC0415
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
-    from sqlalchemy import create_engine  # noqa: PLC0415
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+    from sqlalchemy import create_engine
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
@@ -72,7 +71,9 @@ def require_triggers(connection: sqlite3.Connection) -> None:
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
     found = dict(rows)
     if found != dict(TRIGGERS):
-        names = ", ".join(sorted(n for n in found.keys() | TRIGGERS.keys() if found.get(n) != TRIGGERS.get(n)))
+        names = ", ".join(
+            sorted(n for n in found.keys() | TRIGGERS.keys() if found.get(n) != TRIGGERS.get(n))
+        )
         raise FailedPreconditionError(f"the triggers that protect the log are not as they should be: {names}")
 
 

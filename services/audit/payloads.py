@@ -84,7 +84,9 @@ class KeyEncryptionKey:
         if row.wrapped is None:
             raise NotFoundError("the subject's key was destroyed", reason="SUBJECT_ERASED")
         if row.kek_id != self.kek_id:
-            raise FailedPreconditionError(f"data key {row.key_id} is wrapped by key {row.kek_id}, not {self.kek_id}")
+            raise FailedPreconditionError(
+                f"data key {row.key_id} is wrapped by key {row.kek_id}, not {self.kek_id}"
+            )
         nonce, sealed = row.wrapped[:NONCE_BYTES], row.wrapped[NONCE_BYTES:]
         try:
             return self._aead.decrypt(nonce, sealed, self._label(row.key_id, row.subject))
@@ -103,7 +105,10 @@ class PayloadSealer:
     """
 
     def __init__(
-        self, kek: KeyEncryptionKey, find_live: Callable[[str], WrappedKey | None], random: Random = secrets.token_bytes
+        self,
+        kek: KeyEncryptionKey,
+        find_live: Callable[[str], WrappedKey | None],
+        random: Random = secrets.token_bytes,
     ) -> None:
         self._kek = kek
         self._find_live = find_live

@@ -47,7 +47,9 @@ class PageToken:
             packed = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
             version, size, index, token_digest = _TOKEN.unpack(packed)
         except (binascii.Error, ValueError, struct.error) as error:
-            raise InvalidArgumentError("page_token", "is not a page token; start again without one") from error
+            raise InvalidArgumentError(
+                "page_token", "is not a page token; start again without one"
+            ) from error
         if version != _TOKEN_VERSION or token_digest != digest:
             raise InvalidArgumentError("page_token", "belongs to another query; start again without one")
         return cls(size, index, digest)
@@ -61,5 +63,7 @@ def digest_of(conditions: Sequence[Condition], *facts: object) -> bytes:
 def page_size_of(asked: int) -> int:
     """The page size to use; raises `InvalidArgumentError` outside 0 to the largest."""
     if not 0 <= asked <= MAX_PAGE_SIZE:
-        raise InvalidArgumentError("page_size", f"must be 1 to {MAX_PAGE_SIZE}; {DEFAULT_PAGE_SIZE} when unset")
+        raise InvalidArgumentError(
+            "page_size", f"must be 1 to {MAX_PAGE_SIZE}; {DEFAULT_PAGE_SIZE} when unset"
+        )
     return asked or DEFAULT_PAGE_SIZE

@@ -1,3 +1,4 @@
+# ruff: noqa: N802 - gRPC names methods in CamelCase
 """The reading RPCs that this release serves; the base class answers UNIMPLEMENTED for the others."""
 
 from __future__ import annotations
@@ -88,9 +89,7 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
             snapshot_size=page.snapshot_size,
         )
 
-    async def Summary(
-        self, request: audit_pb2.SummaryRequest, context: Context
-    ) -> audit_pb2.SummaryResponse:
+    async def Summary(self, request: audit_pb2.SummaryRequest, context: Context) -> audit_pb2.SummaryResponse:
         """Counts over a window."""
         del context
         seconds = request.window.ToSeconds() if request.HasField("window") else DEFAULT_WINDOW_SECONDS

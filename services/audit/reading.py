@@ -70,7 +70,9 @@ class LogReading:
         """The newest signed checkpoint, or the one of this size, with its size; `NotFoundError` otherwise."""
         found = self._reader.note(size)
         if found is None:
-            raise NotFoundError("the log is empty" if size is None else f"no checkpoint of size {size} was signed")
+            raise NotFoundError(
+                "the log is empty" if size is None else f"no checkpoint of size {size} was signed"
+            )
         return found
 
     def consistency(self, old_size: int, new_size: int | None) -> tuple[list[bytes], int, str]:
@@ -92,9 +94,15 @@ class LogReading:
         if question.recorded_until is not None:
             last = min(last, self._reader.index_at(question.recorded_until))
         if token is not None:
-            first, last = (first, min(last, token.index)) if question.descending else (max(first, token.index), last)
+            first, last = (
+                (first, min(last, token.index)) if question.descending else (max(first, token.index), last)
+            )
         rows = self._reader.query(
-            question.conditions, first=first, last=last, limit=question.page_size + 1, descending=question.descending
+            question.conditions,
+            first=first,
+            last=last,
+            limit=question.page_size + 1,
+            descending=question.descending,
         )
         rest = rows[question.page_size :]
         rows = rows[: question.page_size]
@@ -105,10 +113,16 @@ class LogReading:
     def summary(self, recorded_from: int) -> tuple[int, dict[str, list[tuple[str, int]]]]:
         """The tree size, and counts per value of each of `SUMMARY_COLUMNS` since a time."""
         first = self._reader.index_at(recorded_from)
-        return self._reader.head().size, {column: self._reader.counts(column, first) for column in SUMMARY_COLUMNS}
+        return self._reader.head().size, {
+            column: self._reader.counts(column, first) for column in SUMMARY_COLUMNS
+        }
 
     def _found(self, entry: StoredEntry, proof: str = "") -> FoundEntry:
-        kept = [row.kind for row in self._reader.payloads(entry.index) if row.stored and row.ciphertext is not None]
+        kept = [
+            row.kind
+            for row in self._reader.payloads(entry.index)
+            if row.stored and row.ciphertext is not None
+        ]
         return FoundEntry(entry, kept, proof)
 
     def _prove(self, entry: StoredEntry) -> str:

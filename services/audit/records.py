@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-
+from collections.abc import Mapping
 from typing import Any, Final
 
 from kala.audit.canonical import MAX_INTEGER
@@ -21,7 +21,8 @@ BOOT_BYTES: Final = 8
 DIGEST_BYTES: Final = 32
 MAX_SCORE: Final = 1_000_000
 MAX_LAW: Final = 4
-OUTCOME_NAMES: Final = {
+NANOS_PER_SECOND: Final = 1_000_000_000
+OUTCOME_NAMES: Final[Mapping[int, str]] = {
     decision_pb2.OUTCOME_ALLOW: "ALLOW",
     decision_pb2.OUTCOME_REFUSE: "REFUSE",
     decision_pb2.OUTCOME_REDIRECT: "REDIRECT",
@@ -54,7 +55,9 @@ def entry_of(record: audit_pb2.Record, recorded_by: str) -> NewEntry:
         "recorded_by": recorded_by,
         "tenant": _required("tenant", record.tenant, 64),
         "actor": _match("actor", record.actor, _HEX64) if record.actor else None,
-        "subject_key_id": _match("subject_key_id", record.subject_key_id, _HEX64) if record.subject_key_id else None,
+        "subject_key_id": _match("subject_key_id", record.subject_key_id, _HEX64)
+        if record.subject_key_id
+        else None,
         "trace_id": _match("trace_id", record.trace_id, _HEX32) if record.trace_id else None,
         "intent": _maybe_bytes("intent", record.intent, KEY_BYTES),
         "action": _action(record.action) if record.HasField("action") else None,
@@ -74,7 +77,9 @@ def _payloads(record: audit_pb2.Record) -> list[PlainPayload]:
         return []
     if len(record.payloads) > MAX_PAYLOADS:
         raise InvalidArgumentError("payloads", f"at most {MAX_PAYLOADS}")
-    payloads = [PlainPayload(_match("payloads.kind", p.kind, _NAME), p.data, p.store) for p in record.payloads]
+    payloads = [
+        PlainPayload(_match("payloads.kind", p.kind, _NAME), p.data, p.store) for p in record.payloads
+    ]
     if len({p.kind for p in payloads}) != len(payloads):
         raise InvalidArgumentError("payloads.kind", "must be unique in the record")
     return payloads
@@ -95,7 +100,7 @@ def _occurred_at(record: audit_pb2.Record) -> int:
     time = record.occurred_at
     if not record.HasField("occurred_at") or not _FIRST_SECOND <= time.seconds <= _LAST_SECOND:
         raise InvalidArgumentError("occurred_at", "must be set, between 1970 and 9999")
-    if not 0 <= time.nanos < 1_000_000_000:
+    if not 0 <= time.nanos < NANOS_PER_SECOND:
         raise InvalidArgumentError("occurred_at", "has nanoseconds outside 0 to 999,999,999")
     return time.seconds * 1_000_000 + time.nanos // 1_000
 
@@ -199,7 +204,10 @@ def _attributes(record: audit_pb2.Record) -> list[list[str]]:
         return []
     if len(record.attributes) > MAX_ATTRIBUTES:
         raise InvalidArgumentError("attributes", f"at most {MAX_ATTRIBUTES}")
-    pairs = sorted([_match("attributes.key", a.key, _NAME), _text("attributes.value", a.value)] for a in record.attributes)
+    pairs = sorted(
+        [_match("attributes.key", a.key, _NAME), _text("attributes.value", a.value)]
+        for a in record.attributes
+    )
     if len({key for key, _ in pairs}) != len(pairs):
         raise InvalidArgumentError("attributes.key", "must be unique in the record")
     return pairs
@@ -252,5 +260,3 @@ def _bytes(field: str, data: bytes, length: int = DIGEST_BYTES) -> bytes:
 
 def _maybe_bytes(field: str, data: bytes, length: int = DIGEST_BYTES) -> str | None:
     return _bytes(field, data, length).hex() if data else None
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from kala.audit.v1 import audit_pb2, audit_pb2_grpc
@@ -16,6 +16,8 @@ from services.common.peers import Context, peer_of
 MAX_BATCH_RECORDS: Final = 1_024
 # Unanswered records of one stream: keeps a fast sender from holding the whole queue.
 STREAM_WINDOW: Final = 256
+
+_Waiting = asyncio.Queue[asyncio.Future[Sequence[Logged]] | None]
 
 
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
@@ -48,7 +50,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     ) -> AsyncIterator[audit_pb2.AppendStreamResponse]:
         """Appends records as they come and answers in their order."""
         peer = peer_of(context).name
-        waiting: asyncio.Queue[asyncio.Future[list[Logged]] | None] = asyncio.Queue(STREAM_WINDOW)
+        waiting: _Waiting = asyncio.Queue(STREAM_WINDOW)
         reading = asyncio.create_task(self._read_stream(requests, peer, waiting))
         try:
             while (future := await waiting.get()) is not None:
@@ -62,7 +64,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         self,
         requests: AsyncIterator[audit_pb2.AppendStreamRequest],
         peer: str,
-        waiting: asyncio.Queue[asyncio.Future[list[Logged]] | None],
+        waiting: _Waiting,
     ) -> None:
         try:
             async for request in requests:

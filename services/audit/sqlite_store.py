@@ -42,9 +42,7 @@ _ENTRY_COLUMNS: Final = ("log_id", "idx", "leaf", "leaf_hash", *DERIVED)
 _INSERT_ENTRY: Final = (
     f"INSERT INTO entry ({', '.join(_ENTRY_COLUMNS)}) VALUES ({', '.join('?' * len(_ENTRY_COLUMNS))})"  # noqa: S608 - constants only
 )
-_MOVE_HEAD: Final = (
-    'UPDATE head SET size = ?, "range" = ?, root = ?, recorded_at = ? WHERE log_id = ? AND size = ? AND epoch = ?'
-)
+_MOVE_HEAD: Final = 'UPDATE head SET size = ?, "range" = ?, root = ?, recorded_at = ? WHERE log_id = ? AND size = ? AND epoch = ?'
 _SELECT_ENTRY: Final = "SELECT idx, leaf, leaf_hash, record_digest, idem FROM entry WHERE log_id = 1"
 _SELECT_KEY: Final = "SELECT key_id, subject, kek_id, wrapped FROM subject_key"
 
@@ -91,7 +89,9 @@ class SqliteWriter:
 
     def live_key(self, subject: str) -> WrappedKey | None:
         """The subject's data key that is not erased."""
-        row = self._db.execute(f"{_SELECT_KEY} WHERE subject = ? AND erased_at IS NULL", (subject,)).fetchone()
+        row = self._db.execute(
+            f"{_SELECT_KEY} WHERE subject = ? AND erased_at IS NULL", (subject,)
+        ).fetchone()
         return None if row is None else WrappedKey(*row)
 
     def commit(self, batch: Commit) -> None:
@@ -101,7 +101,15 @@ class SqliteWriter:
             with self._transaction() as db:
                 moved = db.execute(
                     _MOVE_HEAD,
-                    (head.size, head.range_bytes, head.root, head.recorded_at, LOG_ID, batch.old_size, self._epoch),
+                    (
+                        head.size,
+                        head.range_bytes,
+                        head.root,
+                        head.recorded_at,
+                        LOG_ID,
+                        batch.old_size,
+                        self._epoch,
+                    ),
                 )
                 if moved.rowcount != 1:
                     raise HeadMovedError("another writer moved the log's head")
@@ -134,7 +142,10 @@ class SqliteWriter:
         if batch.payloads:
             db.executemany(
                 "INSERT INTO payload VALUES (?, ?, ?, ?, ?, ?)",
-                [(LOG_ID, row.index, row.kind, row.stored, row.key_id, row.ciphertext) for row in batch.payloads],
+                [
+                    (LOG_ID, row.index, row.kind, row.stored, row.key_id, row.ciphertext)
+                    for row in batch.payloads
+                ],
             )
         if batch.tiles:
             db.executemany(
@@ -160,7 +171,9 @@ class SqliteWriter:
         with self._transaction() as db:
             row = db.execute("SELECT origin FROM log WHERE log_id = ?", (LOG_ID,)).fetchone()
             if row is None:
-                db.execute("INSERT INTO log VALUES (?, ?, ?, ?)", (LOG_ID, origin, vkey, time.time_ns() // 1_000))
+                db.execute(
+                    "INSERT INTO log VALUES (?, ?, ?, ?)", (LOG_ID, origin, vkey, time.time_ns() // 1_000)
+                )
                 db.execute("INSERT INTO head VALUES (?, 0, ?, ?, 0, 0)", (LOG_ID, b"", EMPTY_ROOT))
             elif row[0] != origin:
                 raise FailedPreconditionError(f"this database holds the log {row[0]!r}, not {origin!r}")
@@ -193,11 +206,13 @@ class SqliteReader:
         """The hashes [first, last), all of one tile, of a tile level."""
         if level == 0:
             rows = self._db.execute(
-                "SELECT leaf_hash FROM entry WHERE log_id = ? AND idx >= ? AND idx < ? ORDER BY idx", (LOG_ID, first, last)
+                "SELECT leaf_hash FROM entry WHERE log_id = ? AND idx >= ? AND idx < ? ORDER BY idx",
+                (LOG_ID, first, last),
             )
             return [row[0] for row in rows]
         row = self._db.execute(
-            "SELECT data FROM tile WHERE log_id = ? AND level = ? AND n = ?", (LOG_ID, level, first // TILE_WIDTH)
+            "SELECT data FROM tile WHERE log_id = ? AND level = ? AND n = ?",
+            (LOG_ID, level, first // TILE_WIDTH),
         ).fetchone()
         offset = first % TILE_WIDTH
         return [] if row is None else split_hashes(row[0])[offset : offset + last - first]
@@ -266,13 +281,15 @@ class SqliteReader:
 
 def read_head(db: sqlite3.Connection) -> Head:
     """The head row; raises `FailedPreconditionError` when the database holds no log."""
-    row = db.execute('SELECT size, "range", root, epoch, recorded_at FROM head WHERE log_id = ?', (LOG_ID,)).fetchone()
+    row = db.execute(
+        'SELECT size, "range", root, epoch, recorded_at FROM head WHERE log_id = ?', (LOG_ID,)
+    ).fetchone()
     if row is None:
         raise FailedPreconditionError("the database holds no log")
     return Head(*row)
 
 
-def _entry_values(row: EntryRow) -> tuple[None | int | str | bytes, ...]:
+def _entry_values(row: EntryRow) -> tuple[int | str | bytes | None, ...]:
     return (LOG_ID, row.index, row.leaf, row.leaf_hash, *row.columns)
 
 
@@ -297,4 +314,6 @@ def _require_durable(connection: sqlite3.Connection) -> None:
     for pragma, value in expected:
         found = connection.execute(f"PRAGMA {pragma}").fetchone()[0]
         if found != value:
-            raise FailedPreconditionError(f"the database answers {pragma} = {found!r}, and the log needs {value!r}")
+            raise FailedPreconditionError(
+                f"the database answers {pragma} = {found!r}, and the log needs {value!r}"
+            )

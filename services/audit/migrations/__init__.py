@@ -1,0 +1,1 @@
+"""The migrations of the log, run by `services.audit.migrate`."""

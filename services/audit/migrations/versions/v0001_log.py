@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -26,7 +28,8 @@ def upgrade() -> None:
             )
 
 
-def _key(name: str, kind: type[sa.types.TypeEngine[object]] = sa.BigInteger) -> sa.Column[object]:
+def _key(name: str, kind: type[sa.BigInteger | sa.Integer | sa.Text] = sa.BigInteger) -> sa.Column[Any]:
+    # `Any`: a column of whichever kind.
     return sa.Column(name, kind(), primary_key=True, autoincrement=False)
 
 

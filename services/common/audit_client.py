@@ -1,0 +1,393 @@
+"""The writers' side of the log: every record is acknowledged durably, in order, exactly once, or the caller hears no.
+
+Records that arrive while a call is under way go together in the next one, so an idle writer adds no wait and a busy
+one few calls. When the log does not answer, records with policy SPOOL wait in the durable spool, where later ones
+line up behind them; records with policy FAIL_CLOSED fail. Sequence numbers are given when a record is sent or
+spooled, so a hole in them is a record whose delivery nobody acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import secrets
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final, ParamSpec, Self, TypeVar
+
+import grpc
+import structlog
+
+from kala.audit.v1 import audit_pb2, audit_pb2_grpc
+from kala.errors import AlreadyExistsError, InvalidArgumentError, KalaError, UnavailableError
+from services.common.spool import Spool
+from services.common.status import from_error
+
+KEY_BYTES: Final = 16
+BOOT_BYTES: Final = 8
+DEFAULT_DEADLINE_SECONDS: Final = 5.0
+# Of the deadline, what one call may take; the rest is for the spool.
+CALL_SHARE: Final = 0.6
+# What the service takes in one batch, and what stays well below gRPC's largest message.
+MAX_BATCH_RECORDS: Final = 1_024
+MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
+DRAIN_RECORDS: Final = 256
+FIRST_RETRY_SECONDS: Final = 0.1
+LAST_RETRY_SECONDS: Final = 1.0
+UNAVAILABLE_REASON: Final = "AUDIT_UNAVAILABLE"
+# The service looked at the record and will never take it.
+_PERMANENT: Final = (AlreadyExistsError, InvalidArgumentError)
+
+log = structlog.get_logger()
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class AuditPolicy(enum.Enum):
+    """What happens to a record while the log is away."""
+
+    FAIL_CLOSED = "fail_closed"
+    SPOOL = "spool"
+
+
+class AppendStatus(enum.Enum):
+    """Where a record is durable: in the log, or in the spool on its way there."""
+
+    LOGGED = "logged"
+    SPOOLED = "spooled"
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Content that belongs to a record; with `store` false only its salted commitment is kept."""
+
+    kind: str
+    data: bytes
+    store: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """An acknowledged record. Index, receipt and openings (salts by payload kind) are known once it is logged.
+
+    `created` is true only for the call that put the key in the log: whoever claims something by a key acts only then.
+    """
+
+    key: bytes
+    status: AppendStatus
+    created: bool = False
+    index: int | None = None
+    receipt: str | None = None
+    openings: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def receipt_id(self) -> str:
+        """The id under which a client finds the receipt."""
+        return receipt_id(self.key)
+
+
+def new_key(random: Callable[[int], bytes] = secrets.token_bytes) -> bytes:
+    """A fresh idempotency key, for callers that must name the record before it is appended."""
+    return random(KEY_BYTES)
+
+
+def receipt_id(key: bytes) -> str:
+    """The id of the receipt of the record with this key."""
+    return f"rcpt_{key.hex()}"
+
+
+def utc_now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(slots=True)
+class _Item:
+    record: audit_pb2.Record
+    policy: AuditPolicy
+    future: asyncio.Future[Appended]
+    size: int
+    # The caller was told that the record is not durable; one that is not sent yet need not be sent any more.
+    is_expired: bool = False
+
+
+class AuditWriter:
+    """Appends the records of one process. Enter it before use; leaving it delivers or spools what waits."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        producer_id: str,
+        spool: Spool | None = None,
+        deadline_seconds: float = DEFAULT_DEADLINE_SECONDS,
+        boot: bytes | None = None,
+        clock: Callable[[], datetime] = utc_now,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self._channel = channel
+        self._stub = audit_pb2_grpc.AuditServiceStub(channel)
+        self._producer_id = producer_id
+        self._spool = spool
+        self._deadline_seconds = deadline_seconds
+        self._boot = boot or random(BOOT_BYTES)
+        self._clock = clock
+        self._random = random
+        self._sequence = 0
+        self._queue: deque[_Item] = deque()
+        self._wake = asyncio.Event()
+        self._drain_now = asyncio.Event()
+        # One thread for the spool's files: its calls never overlap, and a cancelled caller does not stop one half-way.
+        self._spool_thread = ThreadPoolExecutor(1, "audit-spool")
+        self._unanswered: set[asyncio.Future[Appended]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._answers = True
+        self._closed = True
+
+    async def __aenter__(self) -> Self:
+        self._closed = False
+        self._tasks = [asyncio.create_task(self._send_loop(), name="audit-sender")]
+        if self._spool is not None:
+            self._tasks.append(asyncio.create_task(self._drain_loop(self._spool), name="audit-drain"))
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._closed = True
+        if self._unanswered:
+            await asyncio.wait(list(self._unanswered), timeout=self._deadline_seconds)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._spool_thread.shutdown)
+        for future in list(self._unanswered):
+            _fail(future, UnavailableError("the audit writer was closed", reason=UNAVAILABLE_REASON))
+
+    async def append(
+        self,
+        record: audit_pb2.Record,
+        *,
+        payloads: Sequence[Payload] = (),
+        key: bytes | None = None,
+        policy: AuditPolicy = AuditPolicy.SPOOL,
+        deadline_seconds: float | None = None,
+    ) -> Appended:
+        """Makes one record durable and returns its receipt; `record` is copied and stamped, never changed.
+
+        Raises `UnavailableError` (reason AUDIT_UNAVAILABLE) when it is durable nowhere, as far as this writer knows;
+        `AlreadyExistsError` and `InvalidArgumentError` when the log will never take it.
+        A caller that is cancelled does not take the record back.
+        """
+        if self._closed:
+            raise UnavailableError("the audit writer is closed", reason=UNAVAILABLE_REASON)
+        stamped = self._stamp(record, payloads, key)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Appended] = loop.create_future()
+        item = _Item(stamped, policy, future, stamped.ByteSize())
+        seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
+        timer = loop.call_later(seconds, _expire, item, seconds)
+        self._unanswered.add(future)
+        self._queue.append(item)
+        self._wake.set()
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            self._unanswered.discard(future)
+
+    def ready(self) -> bool:
+        """Whether a record appended now would probably be acknowledged: the log answers, or the spool has room."""
+        if self._spool is not None and self._spool.has_room:
+            return True
+        return self._answers and self._channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+    @property
+    def spooled(self) -> int:
+        """How many records wait in the spool."""
+        return 0 if self._spool is None else len(self._spool)
+
+    def _stamp(
+        self, record: audit_pb2.Record, payloads: Sequence[Payload], key: bytes | None
+    ) -> audit_pb2.Record:
+        stamped = audit_pb2.Record()
+        stamped.CopyFrom(record)
+        stamped.idempotency_key = key or stamped.idempotency_key or new_key(self._random)
+        stamped.producer.id = self._producer_id
+        stamped.producer.boot = self._boot
+        if not stamped.HasField("occurred_at"):
+            stamped.occurred_at.FromDatetime(self._clock())
+        stamped.payloads.extend(audit_pb2.Payload(kind=p.kind, data=p.data, store=p.store) for p in payloads)
+        return stamped
+
+    async def _send_loop(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                if self.spooled:
+                    if not await self._spool_queued():
+                        break  # only FAIL_CLOSED records are left: they wait for the drain, which wakes this loop
+                else:
+                    await self._deliver(self._take_batch())
+
+    def _take_batch(self) -> list[_Item]:
+        batch: list[_Item] = []
+        size = 0
+        while self._queue and len(batch) < MAX_BATCH_RECORDS:
+            size += self._queue[0].size
+            if batch and size > MAX_BATCH_BYTES:
+                break
+            item = self._queue.popleft()
+            if not item.is_expired:
+                self._number(item)
+                batch.append(item)
+        return batch
+
+    def _number(self, item: _Item) -> None:
+        self._sequence += 1
+        item.record.producer.sequence = self._sequence
+
+    async def _deliver(self, batch: list[_Item]) -> None:
+        """Sends a batch until it is answered, or spools it, or fails it."""
+        delay = FIRST_RETRY_SECONDS
+        while batch:
+            try:
+                receipts = await self._call([item.record for item in batch])
+            except _PERMANENT as error:
+                if len(batch) > 1:
+                    # One bad record must not take the others of its batch with it.
+                    await self._deliver_apart(batch)
+                else:
+                    _fail(batch[0].future, error)
+                return
+            except KalaError as error:
+                if self._spool is not None and any(
+                    item.policy is AuditPolicy.SPOOL for item in (*batch, *self._queue)
+                ):
+                    await self._spool_or_fail(batch, error)
+                    return
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LAST_RETRY_SECONDS)
+                batch = [item for item in batch if not item.is_expired]
+            else:
+                for item, receipt in zip(batch, receipts, strict=True):
+                    _resolve(item.future, _logged(item.record.idempotency_key, receipt))
+                return
+
+    async def _deliver_apart(self, batch: Sequence[_Item]) -> None:
+        for item in batch:
+            if self.spooled:
+                await self._spool_or_fail(
+                    [item], UnavailableError("records before this one wait in the spool")
+                )
+            else:
+                await self._deliver([item])
+
+    async def _call(self, records: Sequence[audit_pb2.Record]) -> Sequence[audit_pb2.Receipt]:
+        request = audit_pb2.AppendBatchRequest(records=records, with_proof=True)
+        try:
+            response = await self._stub.AppendBatch(request, timeout=self._deadline_seconds * CALL_SHARE)
+        except grpc.RpcError as error:
+            found = from_error(error)
+            self._answers = isinstance(found, _PERMANENT)
+            raise found from error
+        self._answers = True
+        return response.receipts
+
+    async def _spool_queued(self) -> bool:
+        """Moves what may wait in the spool there; false when nothing in the queue may."""
+        queued = [item for item in self._queue if not item.is_expired]
+        items = [item for item in queued if item.policy is AuditPolicy.SPOOL]
+        self._queue = deque(item for item in queued if item.policy is not AuditPolicy.SPOOL)
+        for item in items:
+            self._number(item)
+        await self._spool_items(items)
+        return bool(items)
+
+    async def _spool_or_fail(self, batch: Sequence[_Item], error: KalaError) -> None:
+        for item in batch:
+            if item.policy is AuditPolicy.FAIL_CLOSED:
+                _fail(
+                    item.future,
+                    UnavailableError(f"the log is away: {error.message}", reason=UNAVAILABLE_REASON),
+                )
+        await self._spool_items([item for item in batch if item.policy is AuditPolicy.SPOOL])
+
+    async def _spool_items(self, items: Sequence[_Item]) -> None:
+        if self._spool is None or not items:
+            return
+        records = [item.record.SerializeToString() for item in items]
+        try:
+            await self._in_spool_thread(self._spool.append, records)
+        except KalaError as error:
+            for item in items:
+                _fail(item.future, UnavailableError(error.message, reason=UNAVAILABLE_REASON))
+            return
+        self._drain_now.set()
+        for item in items:
+            _resolve(item.future, Appended(item.record.idempotency_key, AppendStatus.SPOOLED))
+
+    async def _in_spool_thread(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._spool_thread, partial(call, *args, **kwargs)
+        )
+
+    async def _drain_loop(self, spool: Spool) -> None:
+        """Delivers what waits in the spool, oldest first, whenever there is something."""
+        delay = FIRST_RETRY_SECONDS
+        while True:
+            if not len(spool):
+                self._wake.set()
+                self._drain_now.clear()
+                await self._drain_now.wait()
+            try:
+                await self._drain_some(spool)
+                delay = FIRST_RETRY_SECONDS
+            except KalaError as error:
+                log.warning("the audit spool waits", records=len(spool), error=error.message)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LAST_RETRY_SECONDS)
+
+    async def _drain_some(self, spool: Spool) -> None:
+        waiting = await self._in_spool_thread(spool.peek, DRAIN_RECORDS, MAX_BATCH_BYTES)
+        records = [audit_pb2.Record.FromString(data) for data in waiting]
+        try:
+            await self._call(records)
+        except _PERMANENT:
+            for record in records:
+                await self._drain_one(spool, record)
+        await self._in_spool_thread(spool.drop, len(records))
+
+    async def _drain_one(self, spool: Spool, record: audit_pb2.Record) -> None:
+        """Delivers one spooled record; one that the log refuses for ever is kept aside, so that it blocks no other."""
+        try:
+            await self._call([record])
+        except _PERMANENT as error:
+            await self._in_spool_thread(spool.set_aside, record.SerializeToString())
+            name = receipt_id(record.idempotency_key)
+            log.error("the log refuses a spooled record", receipt=name, error=error.message)  # noqa: TRY400 - its answer
+
+
+def _logged(key: bytes, receipt: audit_pb2.Receipt) -> Appended:
+    openings = {opening.kind: opening.salt for opening in receipt.openings}
+    return Appended(key, AppendStatus.LOGGED, receipt.created, receipt.index, receipt.proof, openings)
+
+
+def _resolve(future: asyncio.Future[Appended], appended: Appended) -> None:
+    if not future.done():
+        future.set_result(appended)
+
+
+def _fail(future: asyncio.Future[Appended], error: KalaError) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _expire(item: _Item, seconds: float) -> None:
+    item.is_expired = True
+    message = f"the log did not answer within {seconds} s"
+    _fail(item.future, UnavailableError(message, reason=UNAVAILABLE_REASON))

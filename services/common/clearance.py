@@ -76,7 +76,7 @@ class ClearanceSigner:
         constitution_digest: bytes,
         presenter: str,
         principal: Principal,
-        purpose: Purpose,
+        purpose: Purpose.ValueType,
     ) -> Clearance:
         """Signs that `presenter` may have exactly this action run by `audience`, once, within LIFETIME_SECONDS."""
         issued_at = self._clock()

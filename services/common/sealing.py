@@ -40,8 +40,7 @@ def has_unknown_fields(message: Message) -> bool:
     """Whether the message, at any depth, carries fields that this version of the contracts does not know."""
     known = type(message)()
     known.CopyFrom(message)
-    # Returns None at run time; the stubs' annotation is the same. Discards at every depth.
-    known.DiscardUnknownFields()  # type: ignore[attr-defined]  # missing in types-protobuf
+    known.DiscardUnknownFields()
     return known.ByteSize() != message.ByteSize()
 
 

@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kala.common.v1 import decision_pb2 as _decision_pb2
+from kala.common.v1 import measurement_pb2 as _measurement_pb2
 from kala.common.v1 import reference_pb2 as _reference_pb2
 import builtins as _builtins
 import sys
@@ -251,7 +252,7 @@ class RecordModel(_message.Message):
     base_digest: _builtins.bytes
     """Digest of the base weights; 32 bytes; empty when unknown."""
     adapter_digest: _builtins.bytes
-    """Digest of the adapter's manifest; 32 bytes; empty when none was applied."""
+    """Digest of the adapter as kala.common.v1.AdapterManifest defines it; 32 bytes; empty when none was applied."""
     def __init__(
         self,
         *,
@@ -363,40 +364,6 @@ class RecordResult(_message.Message):
 Global___RecordResult: _TypeAlias = RecordResult  # noqa: Y015
 
 @_typing.final
-class SignedMeasurement(_message.Message):
-    """A measurement that another service signed for an evaluation gate."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SERVICE_FIELD_NUMBER: _builtins.int
-    CLAIMS_FIELD_NUMBER: _builtins.int
-    SIGNATURE_FIELD_NUMBER: _builtins.int
-    KEY_ID_FIELD_NUMBER: _builtins.int
-    service: _builtins.str
-    """"ethics" or "tools". Required."""
-    claims: _builtins.bytes
-    """The signed bytes. Required."""
-    signature: _builtins.bytes
-    """Ed25519; 64 bytes. Required."""
-    key_id: _builtins.str
-    """Which key signed. Required."""
-    def __init__(
-        self,
-        *,
-        service: _builtins.str = ...,
-        claims: _builtins.bytes = ...,
-        signature: _builtins.bytes = ...,
-        key_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "key_id", b"key_id", "service", b"service", "signature", b"signature"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SignedMeasurement: _TypeAlias = SignedMeasurement  # noqa: Y015
-
-@_typing.final
 class RecordGate(_message.Message):
     """The result of an adapter's evaluation gate."""
 
@@ -414,7 +381,7 @@ class RecordGate(_message.Message):
     passed: _builtins.bool
     """Whether every gate passed. Required."""
     adapter_digest: _builtins.bytes
-    """Digest of the adapter's manifest content; 32 bytes. Required."""
+    """Digest of the adapter as kala.common.v1.AdapterManifest defines it; 32 bytes. Required."""
     base_digest: _builtins.bytes
     """Digest of the base weights; 32 bytes. Required."""
     gate_set_digest: _builtins.bytes
@@ -422,7 +389,7 @@ class RecordGate(_message.Message):
     constitution_digest: _builtins.bytes
     """Digest of the constitution it was measured under; 32 bytes. Required."""
     @_builtins.property
-    def measurements(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedMeasurement]:
+    def measurements(self) -> _containers.RepeatedCompositeFieldContainer[_measurement_pb2.SignedMeasurement]:
         """The signed measurements."""
 
     def __init__(
@@ -434,7 +401,7 @@ class RecordGate(_message.Message):
         base_digest: _builtins.bytes = ...,
         gate_set_digest: _builtins.bytes = ...,
         constitution_digest: _builtins.bytes = ...,
-        measurements: _abc.Iterable[Global___SignedMeasurement] | None = ...,
+        measurements: _abc.Iterable[_measurement_pb2.SignedMeasurement] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

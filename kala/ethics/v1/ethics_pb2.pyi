@@ -12,6 +12,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kala.common.v1 import clearance_pb2 as _clearance_pb2
 from kala.common.v1 import decision_pb2 as _decision_pb2
+from kala.common.v1 import measurement_pb2 as _measurement_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -388,22 +389,28 @@ class ScoreRequest(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
     REQUEST_TEXT_FIELD_NUMBER: _builtins.int
+    MEASUREMENT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """1 to 1,048,576 characters. Required."""
     stage: Global___Stage.ValueType
     """REQUEST when unset."""
     request_text: _builtins.str
     """For OUTPUT: the request it answers. Unset when unknown."""
+    @_builtins.property
+    def measurement(self) -> _measurement_pb2.MeasurementContext:
+        """Asks for a signed count of this verdict, for an evaluation gate; honoured only from the trainer. Unset otherwise."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         stage: Global___Stage.ValueType = ...,
         request_text: _builtins.str = ...,
+        measurement: _measurement_pb2.MeasurementContext | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["measurement", b"measurement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_text", b"request_text", "stage", b"stage", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["measurement", b"measurement", "request_text", b"request_text", "stage", b"stage", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -447,6 +454,7 @@ class ScoreResponse(_message.Message):
 
     DECISION_FIELD_NUMBER: _builtins.int
     LAWS_FIELD_NUMBER: _builtins.int
+    MEASUREMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def decision(self) -> _decision_pb2.Decision:
         """As CheckAction would decide; no clearance follows from it."""
@@ -455,19 +463,72 @@ class ScoreResponse(_message.Message):
     def laws(self) -> _containers.RepeatedCompositeFieldContainer[Global___LawScore]:
         """One entry per law, 0 to 4, in order."""
 
+    @_builtins.property
+    def measurement(self) -> _measurement_pb2.SignedMeasurement:
+        """The signed count, when it was asked for."""
+
     def __init__(
         self,
         *,
         decision: _decision_pb2.Decision | None = ...,
         laws: _abc.Iterable[Global___LawScore] | None = ...,
+        measurement: _measurement_pb2.SignedMeasurement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "measurement", b"measurement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "laws", b"laws"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "laws", b"laws", "measurement", b"measurement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015
+
+@_typing.final
+class SumMeasurementsRequest(_message.Message):
+    """Measurements to add up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[_measurement_pb2.SignedMeasurement]:
+        """1 to 4,096 measurements of one evaluation, suite and model that this service signed, in item order. Required."""
+
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[_measurement_pb2.SignedMeasurement] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SumMeasurementsRequest: _TypeAlias = SumMeasurementsRequest  # noqa: Y015
+
+@_typing.final
+class SumMeasurementsResponse(_message.Message):
+    """Their sum."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUM_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sum(self) -> _measurement_pb2.SignedMeasurement:
+        """Over all parts' items."""
+
+    def __init__(
+        self,
+        *,
+        sum: _measurement_pb2.SignedMeasurement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sum", b"sum"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sum", b"sum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SumMeasurementsResponse: _TypeAlias = SumMeasurementsResponse  # noqa: Y015
 
 @_typing.final
 class GetConstitutionRequest(_message.Message):

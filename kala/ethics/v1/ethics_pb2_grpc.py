@@ -51,6 +51,11 @@ class EthicsServiceStub:
                 request_serializer=kala_dot_ethics_dot_v1_dot_ethics__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=kala_dot_ethics_dot_v1_dot_ethics__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.SumMeasurements = channel.unary_unary(
+                '/kala.ethics.v1.EthicsService/SumMeasurements',
+                request_serializer=kala_dot_ethics_dot_v1_dot_ethics__pb2.SumMeasurementsRequest.SerializeToString,
+                response_deserializer=kala_dot_ethics_dot_v1_dot_ethics__pb2.SumMeasurementsResponse.FromString,
+                _registered_method=True)
         self.GetConstitution = channel.unary_unary(
                 '/kala.ethics.v1.EthicsService/GetConstitution',
                 request_serializer=kala_dot_ethics_dot_v1_dot_ethics__pb2.GetConstitutionRequest.SerializeToString,
@@ -96,6 +101,15 @@ class EthicsServiceServicer:
 
     def Score(self, request, context):
         """Gives the verdict on a text without a clearance; for moderation, evaluation and training. Mints nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SumMeasurements(self, request, context):
+        """Adds up measurements that this service signed before into one over the whole suite, for a gate result.
+        INVALID_ARGUMENT: a signature that is not its own, a gap, an overlap, a sum among the parts, or parts that differ in
+        context, instrument or metrics.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,6 +161,11 @@ def add_EthicsServiceServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=kala_dot_ethics_dot_v1_dot_ethics__pb2.ScoreRequest.FromString,
                     response_serializer=kala_dot_ethics_dot_v1_dot_ethics__pb2.ScoreResponse.SerializeToString,
+            ),
+            'SumMeasurements': grpc.unary_unary_rpc_method_handler(
+                    servicer.SumMeasurements,
+                    request_deserializer=kala_dot_ethics_dot_v1_dot_ethics__pb2.SumMeasurementsRequest.FromString,
+                    response_serializer=kala_dot_ethics_dot_v1_dot_ethics__pb2.SumMeasurementsResponse.SerializeToString,
             ),
             'GetConstitution': grpc.unary_unary_rpc_method_handler(
                     servicer.GetConstitution,
@@ -252,6 +271,33 @@ class EthicsService:
             '/kala.ethics.v1.EthicsService/Score',
             kala_dot_ethics_dot_v1_dot_ethics__pb2.ScoreRequest.SerializeToString,
             kala_dot_ethics_dot_v1_dot_ethics__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SumMeasurements(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kala.ethics.v1.EthicsService/SumMeasurements',
+            kala_dot_ethics_dot_v1_dot_ethics__pb2.SumMeasurementsRequest.SerializeToString,
+            kala_dot_ethics_dot_v1_dot_ethics__pb2.SumMeasurementsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,11 @@ class EthicsServiceStub:
     """
     Score: _grpc.UnaryUnaryMultiCallable[_ethics_pb2.ScoreRequest, _ethics_pb2.ScoreResponse]
     """Gives the verdict on a text without a clearance; for moderation, evaluation and training. Mints nothing."""
+    SumMeasurements: _grpc.UnaryUnaryMultiCallable[_ethics_pb2.SumMeasurementsRequest, _ethics_pb2.SumMeasurementsResponse]
+    """Adds up measurements that this service signed before into one over the whole suite, for a gate result.
+    INVALID_ARGUMENT: a signature that is not its own, a gap, an overlap, a sum among the parts, or parts that differ in
+    context, instrument or metrics.
+    """
     GetConstitution: _grpc.UnaryUnaryMultiCallable[_ethics_pb2.GetConstitutionRequest, _ethics_pb2.GetConstitutionResponse]
     """Returns what the running constitution is: version, digest, files and how its trust was pinned."""
     ListLaws: _grpc.UnaryUnaryMultiCallable[_ethics_pb2.ListLawsRequest, _ethics_pb2.ListLawsResponse]
@@ -73,6 +78,11 @@ class EthicsServiceAsyncStub(EthicsServiceStub):
     """
     Score: _aio.UnaryUnaryMultiCallable[_ethics_pb2.ScoreRequest, _ethics_pb2.ScoreResponse]  # type: ignore[assignment]
     """Gives the verdict on a text without a clearance; for moderation, evaluation and training. Mints nothing."""
+    SumMeasurements: _aio.UnaryUnaryMultiCallable[_ethics_pb2.SumMeasurementsRequest, _ethics_pb2.SumMeasurementsResponse]  # type: ignore[assignment]
+    """Adds up measurements that this service signed before into one over the whole suite, for a gate result.
+    INVALID_ARGUMENT: a signature that is not its own, a gap, an overlap, a sum among the parts, or parts that differ in
+    context, instrument or metrics.
+    """
     GetConstitution: _aio.UnaryUnaryMultiCallable[_ethics_pb2.GetConstitutionRequest, _ethics_pb2.GetConstitutionResponse]  # type: ignore[assignment]
     """Returns what the running constitution is: version, digest, files and how its trust was pinned."""
     ListLaws: _aio.UnaryUnaryMultiCallable[_ethics_pb2.ListLawsRequest, _ethics_pb2.ListLawsResponse]  # type: ignore[assignment]
@@ -116,6 +126,17 @@ class EthicsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ethics_pb2.ScoreResponse, _abc.Awaitable[_ethics_pb2.ScoreResponse]]:
         """Gives the verdict on a text without a clearance; for moderation, evaluation and training. Mints nothing."""
+
+    @_abc_1.abstractmethod
+    def SumMeasurements(
+        self,
+        request: _ethics_pb2.SumMeasurementsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ethics_pb2.SumMeasurementsResponse, _abc.Awaitable[_ethics_pb2.SumMeasurementsResponse]]:
+        """Adds up measurements that this service signed before into one over the whole suite, for a gate result.
+        INVALID_ARGUMENT: a signature that is not its own, a gap, an overlap, a sum among the parts, or parts that differ in
+        context, instrument or metrics.
+        """
 
     @_abc_1.abstractmethod
     def GetConstitution(

@@ -68,8 +68,8 @@ def generate() -> None:
             f"--plugin=protoc-gen-mypy_grpc={scripts / 'protoc-gen-mypy_grpc'}",
             f"--python_out={ROOT}",
             f"--grpc_python_out={ROOT}",
-            f"--mypy_out={ROOT}",
-            f"--mypy_grpc_out={ROOT}",
+            f"--mypy_out=quiet:{ROOT}",
+            f"--mypy_grpc_out=quiet:{ROOT}",
         ]
     )
     write_package_markers()

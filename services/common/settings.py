@@ -17,7 +17,7 @@ from types import NoneType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, get_args, get_origin
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretBytes, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, Field, SecretBytes, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -272,7 +272,8 @@ def _parsed(sourced: Sourced, field: FieldInfo) -> object:
     shapes = {get_origin(kind) or kind for kind in alternatives}
     if not shapes.isdisjoint({tuple, list, set, frozenset}) and not text.lstrip().startswith("["):
         return [item.strip() for item in text.split(",") if item.strip()]
-    if shapes.isdisjoint({tuple, list, set, frozenset, dict}):
+    is_model = any(isinstance(shape, type) and issubclass(shape, BaseModel) for shape in shapes)
+    if not is_model and shapes.isdisjoint({tuple, list, set, frozenset, dict}):
         return text
     try:
         return json.loads(text)

@@ -10,20 +10,30 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from ipaddress import ip_address
 from typing import Final
 
 import yaml
 
 from kala.errors import InvalidArgumentError
 
-_LINK_NAME: Final = re.compile(
-    r"(?:[A-Z0-9_]+_)?(?:(?P<host>SERVICE_HOST)|(?P<number>SERVICE_PORT(?:_[A-Z0-9_]+)?)"
-    r"|(?P<url>PORT|PORT_\d+_(?:TCP|UDP|SCTP))|PORT_\d+_(?:TCP|UDP|SCTP)_(?:(?P<proto>PROTO)|(?P<part_number>PORT)|(?P<part_host>ADDR)))"
-)
-"""What kubelet appends to a Service's name for each Service of the namespace ("docker links" variables)."""
+_LINK_URL: Final = re.compile(r"(?:tcp|udp|sctp)://.*")
+_NUMBER: Final = re.compile(r"[0-9]{1,5}")
+_PROTOCOL: Final = re.compile(r"tcp|udp|sctp")
+_HOST: Final = re.compile(r"[0-9.]+|[0-9a-f:]+")
 
-_LINK_URL: Final = re.compile(r"(?:tcp|udp|sctp)://")
+_LINKS: Final = tuple(
+    (re.compile(rf"(?:[A-Z0-9_]+_)?{name}"), value)
+    for name, value in (
+        (r"SERVICE_HOST", _HOST),
+        (r"SERVICE_PORT(?:_[A-Z0-9_]+)?", _NUMBER),
+        (r"PORT", _LINK_URL),
+        (r"PORT_\d+_(?:TCP|UDP|SCTP)", _LINK_URL),
+        (r"PORT_\d+_(?:TCP|UDP|SCTP)_PROTO", _PROTOCOL),
+        (r"PORT_\d+_(?:TCP|UDP|SCTP)_PORT", _NUMBER),
+        (r"PORT_\d+_(?:TCP|UDP|SCTP)_ADDR", _HOST),
+    )
+)
+"""Names and values that kubelet injects for each Service of a namespace ("docker links" variables)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +64,7 @@ Layer = Mapping[str, Sourced]
 
 def is_service_link(suffix: str, value: str) -> bool:
     """Tell whether `KALA_X_<suffix>=value` is one that Kubernetes injects for a Service called kala-x or kala-x-y."""
-    match = _LINK_NAME.fullmatch(suffix)
-    if match is None:
-        return False
-    kinds = match.groupdict()
-    if kinds["url"]:
-        return _LINK_URL.match(value) is not None
-    if kinds["host"] or kinds["part_host"]:
-        return _is_ip_address(value)
-    if kinds["proto"]:
-        return value in {"tcp", "udp", "sctp"}
-    return value.isascii() and value.isdigit()
+    return any(name.fullmatch(suffix) and expected.fullmatch(value) for name, expected in _LINKS)
 
 
 def from_environment(
@@ -80,7 +80,7 @@ def from_environment(
         if field is not None and not (is_link and _LINK_URL.match(environ[name])):
             values[field.field] = Sourced(environ[name], name + where)
         elif not is_link:
-            raise _unknown(name + where, section, name, list(canonical))
+            raise _unknown(name + where, section, name, list(canonical), shared=prefix)
     for field in known:
         _take_aliases(environ, field, values, where)
     return values
@@ -160,15 +160,11 @@ def _next_value(words: Iterator[str], field: Known, flag: str) -> str:
         raise InvalidArgumentError(flag, "needs a value") from None
 
 
-def _unknown(origin: str, section: str, name: str, candidates: Sequence[str]) -> InvalidArgumentError:
-    closest = get_close_matches(name, candidates, n=1, cutoff=0.6)
-    hint = f"; did you mean {closest[0]}?" if closest else ""
+def _unknown(
+    origin: str, section: str, name: str, candidates: Sequence[str], *, shared: str = ""
+) -> InvalidArgumentError:
+    # What all names share says nothing about which one was meant.
+    by_ending = {candidate.removeprefix(shared): candidate for candidate in candidates}
+    closest = get_close_matches(name.removeprefix(shared), by_ending, n=1)
+    hint = f"; did you mean {by_ending[closest[0]]}?" if closest else ""
     return InvalidArgumentError(origin, f"is not a setting of {section}{hint}")
-
-
-def _is_ip_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True

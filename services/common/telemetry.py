@@ -23,6 +23,7 @@ from prometheus_client import (
     start_http_server,
 )
 
+from kala.errors import FailedPreconditionError
 from services.common.logs import bind_log_fields, configure_logging
 from services.common.tracing import Span, TraceContext, Tracer, UnrecordedTracer, enter_trace, open_tracer
 
@@ -178,7 +179,10 @@ def metrics_server(registry: CollectorRegistry, *, host: str, port: int | None) 
     if port is None:
         yield None
         return
-    server, thread = start_http_server(port, host, registry)
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise FailedPreconditionError(f"/metrics cannot listen on {host}:{port}: {error.strerror}") from error
     try:
         yield server.server_port
     finally:

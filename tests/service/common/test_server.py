@@ -65,16 +65,6 @@ async def test_reflection_lists_the_services() -> None:
     assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
-async def first_failure(client: EchoClient) -> errors.KalaError:
-    """Call until a call fails: the drain begins within a few turns of the loop."""
-    while True:
-        try:
-            with translated():
-                await client.say("late")
-        except errors.KalaError as error:
-            return error
-
-
 async def test_a_running_call_ends_well_while_new_ones_are_refused() -> None:
     service = EchoService()
     async with AsyncExitStack() as stack:
@@ -88,7 +78,7 @@ async def test_a_running_call_ends_well_while_new_ones_are_refused() -> None:
         running = asyncio.create_task(client.say(WAIT))
         await asyncio.wait_for(service.waiting.wait(), 5)
         drain = asyncio.create_task(server_stack.aclose())
-        assert isinstance(await first_failure(late), errors.UnavailableError)
+        assert isinstance(await late.first_failure(), errors.UnavailableError)
         assert not drain.done()
         service.release.set()
         assert await running == "WAIT"

@@ -1,0 +1,79 @@
+"""Log lines: one format for everything, and never what people wrote."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from services.common.logs import CONTENT_KEYS, Format, configure_logging
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _undone() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def written(stream: io.StringIO, style: Format = "auto", **fields: object) -> str:
+    configure_logging(part="ethics", style=style, stream=stream)
+    structlog.get_logger().info("rpc", **fields)
+    return stream.getvalue()
+
+
+def test_a_line_is_json_unless_a_person_watches() -> None:
+    line = json.loads(written(io.StringIO(), code="OK"))
+    assert (line["event"], line["part"], line["code"]) == ("rpc", "ethics", "OK")
+    assert not written(Terminal(), code="OK").startswith("{")
+    assert written(Terminal(), "json", code="OK").startswith("{")
+    assert not written(io.StringIO(), "console", code="OK").startswith("{")
+
+
+@pytest.mark.parametrize("key", sorted(CONTENT_KEYS))
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_content_and_credentials_are_never_written(key: str, style: Format) -> None:
+    assert "hunter2" not in written(io.StringIO(), style, **{key: "hunter2"})
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_a_traceback_shows_no_local_variables(style: Format) -> None:
+    stream = io.StringIO()
+    configure_logging(part="ethics", style=style, stream=stream)
+    prompt = "hunter" + "2"
+    try:
+        raise KeyError(len(prompt))
+    except KeyError:
+        structlog.get_logger().exception("bug")
+    assert "KeyError" in stream.getvalue()
+    assert "hunter2" not in stream.getvalue()
+
+
+def test_lines_below_the_level_are_not_written() -> None:
+    stream = io.StringIO()
+    configure_logging(part="ethics", level="warning", stream=stream)
+    structlog.get_logger().info("quiet")
+    structlog.get_logger().warning("loud")
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["loud"]
+
+
+def test_a_librarys_warning_has_the_same_form() -> None:
+    stream = io.StringIO()
+    configure_logging(part="ethics", stream=stream)
+    logging.getLogger("library").warning("over %s", "there", extra={"token": "hunter2"})
+    logging.getLogger("library").info("chatter")
+    (line,) = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert (line["event"], line["level"], line["part"]) == ("over there", "warning", "ethics")
+    assert "hunter2" not in stream.getvalue()

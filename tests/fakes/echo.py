@@ -11,10 +11,12 @@ from typing import Any, Final
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
+from kala.errors import KalaError
 from services.common.channel import open_channel
 from services.common.interceptors import CallPolicy
 from services.common.server import ServerHandle, serving
 from services.common.settings import GrpcServerSettings
+from services.common.status import translated
 from services.common.telemetry import RpcTelemetry
 
 SERVICE: Final = "kala.test.v1.EchoService"
@@ -112,6 +114,15 @@ class EchoClient:
 
     async def say(self, word: str, **options: Any) -> str:
         return (await self.say_call(StringValue(value=word), **options)).value
+
+    async def first_failure(self) -> KalaError:
+        """Call until a call fails, as the first one that meets a drain does."""
+        while True:
+            try:
+                with translated():
+                    await self.say("new")
+            except KalaError as error:
+                return error
 
     async def call(
         self, kind: str, words: str, received: list[str] | None = None, **options: Any

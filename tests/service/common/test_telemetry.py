@@ -125,7 +125,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         self.spans: list[Any] = []
         self.services: list[str] = []
 
-    async def Export(self, request: Any, context: Any) -> Any:
+    async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's name
         for resource in request.resource_spans:
             self.services += [
                 attribute.value.string_value

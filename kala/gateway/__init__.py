@@ -1,0 +1,1 @@
+"""Contracts generated from protos/kala/gateway/v1; never edited."""

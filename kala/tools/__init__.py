@@ -1,0 +1,1 @@
+"""Contracts generated from protos/kala/tools/v1; never edited."""

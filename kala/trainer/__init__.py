@@ -1,0 +1,1 @@
+"""Contracts generated from protos/kala/trainer/v1; never edited."""

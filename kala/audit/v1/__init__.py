@@ -1,0 +1,1 @@
+"""Contracts generated from protos/kala/audit/v1; never edited."""

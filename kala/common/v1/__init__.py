@@ -1,0 +1,1 @@
+"""Contracts generated from protos/kala/common/v1; never edited."""

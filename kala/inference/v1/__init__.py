@@ -1,0 +1,1 @@
+"""Contracts generated from protos/kala/inference/v1; never edited."""

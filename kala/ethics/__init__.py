@@ -1,0 +1,1 @@
+"""Contracts generated from protos/kala/ethics/v1; never edited."""

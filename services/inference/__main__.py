@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -18,18 +19,34 @@ from services.common.peers import INFERENCE
 from services.common.server import serving
 from services.common.settings import load
 from services.common.telemetry import process_telemetry
-from services.inference.backends.make import ServerFactory
+from services.inference.backend import Kind, State
+from services.inference.backends.make import ServerFactory, pythia_backends
+from services.inference.backends.pythia import PythiaBackend
 from services.inference.config import SECTION, InferenceSettings
 from services.inference.registry.discovery import PortScanner
 from services.inference.registry.registry import Registry
 from services.inference.servicer import Service, inference_servicer
 
 
-def make_registry(settings: InferenceSettings) -> Registry:
-    """Put the configured backends, and the search for others, together."""
+def make_registry(settings: InferenceSettings, pythia: Sequence[PythiaBackend] = ()) -> Registry:
+    """Put the configured backends, the models in process and the search for others together."""
     servers = ServerFactory(settings)
     finder = PortScanner(settings.discovery_ports, servers.open_kinds(), servers.make) if settings.discover else None
-    return Registry(servers.configured(), finder=finder, refresh_seconds=settings.refresh_seconds)
+    return Registry([*servers.configured(), *pythia], finder=finder, refresh_seconds=settings.refresh_seconds)
+
+
+async def preload(registry: Registry, pythia: Sequence[PythiaBackend]) -> None:
+    """Load the model in process ahead of the first request, if no model server answers; the configured before the demo."""
+    await registry.ready()
+    others = [view for view in registry.views() if view.identity.kind is not Kind.PYTHIA]
+    usable = [backend for backend in pythia if backend.identity.name in ready_names(registry)]
+    if usable and not any(view.is_answering for view in others):
+        await usable[0].preload()
+
+
+def ready_names(registry: Registry) -> frozenset[str]:
+    """Give the names of the backends that can serve."""
+    return frozenset(view.name for view in registry.views() if view.status.state is State.READY)
 
 
 async def main(settings: InferenceSettings) -> None:
@@ -39,7 +56,8 @@ async def main(settings: InferenceSettings) -> None:
             "KALA_INFERENCE_ETHICS_PUBLIC_KEYS", "must name ethics' public key: without it nothing can be cleared"
         )
     verifier = ClearanceVerifier(load_public_keys(settings.ethics_public_keys))
-    registry = make_registry(settings)
+    pythia = pythia_backends(settings)
+    registry = make_registry(settings, pythia)
     service = Service(registry, verifier.recheck, settings.max_act_seconds, default_provider=settings.provider)
     register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference_servicer(service))
     policy = CallPolicy(guard_for=guard_for(verifier, [inference_pb2.DESCRIPTOR]))
@@ -49,13 +67,13 @@ async def main(settings: InferenceSettings) -> None:
         server = await stack.enter_async_context(
             serving(settings, [register], policy=policy, telemetry=telemetry.rpc)
         )
-        refreshing = asyncio.create_task(registry.run())
-        stack.push_async_callback(_cancelled, refreshing)
+        for background in (registry.run(), preload(registry, pythia)):
+            stack.push_async_callback(_ended, asyncio.create_task(background))
         await server.set_serving()
         await server.run_until_signalled()
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
+async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task

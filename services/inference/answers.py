@@ -104,7 +104,12 @@ def backend(entry: Entry, position: int) -> pb.Backend:
 
 def models(entries: Iterable[Entry]) -> list[pb.Model]:
     """Write every model that can be asked for, in chain order, then by id; ids are unique."""
-    listed = [(entry, model) for entry in entries for model in sorted(entry.status.models, key=lambda model: model.id)]
+    listed = [
+        (entry, model)
+        for entry in entries
+        if entry.view.is_answering
+        for model in sorted(entry.status.models, key=lambda model: model.id)
+    ]
     ids = [model.id for _, model in listed]
     return [_model(entry, model, is_unique=ids.count(model.id) == 1) for entry, model in listed]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -156,8 +156,12 @@ class Backend(Protocol):
         """Say what can be asked of it now; never raises for the backend's own faults."""
         ...
 
-    def chat(self, call: ChatCall, model: ModelInfo) -> AsyncGenerator[Event]:
-        """Generate: one Opened, Deltas, one Finish; raises BackendFailure.  Closing it stops the generation."""
+    def chat(self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]) -> AsyncGenerator[Event]:
+        """Generate: one Opened, Deltas, one Finish; raises BackendFailure.  Closing it stops the generation.
+
+        `begin` is called when the request's turn has come, right before its first byte reaches the model; what it
+        raises ends the generation before it began.
+        """
         ...
 
     async def diagnose(self, model: str) -> tuple[Check, ...]:

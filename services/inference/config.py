@@ -11,6 +11,7 @@ from kala.errors import InvalidArgumentError
 from services.common.peers import ETHICS, GATEWAY, GRPC_PORTS, INFERENCE
 from services.common.settings import GrpcServerSettings, aliases
 from services.inference.base_url import parse_base_url
+from services.inference.pythia.weights import DOWNLOAD_GIGABYTES, pythia_name
 
 SECTION: Final = INFERENCE
 
@@ -118,4 +119,10 @@ class InferenceSettings(GrpcServerSettings):
                 parse_base_url(url, field=name)
             except InvalidArgumentError as error:
                 raise ValueError(error.message) from error
+        if self.model_size is not None:
+            try:
+                pythia_name(self.model_size)
+            except KeyError:
+                sizes = ", ".join(DOWNLOAD_GIGABYTES)
+                raise ValueError(f"model_size must be one of {sizes}") from None  # noqa: TRY003 - pydantic's protocol
         return self

@@ -73,7 +73,7 @@ class Dispatch:
     call: ChatCall
     route: Route
     recheck: Callable[[], None]
-    """Raises when the clearance has ended; asked before every first upstream byte."""
+    """Raises when the clearance has ended; asked right before every first upstream byte."""
     clock: Callable[[], float] = time.monotonic
     attempts: list[Attempt] = field(default_factory=list)
 
@@ -86,7 +86,6 @@ class Dispatch:
             entry = self.registry.get(candidate.backend)
             if entry is None:
                 continue
-            self.recheck()
             attempt = _Try(entry, candidate.model, self.clock())
             entry.in_flight += 1
             try:
@@ -106,7 +105,7 @@ class Dispatch:
         raise _all_failed(self.route, self.attempts)
 
     async def _try(self, attempt: _Try) -> AsyncGenerator[Step]:
-        async with aclosing(attempt.entry.backend.chat(self.call, attempt.model)) as events:
+        async with aclosing(attempt.entry.backend.chat(self.call, attempt.model, self.recheck)) as events:
             async for event in events:
                 match event:
                     case Opened(model):

@@ -163,6 +163,8 @@ class _Named:
         if self.model in UNNAMED_MODELS:
             return _own_model(view)
         found = find_model(view.status.models, self.model)
+        if found is None and not view.is_answering:
+            return _not_answering(view)
         if found is None:
             return PassedOver(view.name, "MODEL_NOT_FOUND", f"has no model {self.model!r}")
         if not found.can_chat:

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -32,6 +32,9 @@ KEEPALIVE_SECONDS: Final = 4.0
 
 LOOK_SECONDS: Final = 5.0
 """Longest wait for a health or model list answer (design: routing decisions under 5 s)."""
+
+LOOKS_AT_ONCE: Final = 4
+"""Connections kept for health and model lists."""
 
 DRAIN_SECONDS: Final = 0.05
 """How long to wait after `[DONE]` for the stream's formal end, so that the connection can be used again."""
@@ -165,6 +168,7 @@ class ModelServerClient:
         self._base = base
         self._limits = limits
         self._max_connections = max_connections
+        self._slots = asyncio.Semaphore(max_connections)
         headers = {"accept-encoding": "identity", "content-type": "application/json"}
         if api_key:
             headers["authorization"] = f"Bearer {api_key}"
@@ -192,13 +196,18 @@ class ModelServerClient:
             raise explain(error) from error
 
     @asynccontextmanager
-    async def post(self, path: str, body: bytes) -> AsyncIterator[StreamedAnswer]:
-        """Send a request and give its answer as soon as the head is there; leaving the context ends the exchange."""
-        response = await self._send(self._client.build_request("POST", path, content=body))
-        try:
-            yield StreamedAnswer(response, self._limits)
-        finally:
-            await response.aclose()
+    async def post(self, path: str, body: bytes, begin: Callable[[], None]) -> AsyncIterator[StreamedAnswer]:
+        """Send a request and give its answer as soon as the head is there; leaving the context ends the exchange.
+
+        `begin` is called when a connection is free for it, right before the first byte leaves.
+        """
+        async with self._slots:
+            begin()
+            response = await self._send(self._client.build_request("POST", path, content=body))
+            try:
+                yield StreamedAnswer(response, self._limits)
+            finally:
+                await response.aclose()
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -220,7 +229,8 @@ class ModelServerClient:
 
     def _session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            limit=self._max_connections,
+            # Room beyond the slots, so that a look at the server never waits for a generation.
+            limit=self._max_connections + LOOKS_AT_ONCE,
             keepalive_timeout=KEEPALIVE_SECONDS,
             resolver=GuardedResolver(),
             ssl=ssl.create_default_context() if self._base.is_tls else False,

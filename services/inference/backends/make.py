@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Final
 
 from pydantic import SecretStr
@@ -13,8 +15,10 @@ from services.inference.backends.lmstudio import LMStudioBackend
 from services.inference.backends.mlx import MlxBackend
 from services.inference.backends.ollama import OllamaBackend
 from services.inference.backends.openai_compatible import OpenAICompatibleBackend
+from services.inference.backends.pythia import PythiaBackend
 from services.inference.base_url import BaseUrl, parse_base_url
 from services.inference.config import LLAMACPP_URL, LM_STUDIO_URL, MLX_URL, OLLAMA_URL, InferenceSettings
+from services.inference.pythia.weights import pythia_name
 from services.inference.router import UNNAMED_MODELS
 
 SERVERS: Final[dict[Kind, type[OpenAICompatibleBackend]]] = {
@@ -30,6 +34,35 @@ USUAL_URLS: Final = {
     Kind.LMSTUDIO: LM_STUDIO_URL,
     Kind.OLLAMA: OLLAMA_URL,
 }
+
+
+DEMO: Final = "demo"
+DEMO_MODEL: Final = "kala-demo"
+
+
+def pythia_backends(settings: InferenceSettings) -> list[PythiaBackend]:
+    """Give the configured model in process and the embedded demo, as far as the settings want them."""
+    made: list[PythiaBackend] = []
+    if settings.model_dir is not None or settings.model_size is not None:
+        name = pythia_name(settings.model_size) if settings.model_size else str(settings.model_dir and settings.model_dir.name)
+        directory = settings.model_dir or settings.models_dir.expanduser() / name
+        made.append(_pythia(Identity(Kind.PYTHIA.value, Kind.PYTHIA, default_model=name), directory, name, settings))
+    if settings.embedded:
+        identity = Identity(DEMO, Kind.PYTHIA, default_model=DEMO_MODEL, is_demo=True)
+        made.append(_pythia(identity, settings.embedded_dir, DEMO_MODEL, settings))
+    return made
+
+
+def _pythia(identity: Identity, directory: Path, model_id: str, settings: InferenceSettings) -> PythiaBackend:
+    return PythiaBackend(
+        identity,
+        directory,
+        model_id,
+        # Half the cores: the rest of the suite needs to breathe while the model computes.
+        threads=settings.torch_threads or max(1, (os.cpu_count() or 2) // 2),
+        max_waiting=settings.pythia_queue,
+        max_output_tokens=settings.max_output_tokens,
+    )
 
 
 class ServerFactory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import ClassVar, Final
 
 from services.inference.backend import (
@@ -59,12 +59,14 @@ class OpenAICompatibleBackend(ABC):
         except BackendFailure as failure:
             return self._status_of(failure)
 
-    async def chat(self, call: ChatCall, model: ModelInfo) -> AsyncGenerator[Event]:
+    async def chat(
+        self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]
+    ) -> AsyncGenerator[Event]:
         """Generate; see Backend.chat."""
         stream = call.stream or self.always_streams
         asked = self.wire_model(model)
         body = request_body(call, model=asked, stream=stream, max_output_tokens=self._max_output_tokens)
-        async with self._http.post(CHAT_PATH, body) as answer:
+        async with self._http.post(CHAT_PATH, body, begin) as answer:
             if answer.status != OK:
                 raise self.failure_of(answer.status, await answer.error_body())
             if not stream or "json" in answer.content_type:
@@ -149,7 +151,7 @@ class OpenAICompatibleBackend(ABC):
 
     async def _test_answer(self, model: ModelInfo) -> Check:
         try:
-            async for _event in self.chat(_PROBE, model):
+            async for _event in self.chat(_PROBE, model, lambda: None):
                 pass
         except BackendFailure as failure:
             return Check("answer", passed=False, detail=failure.detail, cure=self.load_cure(model.id))

@@ -116,7 +116,7 @@ class Registry:
     async def look(self, entry: Entry) -> Status:
         """Look at one backend now."""
         started = self.clock()
-        status = await entry.backend.look()
+        status = _remembering(await entry.backend.look(), entry.status)
         if status.state is not entry.status.state:
             log.info("backend_state", backend=entry.backend.identity.name, state=status.state.name, reason=status.reason)
         entry.status = status
@@ -129,7 +129,7 @@ class Registry:
         if failure.reason not in TELLING_REASONS:
             return
         if failure.reason in {"CONNECTION_REFUSED", "UNREACHABLE", "DNS_FAILED"}:
-            entry.status = Status(State.OFF, failure.detail, reason=failure.reason)
+            entry.status = Status(State.OFF, failure.detail, entry.status.models, reason=failure.reason)
         self._hurry.set()
 
     async def aclose(self) -> None:
@@ -149,7 +149,11 @@ class Registry:
 
     async def _look_everywhere(self) -> None:
         looks = [self.look(entry) for entry in self._entries.values()]
-        await asyncio.gather(self._look_for_new_ones(), *looks)
+        results = await asyncio.gather(self._look_for_new_ones(), *looks, return_exceptions=True)
+        for result in results:
+            # A backend's faults are statuses; this is a bug, and it must not end the looking at all others.
+            if isinstance(result, Exception):
+                log.error("look_failed", exc_info=result)
 
     async def _look_for_new_ones(self) -> None:
         if self.finder is None:
@@ -160,3 +164,10 @@ class Registry:
             self._entries[backend.identity.name] = entry
             log.info("backend_found", backend=backend.identity.name, url=backend.identity.url)
             await self.look(entry)
+
+
+def _remembering(seen: Status, before: Status) -> Status:
+    """Keep the models of a backend that went away: asking for one is then "not now" and not "no such model"."""
+    if seen.models or seen.state not in {State.OFF, State.ERROR}:
+        return seen
+    return Status(seen.state, seen.detail, before.models, reason=seen.reason)

@@ -1,0 +1,89 @@
+"""Settings and the backends made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kala.errors import InvalidArgumentError
+from services.common.settings import load
+from services.inference.backend import Kind
+from services.inference.backends.make import ServerFactory, pythia_backends
+from services.inference.config import SECTION, InferenceSettings
+
+
+def settings(tmp_path: Path, **environ: str) -> InferenceSettings:
+    return load(InferenceSettings, section=SECTION, argv=[], environ=environ, cwd=tmp_path)
+
+
+async def made(given: InferenceSettings) -> dict[str, tuple[str, str]]:
+    backends = ServerFactory(given).configured()
+    identities = [backend.identity for backend in backends]
+    for backend in backends:
+        await backend.aclose()
+    return {identity.name: (identity.url, identity.default_model) for identity in identities}
+
+
+@pytest.mark.parametrize("name", ["LM_STUDIO_BASE_URL", "LMSTUDIO_API_URL", "LMSTUDIO_HOST", "KALA_INFERENCE_LMSTUDIO_URL"])
+async def test_the_seeds_names_for_lm_studio_are_known(tmp_path: Path, name: str) -> None:
+    given = settings(tmp_path, **{name: "http://localhost:1234/v1", "LM_STUDIO_MODEL": "qwen"})
+    assert await made(given) == {"lmstudio": ("http://localhost:1234", "qwen")}
+
+
+async def test_local_model_is_no_model_name(tmp_path: Path) -> None:
+    given = settings(tmp_path, LMSTUDIO_HOST="http://localhost:1234", LMSTUDIO_MODEL="local-model")
+    assert await made(given) == {"lmstudio": ("http://localhost:1234", "")}
+
+
+async def test_the_other_servers_names_are_known(tmp_path: Path) -> None:
+    given = settings(
+        tmp_path, LLAMACPP_SERVER_URL="http://localhost:8080", OLLAMA_HOST="0.0.0.0", OLLAMA_MODEL="llama3", MLX_ENABLED="true"
+    )
+    assert await made(given) == {
+        "mlx": ("http://127.0.0.1:8080", ""),
+        "llamacpp": ("http://localhost:8080", ""),
+        "ollama": ("http://127.0.0.1:11434", "llama3"),
+    }
+
+
+@pytest.mark.parametrize("name", ["USE_LM_STUDIO", "LMSTUDIO_ENABLED"])
+async def test_a_switched_off_kind_is_neither_used_nor_looked_for(tmp_path: Path, name: str) -> None:
+    given = settings(tmp_path, LMSTUDIO_HOST="http://localhost:1234", **{name: "0"})
+    assert await made(given) == {}
+    assert Kind.LMSTUDIO not in ServerFactory(given).open_kinds()
+
+
+def test_a_configured_kind_is_not_looked_for_elsewhere(tmp_path: Path) -> None:
+    given = settings(tmp_path, LMSTUDIO_HOST="http://other:1234")
+    assert ServerFactory(given).open_kinds() == {Kind.MLX, Kind.LLAMACPP, Kind.OLLAMA}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LLM_PROVIDER", "gpt"),
+        ("LLM_PROVIDER", "openai"),
+        ("LMSTUDIO_HOST", "http://169.254.169.254/v1"),
+        ("OLLAMA_HOST", "ftp://x"),
+        ("KALA_INFERENCE_MODEL_SIZE", "7b"),
+        ("KALA_INFERENCE_MAX_ACT_SECONDS", "901"),
+        ("KALA_INFERENCE_NO_SUCH", "1"),
+    ],
+)
+def test_a_wrong_setting_stops_the_process(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(InvalidArgumentError):
+        settings(tmp_path, **{name: value})
+
+
+async def test_pythia_is_configured_by_size_and_the_demo_by_default(tmp_path: Path) -> None:
+    given = settings(tmp_path, KALA_INFERENCE_MODEL_SIZE="6.9b", KALA_INFERENCE_MODELS_DIR=str(tmp_path))
+    backends = pythia_backends(given)
+    assert [(b.identity.name, b.identity.default_model) for b in backends] == [
+        ("pythia", "pythia-6.9b"),
+        ("demo", "kala-demo"),
+    ]
+    status = await backends[0].look()
+    assert status.reason == "MODEL_NOT_AVAILABLE"
+    for backend in backends:
+        await backend.aclose()

@@ -1,0 +1,206 @@
+"""Which backend serves, as tables."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from kala.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ModelNotAvailable,
+    NotFoundError,
+    UnavailableError,
+)
+from services.inference.backend import Capability, Identity, Kind, LoadState, ModelInfo, State, Status
+from services.inference.router import View, Wanted, choose, explain
+
+LOADED, NOT_LOADED, UNKNOWN = LoadState.LOADED, LoadState.NOT_LOADED, LoadState.UNKNOWN
+DEMO_MODEL = ModelInfo("kala-demo", NOT_LOADED, capabilities=frozenset({Capability.CHAT}), is_demo=True)
+
+
+def view(
+    kind: Kind,
+    *models: ModelInfo | str,
+    state: State = State.READY,
+    name: str = "",
+    default: str = "",
+    found: bool = False,
+    demo: bool = False,
+) -> View:
+    listed = tuple(ModelInfo(model, LOADED) if isinstance(model, str) else model for model in models)
+    identity = Identity(name or kind.value, kind, default_model=default, is_discovered=found, is_demo=demo)
+    detail = "" if state is State.READY else f"is {state.value}"
+    return View(identity, Status(state, detail, listed, reason="" if state is State.READY else state.name))
+
+
+MLX = view(Kind.MLX, "m-mlx")
+LLAMA = view(Kind.LLAMACPP, "m-llama")
+STUDIO = view(Kind.LMSTUDIO, "m-studio")
+OLLAMA = view(Kind.OLLAMA, "m-ollama")
+PYTHIA = view(Kind.PYTHIA, ModelInfo("pythia-1b", NOT_LOADED))
+DEMO = view(Kind.PYTHIA, DEMO_MODEL, name="demo", default="kala-demo", demo=True)
+
+
+def chosen(wanted: Wanted, *views: View) -> list[tuple[str, str]]:
+    return [(candidate.backend, candidate.model.id) for candidate in choose(wanted, views).candidates]
+
+
+@pytest.mark.parametrize("model", ["", "auto", "local-model"])
+def test_an_unnamed_model_goes_down_the_chain_and_never_to_the_demo(model: str) -> None:
+    chain = chosen(Wanted(model), DEMO, PYTHIA, OLLAMA, STUDIO, LLAMA, MLX)
+    assert [backend for backend, _ in chain] == ["mlx", "llamacpp", "lmstudio", "ollama", "pythia"]
+
+
+def test_the_choice_does_not_depend_on_the_order_of_the_backends() -> None:
+    routes = {tuple(chosen(Wanted(), *views)) for views in itertools.permutations([MLX, LLAMA, STUDIO, DEMO])}
+    assert len(routes) == 1
+
+
+def test_the_demo_serves_when_there_was_never_anything_else() -> None:
+    assert chosen(Wanted(), DEMO) == [("demo", "kala-demo")]
+
+
+@pytest.mark.parametrize("state", [State.OFF, State.ERROR, State.NO_MODEL])
+def test_the_demo_is_no_fallback_for_a_backend_that_is_away(state: State) -> None:
+    with pytest.raises((UnavailableError, FailedPreconditionError)):
+        choose(Wanted(), [view(Kind.LMSTUDIO, state=state), DEMO])
+
+
+@pytest.mark.parametrize("wanted", [Wanted("kala-demo"), Wanted("demo/kala-demo"), Wanted("demo/auto")])
+def test_the_demo_serves_by_name(wanted: Wanted) -> None:
+    assert chosen(wanted, MLX, DEMO) == [("demo", "kala-demo")]
+
+
+def test_naming_its_kind_reaches_the_demo_only_without_a_configured_pythia() -> None:
+    assert chosen(Wanted(provider="pythia"), MLX, DEMO) == [("demo", "kala-demo")]
+    assert chosen(Wanted(provider="pythia"), PYTHIA, DEMO) == [("pythia", "pythia-1b")]
+
+
+def test_missing_weights_are_said_and_the_demo_does_not_stand_in() -> None:
+    status = Status(State.ERROR, "the weights are not here; get them with `kala models pull x`",
+                    (ModelInfo("pythia-6.9b", NOT_LOADED),), reason="MODEL_NOT_AVAILABLE")
+    missing = View(Identity("pythia", Kind.PYTHIA, default_model="pythia-6.9b"), status)
+    for wanted in (Wanted(), Wanted("pythia-6.9b"), Wanted(provider="pythia")):
+        with pytest.raises(ModelNotAvailable, match="kala models pull"):
+            choose(wanted, [missing, DEMO])
+
+
+def test_a_named_model_goes_to_every_backend_that_has_it_in_chain_order() -> None:
+    views = [view(Kind.LMSTUDIO, "shared", "x"), view(Kind.LLAMACPP, "shared"), MLX]
+    assert chosen(Wanted("shared"), *views) == [("llamacpp", "shared"), ("lmstudio", "shared")]
+
+
+def test_a_prefix_names_one_backend() -> None:
+    views = [view(Kind.LMSTUDIO, "shared", "x"), view(Kind.LLAMACPP, "shared")]
+    assert chosen(Wanted("lmstudio/shared"), *views) == [("lmstudio", "shared")]
+    assert chosen(Wanted("llamacpp/local-model"), *views) == [("llamacpp", "shared")]
+
+
+def test_a_slash_inside_an_id_is_not_a_prefix() -> None:
+    views = [view(Kind.LMSTUDIO, "qwen/qwen3-4b"), view(Kind.OLLAMA, "mlx/thing"), MLX]
+    assert chosen(Wanted("qwen/qwen3-4b"), *views) == [("lmstudio", "qwen/qwen3-4b")]
+    assert chosen(Wanted("mlx/thing"), *views) == [("ollama", "mlx/thing")]
+
+
+def test_an_alias_finds_its_model() -> None:
+    assert chosen(Wanted("m:2"), view(Kind.LMSTUDIO, ModelInfo("m", LOADED, aliases=("m:2",)))) == [("lmstudio", "m")]
+
+
+def test_an_unknown_model_is_not_found_and_the_known_ones_are_listed() -> None:
+    with pytest.raises(NotFoundError, match="m-mlx, m-studio, kala-demo") as caught:
+        choose(Wanted("gpt-4o"), [STUDIO, MLX, DEMO])
+    assert caught.value.reason == "MODEL_NOT_FOUND"
+
+
+def test_a_backend_that_is_away_is_mentioned_with_an_unknown_model() -> None:
+    with pytest.raises(NotFoundError, match="lmstudio is away"):
+        choose(Wanted("m-studio"), [view(Kind.LMSTUDIO, state=State.OFF), MLX])
+
+
+def test_several_loaded_models_are_an_error_that_lists_them() -> None:
+    with pytest.raises(InvalidArgumentError, match="a, b; name one") as caught:
+        choose(Wanted("local-model"), [view(Kind.LMSTUDIO, "a", "b"), OLLAMA])
+    assert caught.value.reason == "SEVERAL_MODELS_LOADED"
+
+
+def test_several_models_further_down_do_not_stop_the_first_choice() -> None:
+    assert chosen(Wanted(), MLX, view(Kind.LMSTUDIO, "a", "b")) == [("mlx", "m-mlx")]
+
+
+def test_an_embedding_model_does_not_count_as_loaded_for_chat() -> None:
+    embedder = ModelInfo("nomic", LOADED, capabilities=frozenset({Capability.EMBED}))
+    assert chosen(Wanted(), view(Kind.LMSTUDIO, "chat", embedder)) == [("lmstudio", "chat")]
+    with pytest.raises(InvalidArgumentError, match="no chat model"):
+        choose(Wanted("nomic"), [view(Kind.LMSTUDIO, "chat", embedder)])
+
+
+def test_the_configured_model_goes_before_the_loaded_ones() -> None:
+    assert chosen(Wanted(), view(Kind.LMSTUDIO, "a", "b", default="b")) == [("lmstudio", "b")]
+
+
+def test_a_configured_model_that_is_not_there_is_said() -> None:
+    with pytest.raises(NotFoundError, match="'gone'"):
+        choose(Wanted(), [view(Kind.LMSTUDIO, "a", default="gone")])
+
+
+def test_nothing_loaded_is_a_failed_precondition_with_the_cure() -> None:
+    status = Status(State.NO_MODEL, "no model is loaded; run `lms load <model>`", (), reason="NO_MODEL_LOADED")
+    with pytest.raises(FailedPreconditionError, match="lms load") as caught:
+        choose(Wanted(), [View(Identity("lmstudio", Kind.LMSTUDIO), status)])
+    assert caught.value.reason == "NO_MODEL_LOADED"
+
+
+def test_ollama_may_be_asked_for_its_only_installed_model() -> None:
+    idle = view(Kind.OLLAMA, ModelInfo("one", NOT_LOADED), state=State.NO_MODEL)
+    assert chosen(Wanted(), idle) == [("ollama", "one")]
+    several = view(Kind.OLLAMA, ModelInfo("one", NOT_LOADED), ModelInfo("two", NOT_LOADED), state=State.NO_MODEL)
+    assert chosen(Wanted("two"), several) == [("ollama", "two")]
+    with pytest.raises(FailedPreconditionError):
+        choose(Wanted(), [several])
+
+
+def test_an_image_passes_over_models_that_are_known_not_to_see() -> None:
+    blind = view(Kind.MLX, ModelInfo("blind", LOADED, capabilities=frozenset({Capability.CHAT})))
+    needs = frozenset({Capability.VISION})
+    assert chosen(Wanted(needs=needs), blind, LLAMA) == [("llamacpp", "m-llama")]
+    with pytest.raises(InvalidArgumentError, match="cannot do vision"):
+        choose(Wanted(needs=needs), [blind])
+
+
+def test_a_provider_restricts_the_chain() -> None:
+    assert chosen(Wanted(provider="ollama"), MLX, OLLAMA) == [("ollama", "m-ollama")]
+    with pytest.raises(InvalidArgumentError, match="choose one of mlx, llamacpp"):
+        choose(Wanted(provider="openai"), [MLX])
+    with pytest.raises(UnavailableError, match="of kind 'lmstudio'"):
+        choose(Wanted(provider="lmstudio"), [MLX])
+
+
+def test_when_all_are_away_each_has_its_reason() -> None:
+    with pytest.raises(UnavailableError, match="mlx: is off; lmstudio: is error") as caught:
+        choose(Wanted(), [view(Kind.MLX, state=State.OFF), view(Kind.LMSTUDIO, state=State.ERROR)])
+    assert caught.value.reason == "ALL_BACKENDS_FAILED"
+
+
+def test_nothing_at_all_says_what_to_start() -> None:
+    with pytest.raises(UnavailableError, match="start LM Studio"):
+        choose(Wanted(), [])
+
+
+def test_an_explanation_places_every_backend() -> None:
+    route = explain(Wanted("m-studio"), [MLX, STUDIO, DEMO])
+    assert [candidate.backend for candidate in route.candidates] == ["lmstudio"]
+    assert {passed.backend: passed.reason for passed in route.passed_over} == {
+        "mlx": "MODEL_NOT_FOUND",
+        "demo": "MODEL_NOT_FOUND",
+    }
+
+
+def test_a_long_list_of_models_is_cut() -> None:
+    with pytest.raises(NotFoundError, match="and 88 more"):
+        choose(Wanted("x"), [view(Kind.LMSTUDIO, *(f"m{n}" for n in range(100)))])
+
+
+def test_a_model_of_unknown_state_serves_when_nothing_is_known_to_be_loaded() -> None:
+    assert chosen(Wanted(), view(Kind.LMSTUDIO, ModelInfo("a", UNKNOWN))) == [("lmstudio", "a")]

@@ -35,7 +35,9 @@ _ENTRIES: Final = (
     f"SELECT idx, leaf, leaf_hash, {', '.join(DERIVED)} FROM entry WHERE log_id = {LOG_ID} ORDER BY idx"  # noqa: S608 - constants only
 )
 _CHECKPOINTS: Final = f"SELECT size, root, note FROM checkpoint WHERE log_id = {LOG_ID} ORDER BY size"  # noqa: S608
-_PAYLOADS: Final = f"SELECT idx, kind, ciphertext FROM payload WHERE log_id = {LOG_ID} ORDER BY idx, kind"  # noqa: S608
+_PAYLOADS: Final = (
+    f"SELECT idx, kind, key_id, ciphertext FROM payload WHERE log_id = {LOG_ID} ORDER BY idx, kind"  # noqa: S608
+)
 _TILES: Final = f"SELECT width, data FROM tile WHERE log_id = {LOG_ID} AND level = ? AND n = ?"  # noqa: S608
 _HEAD: Final = f'SELECT size, root, "range", recorded_at FROM head WHERE log_id = {LOG_ID}'  # noqa: S608
 _LOG: Final = f"SELECT origin, vkey FROM log WHERE log_id = {LOG_ID}"  # noqa: S608
@@ -215,14 +217,14 @@ class _Grouped:
     def take(self, index: int) -> list[StoredPayload]:
         taken: list[StoredPayload] = []
         while self.rest is not None and not _is_above(self.rest[0], index):
-            row_index, kind, ciphertext = self.rest
+            row_index, kind, key_id, ciphertext = self.rest
             if (
                 row_index != index
                 or not isinstance(kind, str)
                 or not isinstance(ciphertext, (bytes, type(None)))
             ):
                 raise TamperedError(index, "a payload's row holds values that belong to no entry")
-            taken.append(StoredPayload(kind, ciphertext))
+            taken.append(StoredPayload(kind, key_id, ciphertext))
             self.rest = self._rows.fetchone()
         return taken
 

@@ -24,6 +24,8 @@ from kala.errors import KalaError, VerificationError
 # c2sp.org/tlog-tiles: a tile covers 8 levels, so a full one holds 256 hashes.
 TILE_LEVELS: Final = 8
 TILE_WIDTH: Final = 1 << TILE_LEVELS
+# A stored payload begins with a flag byte and the id of the key that seals it.
+PAYLOAD_KEY_ID_BYTES: Final = 16
 
 
 class TamperedError(VerificationError):
@@ -60,9 +62,10 @@ class LogReport:
 
 @dataclass(frozen=True, slots=True)
 class StoredPayload:
-    """A payload row: its kind, and its ciphertext or None after erasure."""
+    """A payload row: its kind, the data key's id, and its ciphertext or None after erasure."""
 
     kind: str
+    key_id: str
     ciphertext: bytes | None
 
 
@@ -141,13 +144,15 @@ class LogChecker:
     def take_checkpoint(self, size: int, root: bytes, note: str) -> None:
         """Takes the stored checkpoint of the current size, after the last entry that it covers."""
         first = self._newest[0].size if self._newest else 0
-        last = max(size - 1, 0)
+        last = min(max(size - 1, 0), self.size)
         try:
             checkpoint = open_checkpoint(note, self._trusted)
         except VerificationError as error:
             raise TamperedError(last, f"the checkpoint of size {size}: {error.message}") from error
         if (checkpoint.size, checkpoint.root) != (size, root):
             raise TamperedError(last, f"the checkpoint of size {size} is filed under another size or root")
+        if size > self.size:
+            raise TamperedError(self.size, f"a checkpoint covers {size} entries, and there are {self.size}")
         if size != self.size or root != self.root():
             raise TamperedError(
                 first, f"entries {first} to {last} do not lead to the signed root at size {size}"
@@ -190,6 +195,8 @@ class LogChecker:
                 self._counts["erased"] += 1
             elif sha256(payload.ciphertext).hexdigest() != expected[payload.kind]:
                 raise TamperedError(index, f"the payload {payload.kind} is not the one that its leaf names")
+            elif payload.ciphertext[1 : 1 + PAYLOAD_KEY_ID_BYTES].hex() != payload.key_id:
+                raise TamperedError(index, f"the payload {payload.kind} is filed under another key")
             else:
                 self._counts["payloads"] += 1
 

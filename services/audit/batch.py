@@ -169,7 +169,7 @@ class BatchWriter:
         head = Head(edge.size, edge.range_bytes, edge.root(), self._head.epoch, plan.recorded_at)
         note = self._signer.sign(Checkpoint(self._signer.verifier.name, head.size, head.root).text())
         payloads = [
-            PayloadRow(built.row.index, s.kind, s.stored, s.key_id, s.ciphertext)
+            PayloadRow(built.row.index, s.kind, s.key_id, s.ciphertext)
             for built in plan.built
             for s in built.sealed
         ]

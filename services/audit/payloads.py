@@ -1,8 +1,9 @@
 """Payload encryption: one data key per subject, wrapped by a key-encryption key that lives in a file of its own.
 
-A ciphertext holds the 32-byte salt and then the plaintext; the leaf holds HMAC-SHA256(salt, plaintext). Destroying a
-subject's data key destroys content and salts at once, and leaves 32 unlinkable bytes in the tree. No plaintext and no
-unwrapped key is ever written to the database.
+A stored ciphertext is one flag byte (1 when the plaintext is kept, 0 when only its salt is), the 16-byte id of the
+data key, a nonce, and AES-256-GCM of the 32-byte salt and the plaintext; its SHA-256 stands in the leaf beside
+HMAC-SHA256(salt, plaintext). Destroying a subject's data key destroys content and salts at once, and leaves unlinkable
+bytes in the tree. No plaintext and no unwrapped key is ever written to the database.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from kala.audit.verify import PAYLOAD_KEY_ID_BYTES
 from kala.errors import DataLossError, FailedPreconditionError, NotFoundError
 
 KEY_BYTES: Final = 32
 SALT_BYTES: Final = 32
 NONCE_BYTES: Final = 12  # NIST SP 800-38D section 8.2: 96 bits
+STORED_FLAG: Final = b"\x01"
+SALT_FLAG: Final = b"\x00"
+HEADER_BYTES: Final = 1 + PAYLOAD_KEY_ID_BYTES
 _WRAP_LABEL: Final = b"kala.audit.subject-key.v1\0"
 _PAYLOAD_LABEL: Final = b"kala.audit.payload.v1\0"
 # Active subjects of a busy hour; an evicted key is unwrapped again in 3 us.
@@ -45,7 +50,6 @@ class SealedPayload:
     """A payload as stored, with what its leaf says about it and the salt for its producer."""
 
     kind: str
-    stored: bool
     key_id: str
     ciphertext: bytes
     commitment: str
@@ -74,7 +78,7 @@ class KeyEncryptionKey:
 
     def create(self, subject: str) -> tuple[WrappedKey, bytes]:
         """A new data key for `subject`, wrapped and bare."""
-        key, key_id = self._random(KEY_BYTES), self._random(16).hex()
+        key, key_id = self._random(KEY_BYTES), self._random(PAYLOAD_KEY_ID_BYTES).hex()
         nonce = self._random(NONCE_BYTES)
         wrapped = nonce + self._aead.encrypt(nonce, key, self._label(key_id, subject))
         return WrappedKey(key_id, subject, self.kek_id, wrapped), key
@@ -121,8 +125,10 @@ class PayloadSealer:
         key_id, aead = self._live.get(subject) or self._open(subject)
         salt, nonce = self._random(SALT_BYTES), self._random(NONCE_BYTES)
         plaintext = salt + data if store else salt
-        ciphertext = nonce + aead.encrypt(nonce, plaintext, _payload_label(entry_key, kind))
-        return SealedPayload(kind, store, key_id, ciphertext, commit(salt, data), len(data), salt)
+        header = (STORED_FLAG if store else SALT_FLAG) + bytes.fromhex(key_id)
+        label = _PAYLOAD_LABEL + header + entry_key + kind.encode()
+        ciphertext = header + nonce + aead.encrypt(nonce, plaintext, label)
+        return SealedPayload(kind, key_id, ciphertext, commit(salt, data), len(data), salt)
 
     def new_keys(self) -> Sequence[WrappedKey]:
         """The keys made since the last `settle` or `forget`."""
@@ -157,13 +163,15 @@ def commit(salt: bytes, data: bytes) -> str:
 
 def open_payload(key: bytes, entry_key: bytes, kind: str, ciphertext: bytes) -> tuple[bytes, bytes]:
     """The salt and the plaintext (empty where it was not kept); raises `DataLossError` for damage."""
-    nonce, sealed = ciphertext[:NONCE_BYTES], ciphertext[NONCE_BYTES:]
+    header, rest = ciphertext[:HEADER_BYTES], ciphertext[HEADER_BYTES:]
+    label = _PAYLOAD_LABEL + header + entry_key + kind.encode()
     try:
-        opened = AESGCM(key).decrypt(nonce, sealed, _payload_label(entry_key, kind))
+        opened = AESGCM(key).decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], label)
     except (InvalidTag, ValueError) as error:
         raise DataLossError(f"the payload {kind} is damaged") from error
     return opened[:SALT_BYTES], opened[SALT_BYTES:]
 
 
-def _payload_label(entry_key: bytes, kind: str) -> bytes:
-    return _PAYLOAD_LABEL + entry_key + kind.encode()
+def is_kept(ciphertext: bytes | None) -> bool:
+    """Whether the plaintext itself, not only its salt, is still there."""
+    return ciphertext is not None and ciphertext[:1] == STORED_FLAG

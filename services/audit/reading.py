@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kala.audit.merkle import consistency_proof, inclusion_proof
 from kala.audit.receipt import receipt_text
 from kala.errors import InvalidArgumentError, NotFoundError
+from services.audit.payloads import is_kept
 from services.audit.query import Condition, PageToken, digest_of
 from services.audit.store import LogReader, StoredEntry
 from services.audit.tiles import TileReader
@@ -118,11 +119,7 @@ class LogReading:
         }
 
     def _found(self, entry: StoredEntry, proof: str = "") -> FoundEntry:
-        kept = [
-            row.kind
-            for row in self._reader.payloads(entry.index)
-            if row.stored and row.ciphertext is not None
-        ]
+        kept = [row.kind for row in self._reader.payloads(entry.index) if is_kept(row.ciphertext)]
         return FoundEntry(entry, kept, proof)
 
     def _prove(self, entry: StoredEntry) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
 
 METADATA: Final = MetaData()
 
@@ -77,15 +77,13 @@ CHECKPOINT: Final = Table(
     Column("note", Text, nullable=False),
 )
 
-# `ciphertext` is nonce and AES-256-GCM of salt and plaintext; null after erasure or expiry.
-# `stored` is false where the producer asked to keep the salt but not the plaintext.
+# `ciphertext` is a flag, the key's id, nonce and AES-256-GCM of salt and plaintext (payloads.py); null after erasure.
 PAYLOAD: Final = Table(
     "payload",
     METADATA,
     Column("log_id", Integer, primary_key=True, autoincrement=False),
     Column("idx", BigInteger, primary_key=True, autoincrement=False),
     Column("kind", Text, primary_key=True),
-    Column("stored", Boolean, nullable=False),
     Column("key_id", Text, nullable=False),
     Column("ciphertext", LargeBinary),
 )

@@ -141,11 +141,8 @@ class SqliteWriter:
             )
         if batch.payloads:
             db.executemany(
-                "INSERT INTO payload VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (LOG_ID, row.index, row.kind, row.stored, row.key_id, row.ciphertext)
-                    for row in batch.payloads
-                ],
+                "INSERT INTO payload VALUES (?, ?, ?, ?, ?)",
+                [(LOG_ID, row.index, row.kind, row.key_id, row.ciphertext) for row in batch.payloads],
             )
         if batch.tiles:
             db.executemany(
@@ -228,10 +225,10 @@ class SqliteReader:
     def payloads(self, index: int) -> list[PayloadRow]:
         """The payload rows of an entry."""
         rows = self._db.execute(
-            "SELECT idx, kind, stored, key_id, ciphertext FROM payload WHERE log_id = ? AND idx = ? ORDER BY kind",
+            "SELECT idx, kind, key_id, ciphertext FROM payload WHERE log_id = ? AND idx = ? ORDER BY kind",
             (LOG_ID, index),
         )
-        return [PayloadRow(row[0], row[1], bool(row[2]), row[3], row[4]) for row in rows]
+        return [PayloadRow(*row) for row in rows]
 
     def key(self, key_id: str) -> WrappedKey | None:
         """A data key by its id."""

@@ -53,7 +53,6 @@ class PayloadRow:
 
     index: int
     kind: str
-    stored: bool
     key_id: str
     ciphertext: bytes | None
 

@@ -92,7 +92,6 @@ def _create_rest() -> None:
         _key("log_id", sa.Integer),
         _key("idx"),
         _key("kind", sa.Text),
-        sa.Column("stored", sa.Boolean, nullable=False),
         sa.Column("key_id", sa.Text, nullable=False),
         sa.Column("ciphertext", sa.LargeBinary),
     )

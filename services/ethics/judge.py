@@ -1,0 +1,83 @@
+"""What every judge shares: the material it reads, the evidence it gives, and the protocol it keeps.
+
+The order of judges is the order in which they are asked; the decision is made over all their evidence in
+`judgement.py`. Later judges (a classifier, a guard model) need nothing but this module.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.ethics.views import Reading
+
+
+class Outcome(enum.Enum):
+    """What a judgement, or one judge alone, comes to."""
+
+    ALLOW = "ALLOW"
+    ASK_CLARIFICATION = "ASK_CLARIFICATION"
+    REDIRECT = "REDIRECT"
+    REFUSE = "REFUSE"
+
+
+class Stage(enum.Enum):
+    """Whose words a text holds: what is asked, what a model answers, what a tool or document says."""
+
+    REQUEST = "request"
+    OUTPUT = "output"
+    TOOL_RESULT = "tool_result"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One text of the material; `field` is its path in the action, e.g. `messages[2].content[0].text`."""
+
+    field: str
+    stage: Stage
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Everything that is judged together."""
+
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One thing a judge saw; `start` and `end` count characters of the original text of `field`.
+
+    `law` is None when the evidence is a fault of the judge or of the material and speaks to no law.
+    `score` is the judge's confidence, 0 to 1; deterministic rules say 1.
+    """
+
+    judge: str
+    law: int | None
+    category: str
+    outcome: Outcome
+    rule: str
+    field: str
+    start: int
+    end: int
+    view: str
+    score: float = 1.0
+
+
+class Judge(Protocol):
+    """Reads material and says what it saw; no evidence means nothing to object to.
+
+    A judge may raise anything: the decision then is never ALLOW.
+    """
+
+    @property
+    def name(self) -> str:
+        """Stable lower_case name; it goes into every decision."""
+        ...
+
+    async def judge(self, material: Material) -> Sequence[Evidence]:
+        """All evidence in this material."""
+        ...

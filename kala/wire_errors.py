@@ -35,6 +35,14 @@ _BY_REASON: Final[Mapping[str, type[KalaError]]] = {
     "TOOLS_DISABLED": errors.ToolsDisabled,
     "CONSTITUTION_INVALID": errors.ConstitutionError,
     "DATA_LOSS": errors.DataLossError,
+    # The error event of a stream comes after the status, so these must tell by themselves.
+    "ETHICS_UNAVAILABLE": errors.UnavailableError,
+    "AUDIT_UNAVAILABLE": errors.UnavailableError,
+    "BACKENDS_UNAVAILABLE": errors.UnavailableError,
+    "ALL_BACKENDS_FAILED": errors.UnavailableError,
+    "BACKEND_FAILED_MID_STREAM": errors.UnavailableError,
+    "DEADLINE_EXCEEDED": errors.DeadlineExceededError,
+    "MAX_ACT_SECONDS": errors.DeadlineExceededError,
 }
 """Reasons that say more than the status under which they travel."""
 

@@ -14,6 +14,9 @@ from kala.suite.readiness import Probe, grpc_probe, http_probe
 from kala.suite.supervisor import Part
 
 GATEWAY: Final = "gateway"
+DEVELOPMENT_TRUST: Final = "development"
+"""The repository's constitution is signed by a public key; a banner says so at every start."""
+
 GRPC_PARTS: Final = ("audit", "ethics", "inference")
 METRICS_PORTS: Final = {"gateway": 9461, "ethics": 9463, "inference": 9464, "audit": 9466}
 PART_NAMES: Final = (GATEWAY, "ethics", "inference", "audit")
@@ -77,7 +80,7 @@ def _environment(wiring: Wiring, name: str, metrics_port: int) -> dict[str, str]
 
 
 _DEFAULTS: Final[Mapping[str, Mapping[str, str]]] = {
-    "ethics": {"TRUST": "development"},
+    "ethics": {"TRUST": DEVELOPMENT_TRUST},
     "inference": {"DISCOVER": "true"},
 }
 """What the caller's environment may override."""

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Final
 
 from kala.errors import FailedPreconditionError, KalaError
+from kala.ethics.constitution import DEVELOPMENT_BANNER
 from kala.suite.backups import Database, back_up_before_migration
 from kala.suite.keyring import make_keyring
 from kala.suite.layout import StateLayout, make_private_directory
 from kala.suite.lock import suite_lock
-from kala.suite.parts import GRPC_PARTS, Wiring, parts_of
+from kala.suite.parts import DEVELOPMENT_TRUST, GRPC_PARTS, Wiring, parts_of
 from kala.suite.ports import DEFAULT_GATEWAY_PORT, LOOPBACK, free_port, is_free
 from kala.suite.processes import ProcessId, stop
 from kala.suite.record import PartRecord, Phase, SuiteRecord, read_record, write_record
@@ -96,6 +97,8 @@ def _prepare(options: SuiteOptions, say: Callable[[str], None]) -> tuple[SuiteRe
     sockets = layout.sockets()
     make_private_directory(sockets)
     port, notes = _choose_port(options)
+    if options.environment.get("KALA_ETHICS_TRUST", DEVELOPMENT_TRUST) == DEVELOPMENT_TRUST:
+        notes = (*notes, DEVELOPMENT_BANNER)
     keyring, _ = make_keyring(layout.keys, layout.trust)
     started_at = datetime.now(UTC)
     copies = back_up_before_migration(

@@ -65,9 +65,13 @@ def test_a_stream_gives_its_pieces_and_then_the_whole_reply() -> None:
 
 
 def test_a_stream_that_is_cut_is_an_error_and_not_an_answer() -> None:
-    with client_of(FakeGateway([stream("Hel", done=False)])) as client, client.stream(QUESTION) as answer:
-        with pytest.raises(UnavailableError, match="ended before"):
-            list(answer)
+    gateway = FakeGateway([stream("Hel", done=False)])
+    with (
+        client_of(gateway) as client,
+        client.stream(QUESTION) as answer,
+        pytest.raises(UnavailableError, match="ended before"),
+    ):
+        list(answer)
 
 
 def test_an_error_inside_a_stream_is_raised() -> None:

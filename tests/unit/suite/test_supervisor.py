@@ -146,7 +146,7 @@ async def test_a_killed_part_comes_back(stage: Stage) -> None:
 
 async def test_a_part_that_refuses_its_configuration_fails_the_start_with_its_own_words(stage: Stage) -> None:
     supervisor = stage.supervisor(stage.part("audit"), stage.part("ethics", REFUSER))
-    with pytest.raises(StartFailedError, match="(?s)ethics did not start.*KALA_X_ADRESS: unknown variable"):
+    with pytest.raises(StartFailedError, match=r"(?s)ethics did not start.*KALA_X_ADRESS: unknown variable"):
         await supervisor.run(asyncio.Event(), nothing)
     assert stage.journal.parts["ethics"].restarts == 0
     assert stage.journal.parts["audit"].condition is Condition.STOPPED

@@ -1,0 +1,43 @@
+// Drives an unmodified OpenAI client against a suite and prints what it saw as one JSON object.
+import OpenAI from "openai";
+
+const client = new OpenAI({ baseURL: `${process.env.KALA_URL}/v1`, apiKey: process.env.KALA_API_KEY, maxRetries: 0 });
+const question = [{ role: "user", content: "What is machine learning?" }];
+const harmful = [{ role: "user", content: process.env.HARMFUL }];
+
+async function errorOf(action) {
+  try {
+    await action();
+    return null;
+  } catch (error) {
+    return { name: error.constructor.name, status: error.status, code: error.code };
+  }
+}
+
+const { data: plain, response } = await client.chat.completions
+  .create({ model: "auto", messages: question })
+  .withResponse();
+const stream = await client.chat.completions.create({
+  model: "auto", messages: question, stream: true, stream_options: { include_usage: true },
+});
+const streamed = { text: "", usage: null, kala: null };
+for await (const chunk of stream) {
+  streamed.text += chunk.choices[0]?.delta?.content ?? "";
+  streamed.usage = chunk.usage ?? streamed.usage;
+  streamed.kala = chunk.kala ?? streamed.kala;
+}
+const refused = await client.chat.completions.create({ model: "auto", messages: harmful });
+const models = [];
+for await (const model of client.models.list()) models.push(model.id);
+const stranger = new OpenAI({ baseURL: `${process.env.KALA_URL}/v1`, apiKey: "kala_wrong", maxRetries: 0 });
+
+console.log(JSON.stringify({
+  plain: { text: plain.choices[0].message.content, finish: plain.choices[0].finish_reason, usage: plain.usage },
+  receipt: response.headers.get("x-kala-receipt"),
+  streamed,
+  refused: { finish: refused.choices[0].finish_reason, outcome: refused.kala.decision.outcome },
+  models,
+  unauthenticated: await errorOf(() => stranger.chat.completions.create({ model: "auto", messages: question })),
+  unknownModel: await errorOf(() => client.chat.completions.create({ model: "no-such-model", messages: question })),
+  invalid: await errorOf(() => client.chat.completions.create({ model: "auto", messages: question, max_tokens: -1 })),
+}));

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from kala.audit.canonical import MAX_INTEGER
 from kala.audit.v1 import audit_pb2
-from kala.common.v1 import decision_pb2
+from kala.common.v1 import decision_pb2, measurement_pb2
 from kala.errors import InvalidArgumentError
 from services.audit.entries import NewEntry, PlainPayload, digest_of_record
 
@@ -179,7 +179,7 @@ def _gate(gate: audit_pb2.RecordGate) -> Fields:
     }
 
 
-def _measurement(field: str, measurement: audit_pb2.SignedMeasurement) -> Fields:
+def _measurement(field: str, measurement: measurement_pb2.SignedMeasurement) -> Fields:
     if not measurement.claims or not measurement.signature:
         raise InvalidArgumentError(field, "must hold claims and their signature")
     return {

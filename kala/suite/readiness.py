@@ -11,15 +11,21 @@ Probe = Callable[[], Awaitable[bool]]
 """Asks a part once; True when it is ready. Never raises for a part that is merely not there yet."""
 
 _PROBE_SECONDS: Final = 2.0
-_POLL_SECONDS: Final = 0.03
+_FIRST_PAUSE_SECONDS: Final = 0.03
+_PAUSE_GROWTH: Final = 1.2
+_LONGEST_PAUSE_SECONDS: Final = 0.25
+"""A part is up within a second or two; one that is not gets asked less often, for it logs each question."""
+
 _HTTP_OK: Final = b"200"
 _MAX_STATUS_LINE: Final = 4096
 
 
 async def wait_until_ready(probe: Probe) -> None:
     """Ask until the part is ready; the caller bounds the time by cancelling."""
-    while not await probe():  # noqa: ASYNC110 - another process has no event to wait for
-        await asyncio.sleep(_POLL_SECONDS)
+    pause = _FIRST_PAUSE_SECONDS
+    while not await probe():
+        await asyncio.sleep(pause)
+        pause = min(pause * _PAUSE_GROWTH, _LONGEST_PAUSE_SECONDS)
 
 
 def http_probe(host: str, port: int, path: str = "/readyz") -> Probe:

@@ -57,7 +57,7 @@ async def run_suite(
     layout.create()
     with suite_lock(layout):
         _stop_leftovers(layout)
-        record, wiring = _prepare(options, say)
+        record, wiring = _prepare(options)
         journal = _Journal(layout, record)
         supervisor = Supervisor(layout, parts_of(wiring), journal, say, options.limits)
         stopping = _stop_on_signals()
@@ -92,7 +92,7 @@ class _Journal:
             write_record(self.layout, record)
 
 
-def _prepare(options: SuiteOptions, say: Callable[[str], None]) -> tuple[SuiteRecord, Wiring]:
+def _prepare(options: SuiteOptions) -> tuple[SuiteRecord, Wiring]:
     layout = options.layout
     sockets = layout.sockets()
     make_private_directory(sockets)
@@ -109,8 +109,7 @@ def _prepare(options: SuiteOptions, say: Callable[[str], None]) -> tuple[SuiteRe
         layout.backups,
         stamp=started_at.strftime("%Y%m%dT%H%M%SZ"),
     )
-    for note in (*notes, *(f"backed up before migration: {copy}" for copy in copies)):
-        say(note)
+    notes = (*notes, *(f"backed up before migration: {copy}" for copy in copies))
     wiring = Wiring(layout, sockets, keyring, options.host, port, options.environment)
     if not layout.gateway_database.exists():
         # A key whose hash is gone opens nothing; a new one is made with the new database.

@@ -128,7 +128,9 @@ class Supervisor:
                 return False
             starting.result()
         except TimeoutError:
-            slow = next(kept for kept in self._kept.values() if kept.record.condition is not Condition.READY)
+            # The one that others wait for is the one to blame.
+            order = sorted(self._kept.values(), key=lambda kept: -_stop_rank(kept.part.name))
+            slow = next(kept for kept in order if kept.record.condition is not Condition.READY)
             raise self._failure(slow, f"was not ready after {self.limits.start_seconds:.0f} s") from None
         finally:
             stopping.cancel()
@@ -223,10 +225,8 @@ class Supervisor:
         self._set(kept, replace(kept.record, condition=Condition.READY))
 
     async def _stop_parts(self) -> None:
-        order = [*STOP_ORDER, *(name for name in self._kept if name not in STOP_ORDER)]
-        for name in order:
-            if name in self._kept:
-                await self._stop_part(self._kept[name])
+        for name in sorted(self._kept, key=_stop_rank):
+            await self._stop_part(self._kept[name])
 
     async def _stop_part(self, kept: _Kept) -> None:
         process = kept.process
@@ -261,6 +261,10 @@ class Supervisor:
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
         self.journal(phase, {name: each.record for name, each in self._kept.items()})
+
+
+def _stop_rank(name: str) -> int:
+    return STOP_ORDER.index(name) if name in STOP_ORDER else len(STOP_ORDER)
 
 
 def _cause(code: int) -> str:

@@ -15,6 +15,7 @@ import grpc
 from kala.errors import InvalidArgumentError
 from services.common.addresses import UNIX_PREFIX, parse_address
 from services.common.deadlines import bounded
+from services.common.grpc_options import Option, keepalive_options, size_options
 from services.common.peers import PEER_METADATA_KEY
 from services.common.settings import DEFAULT_MAX_MESSAGE_BYTES
 from services.common.tracing import TRACEPARENT_KEY, current_trace
@@ -40,12 +41,6 @@ _RETRY_POLICY: Final = {
 
 _RETRY_THROTTLING: Final = {"maxTokens": 100, "tokenRatio": 0.1}
 """Retries stop while more than half of 100 tokens are spent: an outage must not be multiplied by four."""
-
-KEEPALIVE_MILLIS: Final = 30_000
-KEEPALIVE_TIMEOUT_MILLIS: Final = 10_000
-
-MAX_METADATA_BYTES: Final = 32 * 1024
-"""As the server's, see `services.common.server`."""
 
 MIN_RECONNECT_MILLIS: Final = 100
 MAX_RECONNECT_MILLIS: Final = 2_000
@@ -114,11 +109,9 @@ def _method_name(method: str) -> dict[str, str]:
 
 def _options(
     idempotent: Collection[str], max_message_bytes: int, server_name: str | None, *, is_unix: bool
-) -> list[tuple[str, Any]]:  # Any: grpc's options hold integers and strings
-    options: list[tuple[str, Any]] = [
-        ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+) -> list[Option]:
+    options: list[Option] = [
+        *size_options(max_message_bytes),
         ("grpc.service_config", service_config(idempotent)),
         # Only this process's config counts, and no call between parts ever goes through a proxy.
         ("grpc.service_config_disable_resolution", 1),
@@ -131,12 +124,7 @@ def _options(
         ("grpc.dns_min_time_between_resolutions_ms", MIN_RESOLUTION_MILLIS),
     ]
     if not is_unix:
-        options += [
-            ("grpc.keepalive_time_ms", KEEPALIVE_MILLIS),
-            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MILLIS),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_pings_without_data", 0),
-        ]
+        options += keepalive_options()
     if server_name is not None:
         options.append(("grpc.ssl_target_name_override", server_name))
     return options

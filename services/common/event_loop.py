@@ -34,7 +34,7 @@ def run(main: Coroutine[object, object, None]) -> int:
     try:
         return uvloop.run(_supervised(main))
     except KalaError as error:
-        sys.stderr.write(f"{error.message}\n")
+        sys.stderr.write(" ".join(error.message.split()) + "\n")
         return EXIT_ERROR
 
 

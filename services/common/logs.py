@@ -36,8 +36,8 @@ def configure_logging(
     *, part: str, level: Level = "info", style: Format = "auto", stream: TextIO | None = None
 ) -> None:
     """Send this process's lines, and warnings of its libraries, to `stream` (stderr) in one format."""
-    stream = sys.stderr if stream is None else stream
-    as_json = style == "json" or (style == "auto" and not stream.isatty())
+    out: TextIO = sys.stderr if stream is None else stream
+    as_json = style == "json" or (style == "auto" and not out.isatty())
     minimum = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -50,10 +50,10 @@ def configure_logging(
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(minimum),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=structlog.WriteLoggerFactory(file=out),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
@@ -92,5 +92,9 @@ def _renderer(*, as_json: bool) -> list[Processor]:
     return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
 
 
+# One encoder for all lines: json.dumps with options builds a new one for each.
+_ENCODER: Final = json.JSONEncoder(default=str, ensure_ascii=False, separators=(",", ":"))
+
+
 def _to_json(line: EventDict, **_options: object) -> str:
-    return json.dumps(line, default=str, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(line)

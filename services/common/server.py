@@ -20,6 +20,7 @@ from kala.errors import FailedPreconditionError
 from services.common import unix_socket
 from services.common.addresses import TcpAddress, UnixAddress, parse_address
 from services.common.event_loop import wait_for_stop_signal
+from services.common.grpc_options import MIN_PING_INTERVAL_MILLIS, Option, keepalive_options, size_options
 from services.common.health import HealthServicer
 from services.common.interceptors import CallGate, CallPass, CallPolicy, Handler
 from services.common.telemetry import RpcTelemetry
@@ -33,17 +34,6 @@ Registration: TypeAlias = "Callable[[grpc.aio.Server], None]"
 """Adds one servicer: `partial(add_EthicsServiceServicer_to_server, servicer)`."""
 
 HEALTH_SERVICE: Final = "grpc.health.v1.Health"
-
-KEEPALIVE_MILLIS: Final = 30_000
-"""How often an idle TCP connection is probed; under the 60 s after which common firewalls forget it."""
-
-KEEPALIVE_TIMEOUT_MILLIS: Final = 10_000
-
-MIN_PING_INTERVAL_MILLIS: Final = 10_000
-"""Clients may ping this often: below the clients' own interval, or gRPC ends the connection for too many pings."""
-
-MAX_METADATA_BYTES: Final = 32 * 1024
-"""Trailers carry the message percent-encoded and once more in the details, see `status.MAX_MESSAGE_BYTES`."""
 
 FAREWELL_SECONDS: Final = 0.1
 """How long the last word of a health Watch may take to go out."""
@@ -116,18 +106,22 @@ async def serving(
 async def _drain(
     server: grpc.aio.Server, health: HealthServicer, gate: CallGate, settings: GrpcServerSettings
 ) -> None:
-    await health.set(is_serving=False)
-    await asyncio.sleep(settings.balancer_wait_seconds)
-    # grpc.aio answers CANCELLED, which no client may retry, to a call that meets its stop(); the gate answers
-    # UNAVAILABLE, and stop() comes when clients have heard that they should not call.
-    gate.close()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(settings.drain_seconds):
-            await gate.wait_until_idle()
-    await health.close()
-    await server.stop(FAREWELL_SECONDS)
-    # stop() returns when the calls are cancelled, not when their handlers have unwound.
-    await server.wait_for_termination(CANCEL_WAIT_SECONDS)
+    try:
+        await health.set(is_serving=False)
+        await asyncio.sleep(settings.balancer_wait_seconds)
+        # grpc.aio answers CANCELLED, which no client may retry, to a call that meets its stop(); the gate answers
+        # UNAVAILABLE, and stop() comes when clients have heard that they should not call.
+        gate.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(settings.drain_seconds):
+                await gate.wait_until_idle()
+        await health.close()
+        await server.stop(FAREWELL_SECONDS)
+    finally:
+        # Also when the drain itself is cut short.  stop() returns when calls are cancelled, not when their handlers
+        # have unwound, so wait for that too.
+        await server.stop(None)
+        await server.wait_for_termination(CANCEL_WAIT_SECONDS)
 
 
 def _bind(server: grpc.aio.Server, settings: GrpcServerSettings) -> tuple[str, int | None]:
@@ -149,20 +143,12 @@ def _bind(server: grpc.aio.Server, settings: GrpcServerSettings) -> tuple[str, i
     return str(TcpAddress(address.host, port)), port
 
 
-def _options(settings: GrpcServerSettings) -> list[tuple[str, int]]:
-    options = [
-        ("grpc.max_send_message_length", settings.max_message_bytes),
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-        # Without this a second process would share the port in silence.
-        ("grpc.so_reuseport", 0),
-    ]
+def _options(settings: GrpcServerSettings) -> list[Option]:
+    # Without so_reuseport=0 a second process would share the port in silence.
+    options = [*size_options(settings.max_message_bytes), ("grpc.so_reuseport", 0)]
     if isinstance(parse_address(settings.address), TcpAddress):
         options += [
-            ("grpc.keepalive_time_ms", KEEPALIVE_MILLIS),
-            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MILLIS),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_pings_without_data", 0),
+            *keepalive_options(),
             ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MILLIS),
             ("grpc.max_connection_age_ms", round(settings.max_connection_age_seconds * 1000)),
             ("grpc.max_connection_age_grace_ms", round(settings.max_connection_age_grace_seconds * 1000)),

@@ -255,10 +255,12 @@ def _env_file(cwd: Path) -> dict[str, str]:
     path = cwd / ENV_FILE
     if not path.is_file():
         return {}
-    # No interpolation: a value in .env means the same as the same value in the environment.
-    return {
-        name: value for name, value in dotenv_values(path, interpolate=False).items() if value is not None
-    }
+    try:
+        # No interpolation: a value in .env means the same as the same value in the environment.
+        values = dotenv_values(path, interpolate=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(str(path), "cannot be read as text") from error
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _parsed(sourced: Sourced, field: FieldInfo) -> object:

@@ -56,6 +56,35 @@ async def test_attempts_are_limited() -> None:
     assert len(service.heard) == RETRY_ATTEMPTS
 
 
+async def test_an_outage_is_not_multiplied_by_the_attempts() -> None:
+    service = Flaky(10_000)
+    calls = 200
+    async with (
+        served_echo(service) as server,
+        open_channel(server.address, peer_name=CALLER, idempotent={SAY}) as channel,
+    ):
+        client = EchoClient(channel)
+        await asyncio.gather(*(client.say("yes") for _ in range(calls)), return_exceptions=True)
+    assert len(service.heard) < calls * 1.5
+
+
+async def test_rare_failures_never_exhaust_the_attempts() -> None:
+    class Tenth(EchoService):
+        async def _answer(self, word: str, context: Context) -> StringValue:
+            answer = await super()._answer(word, context)
+            if len(self.heard) % 10 == 0:
+                raise errors.UnavailableError("going away")
+            return answer
+
+    async with (
+        served_echo(Tenth()) as server,
+        open_channel(server.address, peer_name=CALLER, idempotent={SAY}) as channel,
+    ):
+        client = EchoClient(channel)
+        for _ in range(10):
+            assert await asyncio.gather(*(client.say("yes") for _ in range(40))) == ["YES"] * 40
+
+
 async def test_a_call_that_is_not_listed_is_never_sent_twice() -> None:
     service = Flaky(1)
     async with echo_and_client(service) as client:

@@ -85,6 +85,7 @@ async def test_a_second_signal_cuts_the_drain_short(private: Path) -> None:
         output, log = await asyncio.wait_for(process.communicate(), 10)
     assert process.returncode == EXIT_SIGNALLED, log
     assert output == b"closed\n"
+    assert b"Traceback" not in log
 
 
 async def test_a_signal_during_start_up_closes_what_was_opened(private: Path) -> None:

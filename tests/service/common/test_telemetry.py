@@ -20,8 +20,9 @@ from structlog.testing import capture_logs
 
 from kala import errors
 from services.common.logs import bind_log_fields
+from services.common.settings import ProcessSettings
 from services.common.status import translated
-from services.common.telemetry import METRICS, RpcTelemetry, metrics_server
+from services.common.telemetry import METRICS, RpcTelemetry, metrics_server, process_telemetry
 from services.common.tracing import OtlpTracer, TraceContext, enter_trace
 from tests.fakes.echo import METHODS, SAY, EchoService, echo_and_client
 
@@ -165,6 +166,16 @@ async def test_spans_reach_a_collector_under_the_callers_trace(collector: tuple[
     assert {item.key: item.value.string_value for item in span.attributes} == {
         "rpc.grpc.status_code": "NOT_FOUND"
     }
+
+
+def test_a_process_serves_its_own_metrics_while_it_runs(undone_logging: None) -> None:
+    settings = ProcessSettings(metrics_port=0, log_level="error")
+    with process_telemetry("ethics", settings) as telemetry:
+        text = fetch(f"http://127.0.0.1:{telemetry.metrics_port}/metrics")
+        assert telemetry.rpc.registry is telemetry.registry
+    assert "process_resident_memory_bytes" in text
+    with pytest.raises(OSError, match="refused"):
+        fetch(f"http://127.0.0.1:{telemetry.metrics_port}/metrics")
 
 
 def test_without_a_collector_no_sdk_is_loaded() -> None:

@@ -142,6 +142,12 @@ def test_a_file_of_another_shape_is_refused(cwd: Path, yaml: str, problem: str) 
     assert problem in refusal(cwd, yaml=yaml).message
 
 
+@pytest.mark.parametrize("name", ["kala.yaml", ".env"])
+def test_a_file_that_is_not_text_is_named(cwd: Path, name: str) -> None:
+    (cwd / name).write_bytes(b"\xff\xfe\x00")
+    assert refusal(cwd).field == str(cwd / name)
+
+
 def test_an_empty_file_is_no_settings(cwd: Path) -> None:
     assert loaded(cwd, yaml="") == Settings()
 

@@ -21,6 +21,8 @@ GRPC_PARTS: Final = ("audit", "ethics", "inference")
 METRICS_PORTS: Final = {"gateway": 9461, "ethics": 9463, "inference": 9464, "audit": 9466}
 PART_NAMES: Final = (GATEWAY, "ethics", "inference", "audit")
 
+_TRUST_VARIABLE: Final = "KALA_ETHICS_TRUST"
+
 OFF_PARTS: Final = {
     "tools": "comes with its own release",
     "trainer": "comes with its own release",
@@ -40,6 +42,14 @@ class Wiring:
     port: int
     ambient: Mapping[str, str]
     """The caller's environment: it may change everything but the wiring itself."""
+    decided: frozenset[str] = frozenset()
+    """Variables that the caller's files set: defaults keep silent about them."""
+
+    @property
+    def trusts_development(self) -> bool:
+        """Whether ethics will accept the public development key, as far as can be told from here."""
+        named = self.ambient.get(_TRUST_VARIABLE)
+        return _TRUST_VARIABLE not in self.decided if named is None else named == DEVELOPMENT_TRUST
 
     def socket(self, part: str) -> Path:
         """Where a gRPC part listens."""
@@ -71,7 +81,9 @@ def _environment(wiring: Wiring, name: str, metrics_port: int) -> dict[str, str]
     prefix = f"KALA_{name.upper()}_"
     defaults = {"METRICS_PORT": str(metrics_port), **_DEFAULTS.get(name, {})}
     return {
-        **{prefix + field: value for field, value in defaults.items()},
+        **{
+            prefix + field: value for field, value in defaults.items() if prefix + field not in wiring.decided
+        },
         **wiring.ambient,
         **{prefix + field: value for field, value in _wires(wiring, name).items()},
         # A log file is no terminal, and a traceback must not wait in a buffer when a part is killed.

@@ -14,11 +14,12 @@ from typing import Final
 
 from kala.errors import FailedPreconditionError, KalaError
 from kala.ethics.constitution import DEVELOPMENT_BANNER
+from kala.suite.ambient import named_in_files
 from kala.suite.backups import Database, back_up_before_migration
 from kala.suite.keyring import make_keyring
 from kala.suite.layout import StateLayout, make_private_directory
 from kala.suite.lock import suite_lock
-from kala.suite.parts import DEVELOPMENT_TRUST, GRPC_PARTS, Wiring, parts_of
+from kala.suite.parts import GRPC_PARTS, Wiring, parts_of
 from kala.suite.ports import DEFAULT_GATEWAY_PORT, LOOPBACK, free_port, is_free
 from kala.suite.processes import ProcessId, stop
 from kala.suite.record import PartRecord, Phase, SuiteRecord, read_record, write_record
@@ -97,8 +98,6 @@ def _prepare(options: SuiteOptions) -> tuple[SuiteRecord, Wiring]:
     sockets = layout.sockets()
     make_private_directory(sockets)
     port, notes = _choose_port(options)
-    if options.environment.get("KALA_ETHICS_TRUST", DEVELOPMENT_TRUST) == DEVELOPMENT_TRUST:
-        notes = (*notes, DEVELOPMENT_BANNER)
     keyring, _ = make_keyring(layout.keys, layout.trust)
     started_at = datetime.now(UTC)
     copies = back_up_before_migration(
@@ -110,7 +109,10 @@ def _prepare(options: SuiteOptions) -> tuple[SuiteRecord, Wiring]:
         stamp=started_at.strftime("%Y%m%dT%H%M%SZ"),
     )
     notes = (*notes, *(f"backed up before migration: {copy}" for copy in copies))
-    wiring = Wiring(layout, sockets, keyring, options.host, port, options.environment)
+    decided = named_in_files(options.environment, Path.cwd())
+    wiring = Wiring(layout, sockets, keyring, options.host, port, options.environment, decided)
+    if wiring.trusts_development:
+        notes = (*notes, DEVELOPMENT_BANNER)
     if not layout.gateway_database.exists():
         # A key whose hash is gone opens nothing; a new one is made with the new database.
         layout.cli_key_file.unlink(missing_ok=True)

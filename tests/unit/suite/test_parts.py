@@ -1,0 +1,81 @@
+"""How the parts are wired: the caller may change what is a default, never what holds the suite together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kala.suite.ambient import named_in_files
+from kala.suite.keyring import make_keyring
+from kala.suite.layout import StateLayout
+from kala.suite.parts import Wiring, parts_of
+from kala.suite.supervisor import Part
+
+
+def wired(tmp_path: Path, ambient: dict[str, str], decided: frozenset[str] = frozenset()) -> dict[str, Part]:
+    layout = StateLayout.at(tmp_path / "state")
+    layout.create()
+    keyring, _ = make_keyring(layout.keys, layout.trust)
+    wiring = Wiring(layout, layout.sockets(), keyring, "127.0.0.1", 8800, ambient, decided)
+    return {part.name: part for part in parts_of(wiring)}
+
+
+def test_the_caller_overrides_a_default(tmp_path: Path) -> None:
+    assert wired(tmp_path, {})["inference"].environment["KALA_INFERENCE_DISCOVER"] == "true"
+    parts = wired(tmp_path, {"KALA_INFERENCE_DISCOVER": "false", "KALA_ETHICS_TRUST": "pinned"})
+    assert parts["inference"].environment["KALA_INFERENCE_DISCOVER"] == "false"
+    assert parts["ethics"].environment["KALA_ETHICS_TRUST"] == "pinned"
+
+
+def test_the_caller_cannot_cut_the_wires(tmp_path: Path) -> None:
+    parts = wired(tmp_path, {"KALA_GATEWAY_ETHICS_ADDRESS": "10.0.0.1:1"})
+    assert parts["gateway"].environment["KALA_GATEWAY_ETHICS_ADDRESS"].startswith("unix:")
+    ethics = parts["ethics"].environment["KALA_ETHICS_ADDRESS"]
+    assert parts["gateway"].environment["KALA_GATEWAY_ETHICS_ADDRESS"] == ethics
+
+
+def test_every_part_has_its_own_metrics_port(tmp_path: Path) -> None:
+    urls = [part.metrics_url for part in wired(tmp_path, {}).values()]
+    assert len(set(urls)) == 4
+
+
+def test_no_part_sees_the_private_keys_of_another(tmp_path: Path) -> None:
+    parts = wired(tmp_path, {})
+    owners = {
+        "ethics.key": "ethics",
+        "audit-log.key": "audit",
+        "audit-kek.key": "audit",
+        "gateway-pepper.key": "gateway",
+    }
+    for name, owner in owners.items():
+        users = {
+            part.name for part in parts.values() if any(name in value for value in part.environment.values())
+        }
+        assert users == {owner}
+
+
+def test_the_first_key_is_made_only_where_it_is_missing(tmp_path: Path) -> None:
+    assert wired(tmp_path, {})["gateway"].prelude[0] == "gateway.bootstrap"
+    layout = StateLayout.at(tmp_path / "state")
+    layout.cli_key_file.write_text("kala_x")
+    layout.gateway_database.write_text("x")
+    assert wired(tmp_path, {})["gateway"].prelude == ()
+
+
+def test_what_the_users_files_say_is_not_overruled_by_a_default(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("# KALA_ETHICS_TRUST=x\nexport KALA_INFERENCE_DISCOVER=false\n")
+    (tmp_path / "kala.yaml").write_text("ethics:\n  trust: pinned\n")
+    decided = named_in_files({}, tmp_path)
+    assert decided == {"KALA_INFERENCE_DISCOVER", "KALA_ETHICS_TRUST"}
+    parts = wired(tmp_path, {}, decided)
+    assert "KALA_INFERENCE_DISCOVER" not in parts["inference"].environment
+    assert "KALA_ETHICS_TRUST" not in parts["ethics"].environment
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "- a list", "42", "ethics: 1"], ids=["broken", "list", "number", "flat"]
+)
+def test_a_wrong_file_is_left_to_the_process_that_reads_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "kala.yaml").write_text(text)
+    assert named_in_files({}, tmp_path) == frozenset()

@@ -267,7 +267,6 @@ class _MethodPass:
             )
         self.telemetry.log.error(
             "unexpected exception",
-            method=self.method,
             trace_id=call.observed.span.context.trace_id,
             exception=_traceback_of(error),
         )
@@ -284,7 +283,7 @@ class _MethodPass:
 
     def _note_unrecorded(self, error: Exception) -> None:
         self.telemetry.audit_failures.inc()
-        self.telemetry.log.error("audit record lost", method=self.method, exception=_traceback_of(error))
+        self.telemetry.log.error("audit record lost", exception=_traceback_of(error))
 
     def _end(self, call: _Call, code: str, reason: str = "") -> None:
         peer = UNKNOWN_PEER if call.peer is None else call.peer.name

@@ -88,7 +88,8 @@ class RpcTelemetry:
             method=method,
             tracer=self._tracer,
             clock=self._clock,
-            log=structlog.get_logger(),
+            # Bound now: the lazy logger would build a new one for every line.
+            log=structlog.get_logger().bind(method=method),
             running=self._running.labels(method),
             seconds=self._seconds.labels(method),
             audit_failures=self._audit_failures.labels(method),
@@ -138,7 +139,6 @@ class MethodTelemetry:
         fields = {"reason": reason} if reason else {}
         self.log.info(
             "rpc",
-            method=self.method,
             code=code,
             duration_ms=round(seconds * 1000, 3),
             trace_id=observed.span.context.trace_id,

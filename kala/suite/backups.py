@@ -37,6 +37,17 @@ def back_up_before_migration(databases: Iterable[Database], into: Path, *, stamp
     ]
 
 
+def back_up_before_release(path: Path, into: Path, *, release: str, stamp: str) -> list[Path]:
+    """Copy a small database whose schema only its owner can tell, whenever another release last ran here."""
+    marker = into / f"{path.stem}.release"
+    last = marker.read_text(encoding="utf-8") if marker.exists() else ""
+    if last == release:
+        return []
+    copies = [_copy(path, into / f"{path.stem}-{last}-{stamp}.db")] if last and path.exists() else []
+    marker.write_text(release, encoding="utf-8")
+    return copies
+
+
 def schema_of(path: Path) -> str | None:
     """The alembic revision of a database; None when there is no database yet, or none with a version."""
     if not path.exists() or path.stat().st_size == 0:

@@ -9,13 +9,14 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from kala.errors import FailedPreconditionError, KalaError
 from kala.ethics.constitution import DEVELOPMENT_BANNER
 from kala.suite.ambient import named_in_files
-from kala.suite.backups import Database, back_up_before_migration
+from kala.suite.backups import Database, back_up_before_migration, back_up_before_release
 from kala.suite.keyring import make_keyring
 from kala.suite.layout import StateLayout, make_private_directory
 from kala.suite.lock import suite_lock
@@ -24,6 +25,8 @@ from kala.suite.ports import DEFAULT_GATEWAY_PORT, LOOPBACK, free_port, is_free
 from kala.suite.processes import ProcessId, stop
 from kala.suite.record import PartRecord, Phase, SuiteRecord, read_record, write_record
 from kala.suite.supervisor import DEFAULT_LIMITS, STOP_GRACE_SECONDS, STOP_ORDER, Limits, Supervisor
+
+DISTRIBUTION: Final = "kala-suite"
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -96,18 +99,10 @@ class _Journal:
 def _prepare(options: SuiteOptions) -> tuple[SuiteRecord, Wiring]:
     layout = options.layout
     sockets = layout.sockets()
-    make_private_directory(sockets)
     port, notes = _choose_port(options)
     keyring, _ = make_keyring(layout.keys, layout.trust)
     started_at = datetime.now(UTC)
-    copies = back_up_before_migration(
-        (
-            Database(layout.audit_database, "services.audit"),
-            Database(layout.gateway_database, "gateway"),
-        ),
-        layout.backups,
-        stamp=started_at.strftime("%Y%m%dT%H%M%SZ"),
-    )
+    copies = _back_up(layout, stamp=started_at.strftime("%Y%m%dT%H%M%SZ"))
     notes = (*notes, *(f"backed up before migration: {copy}" for copy in copies))
     decided = named_in_files(options.environment, Path.cwd())
     wiring = Wiring(layout, sockets, keyring, options.host, port, options.environment, decided)
@@ -117,6 +112,7 @@ def _prepare(options: SuiteOptions) -> tuple[SuiteRecord, Wiring]:
         # A key whose hash is gone opens nothing; a new one is made with the new database.
         layout.cli_key_file.unlink(missing_ok=True)
     _remove_sockets(wiring)
+    make_private_directory(sockets)
     me = ProcessId.of(os.getpid())
     if me is None:
         raise FailedPreconditionError("this process cannot see itself; /proc or ps is missing")
@@ -133,6 +129,17 @@ def _prepare(options: SuiteOptions) -> tuple[SuiteRecord, Wiring]:
     )
     write_record(layout, record)
     return record, wiring
+
+
+def _back_up(layout: StateLayout, *, stamp: str) -> list[Path]:
+    # The log may be large, and is copied only for a new schema; the keys are a few kilobytes.
+    log = [Database(layout.audit_database, "services.audit")]
+    return [
+        *back_up_before_migration(log, layout.backups, stamp=stamp),
+        *back_up_before_release(
+            layout.gateway_database, layout.backups, release=metadata.version(DISTRIBUTION), stamp=stamp
+        ),
+    ]
 
 
 def _choose_port(options: SuiteOptions) -> tuple[int, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kala.errors import FailedPreconditionError
-from kala.suite.backups import Database, back_up_before_migration, heads_of, schema_of
+from kala.suite.backups import Database, back_up_before_migration, back_up_before_release, heads_of, schema_of
 
 
 def make_database(path: Path, revision: str) -> None:
@@ -52,6 +52,16 @@ def test_no_database_needs_no_copy(tmp_path: Path, content: bytes | None) -> Non
         path.write_bytes(content)
     assert schema_of(path) is None
     assert back_up_before_migration([Database(path, "services.audit")], tmp_path, stamp="t") == []
+
+
+def test_a_small_database_is_copied_once_per_release(tmp_path: Path) -> None:
+    make_database(tmp_path / "gateway.db", "-")
+    database = tmp_path / "gateway.db"
+    assert back_up_before_release(database, tmp_path, release="0.1.0", stamp="a") == []
+    assert back_up_before_release(database, tmp_path, release="0.1.0", stamp="b") == []
+    (copy,) = back_up_before_release(database, tmp_path, release="0.2.0", stamp="c")
+    assert copy.name == "gateway-0.1.0-c.db"
+    assert back_up_before_release(database, tmp_path, release="0.2.0", stamp="d") == []
 
 
 def test_a_damaged_database_stops_the_start_and_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from gateway.config import GatewaySettings
 from gateway.key_store import KeyStore
-from gateway.keys import CreatedKey, SCOPES, hash_secret, make_key, scope_numbers
+from gateway.keys import SCOPES, CreatedKey, hash_secret, make_key, scope_numbers
 from kala.errors import InternalError, KalaError
 
 OWNER_SCOPES: Final = tuple(SCOPES)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from gateway.keys import ApiKey
@@ -68,19 +66,3 @@ class Pseudonyms:
     def _name(self, kind: str, *parts: str) -> str:
         message = "\0".join(("kala-pseudonym-v1", kind, *parts)).encode()
         return hmac.new(self._pepper, message, hashlib.sha256).hexdigest()
-
-
-def load_or_create_pepper(path: Path) -> bytes:
-    """Read the pepper, or make it with mode 0600; raises FailedPreconditionError that names the file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return path.read_bytes()
-        with os.fdopen(descriptor, "wb") as file:
-            pepper = os.urandom(PEPPER_BYTES)
-            file.write(pepper)
-        return pepper
-    except OSError as error:
-        raise FailedPreconditionError(f"pepper_file {path} cannot be used: {error.strerror}") from error

@@ -9,8 +9,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import (
-    BigInteger, Column, Connection, Engine, Integer, LargeBinary, MetaData, Row, String, Table, and_, create_engine,
-    event, insert, or_, select, update,
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Row,
+    String,
+    Table,
+    and_,
+    create_engine,
+    event,
+    insert,
+    or_,
+    select,
+    update,
 )  # fmt: skip
 from sqlalchemy.exc import SQLAlchemyError
 

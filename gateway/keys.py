@@ -40,7 +40,7 @@ SCOPES: Final = {
 }
 """The scopes a key can hold, by the names that people write; INTERNAL and PUBLIC are nobody's to give."""
 
-SCOPE_NAMES: Final = {number: name for name, number in SCOPES.items()}
+SCOPE_NAMES: Final[dict[int, str]] = {number: name for name, number in SCOPES.items()}
 
 Randomness = Callable[[int], bytes]
 

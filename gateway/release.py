@@ -15,7 +15,7 @@ class Track(NamedTuple):
     """One checked field: the number of its `OutputChannel`, and its position among several of the kind."""
 
     channel: int
-    index: int
+    position: int
 
 
 class Piece(NamedTuple):

@@ -1,0 +1,240 @@
+"""An answer between its backend and its reader: what is generated, what is checked, what has left.  Pure.
+
+Everything a model produces is held until its check: text, reasoning, refusals, tool arguments, and also what is easily
+forgotten: names of tools that the client did not declare, and the tokens inside log probabilities.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from gateway.release import HoldBack, Track
+from kala.ethics.v1 import ethics_pb2
+from kala.inference.v1 import inference_pb2
+
+TEXT: Final = Track(ethics_pb2.OUTPUT_CHANNEL_TEXT, 0)
+REASONING: Final = Track(ethics_pb2.OUTPUT_CHANNEL_REASONING, 0)
+REFUSAL: Final = Track(ethics_pb2.OUTPUT_CHANNEL_REFUSAL, 0)
+
+UNDECLARED_NAMES: Final = Track(ethics_pb2.OUTPUT_CHANNEL_TEXT, 1)
+"""Names of tools that the request does not declare are the model's own words, so they are checked as text."""
+
+CHOSEN_TOKENS: Final = Track(ethics_pb2.OUTPUT_CHANNEL_TEXT, 2)
+"""Tokens in log probabilities need not add up to the text, so they are checked on their own."""
+
+FIRST_ALTERNATIVES: Final = 3
+"""From this index on, one text track per rank: what the alternatives of that rank would have spelled."""
+
+MAX_CHUNK_CHARS: Final = 256 * 1024
+"""A piece of one check message: at most 1 MiB in UTF-8, the contract's limit."""
+
+TEXT_FORM: Final = "text"
+MESSAGE_FORM: Final = "message"
+
+
+def tool_arguments(index: int) -> Track:
+    """Give the track of one tool call's arguments."""
+    return Track(ethics_pb2.OUTPUT_CHANNEL_TOOL_ARGUMENTS, index)
+
+
+@dataclass(slots=True)
+class ToolCallText:
+    """One tool call, as far as it is known."""
+
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class Answer:
+    """The words of an answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    refusal: str = ""
+    tool_calls: dict[int, ToolCallText] = field(default_factory=dict)
+
+    @property
+    def form(self) -> str:
+        """Say how `to_bytes` spells the answer: `text` when it is only text, else `message`."""
+        return MESSAGE_FORM if self.reasoning or self.refusal or self.tool_calls else TEXT_FORM
+
+    def to_bytes(self) -> bytes:
+        """Give the bytes that the log commits to: the text itself, or the message as JSON with sorted keys."""
+        if self.form == TEXT_FORM:
+            return self.text.encode()
+        message = {
+            "content": self.text,
+            "reasoning": self.reasoning,
+            "refusal": self.refusal,
+            "tool_calls": [
+                {"arguments": call.arguments, "id": call.id, "index": index, "name": call.name}
+                for index, call in sorted(self.tool_calls.items())
+            ],
+        }
+        return json.dumps(message, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolPiece:
+    """More of one tool call; id and name on its first piece only."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What may leave now."""
+
+    text: str = ""
+    reasoning: str = ""
+    refusal: str = ""
+    tool_calls: tuple[ToolPiece, ...] = ()
+    logprobs: tuple[inference_pb2.TokenLogprob, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.reasoning or self.refusal or self.tool_calls or self.logprobs)
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tool call on its way: what is checked waits for its name to be."""
+
+    words: ToolCallText = field(default_factory=ToolCallText)
+    name_ends: int = 0  # in UNDECLARED_NAMES; 0 when the client declared the name
+    is_named: bool = False  # id and name have left
+    waiting: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldLogprob:
+    entry: inference_pb2.TokenLogprob
+    needs: tuple[tuple[Track, int], ...]
+
+
+Chunk = tuple[Track, str]
+
+
+class AnswerBuffer:
+    """Takes a backend's deltas in and lets out what is checked."""
+
+    def __init__(self, declared_tools: Iterable[str] = ()) -> None:
+        self._declared = frozenset(declared_tools)
+        self._held = HoldBack()
+        self._calls: dict[int, _Call] = {}
+        self._logprobs: list[_HeldLogprob] = []
+        self._pushed: dict[Track, int] = {}
+        self.released = Answer()
+
+    def take_in(self, delta: inference_pb2.ChatDelta) -> list[Chunk]:
+        """Hold a delta's words and give what must be sent to the check, in order."""
+        chunks: list[Chunk] = []
+        self._push(chunks, REASONING, delta.reasoning)
+        self._push(chunks, TEXT, delta.text)
+        self._push(chunks, REFUSAL, delta.refusal)
+        for piece in delta.tool_calls:
+            self._take_call(chunks, piece)
+        for entry in delta.logprobs:
+            self._take_logprob(chunks, entry)
+        return chunks
+
+    def check(self, track: Track, characters: int) -> None:
+        """Note that a track is checked up to an offset in code points."""
+        self._held.check(track, characters)
+
+    def release(self, *, is_final: bool = False) -> Release:
+        """Let out what is checked; `is_final` says that no more will come, so calls without arguments leave too."""
+        words: dict[Track, str] = {}
+        for piece in self._held.release():
+            words[piece.track] = piece.text
+            if piece.track.channel == ethics_pb2.OUTPUT_CHANNEL_TOOL_ARGUMENTS:
+                self._calls[piece.track.position].waiting += piece.text
+        release = Release(
+            text=words.get(TEXT, ""),
+            reasoning=words.get(REASONING, ""),
+            refusal=words.get(REFUSAL, ""),
+            tool_calls=tuple(self._release_calls(is_final=is_final)) if self._calls else (),
+            logprobs=tuple(self._release_logprobs()) if self._logprobs else (),
+        )
+        self._note(release)
+        return release
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether everything generated has left."""
+        return self._held.is_empty
+
+    @property
+    def has_tool_calls(self) -> bool:
+        """Tell whether the model called tools."""
+        return bool(self._calls)
+
+    def generated(self) -> Answer:
+        """Give all words, released or not; for the record, never for the client."""
+        calls = {
+            index: ToolCallText(call.words.id, call.words.name, self._held.generated(tool_arguments(index)))
+            for index, call in self._calls.items()
+        }
+        return Answer(
+            self._held.generated(TEXT), self._held.generated(REASONING), self._held.generated(REFUSAL), calls
+        )
+
+    def _push(self, chunks: list[Chunk], track: Track, text: str) -> int:
+        if text:
+            self._held.push(track, text)
+            self._pushed[track] = self._pushed.get(track, 0) + len(text)
+            for start in range(0, len(text), MAX_CHUNK_CHARS):
+                chunks.append((track, text[start : start + MAX_CHUNK_CHARS]))
+        return self._pushed.get(track, 0)
+
+    def _take_call(self, chunks: list[Chunk], piece: inference_pb2.ToolCall) -> None:
+        call = self._calls.setdefault(piece.index, _Call())
+        if piece.id and not call.words.id:
+            call.words.id = piece.id
+        if piece.name and not call.words.name:
+            call.words.name = piece.name
+            if piece.name not in self._declared:
+                call.name_ends = self._push(chunks, UNDECLARED_NAMES, piece.name + "\n")
+        self._push(chunks, tool_arguments(piece.index), piece.arguments)
+
+    def _take_logprob(self, chunks: list[Chunk], entry: inference_pb2.TokenLogprob) -> None:
+        needs = [(CHOSEN_TOKENS, self._push(chunks, CHOSEN_TOKENS, entry.token))]
+        for rank, alternative in enumerate(entry.top, start=FIRST_ALTERNATIVES):
+            track = Track(ethics_pb2.OUTPUT_CHANNEL_TEXT, rank)
+            needs.append((track, self._push(chunks, track, alternative.token)))
+        self._logprobs.append(_HeldLogprob(entry, tuple(needs)))
+
+    def _release_calls(self, *, is_final: bool) -> Iterable[ToolPiece]:
+        for index, call in self._calls.items():
+            is_name_checked = self._held.released_upto(UNDECLARED_NAMES) >= call.name_ends
+            if not is_name_checked or not (call.waiting or (is_final and not call.is_named)):
+                continue
+            head = ("", "") if call.is_named else (call.words.id, call.words.name)
+            arguments, call.waiting, call.is_named = call.waiting, "", True
+            yield ToolPiece(index, *head, arguments)
+
+    def _release_logprobs(self) -> Sequence[inference_pb2.TokenLogprob]:
+        ready = 0
+        for held in self._logprobs:
+            if any(self._held.released_upto(track) < end for track, end in held.needs):
+                break
+            ready += 1
+        entries = [held.entry for held in self._logprobs[:ready]]
+        del self._logprobs[:ready]
+        return entries
+
+    def _note(self, release: Release) -> None:
+        self.released.text += release.text
+        self.released.reasoning += release.reasoning
+        self.released.refusal += release.refusal
+        for piece in release.tool_calls:
+            call = self.released.tool_calls.setdefault(piece.index, ToolCallText())
+            call.id, call.name = call.id or piece.id, call.name or piece.name
+            call.arguments += piece.arguments

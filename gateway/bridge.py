@@ -1,0 +1,235 @@
+"""The REST bridge: every RPC of every contract over HTTP, by its own path, verb and scope.
+
+A guarded RPC takes its bare action and runs through the whole pipeline; clearances never cross this edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from gateway.acts import Act, decision_json
+from gateway.bridge_routes import Binding, Routes
+from gateway.chat_action import has_untrusted_content, request_text
+from gateway.edge import Exchange, until_disconnect
+from gateway.errors import METHOD_NOT_ALLOWED, google_body, http_status
+from gateway.framing import framing_for
+from gateway.gate import Gate
+from gateway.guarded import GuardedCalls, RefusedError
+from gateway.identity import Caller
+from gateway.ledger import Ledger
+from gateway.tenancy import GET_ENTRY, confine, entry_of_payload, require_own
+from gateway.transcoding import read_message, write_message
+from kala.common.v1 import options_pb2
+from kala.errors import InvalidArgumentError, NotFoundError, UnavailableError, UnimplementedError
+from kala.inference.v1 import inference_pb2
+from services.common.peers import GATEWAY
+from services.common.sealing import pack
+from services.common.status import from_error
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+UNARY_SECONDS: Final = 60.0
+"""For calls that neither act nor stream: listing and reading, at most over a slow disk."""
+
+MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+"""As the largest chat request; larger content travels as references."""
+
+LocalHandler = Callable[[Any, Caller, Exchange], Awaitable["Message"]]
+"""Serves an RPC of the gateway itself; Any: each has its own request class."""
+
+
+class Bridge:
+    """Serves every bridged RPC."""
+
+    def __init__(
+        self,
+        *,
+        routes: Routes,
+        gate: Gate,
+        ledger: Ledger,
+        guarded: GuardedCalls,
+        channels: Mapping[str, grpc.aio.Channel],
+        local: Mapping[str, LocalHandler],
+        body_timeout_seconds: float,
+        max_act_seconds: float,
+        may_spool: bool,
+    ) -> None:
+        self._routes = routes
+        self._gate = gate
+        self._ledger = ledger
+        self._guarded = guarded
+        self._channels = channels
+        self._local = local
+        self._body_timeout_seconds = body_timeout_seconds
+        self._max_act_seconds = max_act_seconds
+        self._may_spool = may_spool
+        self._calls = {binding.rpc: self._call_of(binding) for binding in routes.bindings}
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Handle one request."""
+        binding, variables = self._find(exchange)
+        exchange.is_audited = binding.action_class is not None
+        key = await self._gate.admit(exchange, rpc=binding.rpc, scope=binding.scope)
+        caller = self._gate.caller(key)
+        message = await self._read(exchange, binding, variables, caller)
+        self._require_deployed(binding)
+        if binding.action_class is not None:
+            async with self._gate.room():
+                await until_disconnect(exchange, self._serve_guarded(exchange, binding, message, caller))
+        elif binding.is_streaming:
+            confine(message, caller)
+            await until_disconnect(exchange, self._serve_stream(exchange, binding, message))
+        else:
+            await self._serve_unary(exchange, binding, message, caller)
+
+    def _find(self, exchange: Exchange) -> tuple[Binding, Mapping[str, str]]:
+        found = self._routes.find(exchange.method, exchange.path)
+        if found is not None:
+            return found
+        verbs = self._routes.verbs_at(exchange.path)
+        if verbs:
+            raise InvalidArgumentError(
+                "", f"{exchange.method} is not allowed here; use {', '.join(verbs)}", reason=METHOD_NOT_ALLOWED
+            )
+        raise NotFoundError(f"there is no {exchange.path[:256]} here; see /openapi.json")
+
+    async def _read(
+        self, exchange: Exchange, binding: Binding, variables: Mapping[str, str], caller: Caller
+    ) -> Message:
+        body = b""
+        try:
+            body = await exchange.read_body(
+                max_bytes=MAX_BODY_BYTES, timeout_seconds=self._body_timeout_seconds
+            )
+            return read_message(
+                binding.input_class,
+                body=body,
+                query=exchange.query,
+                variables=variables,
+                has_body=binding.has_body,
+            )
+        except InvalidArgumentError as error:
+            exchange.receipt = await self._ledger.invalid(
+                caller,
+                kind="rpc",
+                rpc=binding.rpc,
+                error=error,
+                body=body,
+                request_id=exchange.request_id,
+                trace_id=exchange.trace_id,
+            )
+            raise
+
+    def _require_deployed(self, binding: Binding) -> None:
+        if binding.part == GATEWAY:
+            if binding.rpc not in self._local:
+                raise UnimplementedError(f"{binding.rpc} is not served by this release")
+        elif binding.part not in self._channels:
+            raise UnavailableError(
+                f"the {binding.part} service is not deployed here; set {binding.part}_address",
+                reason=f"{binding.part.upper()}_NOT_DEPLOYED",
+            )
+
+    async def _serve_unary(self, exchange: Exchange, binding: Binding, message: Message, caller: Caller) -> None:
+        if binding.part == GATEWAY:
+            response = await self._local[binding.rpc](message, caller, exchange)
+        else:
+            confine(message, caller)
+            entry = entry_of_payload(message)
+            if entry is not None:
+                require_own(await self._ask(GET_ENTRY, entry), caller)
+            response = await self._ask(binding.rpc, message)
+            require_own(response, caller)
+        await exchange.send_json(200, write_message(response))
+
+    async def _ask(self, rpc: str, message: Message) -> Message:
+        try:
+            response: Message = await self._calls[rpc](message, timeout=UNARY_SECONDS)
+        except grpc.RpcError as error:
+            raise from_error(error) from error
+        return response
+
+    async def _serve_stream(self, exchange: Exchange, binding: Binding, message: Message) -> None:
+        framing = framing_for(exchange.headers.get("accept", ""))
+        call = self._calls[binding.rpc](message, timeout=self._max_act_seconds)
+        try:
+            async for response in call:
+                if not exchange.has_begun:
+                    await exchange.begin_stream(framing.content_type)
+                await exchange.send_part(framing.write(write_message(response)))
+        except grpc.RpcError as error:
+            known = from_error(error)
+            if not exchange.has_begun:
+                raise known from error
+            await exchange.send_part(framing.fail(known))
+        finally:
+            call.cancel()
+        if not exchange.has_begun:
+            await exchange.begin_stream(framing.content_type)
+        await exchange.end_stream()
+
+    async def _serve_guarded(self, exchange: Exchange, binding: Binding, message: Message, caller: Caller) -> None:
+        act = self._act(exchange, binding, message, caller)
+        try:
+            acted = await self._guarded.carry_out(act, binding, partial(self._call, binding))
+        except RefusedError as refused:
+            exchange.receipt = refused.receipt
+            body = google_body(refused)
+            body["kala"] = {
+                "decision": decision_json(refused.decision, "output"),
+                "receipt": refused.receipt.to_json(),
+            }
+            await exchange.send_json(http_status(refused), body)
+            return
+        exchange.receipt, exchange.served = acted.receipt, acted.served
+        written = [write_message(response) for response in acted.responses]
+        if binding.is_streaming:
+            framing = framing_for(exchange.headers.get("accept", ""))
+            await exchange.send_bytes(200, framing.write_all(written), framing.content_type)
+        else:
+            await exchange.send_json(200, written[0])
+
+    def _act(self, exchange: Exchange, binding: Binding, message: Message, caller: Caller) -> Act:
+        chat = message if isinstance(message, inference_pb2.ChatAction) else None
+        return Act(
+            rpc=binding.rpc,
+            kind=binding.kind,
+            action=pack(message),
+            caller=caller,
+            request_id=exchange.request_id,
+            trace_id=exchange.trace_id,
+            started=exchange.started,
+            model=getattr(message, "model", ""),
+            request_text=request_text(chat) if chat is not None else "",
+            after_untrusted_content=chat is not None and has_untrusted_content(chat),
+            must_log_first=True,
+            # Only conversation may go on from the spool (design section 7).
+            may_spool=binding.scope == options_pb2.SCOPE_CHAT and self._may_spool,
+        )
+
+    async def _call(self, binding: Binding, message: Message) -> AsyncIterator[Message]:
+        call = self._calls[binding.rpc](message, timeout=self._max_act_seconds)
+        try:
+            if binding.is_streaming:
+                async for response in call:
+                    yield response
+            else:
+                yield await call
+        finally:
+            call.cancel()
+
+    def _call_of(self, binding: Binding) -> Any:  # Any: a grpc.aio multi-callable of either kind
+        channel = self._channels.get(binding.part)
+        if channel is None:
+            return None
+        make = channel.unary_stream if binding.is_streaming else channel.unary_unary
+        return make(
+            binding.rpc,
+            request_serializer=binding.request_class.SerializeToString,
+            response_deserializer=binding.response_class.FromString,
+        )

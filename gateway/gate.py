@@ -1,0 +1,106 @@
+"""Lets callers in: a good key, the scope, and room. Whoever is turned away leaves a record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from gateway.edge import Exchange
+from gateway.identity import Caller, Pseudonyms
+from gateway.key_ring import KeyRing
+from gateway.keys import SCOPE_NAMES, ApiKey
+from gateway.ledger import Ledger
+from kala.common.v1 import options_pb2
+from kala.errors import PermissionDeniedError, ResourceExhaustedError, UnauthenticatedError
+
+ANONYMOUS_RECORDS_PER_SECOND: Final = 10.0
+ANONYMOUS_BURST: Final = 100.0
+"""Strangers get one record each up to this rate; above it they are counted, and the next record says how many there
+were, so that nobody can fill the log's disk without a key."""
+
+
+class AnonymousBudget:
+    """A token bucket that counts what it turns away."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._tokens = ANONYMOUS_BURST
+        self._filled_at = clock()
+        self._missed = 0
+
+    def take(self) -> int | None:
+        """Give how many were missed since the last record, when there is room for one now; else None."""
+        now = self._clock()
+        self._tokens = min(
+            ANONYMOUS_BURST, self._tokens + (now - self._filled_at) * ANONYMOUS_RECORDS_PER_SECOND
+        )
+        self._filled_at = now
+        if self._tokens < 1:
+            self._missed += 1
+            return None
+        self._tokens -= 1
+        missed, self._missed = self._missed, 0
+        return missed
+
+
+class Gate:
+    """Authenticates and authorises; one per process."""
+
+    def __init__(
+        self, *, ring: KeyRing, pseudonyms: Pseudonyms, ledger: Ledger, max_concurrent: int, clock: Callable[[], float]
+    ) -> None:
+        self._ring = ring
+        self._pseudonyms = pseudonyms
+        self._ledger = ledger
+        self._budget = AnonymousBudget(clock)
+        self._room = asyncio.Semaphore(max_concurrent)
+
+    async def admit(self, exchange: Exchange, *, rpc: str, scope: int) -> ApiKey:
+        """Give the caller's key, or log and raise: UnauthenticatedError, or PermissionDeniedError naming the scope."""
+        try:
+            key = await self._ring.authenticate(exchange.headers.get("authorization", ""))
+        except UnauthenticatedError as error:
+            await self._log_stranger(exchange, rpc, error)
+            raise
+        exchange.peer = key.name
+        if scope not in {options_pb2.SCOPE_PUBLIC, *key.scopes}:
+            denied = PermissionDeniedError(
+                f"the API key {key.prefix}… lacks the scope {SCOPE_NAMES.get(scope, 'internal')!r} that this needs"
+            )
+            exchange.receipt = await self._ledger.denied(
+                rpc=rpc,
+                error=denied,
+                caller=self._pseudonyms.caller(key),
+                request_id=exchange.request_id,
+                trace_id=exchange.trace_id,
+            )
+            raise denied
+        return key
+
+    def caller(self, key: ApiKey, person: str = "") -> Caller:
+        """Name a key's holder and the person it acts for."""
+        return self._pseudonyms.caller(key, person)
+
+    @asynccontextmanager
+    async def room(self) -> AsyncIterator[None]:
+        """Hold a place among the acts that run now, or raise ResourceExhaustedError at once."""
+        if self._room.locked():
+            raise ResourceExhaustedError(
+                "too many requests are running; try again in a second", retry_after_seconds=1.0
+            )
+        async with self._room:
+            yield
+
+    async def _log_stranger(self, exchange: Exchange, rpc: str, error: UnauthenticatedError) -> None:
+        missed = self._budget.take()
+        if missed is not None:
+            exchange.receipt = await self._ledger.denied(
+                rpc=rpc,
+                error=error,
+                caller=None,
+                request_id=exchange.request_id,
+                trace_id=exchange.trace_id,
+                coalesced=missed,
+            )

@@ -1,0 +1,304 @@
+"""One generation: reads the backend, has every word checked while it comes, and lets out only what is checked."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from gateway.acts import Act, Served
+from gateway.answer import AnswerBuffer, Chunk, Release
+from gateway.errors import BACKENDS_UNAVAILABLE, ETHICS_UNAVAILABLE, MODEL_NOT_FOUND
+from gateway.judge import UNAVAILABLE_TEXT, EthicsClient, ethics_failure
+from gateway.release import Track
+from kala.common.v1 import clearance_pb2, decision_pb2
+from kala.errors import KalaError, NotFoundError, UnavailableError
+from kala.ethics.v1 import ethics_pb2
+from kala.inference.v1 import inference_pb2
+from services.common.status import from_error
+
+if TYPE_CHECKING:
+    from kala.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub
+
+MAX_WAITING_DELTAS: Final = 32
+"""Deltas read ahead of a slow reader; then the backend is held back by gRPC's flow control."""
+
+_FLUSH: Final = ethics_pb2.CheckOutputRequest(flush=ethics_pb2.OutputFlush())
+_FINISH: Final = ethics_pb2.CheckOutputRequest(finish=ethics_pb2.OutputFinish())
+
+ATTEMPTS_METADATA_KEY: Final = "kala-attempts-bin"
+"""Trailing metadata in which inference lists the attempts of a failed Chat, as a serialised ChatFinish."""
+
+ALL_BACKENDS_FAILED: Final = "ALL_BACKENDS_FAILED"
+
+OnRelease = Callable[[Release], Awaitable[None]]
+Call: TypeAlias = Any  # grpc.aio types its call objects loosely
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """The backend's stream is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """Something without which no answer may go on."""
+
+    error: KalaError
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """Held text has waited long enough."""
+
+
+_Event = (
+    inference_pb2.ChatResponse | ethics_pb2.CheckOutputResponse | decision_pb2.Decision | _Ended | _Failed | _Due
+)
+
+
+@dataclass(slots=True)
+class GenerationState:
+    """What is known so far; whole after `Generation.run` returned."""
+
+    served: Served = field(default_factory=Served)
+    finish: inference_pb2.ChatFinish | None = None
+    decision: decision_pb2.Decision | None = None
+    began_at: float = 0.0
+    ended_at: float = 0.0
+
+
+class Generation:
+    """Runs once."""
+
+    def __init__(
+        self,
+        act: Act,
+        sealed: clearance_pb2.SealedAction,
+        decision_id: str,
+        *,
+        ethics: EthicsClient,
+        inference: InferenceServiceAsyncStub,
+        buffer: AnswerBuffer,
+        hold_seconds: float | None,
+        max_act_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._act = act
+        self._sealed = sealed
+        self._decision_id = decision_id
+        self._ethics = ethics
+        self._inference = inference
+        self._buffer = buffer
+        self._hold_seconds = hold_seconds
+        self._max_act_seconds = max_act_seconds
+        self._clock = clock
+        self._events: asyncio.Queue[_Event] = asyncio.Queue()
+        self._room = asyncio.Semaphore(MAX_WAITING_DELTAS)
+        self._hold: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        self._check: Call = None
+        self.state = GenerationState()
+
+    def fail(self, error: KalaError) -> None:
+        """End the generation: nothing more leaves."""
+        self._events.put_nowait(_Failed(error))
+
+    async def run(self, on_release: OnRelease) -> None:
+        """Generate until ethics has the last word; raises KalaError when the backend or ethics fails.
+
+        On return `state.decision` is set; with ALLOW everything has left, with anything else no more may.
+        """
+        self.state.began_at = self.state.ended_at = self._clock()
+        chat = self._inference.Chat(
+            inference_pb2.ChatRequest(sealed=self._sealed), timeout=self._max_act_seconds
+        )
+        self._check = self._ethics.open_check()
+        pumps = [asyncio.ensure_future(self._pump_chat(chat)), asyncio.ensure_future(self._pump_check())]
+        try:
+            await self._send(self._start())
+            while self.state.decision is None:
+                await self._take(await self._events.get(), on_release)
+        finally:
+            if self.state.finish is None:
+                self.state.ended_at = self._clock()
+            self._stop_timers()
+            chat.cancel()
+            self._check.cancel()
+            for pump in pumps:
+                pump.cancel()
+
+    def _start(self) -> ethics_pb2.CheckOutputRequest:
+        return ethics_pb2.CheckOutputRequest(
+            start=ethics_pb2.OutputStart(
+                decision_id=self._decision_id,
+                request_text=self._act.request_text,
+                principal=self._act.caller.principal,
+            )
+        )
+
+    async def _take(self, event: _Event, on_release: OnRelease) -> None:
+        match event:
+            case inference_pb2.ChatResponse():
+                self._room.release()
+                await self._take_chat(event)
+            case ethics_pb2.CheckOutputResponse():
+                await self._take_check(event, on_release)
+            case _Due():
+                self._hold = None
+                await self._send(_FLUSH)
+            case _Ended() if self.state.finish is None:
+                raise UnavailableError(
+                    "the backend's answer ended in the middle", reason="BACKEND_STREAM_CUT"
+                )
+            case _Failed(error):
+                raise error
+            case _:
+                pass
+
+    async def _take_chat(self, response: inference_pb2.ChatResponse) -> None:
+        match response.WhichOneof("event"):
+            case "route":
+                self.state.served = served_by(response.route)
+            case "delta":
+                chunks = self._buffer.take_in(response.delta)
+                for chunk in chunks:
+                    await self._send(_chunk(chunk))
+                if chunks and self._hold is None and self._hold_seconds is not None:
+                    self._hold = self._later(self._hold_seconds, _Due())
+            case "finish":
+                self.state.ended_at = self._clock()
+                self.state.finish = response.finish
+                if response.finish.attempts:
+                    self.state.served = replace(self.state.served, attempts=tuple(response.finish.attempts))
+                self._stop_timers()
+                await self._send(_FINISH)
+                self._await_decision()
+            case _:
+                pass
+
+    async def _take_check(self, response: ethics_pb2.CheckOutputResponse, on_release: OnRelease) -> None:
+        if response.WhichOneof("event") == "checked":
+            checked = response.checked
+            self._buffer.check(Track(checked.channel, checked.index), checked.characters)
+            await self._let_out(on_release, is_final=False)
+            if self.state.finish is not None:
+                self._await_decision()
+            return
+        decision = response.decision
+        if decision.outcome == decision_pb2.OUTCOME_ALLOW:
+            await self._let_out(on_release, is_final=True)
+            if self.state.finish is None or not self._buffer.is_empty:
+                # An ALLOW that does not cover every word is no ALLOW of this answer.
+                raise UnavailableError(UNAVAILABLE_TEXT, reason=ETHICS_UNAVAILABLE)
+        elif decision.outcome == decision_pb2.OUTCOME_UNSPECIFIED:
+            raise UnavailableError(UNAVAILABLE_TEXT, reason=ETHICS_UNAVAILABLE)
+        self.state.decision = decision
+
+    async def _let_out(self, on_release: OnRelease, *, is_final: bool) -> None:
+        release = self._buffer.release(is_final=is_final)
+        if release:
+            await on_release(release)
+
+    def _await_decision(self) -> None:
+        """Wait for the last word only so long: a hung judge must not hold a finished answer for 15 minutes."""
+        self._stop_patience()
+        late = UnavailableError(UNAVAILABLE_TEXT, reason=ETHICS_UNAVAILABLE)
+        self._patience = self._later(self._ethics.timeout_seconds, _Failed(late))
+
+    async def _send(self, request: ethics_pb2.CheckOutputRequest) -> None:
+        try:
+            await self._check.write(request)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            # The check is over; why, its reader says: a decision before the end, or a failure.
+            return
+
+    async def _pump_chat(self, chat: Call) -> None:
+        try:
+            async for response in chat:
+                await self._room.acquire()
+                self._events.put_nowait(response)
+        except grpc.RpcError as error:
+            tried = attempts_of(error)
+            if tried:
+                self.state.served = replace(self.state.served, attempts=tried)
+            self._events.put_nowait(_Failed(backend_failure(error)))
+        else:
+            self._events.put_nowait(_Ended())
+
+    async def _pump_check(self) -> None:
+        try:
+            async for response in self._check:
+                self._events.put_nowait(response)
+                if response.WhichOneof("event") == "decision":
+                    return
+        except grpc.RpcError as error:
+            self._events.put_nowait(_Failed(ethics_failure(error)))
+        else:
+            self._events.put_nowait(_Failed(UnavailableError(UNAVAILABLE_TEXT, reason=ETHICS_UNAVAILABLE)))
+
+    def _later(self, seconds: float, event: _Event) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, self._events.put_nowait, event)
+
+    def _stop_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _stop_timers(self) -> None:
+        self._stop_patience()
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
+
+
+def backend_failure(error: grpc.RpcError) -> KalaError:
+    """Turn a failed call of inference into the error that its caller may see."""
+    known = from_error(error)
+    if isinstance(known, UnavailableError) and known.reason == UnavailableError.default_reason:
+        return UnavailableError("the inference service does not answer; try again", reason=BACKENDS_UNAVAILABLE)
+    if isinstance(known, UnavailableError) and known.reason == ALL_BACKENDS_FAILED:
+        return UnavailableError(
+            known.message, reason=BACKENDS_UNAVAILABLE, retry_after_seconds=known.retry_after_seconds
+        )
+    if isinstance(known, NotFoundError):
+        return NotFoundError(known.message, reason=MODEL_NOT_FOUND)
+    return known
+
+
+def attempts_of(error: grpc.RpcError) -> tuple[inference_pb2.Attempt, ...]:
+    """Read which backends a failed call tried, from the trailers that inference sends with its error."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return ()
+    for key, value in error.trailing_metadata() or ():
+        if key == ATTEMPTS_METADATA_KEY and isinstance(value, bytes):
+            try:
+                return tuple(inference_pb2.ChatFinish.FromString(value).attempts)
+            except DecodeError:
+                return ()
+    return ()
+
+
+def served_by(route: inference_pb2.RouteInfo) -> Served:
+    """Give who answers, as records and headers name it."""
+    return Served(
+        backend=route.backend,
+        kind=route.kind,
+        model=route.model,
+        base_digest=route.base_digest,
+        adapter_digest=route.adapters[0].sha256 if route.adapters else b"",
+        attempts=tuple(route.attempts),
+    )
+
+
+def _chunk(chunk: Chunk) -> ethics_pb2.CheckOutputRequest:
+    track, text = chunk
+    # The track's channel is the contract's enum by construction.
+    return ethics_pb2.CheckOutputRequest(
+        chunk=ethics_pb2.OutputChunk(channel=track.channel, index=track.position, text=text)  # type: ignore[arg-type]
+    )

@@ -1,0 +1,62 @@
+"""Checks a finished output as a whole, for acts whose answers are not streamed through the hold-back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import grpc
+
+from gateway.acts import Act
+from gateway.answer import MAX_CHUNK_CHARS
+from gateway.errors import ETHICS_UNAVAILABLE
+from gateway.judge import UNAVAILABLE_TEXT, EthicsClient, ethics_failure
+from kala.common.v1 import decision_pb2
+from kala.errors import UnavailableError
+from kala.ethics.v1 import ethics_pb2
+
+MAX_TRACKS: Final = 128
+"""The contract's limit for positions of one channel; what is over shares the last one."""
+
+
+async def check_texts(
+    ethics: EthicsClient, act: Act, decision_id: str, texts: Mapping[str, str]
+) -> decision_pb2.Decision:
+    """Have every text of an output judged and give the decision; raises UnavailableError when there is none."""
+    call = ethics.open_check()
+    try:
+        async with asyncio.timeout(ethics.timeout_seconds):
+            for request in _requests(act, decision_id, texts):
+                await call.write(request)
+            async for response in call:
+                if response.WhichOneof("event") == "decision" and response.decision.outcome:
+                    decision: decision_pb2.Decision = response.decision
+                    return decision
+    except grpc.RpcError as error:
+        raise ethics_failure(error) from error
+    except (TimeoutError, asyncio.InvalidStateError) as error:
+        raise UnavailableError(UNAVAILABLE_TEXT, reason=ETHICS_UNAVAILABLE) from error
+    finally:
+        call.cancel()
+    raise UnavailableError(UNAVAILABLE_TEXT, reason=ETHICS_UNAVAILABLE)
+
+
+def _requests(
+    act: Act, decision_id: str, texts: Mapping[str, str]
+) -> Iterable[ethics_pb2.CheckOutputRequest]:
+    yield ethics_pb2.CheckOutputRequest(
+        start=ethics_pb2.OutputStart(
+            decision_id=decision_id, request_text=act.request_text, principal=act.caller.principal
+        )
+    )
+    for position, text in enumerate(texts.values()):
+        for start in range(0, len(text), MAX_CHUNK_CHARS):
+            yield ethics_pb2.CheckOutputRequest(
+                chunk=ethics_pb2.OutputChunk(
+                    channel=ethics_pb2.OUTPUT_CHANNEL_TEXT,
+                    index=min(position, MAX_TRACKS - 1),
+                    text=text[start : start + MAX_CHUNK_CHARS],
+                )
+            )
+    yield ethics_pb2.CheckOutputRequest(finish=ethics_pb2.OutputFinish())

@@ -1,0 +1,176 @@
+"""Puts one gateway together from its settings; everything opened is closed in reverse order."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from gateway.app import build_app
+from gateway.background import Background
+from gateway.bridge import Bridge
+from gateway.bridge_routes import Routes, bindings_of, contract_files
+from gateway.chat import ChatCompletions, ChatLimits
+from gateway.gate import Gate
+from gateway.guarded import GuardedCalls
+from gateway.health import Health
+from gateway.identity import Pseudonyms
+from gateway.judge import EthicsClient
+from gateway.key_ring import KeyRing
+from gateway.key_store import KeyStore
+from gateway.keys_service import KeysService
+from gateway.ledger import Ledger
+from gateway.models import Models
+from gateway.openapi import OpenApi
+from gateway.pipeline import Pipeline
+from kala.ethics.v1.ethics_pb2_grpc import EthicsServiceStub
+from kala.inference.v1.inference_pb2_grpc import InferenceServiceStub
+from services.common.audit_client import AuditWriter
+from services.common.channel import open_channel
+from services.common.peers import AUDIT, ETHICS, GATEWAY, INFERENCE, TOOLS, TRAINER
+from services.common.secret_keys import load_or_create_secret_key
+from services.common.spool import Spool
+
+if TYPE_CHECKING:
+    import grpc
+    from fastapi import FastAPI
+
+    from gateway.config import GatewaySettings
+    from services.common.telemetry import Telemetry
+
+DISTRIBUTION: Final = "kala-suite"
+
+IDEMPOTENT: Final = {
+    ETHICS: ("/kala.ethics.v1.EthicsService/CheckAction", "/kala.ethics.v1.EthicsService/Score"),
+    INFERENCE: ("/kala.inference.v1.InferenceService/ListModels", "/kala.inference.v1.InferenceService/ListBackends"),
+    AUDIT: ("/kala.audit.v1.AuditService/AppendBatch",),
+}
+"""Calls that may be tried again: a judgement has no effect, and an append carries its own key."""
+
+
+@asynccontextmanager
+async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncIterator[FastAPI]:
+    """Open a gateway's database, spool and channels, and give its application while they are open."""
+    async with AsyncExitStack() as stack:
+        channels = {
+            part: await stack.enter_async_context(
+                open_channel(address, peer_name=GATEWAY, tls=settings.tls, idempotent=IDEMPOTENT.get(part, ()))
+            )
+            for part, address in _addresses(settings).items()
+        }
+        store = KeyStore(settings.database)
+        stack.callback(store.close)
+        pseudonyms = Pseudonyms(_secret(settings.pepper_file))
+        ledger = Ledger(await stack.enter_async_context(_writer(settings, channels[AUDIT], stack)))
+        background = Background()
+        stack.push_async_callback(background.drain)
+        ring = KeyRing(store, cache_seconds=settings.key_cache_seconds, clock=time.monotonic, now=_now)
+        gate = Gate(
+            ring=ring,
+            pseudonyms=pseudonyms,
+            ledger=ledger,
+            max_concurrent=settings.max_concurrent_requests,
+            clock=time.monotonic,
+        )
+        keys = KeysService(
+            store=store,
+            ring=ring,
+            ledger=ledger,
+            pseudonyms=pseudonyms,
+            now=_now,
+            randomness=secrets.token_bytes,
+        )
+        yield _app(settings, telemetry, channels, gate=gate, ledger=ledger, keys=keys, background=background)
+
+
+def _app(
+    settings: GatewaySettings,
+    telemetry: Telemetry,
+    channels: dict[str, grpc.aio.Channel],
+    *,
+    gate: Gate,
+    ledger: Ledger,
+    keys: KeysService,
+    background: Background,
+) -> FastAPI:
+    ethics_stub = EthicsServiceStub(channels[ETHICS])
+    inference_stub = InferenceServiceStub(channels[INFERENCE])
+    ethics = EthicsClient(
+        ethics_stub, timeout_seconds=settings.judge_timeout_seconds, max_act_seconds=settings.max_act_seconds
+    )
+    pipeline = Pipeline(
+        ethics=ethics,
+        inference=inference_stub,
+        ledger=ledger,
+        background=background,
+        hold_seconds=settings.hold_back_milliseconds / 1000,
+        max_act_seconds=settings.max_act_seconds,
+    )
+    limits = ChatLimits(
+        settings.max_body_bytes,
+        settings.max_image_body_bytes,
+        settings.body_timeout_seconds,
+    )
+    may_spool = settings.audit_policy == "spool"
+    bindings = bindings_of(contract_files())
+    return build_app(
+        chat=ChatCompletions(gate=gate, ledger=ledger, pipeline=pipeline, limits=limits, may_spool=may_spool),
+        models=Models(gate=gate, inference=inference_stub, started_at=int(time.time())),
+        health=Health(
+            ethics=channels[ETHICS], ledger=ledger, registry=telemetry.registry, clock=time.monotonic
+        ),
+        bridge=Bridge(
+            routes=Routes(bindings),
+            gate=gate,
+            ledger=ledger,
+            guarded=GuardedCalls(pipeline=pipeline, ethics=ethics),
+            channels=channels,
+            local=keys.handlers,
+            body_timeout_seconds=settings.body_timeout_seconds,
+            max_act_seconds=settings.max_act_seconds,
+            may_spool=may_spool,
+        ),
+        openapi=OpenApi(bindings, version=_version()),
+        telemetry=telemetry.rpc,
+    )
+
+
+def _addresses(settings: GatewaySettings) -> dict[str, str]:
+    addresses = {
+        ETHICS: settings.ethics_address,
+        INFERENCE: settings.inference_address,
+        AUDIT: settings.audit_address,
+        TOOLS: settings.tools_address,
+        TRAINER: settings.trainer_address,
+    }
+    return {part: address for part, address in addresses.items() if address is not None}
+
+
+def _writer(settings: GatewaySettings, channel: grpc.aio.Channel, stack: AsyncExitStack) -> AuditWriter:
+    spool = None
+    if settings.audit_policy == "spool":
+        settings.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        spool = Spool(settings.spool_dir, _secret(settings.spool_key_file), max_bytes=settings.spool_max_bytes)
+        stack.callback(spool.close)
+    return AuditWriter(channel, producer_id=settings.producer_id, spool=spool)
+
+
+def _secret(path: Path) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return load_or_create_secret_key(path)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _version() -> str:
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "0.0.0"

@@ -1,0 +1,190 @@
+"""A gateway over HTTP before a real log, a scripted ethics and a scripted inference, all in this process."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prometheus_client import CollectorRegistry
+
+from gateway.bootstrap import create_key
+from gateway.config import GatewaySettings
+from gateway.http_server import serving_http
+from gateway.process import gateway_app
+from kala.audit.leaf import Leaf
+from kala.audit.receipt import verify_receipt
+from kala.audit.v1 import audit_pb2_grpc
+from kala.inference.v1 import inference_pb2, inference_pb2_grpc
+from services.audit.batch import BatchWriter
+from services.audit.log import Log, system_clock
+from services.audit.payloads import KeyEncryptionKey
+from services.audit.read_servicer import AuditReadServicer
+from services.audit.reading import LogReading
+from services.audit.servicer import AuditServicer
+from services.audit.sqlite_store import SqliteReader, SqliteWriter
+from services.common.clearance import ClearanceVerifier, guard_for
+from services.common.interceptors import CallPolicy
+from services.common.keys import key_id
+from services.common.server import serving
+from services.common.settings import GrpcServerSettings
+from services.common.telemetry import RpcTelemetry, Telemetry
+from tests.fakes.audit_log import KEK, signer
+from tests.fakes.scripted_ethics import ScriptedEthics
+from tests.fakes.scripted_ethics import add_to as add_ethics
+from tests.fakes.scripted_inference import ScriptedInference
+
+ALL_SCOPES = ("chat", "tools", "train", "audit.read", "audit.erase", "admin")
+
+
+@dataclass
+class AuditProcess:
+    """The real audit service, which a test can stop and start again on the same log."""
+
+    directory: Path
+    _stack: AsyncExitStack | None = None
+
+    @property
+    def address(self) -> str:
+        return f"unix:{self.directory / 'audit.sock'}"
+
+    async def start(self) -> None:
+        key, path = signer(), self.directory / "audit.db"
+        self._stack = stack = AsyncExitStack()
+        vkey = str(key.verifier)
+        writer = stack.enter_context(closing(SqliteWriter(path, origin=key.verifier.name, vkey=vkey)))
+        readers = [stack.enter_context(closing(SqliteReader(path))) for _ in range(2)]
+        batches = BatchWriter(
+            writer=writer, reader=readers[0], signer=key, kek=KeyEncryptionKey(KEK), clock=system_clock
+        )
+        log = Log(batches, max_pending=1000)
+        log.start()
+        stack.push_async_callback(log.stop)
+        reads = AuditReadServicer(LogReading(readers[1]), vkey=vkey, clock=system_clock)
+        stack.push_async_callback(reads.close)
+        server = await stack.enter_async_context(
+            serving(
+                GrpcServerSettings(address=self.address, allowed_peers=("gateway",), drain_seconds=0.2),
+                [
+                    partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log)),
+                    partial(audit_pb2_grpc.add_AuditReadServiceServicer_to_server, reads),
+                ],
+            )
+        )
+        await server.set_serving()
+
+    async def stop(self) -> None:
+        if self._stack is not None:
+            stack, self._stack = self._stack, None
+            await stack.aclose()
+
+
+@dataclass
+class Suite:
+    """Everything a test of the gateway touches."""
+
+    url: str
+    http: httpx.AsyncClient
+    key: str
+    ethics: ScriptedEthics
+    inference: ScriptedInference
+    audit: AuditProcess
+    settings: GatewaySettings
+    directory: Path
+
+    def bearer(self, key: str | None = None) -> dict[str, str]:
+        return {"authorization": f"Bearer {key or self.key}"}
+
+    def new_key(self, *scopes: str, **fields: Any) -> str:
+        return create_key(self.settings.database, display_name="test", scopes=scopes or ("chat",), **fields).secret
+
+    async def chat(self, text: str = "What is the capital of France?", **fields: Any) -> httpx.Response:
+        body = {"model": "auto", "messages": [{"role": "user", "content": text}], **fields}
+        return await self.http.post("/v1/chat/completions", json=body, headers=self.bearer())
+
+    async def stream(self, text: str = "What?", **fields: Any) -> tuple[httpx.Response, list[Any]]:
+        """Read a stream to its end: the response and its events, `[DONE]` as a string."""
+        body = {"model": "auto", "messages": [{"role": "user", "content": text}], "stream": True, **fields}
+        async with self.http.stream("POST", "/v1/chat/completions", json=body, headers=self.bearer()) as response:
+            events = [_event(line) async for line in response.aiter_lines() if line.startswith("data: ")]
+        return response, events
+
+    async def get(self, path: str, **options: Any) -> httpx.Response:
+        return await self.http.get(path, headers=self.bearer() | options.pop("headers", {}), **options)
+
+    async def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
+        return await self.http.post(path, json=body, headers=self.bearer() | options.pop("headers", {}), **options)
+
+    async def leaves(self, *, type: str | None = None) -> list[dict[str, Any]]:
+        """Read every leaf of the log, in order, straight from the database."""
+        with closing(sqlite3.connect(self.directory / "audit.db")) as connection:
+            rows = connection.execute("SELECT leaf FROM entry ORDER BY idx").fetchall()
+        values = [json.loads(row[0]) for row in rows]
+        return [value for value in values if type is None or value["type"] == type]
+
+    async def receipt(self, receipt_id: str) -> Leaf:
+        """Fetch a receipt over REST and verify it offline."""
+        response = await self.get(f"/kala/v1/audit/receipts/{receipt_id}")
+        assert response.status_code == 200, response.text
+        return verify_receipt(response.json()["receipt"]["proof"], [signer().verifier]).leaf
+
+
+def _event(line: str) -> Any:
+    data = line.removeprefix("data: ")
+    return data if data == "[DONE]" else json.loads(data)
+
+
+def words_of(events: list[Any]) -> str:
+    """Join the text that a stream's reader got."""
+    return "".join(
+        choice["delta"].get("content") or ""
+        for event in events
+        if isinstance(event, dict)
+        for choice in event.get("choices", ())
+    )
+
+
+@asynccontextmanager
+async def running_suite(directory: Path, **overrides: Any) -> AsyncIterator[Suite]:
+    """Start everything; `overrides` are settings of the gateway."""
+    ethics, inference, audit = ScriptedEthics(), ScriptedInference(), AuditProcess(directory)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(audit.stop)
+        await audit.start()
+        services = [
+            ("ethics", [partial(add_ethics, ethics)], CallPolicy()),
+            (
+                "inference",
+                [partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference)],
+                CallPolicy(guard_for=guard_for(ClearanceVerifier({key_id(ethics.signer.public_key): ethics.signer.public_key}), [inference_pb2.DESCRIPTOR])),
+            ),
+        ]
+        for name, registrations, policy in services:
+            settings = GrpcServerSettings(
+                address=f"unix:{directory / name}.sock", allowed_peers=("gateway",), drain_seconds=0.2
+            )
+            server = await stack.enter_async_context(serving(settings, registrations, policy=policy))
+            await server.set_serving()
+        settings = GatewaySettings(**{
+            "port": 0, "metrics_port": None, "drain_seconds": 1.0,
+            "ethics_address": f"unix:{directory / 'ethics.sock'}",
+            "inference_address": f"unix:{directory / 'inference.sock'}",
+            "audit_address": audit.address,
+            "database": str(directory / "gateway.db"),
+            "pepper_file": directory / "pepper", "spool_dir": directory / "spool",
+            "spool_key_file": directory / "spool.key", "url_file": directory / "url",
+            **overrides,
+        })  # fmt: skip
+        key = create_key(settings.database, display_name="owner", scopes=ALL_SCOPES).secret
+        registry = CollectorRegistry()
+        telemetry = Telemetry(registry, RpcTelemetry(registry=registry), None)
+        app = await stack.enter_async_context(gateway_app(settings, telemetry))
+        url = await stack.enter_async_context(serving_http(app, settings))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20, trust_env=False))
+        yield Suite(url, http, key, ethics, inference, audit, settings, directory)

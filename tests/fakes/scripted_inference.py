@@ -1,0 +1,105 @@
+"""An inference service whose answers a test writes; it verifies clearances as the real one does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from kala.common.v1 import usage_pb2
+from kala.errors import KalaError
+from kala.inference.v1 import inference_pb2 as pb
+from kala.inference.v1 import inference_pb2_grpc
+from services.common.clearance import ClearanceVerifier, current_clearance
+from services.common.peers import Context
+from services.common.sealing import unpack_strictly
+from services.common.status import abort
+
+BACKEND = "backends/fake"
+MODEL = "fake-model"
+REPLY = "The capital of France is Paris."
+
+Step = pb.ChatResponse | KalaError | asyncio.Event | float
+"""A message to send, an error to end with, an event to wait for, or seconds to wait."""
+
+
+def route(*, attempts: Sequence[pb.Attempt] = ()) -> pb.ChatResponse:
+    tried = [*attempts, pb.Attempt(backend=BACKEND, model=MODEL)]
+    return pb.ChatResponse(
+        route=pb.RouteInfo(backend=BACKEND, kind="fake", model=MODEL, attempts=tried, base_digest=b"b" * 32)
+    )
+
+
+def text(words: str) -> pb.ChatResponse:
+    return pb.ChatResponse(delta=pb.ChatDelta(text=words))
+
+
+def finish(reason: pb.FinishReason = pb.FINISH_REASON_STOP) -> pb.ChatResponse:
+    return pb.ChatResponse(
+        finish=pb.ChatFinish(
+            reason=reason,
+            usage=usage_pb2.Usage(input_tokens=7, output_tokens=5),
+            attempts=[pb.Attempt(backend=BACKEND, model=MODEL)],
+        )
+    )
+
+
+def saying(*pieces: str) -> list[Step]:
+    return [route(), *map(text, pieces), finish()]
+
+
+@dataclass
+class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
+    """Plays `script` for every Chat."""
+
+    script: Callable[[pb.ChatAction], Sequence[Step]] = lambda _action: saying(REPLY)
+    verifier: ClearanceVerifier | None = None
+    trailers: tuple[tuple[str, bytes], ...] = ()
+    chats: list[pb.ChatAction] = field(default_factory=list)
+    began: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:
+        action = unpack_strictly(current_clearance().action, pb.ChatAction)
+        self.chats.append(action)
+        self.began.set()
+        try:
+            for step in self.script(action):
+                match step:
+                    case pb.ChatResponse():
+                        yield step
+                    case KalaError():
+                        context.set_trailing_metadata(self.trailers)
+                        await abort(context, step)
+                    case asyncio.Event():
+                        await step.wait()
+                    case _:
+                        await asyncio.sleep(step)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        action = unpack_strictly(current_clearance().action, pb.EmbedAction)
+        return pb.EmbedResponse(
+            embeddings=[pb.Embedding(index=i, values=[0.5, 1.0]) for i, _ in enumerate(action.inputs)],
+            route=route().route,
+        )
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        ids = ["fake-model", "org/other-model"]
+        start = int(request.page_token or 0)
+        return pb.ListModelsResponse(
+            models=[pb.Model(id=ids[start], backend=BACKEND, backend_model=ids[start], demo=False)],
+            next_page_token=str(start + 1) if start + 1 < len(ids) else "",
+        )
+
+    async def GetBackend(self, request: pb.GetBackendRequest, context: Context) -> pb.GetBackendResponse:
+        return pb.GetBackendResponse(backend=pb.Backend(name=request.name, kind="fake"))
+
+    async def ListBackends(self, request: pb.ListBackendsRequest, context: Context) -> pb.ListBackendsResponse:
+        return pb.ListBackendsResponse(backends=[pb.Backend(name=f"backends/{request.page_size}")])
+
+    async def PullModel(self, request: pb.PullModelRequest, context: Context) -> AsyncIterator[pb.PullModelResponse]:
+        yield pb.PullModelResponse(file="a", received_bytes=1)
+        yield pb.PullModelResponse(file="b", received_bytes=2)

@@ -7,6 +7,7 @@ Views are encoded once and matched as bytes; offsets are mapped back only for wh
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ MAX_AUTOMATON_BYTES: Final = 64 * 1024 * 1024
 # every byte (8 microseconds each, measured). Longer texts therefore go through several smaller automata.
 SHORT_TEXT_BYTES: Final = 2048
 LONG_TEXT_SHARES: Final = 8
-# `unless` is looked for this far around a match: exceptions are local, so no word elsewhere switches a rule off.
+# `unless` is looked for this far before and after a match: exceptions are local, so no word elsewhere switches a rule off.
 UNLESS_REACH_BYTES: Final = 64
+UNLESS_AHEAD_BYTES: Final = 32
 # A frame ("how do I …") is looked for in this much text before the deed; the longest frames are shorter.
 FRAME_REACH_BYTES: Final = 200
 # An exception counts when it overlaps the match or stands next to it, one gap away.
@@ -95,15 +97,13 @@ class RuleSet:
         self._whole = _Prefilter(rules, options)
         self._shares = [_Prefilter(rules[i::LONG_TEXT_SHARES], options) for i in range(LONG_TEXT_SHARES)]
 
-    def find(self, data: bytes, *, opaque: bool) -> Iterator[tuple[HardBlock, int, int]]:
-        """Every rule that speaks against this text in UTF-8, with the span in bytes."""
+    def find(self, data: bytes, *, opaque: bool) -> Iterator[tuple[HardBlock, Iterator[tuple[int, int]]]]:
+        """Every rule that may speak against this text in UTF-8, with the spans in bytes where it does."""
         prefilters = [self._whole] if len(data) <= SHORT_TEXT_BYTES else self._shares
         for prefilter in prefilters:
             for rule in prefilter.candidates(data):
                 if opaque or not rule.block.needs_opaque:
-                    for start, end in _counting(rule, data):
-                        if end - start >= self._min_bytes:
-                            yield rule.block, start, end
+                    yield rule.block, (span for span in _counting(rule, data) if span[1] - span[0] >= self._min_bytes)
 
 
 class HardBlocks:
@@ -114,24 +114,32 @@ class HardBlocks:
         self._spaced = {stage: RuleSet(chosen, joined=False) for stage, chosen in by_stage.items()}
         self._joined = {stage: RuleSet(chosen, joined=True) for stage, chosen in by_stage.items()}
 
-    def find(self, views: Iterable[View], stage: Stage, *, opaque: bool = False) -> list[Finding]:
-        """What the rules of a stage find in these views; a rule counts once, in the first view that shows it."""
+    def find(
+        self, views: Iterable[View], stage: Stage, *, opaque: bool = False, within: tuple[int, int] | None = None
+    ) -> list[Finding]:
+        """What the rules of a stage find in these views; a rule counts once, in the first view that shows it.
+
+        `within` leaves out what begins before or ends after these characters of the original text.
+        """
         found: dict[str, list[Finding]] = {}
         for view in views:
             fresh: dict[str, list[Finding]] = {}
-            for finding in self._find_in(view, stage, opaque=opaque):
-                fresh.setdefault(finding.block.id, []).append(finding)
-            found = fresh | found
+            for block, findings in self._find_in(view, stage, opaque=opaque):
+                counted = (f for f in findings if within is None or within[0] <= f.start and f.end <= within[1])
+                fresh.setdefault(block.id, []).extend(itertools.islice(counted, MAX_SPANS_PER_RULE))
+            found = {rule: findings for rule, findings in fresh.items() if findings} | found
         return [finding for findings in found.values() for finding in findings]
 
-    def _find_in(self, view: View, stage: Stage, *, opaque: bool) -> Iterator[Finding]:
+    def _find_in(
+        self, view: View, stage: Stage, *, opaque: bool
+    ) -> Iterator[tuple[HardBlock, Iterator[Finding]]]:
         data = view.text.encode("utf-8", "replace")
-        for block, start, end in self._spaced[stage].find(data, opaque=opaque):
-            chars = (start, end) if len(data) == len(view.text) else _char_span(data, start, end)
-            yield Finding(block, *view.locate(*chars), view.name)
+        for block, spans in self._spaced[stage].find(data, opaque=opaque):
+            chars = spans if len(data) == len(view.text) else (_char_span(data, *span) for span in spans)
+            yield block, _findings(block, view, chars)
         for run in _JOINED.finditer(view.text):
-            for block, start, end in self._joined[stage].find(run.group().encode(), opaque=opaque):
-                yield Finding(block, *view.locate(run.start() + start, run.start() + end), view.name)
+            for block, spans in self._joined[stage].find(run.group().encode(), opaque=opaque):
+                yield block, _findings(block, view, spans, offset=run.start())
 
 
 class HardBlockJudge:
@@ -159,6 +167,13 @@ class HardBlockJudge:
             for part in material.parts
             for finding in self._blocks.find(part.reading.views, part.stage, opaque=opaque)
         ]
+
+
+def _findings(
+    block: HardBlock, view: View, spans: Iterable[tuple[int, int]], offset: int = 0
+) -> Iterator[Finding]:
+    for start, end in spans:
+        yield Finding(block, *view.locate(offset + start, offset + end), view.name)
 
 
 def _evidence(part: Part, finding: Finding) -> Evidence:
@@ -192,8 +207,7 @@ def _compile(block: HardBlock, options: Any, *, joined: bool) -> _Rule:  # Any: 
 
 
 def _counting(rule: _Rule, data: bytes) -> Iterator[tuple[int, int]]:
-    """The first spans of a rule that no exception excuses."""
-    counted = 0
+    """The spans of a rule that no exception excuses."""
     for seen, match in enumerate(rule.pattern.finditer(data)):
         if seen == MAX_EXCUSED:
             raise InternalError(f"hard block {rule.block.id}: too many matches that do not count")
@@ -202,9 +216,6 @@ def _counting(rule: _Rule, data: bytes) -> Iterator[tuple[int, int]]:
             start = _frame_start(rule, data, start)
         if start is not None and not any(_overlaps(exception, data, start, end) for exception in rule.unless):
             yield start, end
-            counted += 1
-            if counted == MAX_SPANS_PER_RULE:
-                return
 
 
 def _frame_start(rule: _Rule, data: bytes, deed: int) -> int | None:
@@ -215,7 +226,7 @@ def _frame_start(rule: _Rule, data: bytes, deed: int) -> int | None:
 
 
 def _overlaps(exception: Any, data: bytes, start: int, end: int) -> bool:  # Any: re2 has no type stubs
-    window = data[max(0, start - UNLESS_REACH_BYTES) : end + UNLESS_REACH_BYTES]
+    window = data[max(0, start - UNLESS_REACH_BYTES) : end + UNLESS_AHEAD_BYTES]
     begin = min(start, UNLESS_REACH_BYTES)
     stop = begin + end - start
     return any(

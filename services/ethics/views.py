@@ -84,7 +84,20 @@ class Reader:
 
 
 def plain_views(prefix: str, cased: str, locate: Locate) -> Iterator[View]:
-    """The views that keep the text's characters: plain, leetspeak, spelled out, reversed, rot13."""
+    """The views that keep the text's characters: those of `streamed_views`, and every word reversed in its place."""
+    views = tuple(streamed_views(prefix, cased, locate))
+    yield from views
+    base = views[1] if len(views) > 1 and views[1].name == f"{prefix}leet" else views[0]
+    yield View(
+        f"{prefix}reversed_words", _reverse_words(base.text), _chain(_whole_words(base.text), locate)
+    )
+
+
+def streamed_views(prefix: str, cased: str, locate: Locate) -> Iterator[View]:
+    """The views that a piece of a text shows as the whole text would: plain, leetspeak, spelled out, reversed, rot13.
+
+    The plain view comes first, the leetspeak view, if there is one, second.
+    """
     plain = _CAPITAL_I.sub("l", cased).lower()
     yield View(f"{prefix}plain", plain, locate)
     base = plain
@@ -97,7 +110,6 @@ def plain_views(prefix: str, cased: str, locate: Locate) -> Iterator[View]:
     yield from without(f"{prefix}spelled", base, locate, _spelled_gaps(base))
     yield from without(f"{prefix}unmarked", base, locate, (m.span() for m in _INNER_MARK.finditer(base)))
     yield View(f"{prefix}reversed", base[::-1], _chain(_mirror(len(base)), locate))
-    yield View(f"{prefix}reversed_words", _reverse_words(base), _chain(_whole_words(base), locate))
     yield View(f"{prefix}rot13", codecs.encode(plain, "rot13"), locate)
 
 

@@ -1,0 +1,141 @@
+"""Turn the evidence of all judges into one decision, in the constitution's order: Law 0 first, Law 4 last.
+
+Pure but for awaiting the judges. Fails closed: when a judge raises, the decision is never ALLOW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from services.ethics.judge import Evidence, Judge, Material, Outcome
+from services.ethics.laws import Constitution, DecisionOrder
+
+# The contract's limits on what a decision carries.
+MAX_EVIDENCE: Final = 32
+MAX_PATH_LINES: Final = 32
+UNDECIDED: Final = "undecided"
+
+OnFault = Callable[[str, Exception], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A finished decision; `law` is None when no law decided, `category` and `message` are empty on ALLOW."""
+
+    outcome: Outcome
+    law: int | None
+    category: str
+    evidence: tuple[Evidence, ...]
+    path: tuple[str, ...]
+    message: str
+    judges: tuple[str, ...]
+
+    @property
+    def allows(self) -> bool:
+        """Whether the material may go on."""
+        return self.outcome is Outcome.ALLOW
+
+
+async def judge_material(
+    material: Material, judges: Sequence[Judge], constitution: Constitution, on_fault: OnFault
+) -> Judgement:
+    """Ask every judge in order and decide over all their evidence; `on_fault` hears of a judge that failed."""
+    evidence: list[Evidence] = []
+    failed: list[str] = []
+    for judge in judges:
+        try:
+            evidence += await judge.judge(material)
+        except Exception as error:  # noqa: BLE001 - whatever a judge raises, the answer must be "not allowed"
+            on_fault(judge.name, error)
+            failed.append(judge.name)
+    names = tuple(judge.name for judge in judges)
+    return decide(evidence, constitution, judges=names, failed=failed, parts=len(material.parts))
+
+
+def decide(
+    evidence: Sequence[Evidence],
+    constitution: Constitution,
+    *,
+    judges: Sequence[str],
+    failed: Sequence[str] = (),
+    parts: int = 1,
+) -> Judgement:
+    """The decision over this evidence; no judges at all, or one that failed, can never end in ALLOW."""
+    ordered = sorted(evidence, key=lambda item: _rank(item, constitution.order))
+    path = [f"Read {parts} text{'s' if parts != 1 else ''} with {', '.join(judges) or 'no judge'}."]
+    path += [f"The judge {name} failed, so nothing can be allowed." for name in failed]
+    deciding = _deciding(ordered)
+    for law in constitution.order.laws:
+        found = [item for item in ordered if item.law == law]
+        path += _law_lines(constitution.laws[law].name, law, found)
+        if deciding is not None and deciding.law == law:
+            break
+    if deciding is None and (failed or not judges):
+        path.append("Decision: REFUSE, because the check could not be finished.")
+        outcome, law_number, category, message = Outcome.REFUSE, None, UNDECIDED, constitution.texts.undecided
+    elif deciding is None:
+        path.append("Decision: ALLOW, because no law speaks against it.")
+        outcome, law_number, category, message = Outcome.ALLOW, None, "", ""
+    else:
+        path.append(f"Decision: {deciding.outcome.value} under {_law_name(deciding, constitution)}.")
+        outcome, law_number, category = deciding.outcome, deciding.law, deciding.category
+        message = message_for(deciding, constitution)
+    if len(ordered) > MAX_EVIDENCE:
+        path.insert(1, f"{len(ordered)} pieces of evidence, of which the first {MAX_EVIDENCE} are kept.")
+    return Judgement(
+        outcome,
+        law_number,
+        category,
+        tuple(ordered[:MAX_EVIDENCE]),
+        tuple((*path[: MAX_PATH_LINES - 1], path[-1])) if len(path) > MAX_PATH_LINES else tuple(path),
+        message,
+        tuple(judges),
+    )
+
+
+def message_for(deciding: Evidence, constitution: Constitution) -> str:
+    """What the user is told: the law, the reason, and a safe way on."""
+    texts = constitution.texts
+    template = {
+        Outcome.REFUSE: texts.refuse,
+        Outcome.REDIRECT: texts.redirect,
+        Outcome.ASK_CLARIFICATION: texts.clarify,
+    }.get(deciding.outcome, texts.undecided)
+    if deciding.law is None:
+        return texts.undecided
+    return template.format(
+        law=deciding.law,
+        name=constitution.laws[deciding.law].name,
+        alternative=texts.alternatives[deciding.category],
+        resources=texts.resources,
+        question=texts.questions.get(deciding.category, texts.questions["default"]),
+    )
+
+
+def _deciding(ordered: Sequence[Evidence]) -> Evidence | None:
+    """The evidence that decides: the first that refuses or redirects; a question back only when none does."""
+    verdicts = [item for item in ordered if item.outcome in {Outcome.REFUSE, Outcome.REDIRECT}]
+    questions = [item for item in ordered if item.outcome is Outcome.ASK_CLARIFICATION]
+    return next(iter([*verdicts, *questions]), None)
+
+
+def _rank(item: Evidence, order: DecisionOrder) -> tuple[int, int, float, str, int]:
+    law = -1 if item.law is None else order.laws.index(item.law)
+    outcome = len(order.outcomes) if item.outcome is Outcome.ALLOW else order.outcomes.index(item.outcome)
+    return law, outcome, -item.score, item.field, item.start
+
+
+def _law_lines(name: str, law: int, found: Sequence[Evidence]) -> list[str]:
+    if not found:
+        return [f"Law {law} ({name}): nothing found."]
+    return [
+        f"Law {law} ({name}): {item.rule} found {item.category} in {item.field}[{item.start}:{item.end}],"
+        f" read as {item.view}, and says {item.outcome.value}."
+        for item in found[:3]
+    ]
+
+
+def _law_name(deciding: Evidence, constitution: Constitution) -> str:
+    return "no law" if deciding.law is None else f"Law {deciding.law} ({constitution.laws[deciding.law].name})"

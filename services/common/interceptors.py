@@ -26,6 +26,7 @@ from kala.errors import (
     PermissionDeniedError,
     UnauthenticatedError,
     UnavailableError,
+    UnimplementedError,
 )
 from services.common.deadlines import remember_deadline, time_left
 from services.common.peers import Context, Peer, peer_of
@@ -265,6 +266,9 @@ class _MethodPass:
                 if is_late
                 else CancelledError("the caller went away")
             )
+        if isinstance(error, NotImplementedError):
+            # What generated base classes raise for the RPCs that a servicer does not have.
+            return UnimplementedError("this release does not serve the call")
         self.telemetry.log.error(
             "unexpected exception",
             trace_id=call.observed.span.context.trace_id,

@@ -53,7 +53,10 @@ def size_of(note: str) -> int:
 
 
 async def call_until_told(
-    stub: audit_pb2_grpc.AuditServiceAsyncStub, journal: Journal, numbers: itertools.count[int], stop: asyncio.Event
+    stub: audit_pb2_grpc.AuditServiceAsyncStub,
+    journal: Journal,
+    numbers: itertools.count[int],
+    stop: asyncio.Event,
 ) -> None:
     """Appends batches; repeats each with the same keys until it is acknowledged, as the real client does."""
     rng = random.Random(7)
@@ -98,8 +101,10 @@ def problems_of(journal: Journal, audit: AuditProcess) -> list[str]:
     except VerificationError as error:
         problems.append(str(error))
     with closing(sqlite3.connect(audit.database)) as database:
-        rows = {bytes(idem): (index, bytes(digest)) for idem, index, digest in
-                database.execute("SELECT idem, idx, leaf_hash FROM entry")}
+        rows = {
+            bytes(idem): (index, bytes(digest))
+            for idem, index, digest in database.execute("SELECT idem, idx, leaf_hash FROM entry")
+        }
         (count,) = database.execute("SELECT count(*) FROM entry").fetchone()
     if count != len(rows):
         problems.append(f"{count - len(rows)} keys are in the log twice")

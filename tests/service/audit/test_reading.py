@@ -1,0 +1,209 @@
+"""The reading RPCs: entries, receipts, checkpoints, proofs and queries."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from kala.audit.checkpoint import open_checkpoint
+from kala.audit.proof import verify_consistency
+from kala.audit.receipt import verify_receipt
+from kala.audit.v1 import audit_pb2
+from kala.common.v1 import decision_pb2
+from kala.errors import InvalidArgumentError, NotFoundError, UnimplementedError
+from services.common.status import translated
+from tests.fakes.audit_log import NOW, record
+from tests.fakes.audit_server import ServedLog, served_log
+
+TOTAL = 700
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[ServedLog]:
+    async with served_log(tmp_path / "audit.db") as log:
+        for start in range(0, TOTAL, 70):
+            log.file.append(
+                *(record(number, payloads=number % 4) for number in range(start, start + 70)),
+                with_proof=False,
+            )
+        yield log
+
+
+@pytest.mark.parametrize("index", [0, 255, 256, 511, TOTAL - 1])
+async def test_an_entry_comes_with_a_proof_against_the_newest_checkpoint(
+    served: ServedLog, index: int
+) -> None:
+    response = await served.read.GetEntry(audit_pb2.GetEntryRequest(name=f"entries/{index}"))
+    verified = verify_receipt(response.proof, [served.verifier])
+    assert (verified.index, verified.checkpoint.size, verified.leaf.data) == (
+        index,
+        TOTAL,
+        response.entry.leaf,
+    )
+    assert len(response.entry.payload_kinds) == min(index % 4, 2)  # the third keeps its salt alone
+
+
+@pytest.mark.parametrize(
+    "name", ["entries/700", "entries/-1", "entries/01", "entries/x", "", "entries/99999999999999999999"]
+)
+async def test_an_entry_that_is_not_there_is_not_found_and_a_bad_name_is_refused(
+    served: ServedLog, name: str
+) -> None:
+    with pytest.raises((NotFoundError, InvalidArgumentError)), translated():
+        await served.read.GetEntry(audit_pb2.GetEntryRequest(name=name))
+
+
+async def test_a_receipt_is_found_by_the_id_of_its_answer(served: ServedLog) -> None:
+    name = f"receipts/rcpt_{300:032x}"
+    response = await served.read.GetReceipt(audit_pb2.GetReceiptRequest(name=name))
+    assert verify_receipt(response.receipt.proof, [served.verifier]).leaf.receipt_id == f"rcpt_{300:032x}"
+    with pytest.raises(NotFoundError, match="spool"), translated():
+        await served.read.GetReceipt(audit_pb2.GetReceiptRequest(name=f"receipts/rcpt_{TOTAL:032x}"))
+
+
+async def test_checkpoints_are_given_by_size(served: ServedLog) -> None:
+    newest = await served.read.GetCheckpoint(audit_pb2.GetCheckpointRequest())
+    assert newest.verifier_key == str(served.verifier)
+    assert open_checkpoint(newest.checkpoint, [served.verifier]).size == TOTAL
+    older = await served.read.GetCheckpoint(audit_pb2.GetCheckpointRequest(size=140))
+    assert open_checkpoint(older.checkpoint, [served.verifier]).size == 140
+    with pytest.raises(NotFoundError, match="no checkpoint of size 141"), translated():
+        await served.read.GetCheckpoint(audit_pb2.GetCheckpointRequest(size=141))
+
+
+async def test_an_empty_log_has_no_checkpoint(tmp_path: Path) -> None:
+    async with served_log(tmp_path / "empty.db") as served:
+        with pytest.raises(NotFoundError, match="empty"), translated():
+            await served.read.GetCheckpoint(audit_pb2.GetCheckpointRequest())
+
+
+@pytest.mark.parametrize(("old", "new"), [(70, None), (70, 140), (630, 700), (700, 700)])
+async def test_the_log_proves_that_it_only_grew(served: ServedLog, old: int, new: int | None) -> None:
+    request = audit_pb2.GetConsistencyProofRequest(old_size=old)
+    if new is not None:
+        request.new_size = new
+    response = await served.read.GetConsistencyProof(request)
+    before = await served.read.GetCheckpoint(audit_pb2.GetCheckpointRequest(size=old))
+    old_root = open_checkpoint(before.checkpoint, [served.verifier]).root
+    new_root = open_checkpoint(response.checkpoint, [served.verifier]).root
+    assert response.new_size == (new or TOTAL)
+    assert verify_consistency(old, response.new_size, list(response.hashes), old_root, new_root) == new_root
+
+
+@pytest.mark.parametrize(("old", "new"), [(0, 70), (141, 140), (701, None)])
+async def test_no_proof_leads_backwards_or_from_nothing(served: ServedLog, old: int, new: int | None) -> None:
+    request = audit_pb2.GetConsistencyProofRequest(old_size=old)
+    if new is not None:
+        request.new_size = new
+    with pytest.raises(InvalidArgumentError, match="old_size"), translated():
+        await served.read.GetConsistencyProof(request)
+
+
+async def indexes(served: ServedLog, request: audit_pb2.QueryRequest) -> list[int]:
+    with translated():
+        response = await served.read.Query(request)
+    return [entry.index for entry in response.entries]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (audit_pb2.EntryFilter(law=3), lambda n: n % 5 == 3),
+        (audit_pb2.EntryFilter(law=0), lambda n: n % 5 == 0),
+        (audit_pb2.EntryFilter(model="model-1"), lambda n: n % 3 == 1),
+        (audit_pb2.EntryFilter(actor=f"{2:064x}"), lambda n: n % 7 == 2),
+        (audit_pb2.EntryFilter(trace_id=f"{99:032x}"), lambda n: n == 99),
+        (
+            audit_pb2.EntryFilter(outcomes=[decision_pb2.OUTCOME_REFUSE, decision_pb2.OUTCOME_REDIRECT]),
+            lambda n: n % 4 in {1, 2},
+        ),
+        (audit_pb2.EntryFilter(types=["chat.outcome"], tenant="default"), lambda _: True),
+        (audit_pb2.EntryFilter(types=["chat.intent"]), lambda _: False),
+        (audit_pb2.EntryFilter(tool="shell"), lambda _: False),
+        (audit_pb2.EntryFilter(law=3, model="model-1"), lambda n: n % 5 == 3 and n % 3 == 1),
+    ],
+    ids=str,
+)
+async def test_a_query_finds_exactly_what_meets_its_filter(
+    served: ServedLog, wanted: audit_pb2.EntryFilter, expected: object
+) -> None:
+    found = await indexes(served, audit_pb2.QueryRequest(filter=wanted, page_size=1_000))
+    assert found == [number for number in range(TOTAL) if expected(number)]  # type: ignore[operator] # a predicate
+
+
+@pytest.mark.parametrize("descending", [False, True])
+async def test_pages_follow_each_other_over_one_snapshot(served: ServedLog, descending: bool) -> None:
+    request = audit_pb2.QueryRequest(filter=audit_pb2.EntryFilter(law=3), page_size=33, descending=descending)
+    found: list[int] = []
+    while True:
+        response = await served.read.Query(request)
+        assert response.snapshot_size == TOTAL
+        found += [entry.index for entry in response.entries]
+        if not response.next_page_token:
+            break
+        served.file.append(record(TOTAL + len(found) * 5 + 3))  # law 3: must not enter this query
+        request.page_token = response.next_page_token
+    expected = [number for number in range(TOTAL) if number % 5 == 3]
+    assert found == (expected[::-1] if descending else expected)
+
+
+async def test_a_query_by_time_uses_the_log_s_own_clock(served: ServedLog) -> None:
+    response = await served.read.GetEntry(audit_pb2.GetEntryRequest(name="entries/100"))
+    recorded = served.file.reader.query([], first=100, last=101, limit=1, descending=False)[0]
+    assert recorded.leaf == response.entry.leaf
+    at = audit_pb2.EntryFilter()
+    getattr(at, "from").FromMicroseconds(NOW + 1_000)  # the second batch
+    at.until.FromMicroseconds(NOW + 2_000)
+    found = await indexes(served, audit_pb2.QueryRequest(filter=at, page_size=1_000))
+    assert found == list(range(70, 140))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        audit_pb2.QueryRequest(page_size=1_001),
+        audit_pb2.QueryRequest(page_size=-1),
+        audit_pb2.QueryRequest(page_token="nonsense"),
+        audit_pb2.QueryRequest(page_token="\u00e9"),
+        audit_pb2.QueryRequest(filter=audit_pb2.EntryFilter(outcomes=[0])),
+        audit_pb2.QueryRequest(filter=audit_pb2.EntryFilter(types=["t"] * 33)),
+    ],
+    ids=str,
+)
+async def test_a_malformed_query_is_refused(served: ServedLog, request_: audit_pb2.QueryRequest) -> None:
+    with pytest.raises(InvalidArgumentError):
+        await indexes(served, request_)
+
+
+async def test_a_token_of_another_query_is_refused(served: ServedLog) -> None:
+    first = await served.read.Query(audit_pb2.QueryRequest(page_size=1))
+    with pytest.raises(InvalidArgumentError, match="another query"):
+        await indexes(
+            served,
+            audit_pb2.QueryRequest(filter=audit_pb2.EntryFilter(law=1), page_token=first.next_page_token),
+        )
+
+
+async def test_a_summary_counts_a_window(served: ServedLog) -> None:
+    response = await served.read.Summary(audit_pb2.SummaryRequest())
+    assert response.tree_size == TOTAL
+    assert {count.label: count.count for count in response.types} == {"chat.outcome": TOTAL}
+    assert {count.label: count.count for count in response.laws} == {str(law): TOTAL // 5 for law in range(5)}
+    assert sum(count.count for count in response.models) == TOTAL
+    request = audit_pb2.SummaryRequest()
+    request.window.seconds = 1
+    assert not (await served.read.Summary(request)).types
+    request.window.seconds = 0
+    with pytest.raises(InvalidArgumentError, match="window"), translated():
+        await served.read.Summary(request)
+
+
+async def test_what_a_later_release_brings_is_unimplemented(served: ServedLog) -> None:
+    with pytest.raises(UnimplementedError), translated():
+        await served.read.ListGaps(audit_pb2.ListGapsRequest())
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await anext(aiter(served.read.Export(audit_pb2.ExportRequest())))
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

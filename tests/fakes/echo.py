@@ -115,12 +115,12 @@ class EchoClient:
     async def say(self, word: str, **options: Any) -> str:
         return (await self.say_call(StringValue(value=word), **options)).value
 
-    async def first_failure(self) -> KalaError:
+    async def first_failure(self, **options: Any) -> KalaError:
         """Call until a call fails, as the first one that meets a drain does."""
         while True:
             try:
                 with translated():
-                    await self.say("new")
+                    await self.say("new", **options)
             except KalaError as error:
                 return error
 

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from kala import errors
 from services.common.channel import open_channel
+from services.common.peers import PEER_METADATA_KEY
 from services.common.server import serving
 from services.common.settings import GrpcServerSettings
 from services.common.status import translated
@@ -83,6 +84,23 @@ async def test_a_running_call_ends_well_while_new_ones_are_refused() -> None:
         service.release.set()
         assert await running == "WAIT"
         await asyncio.wait_for(drain, 2)
+
+
+async def test_a_client_that_does_not_watch_health_is_told_to_go_elsewhere() -> None:
+    service = EchoService()
+    async with AsyncExitStack() as stack:
+        server_stack = await stack.enter_async_context(AsyncExitStack())
+        server = await server_stack.enter_async_context(served_echo(service, drain_seconds=5))
+        client = EchoClient(await stack.enter_async_context(open_channel(server.address, peer_name=CALLER)))
+        plain = EchoClient(await stack.enter_async_context(grpc.aio.insecure_channel(server.address)))
+        running = asyncio.create_task(client.say(WAIT))
+        await asyncio.wait_for(service.waiting.wait(), 5)
+        drain = asyncio.create_task(server_stack.aclose())
+        refusal = await plain.first_failure(metadata=((PEER_METADATA_KEY, CALLER),))
+        assert (type(refusal), refusal.reason) == (errors.UnavailableError, "STOPPING")
+        service.release.set()
+        assert await running == "WAIT"
+        await drain
 
 
 async def test_a_call_that_outlasts_the_drain_is_cancelled() -> None:

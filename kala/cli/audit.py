@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from kala.cli.options import JsonOption, StateOption
+from kala.cli.options import JsonOption, StateOption, layout_of
 from kala.cli.output import note, show, show_json
 from kala.errors import KalaError, VerificationError
 
@@ -57,9 +57,8 @@ def verify(
 ) -> int:
     """Check every entry of a log; names the first bad one. A log in use may be checked too."""
     from kala.audit.verify import TamperedError, UnverifiableError
-    from kala.suite.layout import StateLayout
 
-    layout = StateLayout.at(state)
+    layout = layout_of(state)
     started = time.process_time()
     try:
         path = database or layout.audit_database
@@ -98,10 +97,9 @@ def receipt(
     """Check one receipt: that its record is in the log that the key signed, and on request what was released."""
     from kala.audit.receipt import verify_receipt
     from kala.audit.verify import UnverifiableError
-    from kala.suite.layout import StateLayout
 
     try:
-        trusted = _trusted(vkey, StateLayout.at(state))
+        trusted = _trusted(vkey, layout_of(state))
         text = _read_text(file)
         verified = verify_receipt(text, trusted)
         if released is not None or opening is not None:

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kala.target import KEY_VARIABLE, STATE_VARIABLE, URL_VARIABLE
+from kala.suite.layout import StateLayout
+from kala.target import KEY_VARIABLE, STATE_VARIABLE, URL_VARIABLE, state_from
 
+# The environment is read by `find_target` and `layout_of`, not here: a flag must win over the variable of another one.
 StateOption = Annotated[
     Path | None,
     typer.Option(
         "--state",
-        help="Directory of the suite. Default: ~/.local/state/kala.",
-        envvar=STATE_VARIABLE,
-        show_envvar=True,
+        help=f"Directory of the suite. Default: {STATE_VARIABLE}, else ~/.local/state/kala.",
         show_default=False,
     ),
 ]
 UrlOption = Annotated[
     str | None,
-    typer.Option(
-        "--url", help="A gateway elsewhere, instead of --state.", envvar=URL_VARIABLE, show_default=False
-    ),
+    typer.Option("--url", help=f"A gateway elsewhere. Default: {URL_VARIABLE}.", show_default=False),
 ]
 KeyOption = Annotated[
     str | None,
-    typer.Option("--key", help="API key for --url.", envvar=KEY_VARIABLE, show_default=False),
+    typer.Option(
+        "--key", help=f"API key. Default: {KEY_VARIABLE}, else the suite's own.", show_default=False
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def layout_of(state: Path | None) -> StateLayout:
+    """The state directory that a command means."""
+    return StateLayout.at(state or state_from(os.environ))

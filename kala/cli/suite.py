@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from kala.cli.options import JsonOption, KeyOption, StateOption, UrlOption
+from kala.cli.options import JsonOption, KeyOption, StateOption, UrlOption, layout_of
 from kala.cli.output import note, show, show_json, table
 from kala.errors import FailedPreconditionError, KalaError
+from kala.target import URL_VARIABLE
 
 if TYPE_CHECKING:
     from kala.suite.layout import StateLayout
@@ -35,10 +37,9 @@ def up(
 ) -> None:
     """Start the suite and print its URL and key; without --detach, run until Ctrl-C."""
     _require_unix()
-    from kala.suite.layout import StateLayout
     from kala.suite.lock import SuiteRunningError
 
-    layout = StateLayout.at(state)
+    layout = layout_of(state)
     if detach:
         from kala.suite.control import start_detached
 
@@ -63,9 +64,8 @@ def down(*, state: StateOption = None) -> None:
     """Stop the suite; every part finishes its requests first."""
     _require_unix()
     from kala.suite.control import stop_suite
-    from kala.suite.layout import StateLayout
 
-    layout = StateLayout.at(state)
+    layout = layout_of(state)
     stopped = stop_suite(layout)
     note(f"stopped {', '.join(stopped)}" if stopped else f"no suite runs in {layout.root}")
 
@@ -74,12 +74,12 @@ def status(
     *, as_json: JsonOption = False, state: StateOption = None, url: UrlOption = None, key: KeyOption = None
 ) -> int:
     """Show what runs; exit code 0 only when the suite is ready."""
-    if url is not None and state is None:
+    url = url or (os.environ.get(URL_VARIABLE) if state is None else None)
+    if url is not None:
         return _remote_status(url, key, as_json=as_json)
-    from kala.suite.layout import StateLayout
     from kala.suite.record import Phase, running_suite
 
-    layout = StateLayout.at(state)
+    layout = layout_of(state)
     record = running_suite(layout)
     if record is None:
         if as_json:

@@ -116,7 +116,9 @@ class UnifiedKALASession:
         """The messages that the next request will carry."""
         return tuple(dict(message) for message in self._messages)
 
-    def execute_tool(self, name: str, **_arguments: Any) -> Any:  # Any: each tool has its own arguments and result
+    def execute_tool(
+        self, name: str, **_arguments: Any
+    ) -> Any:  # Any: each tool has its own arguments and result
         """Run a tool in the sandbox. This release has no tools service, so it always raises; it never pretends."""
         if not self.enable_tools:
             raise ToolsDisabled(

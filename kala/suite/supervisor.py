@@ -152,7 +152,7 @@ class Supervisor:
         while True:
             started = self.clock()
             code = await self._run_prelude(kept) or await self._run_once(kept)
-            if self._phase is Phase.STOPPING:
+            if self._is_stopping():
                 return
             step = next_step(
                 exit_code=code,
@@ -181,9 +181,13 @@ class Supervisor:
                         f"{kept.part.name} ended ({_cause(code)}); starting it again in {delay_seconds:.1f} s"
                     )
                     await asyncio.sleep(delay_seconds)
+            if self._is_stopping():
+                return
 
     async def _run_once(self, kept: _Kept) -> int:
         """Start the part, announce it when it answers, and wait for its end; returns its exit code."""
+        if self._is_stopping():
+            return 0
         process = await self._spawn(kept, kept.part.module)
         self._set(kept, replace(kept.record, process=ProcessId.of(process.pid)))
         announcing = asyncio.create_task(self._announce(kept))
@@ -217,12 +221,18 @@ class Supervisor:
                 # A Ctrl-C in the terminal must reach the supervisor only, which stops the parts in order.
                 start_new_session=True,
             )
+        if self._is_stopping():
+            # Told to stop while this one was being started: nobody else will end it any more.
+            kept.process.terminate()
         return kept.process
 
     async def _announce(self, kept: _Kept) -> None:
         await wait_until_ready(kept.part.probe)
         kept.was_ready = True
         self._set(kept, replace(kept.record, condition=Condition.READY))
+
+    def _is_stopping(self) -> bool:
+        return self._phase is Phase.STOPPING
 
     async def _stop_parts(self) -> None:
         for name in sorted(self._kept, key=_stop_rank):
@@ -246,7 +256,8 @@ class Supervisor:
 
     def _end(self, kept: _Kept, condition: Condition, what: str) -> None:
         self._set(kept, replace(kept.record, process=None, condition=condition))
-        self.say(self._failure(kept, what).message)
+        if self._phase is Phase.READY:
+            self.say(self._failure(kept, what).message)
 
     def _failure(self, kept: _Kept, what: str) -> KalaError:
         path = self.layout.log_file(kept.part.name)

@@ -65,7 +65,7 @@ class InferenceSettings(GrpcServerSettings):
     ] = None
     lmstudio_timeout_seconds: Annotated[
         float | None,
-        Field(gt=0, description="Longest wait for LM Studio's first byte, instead of first_byte_seconds."),
+        Field(gt=0, description="Longest wait for LM Studio's first byte, or for its whole answer where it does not stream."),
         aliases("LM_STUDIO_TIMEOUT_SECONDS"),
     ] = None
     lmstudio_enabled: Annotated[Switch, aliases("USE_LM_STUDIO", "LMSTUDIO_ENABLED")] = None

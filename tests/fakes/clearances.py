@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,11 +17,21 @@ from services.common.keys import write_public_key
 from services.common.sealing import pack
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class MovingClock:
+    """The wall clock, which a test may move."""
+
+    ahead_seconds: float = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_seconds
+
+
 class FakeEthics:
     """Signs whatever it is asked to."""
 
-    signer: ClearanceSigner = field(default_factory=lambda: ClearanceSigner(Ed25519PrivateKey.generate()))
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.signer = ClearanceSigner(Ed25519PrivateKey.generate(), clock=clock)
 
     def public_key_file(self, directory: Path) -> Path:
         """Write the public key as ethics would publish it."""

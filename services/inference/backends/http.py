@@ -196,14 +196,18 @@ class ModelServerClient:
             raise explain(error) from error
 
     @asynccontextmanager
-    async def post(self, path: str, body: bytes, begin: Callable[[], None]) -> AsyncIterator[StreamedAnswer]:
+    async def post(
+        self, path: str, body: bytes, begin: Callable[[], None], *, streams: bool
+    ) -> AsyncIterator[StreamedAnswer]:
         """Send a request and give its answer as soon as the head is there; leaving the context ends the exchange.
 
-        `begin` is called when a connection is free for it, right before the first byte leaves.
+        `begin` is called when a connection is free for it, right before the first byte leaves.  A server that does
+        not stream sends the head with the whole answer, so then the head has all the time there is.
         """
         async with self._slots:
             begin()
-            response = await self._send(self._client.build_request("POST", path, content=body))
+            limit = self._limits.first_byte if streams else self._limits.total
+            response = await self._send(self._client.build_request("POST", path, content=body), limit)
             try:
                 yield StreamedAnswer(response, self._limits)
             finally:
@@ -213,13 +217,13 @@ class ModelServerClient:
         """Close every connection."""
         await self._client.aclose()
 
-    async def _send(self, request: httpx.Request) -> httpx.Response:
+    async def _send(self, request: httpx.Request, limit: float) -> httpx.Response:
         for is_last in (False, True):
             try:
-                async with asyncio.timeout(self._limits.total):
+                async with asyncio.timeout(limit):
                     return await self._client.send(request, stream=True)
             except TimeoutError:
-                raise BackendFailure("FIRST_BYTE_TIMED_OUT", f"sent nothing for {self._limits.total:g} s") from None
+                raise BackendFailure("FIRST_BYTE_TIMED_OUT", f"sent nothing for {limit:g} s") from None
             except TRANSPORT_ERRORS as error:
                 failure = explain(error)
                 # A pooled connection that the server closed as we wrote: nothing was answered, so once more is safe.

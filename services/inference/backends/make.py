@@ -118,7 +118,7 @@ class ServerFactory:
             connect=settings.connect_seconds,
             first_byte=own or settings.first_byte_seconds,
             idle=settings.idle_seconds,
-            total=settings.max_act_seconds,
+            total=own or settings.max_act_seconds,
         )
 
     def _enabled(self, kind: Kind) -> bool | None:

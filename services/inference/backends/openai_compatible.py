@@ -66,7 +66,7 @@ class OpenAICompatibleBackend(ABC):
         stream = call.stream or self.always_streams
         asked = self.wire_model(model)
         body = request_body(call, model=asked, stream=stream, max_output_tokens=self._max_output_tokens)
-        async with self._http.post(CHAT_PATH, body, begin) as answer:
+        async with self._http.post(CHAT_PATH, body, begin, streams=stream) as answer:
             if answer.status != OK:
                 raise self.failure_of(answer.status, await answer.error_body())
             if not stream or "json" in answer.content_type:

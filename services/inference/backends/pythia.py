@@ -38,7 +38,7 @@ log: Final = structlog.get_logger()
 ABSENT_LIBRARIES: Final = "torch and transformers are not installed; install `kala-suite[inference-pythia]`"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     """One generation, shared between the event loop and the worker thread."""
 

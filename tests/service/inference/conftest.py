@@ -20,10 +20,11 @@ from services.common.interceptors import CallPolicy
 from services.common.server import serving
 from services.common.status import translated
 from services.inference.__main__ import make_registry
+from services.inference.backends.make import pythia_backends
 from services.inference.config import InferenceSettings
 from services.inference.registry.registry import Registry
 from services.inference.servicer import Service, inference_servicer
-from tests.fakes.clearances import FakeEthics
+from tests.fakes.clearances import FakeEthics, MovingClock
 from tests.fakes.model_server import FakeModelServer
 
 CHAT = "/kala.inference.v1.InferenceService/Chat"
@@ -68,6 +69,7 @@ class Suite:
     stub: inference_pb2_grpc.InferenceServiceStub
     ethics: FakeEthics
     registry: Registry
+    clock: MovingClock
 
     def call(self, wanted: pb.ChatAction) -> grpc.aio.UnaryStreamCall[pb.ChatRequest, pb.ChatResponse]:
         """Start a cleared Chat."""
@@ -96,12 +98,13 @@ async def start(tmp_path: Path) -> AsyncIterator[StartSuite]:
 @asynccontextmanager
 async def running(tmp_path: Path, **fields: object) -> AsyncIterator[Suite]:
     """Run the service as `__main__` puts it together."""
-    ethics = FakeEthics()
+    clock = MovingClock()
+    ethics = FakeEthics(clock)
     settings = InferenceSettings(
         **{"address": f"unix:{tmp_path}/inference.sock", "embedded": False, "refresh_seconds": 60, **fields}
     )
-    verifier = ClearanceVerifier({ethics.signer.key_id: ethics.signer.public_key})
-    registry = make_registry(settings)
+    verifier = ClearanceVerifier({ethics.signer.key_id: ethics.signer.public_key}, clock=clock)
+    registry = make_registry(settings, pythia_backends(settings))
     servicer = inference_servicer(Service(registry, verifier.recheck, settings.max_act_seconds, settings.provider))
     register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer)
     policy = CallPolicy(guard_for=guard_for(verifier, [pb.DESCRIPTOR]))
@@ -114,7 +117,7 @@ async def running(tmp_path: Path, **fields: object) -> AsyncIterator[Suite]:
         channel = await stack.enter_async_context(
             open_channel(server.address, peer_name="gateway", default_timeout_seconds=20)
         )
-        yield Suite(inference_pb2_grpc.InferenceServiceStub(channel), ethics, registry)
+        yield Suite(inference_pb2_grpc.InferenceServiceStub(channel), ethics, registry, clock)
 
 
 @pytest.fixture

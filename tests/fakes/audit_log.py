@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from kala.audit.note import Signer
 from kala.audit.v1 import audit_pb2
 from kala.errors import KalaError
 from services.audit.batch import BatchWriter, Logged, Submission
+from services.audit.migrate import migrate_sqlite
 from services.audit.payloads import KeyEncryptionKey
 from services.audit.records import entry_of
 from services.audit.sqlite_store import SqliteReader, SqliteWriter
@@ -61,6 +64,15 @@ def record(
     return made
 
 
+@functools.cache
+def _migrated() -> bytes:
+    """An empty database of the current schema: the migration runs once per test process."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "empty.db"
+        migrate_sqlite(path)
+        return path.read_bytes()
+
+
 @dataclass
 class LogFile:
     """A log on disk and the one process that writes it."""
@@ -71,6 +83,8 @@ class LogFile:
 
     def __post_init__(self) -> None:
         self.signer = Signer.of(ORIGIN, self.seed)
+        if not self.path.exists():
+            self.path.write_bytes(_migrated())
         self.writer = SqliteWriter(self.path, origin=ORIGIN, vkey=str(self.signer.verifier))
         self.reader = SqliteReader(self.path)
         self.batches = BatchWriter(

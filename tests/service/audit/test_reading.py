@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,20 +16,25 @@ from kala.audit.v1 import audit_pb2
 from kala.common.v1 import decision_pb2
 from kala.errors import InvalidArgumentError, NotFoundError, UnimplementedError
 from services.common.status import translated
-from tests.fakes.audit_log import NOW, record
+from tests.fakes.audit_log import NOW, open_log, record
 from tests.fakes.audit_server import ServedLog, served_log
 
 TOTAL = 700
 
 
-@pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[ServedLog]:
-    async with served_log(tmp_path / "audit.db") as log:
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("filled") / "audit.db"
+    with open_log(path) as log:
         for start in range(0, TOTAL, 70):
-            log.file.append(
-                *(record(number, payloads=number % 4) for number in range(start, start + 70)),
-                with_proof=False,
-            )
+            numbers = range(start, start + 70)
+            log.append(*(record(number, payloads=number % 4) for number in numbers), with_proof=False)
+    return path
+
+
+@pytest.fixture
+async def served(filled: Path, tmp_path: Path) -> AsyncIterator[ServedLog]:
+    async with served_log(Path(shutil.copy(filled, tmp_path / "audit.db"))) as log:
         yield log
 
 

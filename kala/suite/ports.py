@@ -22,11 +22,11 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
 
 
 def free_port(preferred: int, host: str = LOOPBACK, *, taken: frozenset[int] = frozenset()) -> int:
-    """The preferred port, or any other free one when somebody has it.
+    """The preferred port, or any other free one when somebody has it or it is 0.
 
     The port is free when asked, not held: whoever binds it must still be ready to fail.
     """
-    if preferred not in taken and is_free(preferred, host):
+    if preferred and preferred not in taken and is_free(preferred, host):
         return preferred
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:

@@ -1,1 +1,1 @@
-88225dcc66b7f098 He02xt9BHTsdDbIuyUKlqDJM+jbBUWR8pumwGZhjhW345MW71uwohvZRFM5pLyzOe8EczOq/mIHPpar+yUjIBg==
+88225dcc66b7f098 IrKspZT/Gpexe795DucHmxV3ShQwioKbso5s8NcPG5R9WSVrVcIFZV3ovMFixvve0ctmzw8Z6wfznOPAjtqoCw==

@@ -22,6 +22,7 @@ from kala.errors import ConstitutionError
 from kala.ethics.manifest import (
     MANIFEST_NAME,
     SIGNATURE_NAME,
+    Manifest,
     check_file,
     key_id,
     parse_manifest,
@@ -71,11 +72,20 @@ class Trust:
 class VerifiedConstitution:
     """The exact bytes that were verified: use these and never read the directory again."""
 
-    version: str
-    digest: bytes
+    manifest: Manifest
     files: Mapping[str, bytes]
     key_ids: tuple[str, ...]
     development: bool
+
+    @property
+    def version(self) -> str:
+        """The version that its signers gave it."""
+        return self.manifest.version
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the manifest's bytes; names this constitution in decisions, clearances and records."""
+        return self.manifest.digest
 
     @property
     def banner(self) -> str | None:
@@ -102,9 +112,7 @@ def verify_constitution(directory: Path, trust: Trust) -> VerifiedConstitution:
             raise ConstitutionError(f"{path}: unexpected; {MANIFEST_NAME} does not list it")
         check_file(path, content, manifest.files[path])
     files = types.MappingProxyType(found)
-    return VerifiedConstitution(
-        manifest.version, manifest.digest, files, key_ids, trust.mode is TrustMode.DEVELOPMENT
-    )
+    return VerifiedConstitution(manifest, files, key_ids, trust.mode is TrustMode.DEVELOPMENT)
 
 
 def load_public_key(path: Path) -> Ed25519PublicKey:

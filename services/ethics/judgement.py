@@ -16,6 +16,7 @@ from services.ethics.laws import Constitution, DecisionOrder
 MAX_EVIDENCE: Final = 32
 MAX_PATH_LINES: Final = 32
 UNDECIDED: Final = "undecided"
+UNREADABLE: Final = "unreadable_part"
 
 OnFault = Callable[[str, Exception], None]
 
@@ -39,19 +40,24 @@ class Judgement:
 
 
 async def judge_material(
-    material: Material, judges: Sequence[Judge], constitution: Constitution, on_fault: OnFault
+    material: Material,
+    judges: Sequence[Judge],
+    constitution: Constitution,
+    on_fault: OnFault,
+    *,
+    evidence: Sequence[Evidence] = (),
 ) -> Judgement:
-    """Ask every judge in order and decide over all their evidence; `on_fault` hears of a judge that failed."""
-    evidence: list[Evidence] = []
+    """Ask every judge in order and decide over all evidence, that given included; `on_fault` hears of failures."""
+    found = list(evidence)
     failed: list[str] = []
     for judge in judges:
         try:
-            evidence += await judge.judge(material)
+            found += await judge.judge(material)
         except Exception as error:  # noqa: BLE001 - whatever a judge raises, the answer must be "not allowed"
             on_fault(judge.name, error)
             failed.append(judge.name)
     names = tuple(judge.name for judge in judges)
-    return decide(evidence, constitution, judges=names, failed=failed, parts=len(material.parts))
+    return decide(found, constitution, judges=names, failed=failed, parts=len(material.parts))
 
 
 def decide(
@@ -66,6 +72,11 @@ def decide(
     ordered = sorted(evidence, key=lambda item: _rank(item, constitution.order))
     path = [f"Read {parts} text{'s' if parts != 1 else ''} with {', '.join(judges) or 'no judge'}."]
     path += [f"The judge {name} failed, so nothing can be allowed." for name in failed]
+    path += [
+        f"{item.field} is {item.view}, which no judge here can read: {item.outcome.value}."
+        for item in ordered
+        if item.law is None
+    ]
     deciding = _deciding(ordered)
     for law in constitution.order.laws:
         found = [item for item in ordered if item.law == law]
@@ -104,7 +115,7 @@ def message_for(deciding: Evidence, constitution: Constitution) -> str:
         Outcome.ASK_CLARIFICATION: texts.clarify,
     }.get(deciding.outcome, texts.undecided)
     if deciding.law is None:
-        return texts.undecided
+        return texts.unreadable if deciding.category == UNREADABLE else texts.undecided
     return template.format(
         law=deciding.law,
         name=constitution.laws[deciding.law].name,

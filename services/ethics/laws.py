@@ -80,6 +80,7 @@ class Texts:
     redirect: str
     clarify: str
     undecided: str
+    unreadable: str
     resources: str
     questions: Mapping[str, str]
     alternatives: Mapping[str, str]

@@ -1,0 +1,126 @@
+"""The ethics process: verify the constitution, put the parts together, judge until told to stop or the laws change."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import AsyncExitStack
+from functools import partial
+
+import structlog
+
+from kala.errors import ConstitutionError, InvalidArgumentError
+from kala.ethics.v1 import ethics_pb2_grpc
+from kala.inference.v1 import inference_pb2
+from kala.tools.v1 import code_pb2, tools_pb2
+from kala.trainer.v1 import trainer_pb2
+from services.common.audit_client import AuditWriter
+from services.common.channel import open_channel
+from services.common.clearance import ClearanceSigner, guarded_methods
+from services.common.event_loop import run
+from services.common.interceptors import CallPolicy
+from services.common.keys import load_private_key, load_public_key
+from services.common.peers import ETHICS, GATEWAY, TRAINER, Peer
+from services.common.secret_keys import load_secret_key
+from services.common.server import ServerHandle, serving
+from services.common.settings import load
+from services.common.spool import Spool
+from services.common.telemetry import process_telemetry
+from services.ethics.announcements import Announcements
+from services.ethics.bench import Bench
+from services.ethics.config import SECTION, EthicsSettings
+from services.ethics.laws import read_constitution
+from services.ethics.servicer import EthicsServicer, InForce
+from services.ethics.watch import ConstitutionWatch
+
+CHECK_ACTION = "/kala.ethics.v1.EthicsService/CheckAction"
+# Every contract that may declare a guarded RPC.
+GUARDED_CONTRACTS = (
+    inference_pb2.DESCRIPTOR,
+    code_pb2.DESCRIPTOR,
+    tools_pb2.DESCRIPTOR,
+    trainer_pb2.DESCRIPTOR,
+)
+
+
+async def main(settings: EthicsSettings) -> None:
+    """Serve until SIGTERM or SIGINT; ConstitutionError when the laws on disk are not, or no longer, what was signed."""
+    watch = ConstitutionWatch(
+        settings.constitution, settings.constitution_trust, interval_seconds=settings.reverify_seconds
+    )
+    servicer = make_servicer(settings, watch)
+    async with AsyncExitStack() as stack:
+        telemetry = stack.enter_context(process_telemetry(ETHICS, settings))
+        announcements = Announcements(await open_writer(settings, stack))
+        register = partial(ethics_pb2_grpc.add_EthicsServiceServicer_to_server, servicer)
+        policy = CallPolicy(may_call=may_call, on_denied=announcements.denied)
+        server = await stack.enter_async_context(
+            serving(settings, [register], policy=policy, telemetry=telemetry.rpc)
+        )
+        await server.set_serving()
+        await judge_until_stopped(server, watch, announcements)
+
+
+def make_servicer(settings: EthicsSettings, watch: ConstitutionWatch) -> EthicsServicer:
+    """Put the judges, the signing key and the contracts together."""
+    if settings.signing_key_file is None:
+        raise InvalidArgumentError(
+            "KALA_ETHICS_SIGNING_KEY_FILE", "must name the key that signs clearances; `kala keys init` makes one"
+        )
+    next_key = None if settings.next_public_key_file is None else load_public_key(settings.next_public_key_file)
+    log = structlog.get_logger()
+    bench = Bench(
+        read_constitution(watch.in_force),
+        allow_unreadable=settings.unjudged_parts == "allow",
+        on_fault=lambda judge, error: log.error("a judge failed", judge=judge, exc_info=error),
+    )
+    return EthicsServicer(
+        bench,
+        in_force=InForce(watch.in_force, watch.verified_at),
+        signer=ClearanceSigner(load_private_key(settings.signing_key_file)),
+        audiences=guarded_methods(GUARDED_CONTRACTS),
+        next_key=next_key,
+    )
+
+
+async def open_writer(settings: EthicsSettings, stack: AsyncExitStack) -> AuditWriter | None:
+    """Open the way to the log, if there is one."""
+    if settings.audit_address is None:
+        return None
+    spool = None
+    if settings.spool_dir is not None and settings.spool_key_file is not None:
+        spool = Spool(settings.spool_dir, load_secret_key(settings.spool_key_file))
+        stack.callback(spool.close)
+    channel = await stack.enter_async_context(
+        open_channel(settings.audit_address, peer_name=ETHICS, tls=settings.tls)
+    )
+    return await stack.enter_async_context(AuditWriter(channel, producer_id=ETHICS, spool=spool))
+
+
+def may_call(method: str, peer: Peer) -> bool:
+    """Clearances are for the gateway and the trainer; everything else is open to the allowed peers."""
+    return method != CHECK_ACTION or peer.part in {GATEWAY, TRAINER}
+
+
+async def judge_until_stopped(
+    server: ServerHandle, watch: ConstitutionWatch, announcements: Announcements
+) -> None:
+    """Return at a signal; raise ConstitutionError when the laws on disk change."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            background = [
+                group.create_task(watch.run(server.set_not_serving)),
+                group.create_task(announcements.in_force(watch.in_force)),
+            ]
+            await server.run_until_signalled()
+            for task in background:
+                task.cancel()
+    except ExceptionGroup as failures:
+        changed = failures.subgroup(ConstitutionError)
+        if changed is None:
+            raise
+        raise changed.exceptions[0] from None
+
+
+if __name__ == "__main__":
+    sys.exit(run(main(load(EthicsSettings, section=SECTION))))

@@ -1,0 +1,84 @@
+"""What ethics itself writes into the transparency log: which constitution came into force, and whom it turned away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+import structlog
+
+from kala.audit.v1 import audit_pb2
+from kala.errors import KalaError, UnavailableError
+from kala.ethics.constitution import VerifiedConstitution
+from services.common.audit_client import Appended
+from services.common.peers import ETHICS, Peer
+
+TENANT: Final = "kala"
+"""The tenant of a service's own events."""
+
+FIRST_RETRY_SECONDS: Final = 0.5
+LAST_RETRY_SECONDS: Final = 30.0
+
+log = structlog.get_logger()
+
+
+class Writer(Protocol):
+    """What is needed of the audit writer."""
+
+    async def append(self, record: audit_pb2.Record) -> Appended:
+        """Make the record durable or raise UnavailableError."""
+        ...
+
+
+class Announcements:
+    """Writes ethics' own records; without a writer it only logs."""
+
+    def __init__(
+        self, writer: Writer | None, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self._writer = writer
+        self._sleep = sleep
+
+    async def in_force(self, verified: VerifiedConstitution) -> None:
+        """Log which constitution judges from now on; retries until the record is durable."""
+        facts = {
+            "constitution.digest": verified.digest.hex(),
+            "constitution.keys": " ".join(verified.key_ids),
+            "constitution.trust": "development" if verified.development else "pinned",
+            "constitution.version": verified.version,
+            "reason": verified.banner or "the constitution was verified at start",
+        }
+        report = log.warning if verified.development else log.info
+        report("constitution in force", **{name.replace(".", "_"): value for name, value in facts.items()})
+        record = audit_pb2.Record(type="service.event", tenant=TENANT)
+        record.action.rpc = f"/{ETHICS}/start"
+        record.result.status = "ok"
+        for key, value in facts.items():
+            record.attributes.add(key=key, value=value)
+        await self._append_at_last(record)
+
+    async def denied(self, method: str, peer: Peer | None, error: KalaError) -> None:
+        """Log a call that was turned away; the call fails either way, so a log that is away does not matter to it."""
+        if self._writer is None:
+            return
+        record = audit_pb2.Record(type="rpc.denied", tenant=TENANT)
+        record.action.rpc = method
+        record.result.status = "refused"
+        record.result.code = error.reason
+        record.attributes.add(key="peer", value="unknown" if peer is None else peer.name)
+        try:
+            await self._writer.append(record)
+        except UnavailableError as failure:
+            log.error("a denied call was not recorded", method=method, error=failure.message)
+
+    async def _append_at_last(self, record: audit_pb2.Record) -> None:
+        wait = FIRST_RETRY_SECONDS
+        while self._writer is not None:
+            try:
+                await self._writer.append(record)
+            except UnavailableError:
+                await self._sleep(wait)
+                wait = min(2 * wait, LAST_RETRY_SECONDS)
+            else:
+                return

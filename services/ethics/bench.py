@@ -1,0 +1,73 @@
+"""The bench: one constitution with its judges, ready to judge texts, actions and outputs. Pure but for its clocks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from services.ethics.action_text import Piece, Text, Unreadable
+from services.ethics.fold import Folder
+from services.ethics.hard_blocks import INLINE_CHARS, HardBlockJudge, HardBlocks
+from services.ethics.judge import Evidence, Judge, Material, Outcome, Part, Stage
+from services.ethics.judgement import UNREADABLE, Judgement, OnFault, decide, judge_material
+from services.ethics.laws import Constitution
+from services.ethics.output_check import OutputCheck, hold_back_chars
+from services.ethics.views import Reader
+
+PARTS_JUDGE: Final = "parts"
+
+
+class Bench:
+    """Judges by one constitution. Further judges (a classifier, a guard model) come after the hard blocks."""
+
+    def __init__(
+        self,
+        constitution: Constitution,
+        *,
+        further_judges: Sequence[Judge] = (),
+        allow_unreadable: bool,
+        on_fault: OnFault,
+    ) -> None:
+        self.constitution = constitution
+        self._folder = Folder(constitution.look_alikes)
+        self._reader = Reader(self._folder)
+        self._rules = HardBlocks(constitution.blocks)
+        self._hold_back = {stage: hold_back_chars(constitution.blocks, stage) for stage in Stage}
+        self._judges: tuple[Judge, ...] = (HardBlockJudge(self._rules), *further_judges)
+        self._allow_unreadable = allow_unreadable
+        self._on_fault = on_fault
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The judges' names, in the order in which they are asked."""
+        return tuple(judge.name for judge in self._judges)
+
+    async def judge(self, pieces: Iterable[Piece]) -> Judgement:
+        """The decision over all pieces together."""
+        pieces = tuple(pieces)
+        texts = [piece for piece in pieces if isinstance(piece, Text)]
+        unread = [self._unread(piece) for piece in pieces if isinstance(piece, Unreadable)]
+        if sum(len(text.text) for text in texts) > INLINE_CHARS:
+            material = await asyncio.to_thread(self._read, texts)
+        else:
+            material = self._read(texts)
+        return await judge_material(
+            material, self._judges, self.constitution, self._on_fault, evidence=unread
+        )
+
+    def open_check(self) -> OutputCheck:
+        """The check of one output."""
+        return OutputCheck(self._rules, self._folder, self._hold_back)
+
+    def conclude(self, evidence: Sequence[Evidence], channels: int) -> Judgement:
+        """The decision over an output's evidence."""
+        return decide(evidence, self.constitution, judges=self.judges[:1], parts=channels)
+
+    def _read(self, texts: Sequence[Text]) -> Material:
+        return Material(tuple(Part(text.field, text.stage, self._reader.read(text.text)) for text in texts))
+
+    def _unread(self, piece: Unreadable) -> Evidence:
+        outcome = Outcome.ALLOW if self._allow_unreadable else Outcome.REFUSE
+        rule = f"unjudged_parts={'allow' if self._allow_unreadable else 'refuse'}"
+        return Evidence(PARTS_JUDGE, None, UNREADABLE, outcome, rule, piece.field, 0, 0, piece.kind)

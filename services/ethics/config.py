@@ -1,0 +1,78 @@
+"""The settings of the ethics service; the only place of it that reads the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kala.ethics.constitution import Trust
+from services.common.peers import CLI, CONSOLE, ETHICS, GATEWAY, GRPC_PORTS, INFERENCE, TOOLS, TRAINER
+from services.common.settings import GrpcServerSettings
+
+SECTION: Final = ETHICS
+
+REVERIFY_SECONDS: Final = 300.0
+"""A change on disk is noticed within five minutes, at the cost of reading 150 KB."""
+
+PACKAGED_CONSTITUTION: Final = Path(__file__).parent / "constitution"
+REPOSITORY_CONSTITUTION: Final = Path(__file__).parents[2] / "constitution"
+
+
+def default_constitution_dir() -> Path:
+    """The constitution inside the installed package, or else the one at the root of the repository."""
+    return PACKAGED_CONSTITUTION if PACKAGED_CONSTITUTION.is_dir() else REPOSITORY_CONSTITUTION
+
+
+class EthicsSettings(GrpcServerSettings):
+    """Which constitution is in force, whose signature on it counts, and with which key clearances are signed."""
+
+    address: str = f"127.0.0.1:{GRPC_PORTS[ETHICS]}"
+    allowed_peers: tuple[str, ...] = (GATEWAY, CONSOLE, INFERENCE, TOOLS, TRAINER, CLI)
+    constitution_dir: Annotated[
+        Path | None, Field(description="Directory of the signed constitution; unset means the packaged one.")
+    ] = None
+    trust: Annotated[
+        Literal["pinned", "development"],
+        Field(description="`pinned` trusts trusted_key_files; `development` only the published development key."),
+    ] = "pinned"
+    trusted_key_files: Annotated[
+        tuple[Path, ...],
+        Field(description="PEM public keys that may sign the constitution; outside its directory."),
+    ] = ()
+    reverify_seconds: Annotated[
+        float, Field(gt=0, description="How often the constitution on disk is verified again.")
+    ] = REVERIFY_SECONDS
+    signing_key_file: Annotated[
+        Path | None, Field(description="PEM private key that signs clearances; required.")
+    ] = None
+    next_public_key_file: Annotated[
+        Path | None, Field(description="PEM public key announced for the next rotation.")
+    ] = None
+    unjudged_parts: Annotated[
+        Literal["refuse", "allow"],
+        Field(description="What happens to images and audio, which no judge of this release can read."),
+    ] = "refuse"
+    spool_dir: Annotated[
+        Path | None, Field(description="Where records wait while audit is away; unset keeps none.")
+    ] = None
+    spool_key_file: Annotated[Path | None, Field(description="32-byte key that encrypts the spool.")] = None
+
+    @property
+    def constitution(self) -> Path:
+        """The directory to load the constitution from."""
+        return self.constitution_dir or default_constitution_dir()
+
+    @property
+    def constitution_trust(self) -> Trust:
+        """Whose signature counts."""
+        return Trust.development() if self.trust == "development" else Trust.pinned(*self.trusted_key_files)
+
+    @model_validator(mode="after")
+    def _check_trust(self) -> Self:
+        if self.trust == "development" and self.trusted_key_files:
+            raise ValueError("trusted_key_files are for trust = pinned; development trusts no other key")
+        if (self.spool_dir is None) != (self.spool_key_file is None):
+            raise ValueError("spool_dir and spool_key_file go together")
+        return self

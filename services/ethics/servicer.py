@@ -1,0 +1,302 @@
+"""EthicsService: contract messages in, judgements out, and a clearance for every action that is allowed."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.message import Message
+
+from kala.common.v1 import clearance_pb2, decision_pb2
+from kala.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    PermissionDeniedError,
+    UnimplementedError,
+)
+from kala.ethics.constitution import VerifiedConstitution
+from kala.ethics.v1 import ethics_pb2 as pb
+from kala.ethics.v1 import ethics_pb2_grpc
+from services.common.clearance import ClearanceSigner
+from services.common.keys import key_id, raw_public_key
+from services.common.peers import GATEWAY, TRAINER, Context, Peer, peer_of
+from services.common.sealing import action_digest, unpack_strictly
+from services.ethics.action_text import Text, pieces_of
+from services.ethics.bench import Bench
+from services.ethics.judge import Evidence
+from services.ethics.judgement import Judgement
+from services.ethics.output_check import OutputCheck, Progress
+from services.ethics.wire import (
+    CHANNEL_NUMBERS,
+    CHANNELS,
+    STAGES,
+    Made,
+    decision_of,
+    differences,
+    law_scores,
+)
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+MAX_TEXT_CHARS: Final = 1_048_576
+MAX_ACTION_BYTES: Final = 36 * 1024 * 1024
+MAX_CHANNEL_INDEX: Final = 127
+TOOLS_AUDIENCE: Final = "/kala.tools.v1."
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The constitution that is in force, and when its files were last found to be what was signed."""
+
+    verified: VerifiedConstitution
+    verified_at: Callable[[], float]
+
+
+class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
+    """Transport around the bench; `audiences` are the guarded RPCs with the actions they carry."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        *,
+        in_force: InForce,
+        signer: ClearanceSigner,
+        audiences: Mapping[str, str],
+        next_key: Ed25519PublicKey | None = None,
+        now_nanos: Callable[[], int] = time.time_ns,
+        steady_nanos: Callable[[], int] = time.perf_counter_ns,
+        random_hex: Callable[[], str] = lambda: secrets.token_hex(16),
+    ) -> None:
+        self._bench = bench
+        self._in_force = in_force
+        self._signer = signer
+        self._audiences = dict(audiences)
+        self._next_key = next_key
+        self._now_nanos = now_nanos
+        self._steady_nanos = steady_nanos
+        self._random_hex = random_hex
+
+    async def CheckAction(  # noqa: N802 - the contract's name
+        self, request: pb.CheckActionRequest, context: Context
+    ) -> pb.CheckActionResponse:
+        """Judge an action; on ALLOW sign that the asking peer may have these bytes run once."""
+        began = self._steady_nanos()
+        peer = peer_of(context)
+        self._require_complete(request, peer)
+        action = unpack_strictly(request.action, self._class_of(request.audience))
+        judgement = await self._bench.judge(pieces_of(action))
+        decision = self._decision(judgement, began, digest=action_digest(request.action))
+        if not judgement.allows:
+            return pb.CheckActionResponse(decision=decision)
+        clearance = self._signer.mint(
+            decision_id=decision.id,
+            audience=request.audience,
+            action=request.action,
+            constitution_digest=self._bench.constitution.digest,
+            presenter=peer.name,
+            principal=request.principal,
+            purpose=request.purpose,
+        )
+        return pb.CheckActionResponse(decision=decision, clearance=clearance)
+
+    async def CheckOutput(  # noqa: N802 - the contract's name
+        self, request_iterator: AsyncIterator[pb.CheckOutputRequest], context: Context
+    ) -> AsyncIterator[pb.CheckOutputResponse]:
+        """Say how far each channel is checked, and at last whether all of it was fit to be released."""
+        began = self._steady_nanos()
+        check = self._bench.open_check()
+        checked = _Checked(check)
+        _require_start(await anext(aiter(request_iterator), None))
+        async for request in request_iterator:
+            match request.WhichOneof("event"):
+                case "chunk":
+                    for response in checked.take(request.chunk):
+                        yield response
+                case "flush":
+                    # Every chunk is checked as it comes, so there is nothing left to do.
+                    continue
+                case "finish":
+                    for response in checked.finish():
+                        yield response
+                    yield self._output_decision(check.refused, checked.count, began)
+                    return
+                case _:
+                    raise InvalidArgumentError("event", "must be a chunk, a flush or the finish after the start")
+            if check.refused is not None:
+                yield self._output_decision(check.refused, checked.count, began)
+                return
+        raise InvalidArgumentError("event", "the stream ended without a finish")
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802 - see above
+        """Judge a text; nothing follows from it."""
+        if request.HasField("measurement"):
+            raise UnimplementedError("signed measurements come with the trainer")
+        began = self._steady_nanos()
+        judgement = await self._bench.judge([_text_of(request.text, request.stage)])
+        return pb.ScoreResponse(
+            decision=self._decision(judgement, began),
+            laws=law_scores(judgement, [law.number for law in self._bench.constitution.laws]),
+        )
+
+    async def GetConstitution(  # noqa: N802 - the contract's name
+        self, request: pb.GetConstitutionRequest, context: Context
+    ) -> pb.GetConstitutionResponse:
+        """Say which constitution is in force and how its signature is trusted."""
+        verified = self._in_force.verified
+        response = pb.GetConstitutionResponse(
+            version=verified.version,
+            digest=verified.digest,
+            trust=pb.TRUST_DEVELOPMENT if verified.development else pb.TRUST_PINNED,
+            signer_key_ids=verified.key_ids,
+            files=[
+                pb.ConstitutionFile(path=path, sha256=promised.sha256, bytes=promised.size_bytes)
+                for path, promised in sorted(verified.manifest.files.items())
+            ],
+        )
+        response.verified_at.FromNanoseconds(int(self._in_force.verified_at() * 1e9))
+        return response
+
+    async def ListLaws(self, request: pb.ListLawsRequest, context: Context) -> pb.ListLawsResponse:  # noqa: N802 - see above
+        """List the laws in their order."""
+        laws = self._bench.constitution.laws
+        return pb.ListLawsResponse(
+            laws=[
+                pb.Law(number=law.number, name=law.name, text=law.text, categories=law.categories) for law in laws
+            ]
+        )
+
+    async def ListKeys(self, request: pb.ListKeysRequest, context: Context) -> pb.ListKeysResponse:  # noqa: N802 - see above
+        """List the keys that sign clearances now and after the next rotation."""
+        keys = [(self._signer.public_key, True)]
+        if self._next_key is not None:
+            keys.append((self._next_key, False))
+        return pb.ListKeysResponse(
+            keys=[
+                pb.SigningKey(key_id=key_id(key), public_key=raw_public_key(key), current=current)
+                for key, current in keys
+            ]
+        )
+
+    async def ReplayDecision(  # noqa: N802 - the contract's name
+        self, request: pb.ReplayDecisionRequest, context: Context
+    ) -> pb.ReplayDecisionResponse:
+        """Judge a recorded text again by the same version, and say where the result differs."""
+        self._require_at_hand(request)
+        began = self._steady_nanos()
+        judgement = await self._bench.judge([_text_of(request.text, request.stage)])
+        decision = self._decision(judgement, began)
+        if not request.HasField("recorded"):
+            return pb.ReplayDecisionResponse(decision=decision)
+        found = differences(request.recorded, decision)
+        return pb.ReplayDecisionResponse(decision=decision, reproduced=not found, differences=found)
+
+    def _require_complete(self, request: pb.CheckActionRequest, peer: Peer) -> None:
+        if request.audience not in self._audiences:
+            raise InvalidArgumentError("audience", f"{request.audience!r} is no RPC that takes a clearance")
+        if not request.principal.id or not request.principal.tenant:
+            raise InvalidArgumentError("principal", "must name an id and a tenant")
+        if len(request.action.value) > MAX_ACTION_BYTES:
+            raise InvalidArgumentError("action", f"must be at most {MAX_ACTION_BYTES} bytes")
+        if request.purpose not in _PURPOSES.get(peer.part, ()):
+            raise PermissionDeniedError(
+                f"{peer.name} may not ask for clearances for {clearance_pb2.Purpose.Name(request.purpose)}"
+            )
+        if peer.part == TRAINER and not request.audience.startswith(TOOLS_AUDIENCE):
+            raise PermissionDeniedError(f"{peer.name} may ask for clearances for tools only")
+
+    def _class_of(self, audience: str) -> type[Message]:
+        descriptor = descriptor_pool.Default().FindMessageTypeByName(self._audiences[audience])
+        return message_factory.GetMessageClass(descriptor)
+
+    def _require_at_hand(self, request: pb.ReplayDecisionRequest) -> None:
+        digest = self._bench.constitution.digest
+        if request.constitution_digest != digest:
+            raise FailedPreconditionError(
+                f"constitution {request.constitution_digest.hex()[:16] or 'of no digest'} is not at hand;"
+                f" in force is {digest.hex()[:16]} (version {self._bench.constitution.version})"
+            )
+        missing = [judge for judge in request.recorded.judges if judge not in self._bench.judges]
+        if missing:
+            raise FailedPreconditionError(f"judge {missing[0]} is not at hand")
+
+    def _output_decision(
+        self, refused: Progress | None, channels: int, began: int
+    ) -> pb.CheckOutputResponse:
+        evidence: Sequence[Evidence] = () if refused is None else refused.evidence
+        return pb.CheckOutputResponse(
+            decision=self._decision(self._bench.conclude(evidence, channels), began)
+        )
+
+    def _decision(self, judgement: Judgement, began: int, digest: bytes = b"") -> decision_pb2.Decision:
+        made = Made(self._random_hex(), self._now_nanos(), self._steady_nanos() - began, digest)
+        return decision_of(judgement, self._bench.constitution, made)
+
+
+_PURPOSES: Final[Mapping[str, tuple[int, ...]]] = {
+    GATEWAY: (clearance_pb2.PURPOSE_REQUEST,),
+    TRAINER: (clearance_pb2.PURPOSE_TRAINING,),
+}
+"""Who may ask for clearances, and for what."""
+
+
+class _Checked:
+    """Turns progress into responses, and says nothing twice."""
+
+    def __init__(self, check: OutputCheck) -> None:
+        self._check = check
+        self._told: dict[tuple[int, int], int] = {}
+
+    @property
+    def count(self) -> int:
+        """How many channels there were."""
+        return len(self._told)
+
+    def take(self, chunk: pb.OutputChunk) -> list[pb.CheckOutputResponse]:
+        """Check a chunk; a refusal is told as the decision, not here."""
+        channel = CHANNELS.get(chunk.channel)
+        if channel is None:
+            raise InvalidArgumentError("chunk.channel", "must be set")
+        if chunk.index > MAX_CHANNEL_INDEX:
+            raise InvalidArgumentError("chunk.index", f"must be 0 to {MAX_CHANNEL_INDEX}")
+        if len(chunk.text) > MAX_TEXT_CHARS:
+            raise InvalidArgumentError("chunk.text", f"must be at most {MAX_TEXT_CHARS} characters")
+        self._told.setdefault((chunk.channel, chunk.index), 0)
+        progress = self._check.feed(channel, chunk.index, chunk.text)
+        return [] if progress.is_refused else self._tell(chunk.channel, chunk.index, progress)
+
+    def finish(self) -> list[pb.CheckOutputResponse]:
+        """Check the ends; nothing is told when one of them is refused."""
+        return [
+            response
+            for channel, index, progress in self._check.finish()
+            for response in self._tell(CHANNEL_NUMBERS[channel], index, progress)
+        ]
+
+    def _tell(
+        self, channel: pb.OutputChannel.ValueType, index: int, progress: Progress
+    ) -> list[pb.CheckOutputResponse]:
+        if progress.released_chars <= self._told[channel, index]:
+            return []
+        self._told[channel, index] = progress.released_chars
+        checked = pb.CheckedUpTo(channel=channel, index=index, characters=progress.released_chars)
+        return [pb.CheckOutputResponse(checked=checked)]
+
+
+def _require_start(request: pb.CheckOutputRequest | None) -> None:
+    if request is None or request.WhichOneof("event") != "start":
+        raise InvalidArgumentError("event", "the stream must begin with a start")
+    if not request.start.decision_id:
+        raise InvalidArgumentError("start.decision_id", "must name the decision that allowed the action")
+
+
+def _text_of(text: str, stage: pb.Stage.ValueType) -> Text:
+    if not 0 < len(text) <= MAX_TEXT_CHARS:
+        raise InvalidArgumentError("text", f"must have 1 to {MAX_TEXT_CHARS} characters")
+    if stage not in STAGES:
+        raise InvalidArgumentError("stage", "is unknown")
+    return Text("text", STAGES[stage], text)

@@ -1,0 +1,132 @@
+"""Between the contracts' messages and the domain's values; nothing here decides anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from kala.common.v1 import decision_pb2
+from kala.ethics.v1 import ethics_pb2 as pb
+from services.ethics.judge import Evidence, Outcome, Stage
+from services.ethics.judgement import Judgement
+from services.ethics.laws import Constitution
+from services.ethics.output_check import Channel
+
+NANOS: Final = 1_000_000_000
+# Scores of learned judges may differ this much between machines (int8 kernels); deterministic ones never do.
+SCORE_TOLERANCE: Final = 0.01
+
+OUTCOMES: Final = {
+    Outcome.ALLOW: decision_pb2.OUTCOME_ALLOW,
+    Outcome.REFUSE: decision_pb2.OUTCOME_REFUSE,
+    Outcome.REDIRECT: decision_pb2.OUTCOME_REDIRECT,
+    Outcome.ASK_CLARIFICATION: decision_pb2.OUTCOME_ASK_CLARIFICATION,
+}
+STAGES: Final = {
+    pb.STAGE_UNSPECIFIED: Stage.REQUEST,
+    pb.STAGE_REQUEST: Stage.REQUEST,
+    pb.STAGE_OUTPUT: Stage.OUTPUT,
+    pb.STAGE_TOOL_RESULT: Stage.TOOL_RESULT,
+}
+CHANNELS: Final = {
+    pb.OUTPUT_CHANNEL_TEXT: Channel.TEXT,
+    pb.OUTPUT_CHANNEL_REASONING: Channel.REASONING,
+    pb.OUTPUT_CHANNEL_TOOL_ARGUMENTS: Channel.TOOL_ARGUMENTS,
+    pb.OUTPUT_CHANNEL_REFUSAL: Channel.REFUSAL,
+    pb.OUTPUT_CHANNEL_TOOL_RESULT: Channel.TOOL_RESULT,
+}
+CHANNEL_NUMBERS: Final = {channel: number for number, channel in CHANNELS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """When and how a decision was made; `began_at` and `ended_at` in Unix nanoseconds, `elapsed` on a steady clock."""
+
+    decision_id: str
+    decided_at_nanos: int
+    elapsed_nanos: int
+    action_digest: bytes = b""
+
+
+def decision_of(judgement: Judgement, constitution: Constitution, made: Made) -> decision_pb2.Decision:
+    """The decision as it travels."""
+    decision = decision_pb2.Decision(
+        id=made.decision_id,
+        outcome=OUTCOMES[judgement.outcome],
+        law=judgement.law,
+        category=judgement.category,
+        evidence=[evidence_of(item) for item in judgement.evidence],
+        path=judgement.path,
+        message=judgement.message,
+        constitution_digest=constitution.digest,
+        judges=judgement.judges,
+        decided_at=Timestamp(seconds=made.decided_at_nanos // NANOS, nanos=made.decided_at_nanos % NANOS),
+        elapsed=Duration(seconds=made.elapsed_nanos // NANOS, nanos=made.elapsed_nanos % NANOS),
+        action_digest=made.action_digest,
+    )
+    return decision
+
+
+def evidence_of(item: Evidence) -> decision_pb2.Evidence:
+    """One piece of evidence as it travels."""
+    return decision_pb2.Evidence(
+        judge=item.judge,
+        law=item.law,
+        category=item.category,
+        field=item.field,
+        start=item.start,
+        end=item.end,
+        view=item.view,
+        rule=item.rule,
+        score=item.score,
+        outcome=OUTCOMES[item.outcome],
+    )
+
+
+def law_scores(judgement: Judgement, laws: Sequence[int]) -> list[pb.LawScore]:
+    """The strongest score under each law."""
+    scores = []
+    for law in laws:
+        found = [item for item in judgement.evidence if item.law == law and item.outcome is not Outcome.ALLOW]
+        strongest = max(found, key=lambda item: item.score, default=None)
+        if strongest is None:
+            scores.append(pb.LawScore(law=law))
+        else:
+            scores.append(pb.LawScore(law=law, score=strongest.score, category=strongest.category))
+    return scores
+
+
+def differences(recorded: decision_pb2.Decision, now: decision_pb2.Decision) -> list[str]:
+    """In words, where a decision judged again departs from the recorded one; fields and times may differ."""
+    found = []
+    if recorded.outcome != now.outcome:
+        names = [decision_pb2.Outcome.Name(decision.outcome) for decision in (recorded, now)]
+        found.append(f"outcome: recorded {names[0]}, now {names[1]}")
+    laws = [decision.law if decision.HasField("law") else None for decision in (recorded, now)]
+    if laws[0] != laws[1]:
+        found.append(f"law: recorded {laws[0]}, now {laws[1]}")
+    before, after = ({_key(item): item.score for item in decision.evidence} for decision in (recorded, now))
+    found += [f"evidence no longer found: {_words(key)}" for key in sorted(before.keys() - after.keys())]
+    found += [f"evidence not recorded: {_words(key)}" for key in sorted(after.keys() - before.keys())]
+    found += [
+        f"score of {_words(key)}: recorded {before[key]:.3f}, now {after[key]:.3f}"
+        for key in sorted(before.keys() & after.keys())
+        if abs(before[key] - after[key]) > SCORE_TOLERANCE
+    ]
+    return found
+
+
+_Key = tuple[str, str, str, int, int, int]
+
+
+def _key(item: decision_pb2.Evidence) -> _Key:
+    return item.judge, item.rule, item.view, item.start, item.end, int(item.outcome)
+
+
+def _words(key: _Key) -> str:
+    judge, rule, view, start, end, _ = key
+    return f"{judge}/{rule} at {start}-{end} in {view}"

@@ -229,8 +229,11 @@ class AuditWriter:
             self._wake.clear()
             while self._queue:
                 if self.spooled:
-                    if not await self._spool_queued():
-                        break  # only FAIL_CLOSED records are left: they wait for the drain, which wakes this loop
+                    # What the drain will deliver with its next call is worth waiting for: spooling on would keep a
+                    # busy writer in its spool for ever. FAIL_CLOSED records wait in any case. The drain wakes this loop.
+                    is_nearly_empty = self._answers and self.spooled <= DRAIN_RECORDS
+                    if is_nearly_empty or not await self._spool_queued():
+                        break
                 else:
                     await self._deliver(self._take_batch())
 
@@ -349,6 +352,7 @@ class AuditWriter:
                 delay = FIRST_RETRY_SECONDS
             except KalaError as error:
                 log.warning("the audit spool waits", records=len(spool), error=error.message)
+                self._wake.set()
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LAST_RETRY_SECONDS)
 

@@ -160,7 +160,11 @@ class StreamedAnswer:
 
 
 class ModelServerClient:
-    """Talks to one server; pools connections, follows no redirect, uses no proxy, asks for no compression."""
+    """Talks to one server; pools connections, follows no redirect, uses no proxy, asks for no compression.
+
+    It speaks to the httpx transport without an httpx client around it: cookies, redirects, authentication flows and
+    merging of URLs are not wanted here and cost more than the rest of a request's way through this class.
+    """
 
     def __init__(
         self, base: BaseUrl, *, limits: TimeLimits, api_key: str | None = None, max_connections: int = 64
@@ -169,16 +173,13 @@ class ModelServerClient:
         self._limits = limits
         self._max_connections = max_connections
         self._slots = asyncio.Semaphore(max_connections)
-        headers = {"accept-encoding": "identity", "content-type": "application/json"}
+        headers = {"accept": "*/*", "accept-encoding": "identity", "content-type": "application/json"}
         if api_key:
             headers["authorization"] = f"Bearer {api_key}"
-        self._client = httpx.AsyncClient(
-            base_url=str(base),
-            headers=headers,
-            timeout=httpx.Timeout(None, connect=limits.connect, pool=limits.first_byte),
-            transport=AiohttpTransport(verify=base.is_tls, client=self._session),
-            trust_env=False,
-        )
+        self._headers = httpx.Headers(headers)
+        self._timeouts = {"connect": limits.connect}
+        self._urls: dict[str, httpx.URL] = {}
+        self._transport = AiohttpTransport(verify=base.is_tls, client=self._session)
 
     @property
     def url(self) -> str:
@@ -187,9 +188,13 @@ class ModelServerClient:
     async def get(self, path: str, *, within_seconds: float = LOOK_SECONDS) -> Reply:
         """Fetch a small document; raises BackendFailure for transport errors, never for a status."""
         try:
-            async with asyncio.timeout(within_seconds), self._client.stream("GET", path) as response:
-                answer = StreamedAnswer(response, self._limits)
-                return Reply(response.status_code, response.headers, await answer.body())
+            async with asyncio.timeout(within_seconds):
+                response = await self._transport.handle_async_request(self._request("GET", path))
+                try:
+                    answer = StreamedAnswer(response, self._limits)
+                    return Reply(response.status_code, response.headers, await answer.body())
+                finally:
+                    await response.aclose()
         except TimeoutError:
             raise BackendFailure("LOOK_TIMED_OUT", f"did not answer within {within_seconds:g} s") from None
         except TRANSPORT_ERRORS as error:
@@ -207,7 +212,7 @@ class ModelServerClient:
         async with self._slots:
             begin()
             limit = self._limits.first_byte if streams else self._limits.total
-            response = await self._send(self._client.build_request("POST", path, content=body), limit)
+            response = await self._send(self._request("POST", path, body), limit)
             try:
                 yield StreamedAnswer(response, self._limits)
             finally:
@@ -215,13 +220,21 @@ class ModelServerClient:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._client.aclose()
+        await self._transport.aclose()
+
+    def _request(self, method: str, path: str, body: bytes | None = None) -> httpx.Request:
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = httpx.URL(f"{self._base}{path}")
+        return httpx.Request(
+            method, url, headers=self._headers, content=body, extensions={"timeout": self._timeouts}
+        )
 
     async def _send(self, request: httpx.Request, limit: float) -> httpx.Response:
         for is_last in (False, True):
             try:
                 async with asyncio.timeout(limit):
-                    return await self._client.send(request, stream=True)
+                    return await self._transport.handle_async_request(request)
             except TimeoutError:
                 raise BackendFailure("FIRST_BYTE_TIMED_OUT", f"sent nothing for {limit:g} s") from None
             except TRANSPORT_ERRORS as error:

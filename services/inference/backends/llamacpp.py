@@ -46,7 +46,7 @@ class LlamaCppBackend(OpenAICompatibleBackend):
     off_cure: ClassVar[str] = "start it, e.g. `llama-server -m model.gguf --port 8080`"
 
     _repeats_names = False
-    """Set when it turned out to be llama_cpp.server, which repeats any model name it is sent."""
+    """Set for everything but llama-server itself: llama_cpp.server repeats any model name that it is sent."""
 
     def load_cure(self, model: str) -> str:
         return f"start llama-server with -m, or in router mode load {model or 'a model'} by POST /models/load"
@@ -62,10 +62,8 @@ class LlamaCppBackend(OpenAICompatibleBackend):
         listed = json_list(reply, "data")
         if listed is None:
             raise BackendFailure("NOT_LLAMACPP", "something answers there, but it is not llama-server")
-        if not is_llama_server(reply):
-            if not is_llama_cpp_python(reply):
-                raise BackendFailure("NOT_LLAMACPP", "another model server answers there, not llama-server")
-            self._repeats_names = True
+        # Someone configured this address, so a proxy that hides the server's marks is believed; but not its names.
+        self._repeats_names = not is_llama_server(reply)
         is_multimodal = _is_multimodal(reply)
         models = tuple(model for item in listed if (model := _model(item, sees=is_multimodal)) is not None)
         return status_of_models(models, no_model="load one with POST /models/load, or start llama-server with -m")

@@ -11,6 +11,7 @@ from typing import ClassVar, Final
 
 from services.inference.backend import BackendFailure, Blame, Capability, LoadState, ModelInfo, State, Status
 from services.inference.backends.http import Reply
+from services.inference.backends.llamacpp import is_llama_server
 from services.inference.backends.openai_compatible import (
     MODELS_PATH,
     OpenAICompatibleBackend,
@@ -27,9 +28,8 @@ UNAVAILABLE: Final = 503
 
 def is_mlx(health: Reply, models: Reply) -> bool:
     """Tell whether answers to /health and /v1/models are mlx_lm.server's (a Python BaseHTTP server)."""
-    parsed = health.json()
-    is_healthy = isinstance(parsed, dict) and "status" in parsed
-    return is_healthy and "basehttp" in models.headers.get("server", "").lower() and json_list(models, "data") is not None
+    is_python = "basehttp" in models.headers.get("server", "").lower()
+    return is_python and _is_healthy(health) and json_list(models, "data") is not None
 
 
 class MlxBackend(OpenAICompatibleBackend):
@@ -58,7 +58,8 @@ class MlxBackend(OpenAICompatibleBackend):
         if health.status == UNAVAILABLE:
             return Status(State.LOADING, "is starting; wait for it", reason="BACKEND_LOADING")
         reply = await self._get(MODELS_PATH)
-        if not is_mlx(health, reply):
+        # Someone configured this address, so a proxy that hides the server's name is believed.
+        if not _is_healthy(health) or json_list(reply, "data") is None or is_llama_server(reply):
             raise BackendFailure("NOT_MLX", "something answers there, but it is not mlx_lm.server")
         model = ModelInfo(
             id=self.identity.default_model or _pinned_id(reply),
@@ -67,6 +68,11 @@ class MlxBackend(OpenAICompatibleBackend):
             capabilities=frozenset({Capability.CHAT, Capability.TOOLS}),
         )
         return status_of_models((model,), no_model=self.load_cure(""))
+
+
+def _is_healthy(health: Reply) -> bool:
+    parsed = health.json()
+    return isinstance(parsed, dict) and "status" in parsed
 
 
 def _pinned_id(reply: Reply) -> str:

@@ -13,7 +13,11 @@ from kala.errors import InvalidArgumentError
 
 group = typer.Typer(help="Verify the constitution; see how it judges a text.", no_args_is_help=True)
 
-_REPOSITORY_CONSTITUTION: Final = Path(__file__).resolve().parents[2] / "constitution"
+_ROOT: Final = Path(__file__).resolve().parents[2]
+_PACKAGED: Final = _ROOT / "services" / "ethics" / "constitution"
+DEFAULT_CONSTITUTION: Final = _PACKAGED if _PACKAGED.is_dir() else _ROOT / "constitution"
+"""The one inside the installed package, or else the one at the root of the repository; as the ethics service chooses."""
+
 _EXIT_NOT_ALLOWED: Final = 3
 
 
@@ -22,7 +26,7 @@ def verify(
     *,
     directory: Annotated[
         Path, typer.Option("--dir", help="Directory of the constitution.", show_default=False)
-    ] = _REPOSITORY_CONSTITUTION,
+    ] = DEFAULT_CONSTITUTION,
     trusted_key: Annotated[
         list[Path] | None,
         typer.Option(

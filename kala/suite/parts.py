@@ -118,6 +118,7 @@ def _wires(wiring: Wiring, name: str) -> Mapping[str, str]:
                 "ADDRESS": wiring.address("ethics"),
                 "SIGNING_KEY_FILE": str(keyring.ethics_signing_key),
                 "AUDIT_ADDRESS": audit,
+                **spool,
             }
         case "inference":
             return {

@@ -28,7 +28,9 @@ OWN: Final = dict(zip("βвнкмтгипя", "bbhkmtrnnr", strict=True))
 
 
 def _listed(char: str, data: dict[str, list[dict[str, str]]]) -> str | None:
-    options = {entry["c"].lower() for entry in data.get(char, ()) if len(entry["c"]) == 1 and entry["c"].isascii()}
+    options = {
+        entry["c"].lower() for entry in data.get(char, ()) if len(entry["c"]) == 1 and entry["c"].isascii()
+    }
     letters = sorted(option for option in options if option.isalnum())
     return letters[-1] if letters else None
 

@@ -26,7 +26,9 @@ def sign(directory: Path, key_file: Path, version: str | None) -> str:
     if not isinstance(key, Ed25519PrivateKey):
         raise ConstitutionError(f"{key_file}: not an Ed25519 private key")
     manifest_path = directory / MANIFEST_NAME
-    manifest = build_manifest(_contents(directory), version or parse_manifest(manifest_path.read_bytes()).version)
+    manifest = build_manifest(
+        _contents(directory), version or parse_manifest(manifest_path.read_bytes()).version
+    )
     manifest_path.write_bytes(manifest)
     (directory / SIGNATURE_NAME).write_bytes(sign_manifest(manifest, key))
     return parse_manifest(manifest).digest.hex()

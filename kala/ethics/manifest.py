@@ -1,8 +1,8 @@
-"""The signed manifest of the constitution: its bytes, what they promise, and the signatures over them.
+r"""The signed manifest of the constitution: its bytes, what they promise, and the signatures over them.
 
 Format v1: `manifest.json` is UTF-8 JSON `{"files": {path: {"sha256": hex, "size": bytes}}, "format", "version"}`;
 `manifest.sig` has one line `<key id> <base64 signature>` per signer. A signature is Ed25519 (RFC 8032) over
-`"kala-constitution-v1\\0" + manifest bytes`. This module touches no files and knows nothing of trust.
+`"kala-constitution-v1\0" + manifest bytes`. This module touches no files and knows nothing of trust.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from kala.errors import ConstitutionError
+
+V = TypeVar("V")
 
 MANIFEST_NAME: Final = "manifest.json"
 SIGNATURE_NAME: Final = "manifest.sig"
@@ -64,13 +66,9 @@ def build_manifest(files: Mapping[str, bytes], version: str) -> bytes:
 def parse_manifest(raw: bytes) -> Manifest:
     """Read manifest bytes strictly; ConstitutionError names the manifest for anything unexpected in it."""
     try:
-        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
-        if set(document) != {"files", "format", "version"} or document["format"] != MANIFEST_FORMAT:
-            raise ValueError(f"expected exactly files, format and version, with format {MANIFEST_FORMAT}")
-        version = document["version"]
-        if not isinstance(version, str) or not 0 < len(version) <= MAX_VERSION_CHARS:
-            raise ValueError(f"version must be a text of 1 to {MAX_VERSION_CHARS} characters")
-        files = {path: _parse_entry(path, entry) for path, entry in document["files"].items()}
+        version, files = _parse_document(
+            json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ConstitutionError(f"{MANIFEST_NAME}: not a manifest: {error}") from error
     return Manifest(version, files, hashlib.sha256(raw).digest())
@@ -117,16 +115,22 @@ def _verify_one(manifest: bytes, signature: bytes, signer: str, key: Ed25519Publ
 
 
 def _parse_signatures(raw: bytes) -> dict[str, bytes]:
-    signers: dict[str, bytes] = {}
     try:
-        for line in raw.decode("ascii").splitlines():
-            signer, _, encoded = line.partition(" ")
-            if signer in signers:
-                raise ValueError(f"key {signer} signs twice")
-            signers[signer] = base64.b64decode(encoded, validate=True)
+        lines = [line.partition(" ") for line in raw.decode("ascii").splitlines()]
+        return _without_duplicates(
+            [(signer, base64.b64decode(encoded, validate=True)) for signer, _, encoded in lines]
+        )
     except (ValueError, binascii.Error) as error:
         raise ConstitutionError(f"{SIGNATURE_NAME}: not a signature file: {error}") from error
-    return signers
+
+
+def _parse_document(document: Mapping[str, Any]) -> tuple[str, dict[str, FileDigest]]:  # Any: unchecked JSON
+    if set(document) != {"files", "format", "version"} or document["format"] != MANIFEST_FORMAT:
+        raise ValueError(f"expected exactly files, format and version, with format {MANIFEST_FORMAT}")
+    version = document["version"]
+    if not isinstance(version, str) or not 0 < len(version) <= MAX_VERSION_CHARS:
+        raise ValueError(f"version must be a text of 1 to {MAX_VERSION_CHARS} characters")
+    return version, {path: _parse_entry(path, entry) for path, entry in document["files"].items()}
 
 
 def _parse_entry(path: str, entry: Mapping[str, object]) -> FileDigest:
@@ -136,8 +140,8 @@ def _parse_entry(path: str, entry: Mapping[str, object]) -> FileDigest:
     return FileDigest(bytes.fromhex(digest), size)
 
 
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _without_duplicates(pairs: list[tuple[str, V]]) -> dict[str, V]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        raise ValueError("a key occurs twice")
+        raise ValueError("a name occurs twice")
     return document

@@ -65,9 +65,12 @@ def make_servicer(settings: EthicsSettings, watch: ConstitutionWatch) -> EthicsS
     """Put the judges, the signing key and the contracts together."""
     if settings.signing_key_file is None:
         raise InvalidArgumentError(
-            "KALA_ETHICS_SIGNING_KEY_FILE", "must name the key that signs clearances; `kala keys init` makes one"
+            "KALA_ETHICS_SIGNING_KEY_FILE",
+            "must name the key that signs clearances; `kala keys init` makes one",
         )
-    next_key = None if settings.next_public_key_file is None else load_public_key(settings.next_public_key_file)
+    next_key = (
+        None if settings.next_public_key_file is None else load_public_key(settings.next_public_key_file)
+    )
     log = structlog.get_logger()
     bench = Bench(
         read_constitution(watch.in_force),

@@ -70,7 +70,7 @@ class Announcements:
         try:
             await self._writer.append(record)
         except UnavailableError as failure:
-            log.error("a denied call was not recorded", method=method, error=failure.message)
+            log.warning("a denied call was not recorded", method=method, problem=failure.message)
 
     async def _append_at_last(self, record: audit_pb2.Record) -> None:
         wait = FIRST_RETRY_SECONDS

@@ -22,11 +22,11 @@ MIN_READABLE_SHARE: Final = 0.9
 # A shorter unreadable token is rather a name or an identifier than a message.
 MIN_OPAQUE_CHARS: Final = 24
 TAG_BASE: Final = 0xE0000
-MAX_CODE_POINT: Final = 0x10FFFF
+# Variation selectors 1 to 16 and 17 to 256 stand for the bytes 0 to 255.
+FIRST_SELECTOR: Final = 0xFE00
+FIRST_SUPPLEMENT: Final = 0xE0100
 
-_BASE64: Final = re.compile(
-    rf"[A-Za-z0-9+/_-]{{{MIN_BASE64_CHARS},}}(?:\r?\n[A-Za-z0-9+/_-]{{4,}})*={{0,2}}"
-)
+_BASE64: Final = re.compile(rf"[A-Za-z0-9+/_-]{{{MIN_BASE64_CHARS},}}(?:\r?\n[A-Za-z0-9+/_-]{{4,}})*={{0,2}}")
 _HEX: Final = re.compile(rf"(?:(?:0x|\\x)?[0-9A-Fa-f]{{2}}[\s:,]{{0,2}}){{{MIN_PAIRS},}}")
 _BINARY: Final = re.compile(rf"(?:[01]{{8}}[\s,]{{0,2}}){{{MIN_PAIRS},}}")
 _ESCAPE: Final = re.compile(
@@ -82,7 +82,9 @@ def find_hidden(text: str) -> Iterator[Carrier]:
     if text.isascii():
         return
     for match in _TAGS.finditer(text):
-        yield Carrier("tags", match.start(), match.end(), "".join(chr(ord(c) - TAG_BASE) for c in match.group()))
+        yield Carrier(
+            "tags", match.start(), match.end(), "".join(chr(ord(c) - TAG_BASE) for c in match.group())
+        )
     for match in _SELECTORS.finditer(text):
         payload = _as_text(bytes(_selector_byte(char) for char in match.group()))
         yield Carrier("selectors", match.start(), match.end(), payload)
@@ -148,7 +150,7 @@ def _unescape(escape: str) -> str:
 
 def _selector_byte(char: str) -> int:
     code = ord(char)
-    return code - 0xFE00 if code <= 0xFE0F else code - 0xE0100 + 16
+    return code - FIRST_SELECTOR if code < FIRST_SELECTOR + 16 else code - FIRST_SUPPLEMENT + 16
 
 
 _URL_SAFE: Final = str.maketrans("-_", "+/")

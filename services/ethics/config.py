@@ -35,7 +35,9 @@ class EthicsSettings(GrpcServerSettings):
     ] = None
     trust: Annotated[
         Literal["pinned", "development"],
-        Field(description="`pinned` trusts trusted_key_files; `development` only the published development key."),
+        Field(
+            description="`pinned` trusts trusted_key_files; `development` only the published development key."
+        ),
     ] = "pinned"
     trusted_key_files: Annotated[
         tuple[Path, ...],

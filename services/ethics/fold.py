@@ -92,4 +92,6 @@ class Folder:
         return REPLACEMENT if category == "Cs" else _PUNCTUATION.get(char, char.casefold())
 
 
-_PUNCTUATION: Final = dict(zip("\u2018\u2019\u201b\u02bc\u201c\u201d\u2044\u2215\u2022\u00b7", "''''\"\"//..", strict=True))
+_PUNCTUATION: Final = dict(
+    zip("\u2018\u2019\u201b\u02bc\u201c\u201d\u2044\u2215\u2022\u00b7", "''''\"\"//..", strict=True)
+)

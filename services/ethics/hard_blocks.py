@@ -103,7 +103,10 @@ class RuleSet:
         for prefilter in prefilters:
             for rule in prefilter.candidates(data):
                 if opaque or not rule.block.needs_opaque:
-                    yield rule.block, (span for span in _counting(rule, data) if span[1] - span[0] >= self._min_bytes)
+                    yield (
+                        rule.block,
+                        (span for span in _counting(rule, data) if span[1] - span[0] >= self._min_bytes),
+                    )
 
 
 class HardBlocks:
@@ -115,7 +118,12 @@ class HardBlocks:
         self._joined = {stage: RuleSet(chosen, joined=True) for stage, chosen in by_stage.items()}
 
     def find(
-        self, views: Iterable[View], stage: Stage, *, opaque: bool = False, within: tuple[int, int] | None = None
+        self,
+        views: Iterable[View],
+        stage: Stage,
+        *,
+        opaque: bool = False,
+        within: tuple[int, int] | None = None,
     ) -> list[Finding]:
         """What the rules of a stage find in these views; a rule counts once, in the first view that shows it.
 
@@ -125,7 +133,9 @@ class HardBlocks:
         for view in views:
             fresh: dict[str, list[Finding]] = {}
             for block, findings in self._find_in(view, stage, opaque=opaque):
-                counted = (f for f in findings if within is None or within[0] <= f.start and f.end <= within[1])
+                counted = (
+                    f for f in findings if within is None or (within[0] <= f.start and f.end <= within[1])
+                )
                 fresh.setdefault(block.id, []).extend(itertools.islice(counted, MAX_SPANS_PER_RULE))
             found = {rule: findings for rule, findings in fresh.items() if findings} | found
         return [finding for findings in found.values() for finding in findings]
@@ -199,7 +209,9 @@ def _compile(block: HardBlock, options: Any, *, joined: bool) -> _Rule:  # Any: 
         unless = tuple(compiled(pattern) for pattern in block.unless)
         if block.frame is None or joined:
             # Words run together are short: frame and deed are matched as one.
-            return _Rule(block, None, compiled(block.pattern, block.frame.joined if block.frame else ""), unless)
+            return _Rule(
+                block, None, compiled(block.pattern, block.frame.joined if block.frame else ""), unless
+            )
         return _Rule(block, compiled(block.frame, after="$"), compiled(block.pattern), unless)
     except re2.error as error:
         problem = str(error).partition(":")[0].strip("b'\"")

@@ -100,7 +100,7 @@ def decide(
         law_number,
         category,
         tuple(ordered[:MAX_EVIDENCE]),
-        tuple((*path[: MAX_PATH_LINES - 1], path[-1])) if len(path) > MAX_PATH_LINES else tuple(path),
+        tuple(path) if len(path) <= MAX_PATH_LINES else (*path[: MAX_PATH_LINES - 1], path[-1]),
         message,
         tuple(judges),
     )
@@ -149,4 +149,6 @@ def _law_lines(name: str, law: int, found: Sequence[Evidence]) -> list[str]:
 
 
 def _law_name(deciding: Evidence, constitution: Constitution) -> str:
-    return "no law" if deciding.law is None else f"Law {deciding.law} ({constitution.laws[deciding.law].name})"
+    return (
+        "no law" if deciding.law is None else f"Law {deciding.law} ({constitution.laws[deciding.law].name})"
+    )

@@ -120,7 +120,9 @@ def read_constitution(verified: VerifiedConstitution) -> Constitution:
     )
 
 
-def _read(path: str, files: Mapping[str, bytes], build: Any) -> Any:  # Any: one reader for files of every shape
+def _read(
+    path: str, files: Mapping[str, bytes], build: Any
+) -> Any:  # Any: one reader for files of every shape
     if path not in files:
         raise ConstitutionError(f"{path}: missing from the signed files")
     try:
@@ -171,7 +173,19 @@ def _blocks(document: Any, laws: tuple[Law, ...], fragments: Mapping[str, str]) 
 
 
 _BLOCK_KEYS: Final = frozenset(
-    {"id", "category", "stage", "outcome", "frame", "pattern", "unless", "max_chars", "needs_opaque", "match", "no_match"}
+    {
+        "id",
+        "category",
+        "stage",
+        "outcome",
+        "frame",
+        "pattern",
+        "unless",
+        "max_chars",
+        "needs_opaque",
+        "match",
+        "no_match",
+    }
 )
 
 

@@ -190,10 +190,10 @@ class OutputCheck:
 
     def finish(self) -> list[tuple[Channel, int, Progress]]:
         """Check the ends of all channels; empty when any of them is refused, for then none may be released."""
-        if self._refused is None:
-            ends = [(*key, self._note(checker.finish())) for key, checker in self._channels.items()]
-            return ends if self._refused is None else []
-        return []
+        if self._refused is not None:
+            return []
+        ends = [(*key, self._note(checker.finish())) for key, checker in self._channels.items()]
+        return [] if any(progress.is_refused for _, _, progress in ends) else ends
 
     @property
     def refused(self) -> Progress | None:
@@ -223,5 +223,5 @@ def _unescape(text: str) -> str:
 def _plain_escape(match: re.Match[str]) -> str:
     escape = match.group()
     if escape[1] == "u":
-        return chr(int(escape[2:], 16)).ljust(len(escape), PADDING)
-    return (escape[1] if escape[1] in "\"\\/" else " ").ljust(len(escape), PADDING)
+        return chr(int(escape[-4:], 16)).ljust(len(escape), PADDING)
+    return (escape[1] if escape[1] in '"\\/' else " ").ljust(len(escape), PADDING)

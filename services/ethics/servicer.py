@@ -81,9 +81,7 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         self._steady_nanos = steady_nanos
         self._random_hex = random_hex
 
-    async def CheckAction(  # noqa: N802 - the contract's name
-        self, request: pb.CheckActionRequest, context: Context
-    ) -> pb.CheckActionResponse:
+    async def CheckAction(self, request: pb.CheckActionRequest, context: Context) -> pb.CheckActionResponse:
         """Judge an action; on ALLOW sign that the asking peer may have these bytes run once."""
         began = self._steady_nanos()
         peer = peer_of(context)
@@ -104,8 +102,8 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         )
         return pb.CheckActionResponse(decision=decision, clearance=clearance)
 
-    async def CheckOutput(  # noqa: N802 - the contract's name
-        self, request_iterator: AsyncIterator[pb.CheckOutputRequest], context: Context
+    async def CheckOutput(
+        self, request_iterator: AsyncIterator[pb.CheckOutputRequest], _context: Context
     ) -> AsyncIterator[pb.CheckOutputResponse]:
         """Say how far each channel is checked, and at last whether all of it was fit to be released."""
         began = self._steady_nanos()
@@ -126,13 +124,15 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
                     yield self._output_decision(check.refused, checked.count, began)
                     return
                 case _:
-                    raise InvalidArgumentError("event", "must be a chunk, a flush or the finish after the start")
+                    raise InvalidArgumentError(
+                        "event", "must be a chunk, a flush or the finish after the start"
+                    )
             if check.refused is not None:
                 yield self._output_decision(check.refused, checked.count, began)
                 return
         raise InvalidArgumentError("event", "the stream ended without a finish")
 
-    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802 - see above
+    async def Score(self, request: pb.ScoreRequest, _context: Context) -> pb.ScoreResponse:
         """Judge a text; nothing follows from it."""
         if request.HasField("measurement"):
             raise UnimplementedError("signed measurements come with the trainer")
@@ -143,8 +143,14 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
             laws=law_scores(judgement, [law.number for law in self._bench.constitution.laws]),
         )
 
-    async def GetConstitution(  # noqa: N802 - the contract's name
-        self, request: pb.GetConstitutionRequest, context: Context
+    async def SumMeasurements(
+        self, _request: pb.SumMeasurementsRequest, _context: Context
+    ) -> pb.SumMeasurementsResponse:
+        """Say that this release measures nothing yet."""
+        raise UnimplementedError("signed measurements come with the trainer")
+
+    async def GetConstitution(
+        self, _request: pb.GetConstitutionRequest, _context: Context
     ) -> pb.GetConstitutionResponse:
         """Say which constitution is in force and how its signature is trusted."""
         verified = self._in_force.verified
@@ -161,16 +167,17 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         response.verified_at.FromNanoseconds(int(self._in_force.verified_at() * 1e9))
         return response
 
-    async def ListLaws(self, request: pb.ListLawsRequest, context: Context) -> pb.ListLawsResponse:  # noqa: N802 - see above
+    async def ListLaws(self, _request: pb.ListLawsRequest, _context: Context) -> pb.ListLawsResponse:
         """List the laws in their order."""
         laws = self._bench.constitution.laws
         return pb.ListLawsResponse(
             laws=[
-                pb.Law(number=law.number, name=law.name, text=law.text, categories=law.categories) for law in laws
+                pb.Law(number=law.number, name=law.name, text=law.text, categories=law.categories)
+                for law in laws
             ]
         )
 
-    async def ListKeys(self, request: pb.ListKeysRequest, context: Context) -> pb.ListKeysResponse:  # noqa: N802 - see above
+    async def ListKeys(self, _request: pb.ListKeysRequest, _context: Context) -> pb.ListKeysResponse:
         """List the keys that sign clearances now and after the next rotation."""
         keys = [(self._signer.public_key, True)]
         if self._next_key is not None:
@@ -182,8 +189,8 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
             ]
         )
 
-    async def ReplayDecision(  # noqa: N802 - the contract's name
-        self, request: pb.ReplayDecisionRequest, context: Context
+    async def ReplayDecision(
+        self, request: pb.ReplayDecisionRequest, _context: Context
     ) -> pb.ReplayDecisionResponse:
         """Judge a recorded text again by the same version, and say where the result differs."""
         self._require_at_hand(request)
@@ -224,9 +231,7 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         if missing:
             raise FailedPreconditionError(f"judge {missing[0]} is not at hand")
 
-    def _output_decision(
-        self, refused: Progress | None, channels: int, began: int
-    ) -> pb.CheckOutputResponse:
+    def _output_decision(self, refused: Progress | None, channels: int, began: int) -> pb.CheckOutputResponse:
         evidence: Sequence[Evidence] = () if refused is None else refused.evidence
         return pb.CheckOutputResponse(
             decision=self._decision(self._bench.conclude(evidence, channels), began)

@@ -88,9 +88,7 @@ def plain_views(prefix: str, cased: str, locate: Locate) -> Iterator[View]:
     views = tuple(streamed_views(prefix, cased, locate))
     yield from views
     base = views[1] if len(views) > 1 and views[1].name == f"{prefix}leet" else views[0]
-    yield View(
-        f"{prefix}reversed_words", _reverse_words(base.text), _chain(_whole_words(base.text), locate)
-    )
+    yield View(f"{prefix}reversed_words", _reverse_words(base.text), _chain(_whole_words(base.text), locate))
 
 
 def streamed_views(prefix: str, cased: str, locate: Locate) -> Iterator[View]:

@@ -54,7 +54,7 @@ class Made:
 
 def decision_of(judgement: Judgement, constitution: Constitution, made: Made) -> decision_pb2.Decision:
     """The decision as it travels."""
-    decision = decision_pb2.Decision(
+    return decision_pb2.Decision(
         id=made.decision_id,
         outcome=OUTCOMES[judgement.outcome],
         law=judgement.law,
@@ -68,7 +68,6 @@ def decision_of(judgement: Judgement, constitution: Constitution, made: Made) ->
         elapsed=Duration(seconds=made.elapsed_nanos // NANOS, nanos=made.elapsed_nanos % NANOS),
         action_digest=made.action_digest,
     )
-    return decision
 
 
 def evidence_of(item: Evidence) -> decision_pb2.Evidence:

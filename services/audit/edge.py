@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from kala.audit.merkle import HASH_BYTES, CompactRange, inclusion_proof, node_hash
 from kala.audit.verify import TILE_LEVELS, TILE_WIDTH
-from kala.errors import DataLossError
+from kala.errors import DataLossError, VerificationError
 
 _MASK: Final = TILE_WIDTH - 1
 
@@ -30,7 +30,10 @@ class TreeEdge:
 
     def __init__(self, size: int, range_bytes: bytes, open_tiles: Mapping[int, Sequence[bytes]]) -> None:
         """`open_tiles` gives, per tile level, the hashes of the tile that still grows; raises `DataLossError`."""
-        self._range = CompactRange.from_bytes(size, range_bytes)
+        try:
+            self._range = CompactRange.from_bytes(size, range_bytes)
+        except VerificationError as error:
+            raise DataLossError(f"the log's head is damaged: {error.message}") from error
         self._nodes: dict[tuple[int, int], bytes] = {}
         self._open: dict[int, list[bytes]] = {}
         self._full: list[Tile] = []

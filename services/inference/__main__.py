@@ -23,6 +23,7 @@ from services.inference.backend import Kind, State
 from services.inference.backends.make import ServerFactory, pythia_backends
 from services.inference.backends.pythia import PythiaBackend
 from services.inference.config import SECTION, InferenceSettings
+from services.inference.records import ADMINISTRATIVE, Records, open_records
 from services.inference.registry.discovery import PortScanner
 from services.inference.registry.registry import Registry
 from services.inference.servicer import Service, inference_servicer
@@ -49,6 +50,16 @@ def ready_names(registry: Registry) -> frozenset[str]:
     return frozenset(view.name for view in registry.views() if view.status.state is State.READY)
 
 
+def call_policy(verifier: ClearanceVerifier, records: Records) -> CallPolicy:
+    """Say which calls need a clearance and which are recorded here."""
+    return CallPolicy(
+        guard_for=guard_for(verifier, [inference_pb2.DESCRIPTOR]),
+        administrative=ADMINISTRATIVE,
+        on_denied=records.denied,
+        on_administrative=records.administrative,
+    )
+
+
 async def main(settings: InferenceSettings) -> None:
     """Serve until SIGTERM or SIGINT."""
     if not settings.ethics_public_keys:
@@ -60,9 +71,9 @@ async def main(settings: InferenceSettings) -> None:
     registry = make_registry(settings, pythia)
     service = Service(registry, verifier.recheck, settings.max_act_seconds, default_provider=settings.provider)
     register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference_servicer(service))
-    policy = CallPolicy(guard_for=guard_for(verifier, [inference_pb2.DESCRIPTOR]))
     async with AsyncExitStack() as stack:
         telemetry = stack.enter_context(process_telemetry(INFERENCE, settings))
+        policy = call_policy(verifier, await open_records(settings, stack))
         stack.push_async_callback(registry.aclose)
         server = await stack.enter_async_context(
             serving(settings, [register], policy=policy, telemetry=telemetry.rpc)

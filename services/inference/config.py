@@ -110,7 +110,9 @@ class InferenceSettings(GrpcServerSettings):
     max_in_flight: Annotated[int, Field(ge=1, description="Connections to one backend.")] = 64
 
     @model_validator(mode="after")
-    def _check_urls(self) -> Self:
+    def _check(self) -> Self:
+        if (self.spool_dir is None) != (self.spool_key_file is None):
+            raise ValueError("spool_dir and spool_key_file go together")
         for name in ("lmstudio_url", "llamacpp_url", "mlx_url", "ollama_url"):
             url = getattr(self, name)
             if url is None:

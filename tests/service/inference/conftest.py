@@ -15,13 +15,13 @@ import pytest
 from kala.inference.v1 import inference_pb2 as pb
 from kala.inference.v1 import inference_pb2_grpc
 from services.common.channel import open_channel
-from services.common.clearance import ClearanceVerifier, guard_for
-from services.common.interceptors import CallPolicy
+from services.common.clearance import ClearanceVerifier
 from services.common.server import serving
 from services.common.status import translated
-from services.inference.__main__ import make_registry
+from services.inference.__main__ import call_policy, make_registry
 from services.inference.backends.make import pythia_backends
 from services.inference.config import InferenceSettings
+from services.inference.records import Records, Writer
 from services.inference.registry.registry import Registry
 from services.inference.servicer import Service, inference_servicer
 from tests.fakes.clearances import FakeEthics, MovingClock
@@ -96,7 +96,7 @@ async def start(tmp_path: Path) -> AsyncIterator[StartSuite]:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path, **fields: object) -> AsyncIterator[Suite]:
+async def running(tmp_path: Path, *, writer: Writer | None = None, **fields: object) -> AsyncIterator[Suite]:
     """Run the service as `__main__` puts it together."""
     clock = MovingClock()
     ethics = FakeEthics(clock)
@@ -107,7 +107,7 @@ async def running(tmp_path: Path, **fields: object) -> AsyncIterator[Suite]:
     registry = make_registry(settings, pythia_backends(settings))
     servicer = inference_servicer(Service(registry, verifier.recheck, settings.max_act_seconds, settings.provider))
     register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer)
-    policy = CallPolicy(guard_for=guard_for(verifier, [pb.DESCRIPTOR]))
+    policy = call_policy(verifier, Records(writer))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(registry.aclose)
         server = await stack.enter_async_context(serving(settings, [register], policy=policy))

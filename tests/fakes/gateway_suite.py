@@ -97,6 +97,7 @@ class Suite:
     audit: AuditProcess
     settings: GatewaySettings
     directory: Path
+    first_leaf: int = 0
 
     def bearer(self, key: str | None = None) -> dict[str, str]:
         return {"authorization": f"Bearer {key or self.key}"}
@@ -121,10 +122,18 @@ class Suite:
     async def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
         return await self.http.post(path, json=body, headers=self.bearer() | options.pop("headers", {}), **options)
 
+    async def reset(self) -> None:
+        """Forget what earlier tests scripted and logged."""
+        self.http.cookies.clear()
+        vars(self.ethics).update(vars(ScriptedEthics(signer=self.ethics.signer)))
+        vars(self.inference).update(vars(ScriptedInference()))
+        self.first_leaf = 0
+        self.first_leaf = len(await self.leaves())
+
     async def leaves(self, *, type: str | None = None) -> list[dict[str, Any]]:
-        """Read every leaf of the log, in order, straight from the database."""
+        """Read this test's leaves in order, straight from the database."""
         with closing(sqlite3.connect(self.directory / "audit.db")) as connection:
-            rows = connection.execute("SELECT leaf FROM entry ORDER BY idx").fetchall()
+            rows = connection.execute("SELECT leaf FROM entry WHERE idx >= ? ORDER BY idx", (self.first_leaf,)).fetchall()
         values = [json.loads(row[0]) for row in rows]
         return [value for value in values if type is None or value["type"] == type]
 

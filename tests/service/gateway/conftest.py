@@ -1,4 +1,4 @@
-"""A gateway over HTTP for each test."""
+"""A gateway over HTTP: one for all tests that only script its peers, and one of their own for tests that break it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,26 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from tests.fakes.gateway_suite import Suite, running_suite
 
 
-@pytest.fixture
-async def suite(tmp_path: Path) -> AsyncIterator[Suite]:
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shared_suite(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Suite]:
+    async with running_suite(tmp_path_factory.mktemp("gateway")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def suite(shared_suite: Suite) -> Suite:
+    """The shared suite, as new: peers unscripted, earlier leaves out of sight."""
+    await shared_suite.reset()
+    return shared_suite
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def own_suite(tmp_path: Path) -> AsyncIterator[Suite]:
+    """A suite that a test may break."""
     async with running_suite(tmp_path) as running:
         yield running

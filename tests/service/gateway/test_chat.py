@@ -14,6 +14,8 @@ from tests.fakes.gateway_suite import Suite, words_of
 from tests.fakes.scripted_ethics import FORBIDDEN
 from tests.fakes.scripted_inference import REPLY, finish, route, saying, text
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 
 async def test_an_answer_is_a_completion_with_a_receipt_that_verifies_offline(suite: Suite) -> None:
     response = await suite.chat()

@@ -1,0 +1,154 @@
+"""released ⊆ checked, whatever is generated and checked in whatever order."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+from hypothesis import given
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from gateway.answer import REASONING, REFUSAL, TEXT, AnswerBuffer, tool_arguments
+from gateway.release import HoldBack, Track
+from kala.inference.v1 import inference_pb2 as pb
+
+TRACKS = [TEXT, REASONING, REFUSAL, tool_arguments(0), tool_arguments(1)]
+
+
+class HoldBackMachine(RuleBasedStateMachine):
+    """A model of the hold-back: what was generated, and the furthest offset that ever covered real text."""
+
+    tracks = Bundle("tracks")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = HoldBack()
+        self.generated: dict[Track, str] = {}
+        self.checked: dict[Track, int] = {}
+        self.released: dict[Track, str] = {}
+
+    @rule(track=st.sampled_from(TRACKS), text=st.text(max_size=8))
+    def push(self, track: Track, text: str) -> None:
+        self.held.push(track, text)
+        self.generated[track] = self.generated.get(track, "") + text
+
+    @rule(track=st.sampled_from(TRACKS), characters=st.integers(0, 40))
+    def check(self, track: Track, characters: int) -> None:
+        self.held.check(track, characters)
+        covered = min(characters, len(self.generated.get(track, "")))
+        self.checked[track] = max(covered, self.checked.get(track, 0))
+
+    @rule()
+    def release(self) -> None:
+        for piece in self.held.release():
+            assert piece.text
+            self.released[piece.track] = self.released.get(piece.track, "") + piece.text
+
+    @invariant()
+    def nothing_leaves_unchecked_and_nothing_is_changed(self) -> None:
+        for track, text in self.released.items():
+            assert len(text) <= self.checked.get(track, 0)
+            assert self.generated[track].startswith(text)
+            assert self.held.released(track) == text
+
+    @invariant()
+    def the_record_of_what_was_generated_is_whole(self) -> None:
+        for track, text in self.generated.items():
+            assert self.held.generated(track) == text
+
+
+TestHoldBack = HoldBackMachine.TestCase
+
+
+def test_an_offset_ahead_of_the_text_does_not_cover_what_comes_later() -> None:
+    held = HoldBack()
+    held.push(TEXT, "abc")
+    held.check(TEXT, 100)
+    held.push(TEXT, "def")
+    assert [piece.text for piece in held.release()] == ["abc"]
+    assert not held.is_empty
+
+
+def test_a_lower_offset_withdraws_what_has_not_left() -> None:
+    held = HoldBack()
+    held.push(TEXT, "abcdef")
+    held.check(TEXT, 6)
+    held.check(TEXT, 2)
+    assert [piece.text for piece in held.release()] == ["ab"]
+
+
+def test_a_track_without_text_is_ignored() -> None:
+    held = HoldBack()
+    held.check(TEXT, 5)
+    assert held.release() == []
+    assert held.is_empty
+    assert held.released(TEXT) == held.generated(TEXT) == ""
+    assert held.released_upto(TEXT) == 0
+
+
+def _call(**fields: object) -> pb.ChatDelta:
+    return pb.ChatDelta(tool_calls=[pb.ToolCall(index=0, **fields)])
+
+
+def test_a_declared_name_leaves_with_the_first_arguments() -> None:
+    buffer = AnswerBuffer({"f"})
+    assert buffer.take_in(_call(id="c", name="f", arguments="{}")) == [(tool_arguments(0), "{}")]
+    assert not buffer.release()
+    buffer.check(tool_arguments(0), 2)
+    (piece,) = buffer.release().tool_calls
+    assert (piece.id, piece.name, piece.arguments) == ("c", "f", "{}")
+
+
+def test_an_undeclared_name_waits_for_its_own_check() -> None:
+    buffer = AnswerBuffer()
+    chunks = buffer.take_in(_call(id="c", name="words of the model", arguments="{}"))
+    assert chunks[0][1] == "words of the model\n"
+    buffer.check(tool_arguments(0), 2)
+    assert not buffer.release().tool_calls
+    buffer.check(chunks[0][0], len(chunks[0][1]))
+    (piece,) = buffer.release().tool_calls
+    assert (piece.name, piece.arguments) == ("words of the model", "{}")
+
+
+def test_a_call_without_arguments_leaves_at_the_end() -> None:
+    buffer = AnswerBuffer({"f"})
+    buffer.take_in(_call(id="c", name="f"))
+    assert not buffer.release()
+    assert buffer.release(is_final=True).tool_calls[0].name == "f"
+    assert buffer.has_tool_calls
+    assert not buffer.release(is_final=True)
+
+
+def test_log_probabilities_wait_for_every_token_in_them() -> None:
+    buffer = AnswerBuffer()
+    entry = pb.TokenLogprob(token="Hi", top=[pb.TokenLogprob(token="No")])
+    chunks = buffer.take_in(pb.ChatDelta(text="Hi", logprobs=[entry]))
+    tracks = [track for track, _ in chunks]
+    for track in tracks[:-1]:
+        buffer.check(track, 2)
+    assert not buffer.release().logprobs
+    buffer.check(tracks[-1], 2)
+    assert buffer.release().logprobs == (entry,)
+
+
+def test_the_record_of_a_text_is_the_text_and_of_anything_else_is_json() -> None:
+    buffer = AnswerBuffer({"f"})
+    buffer.take_in(pb.ChatDelta(text="Grüße"))
+    assert buffer.generated().to_bytes() == "Grüße".encode()
+    assert buffer.generated().form == "text"
+    buffer.take_in(_call(id="c", name="f", arguments="{}"))
+    assert buffer.generated().form == "message"
+    assert b'"arguments":"{}"' in buffer.generated().to_bytes()
+    assert buffer.released.to_bytes() == b""
+
+
+@given(st.text(max_size=40), st.lists(st.integers(0, 40), max_size=6), st.lists(st.integers(1, 5), min_size=1, max_size=9))
+def test_what_left_is_what_the_record_says(text: str, offsets: list[int], sizes: list[int]) -> None:
+    buffer, left, start = AnswerBuffer(), "", 0
+    for size in sizes:
+        buffer.take_in(pb.ChatDelta(text=text[start : start + size]))
+        start += size
+        for offset in offsets:
+            buffer.check(TEXT, offset)
+        left += buffer.release().text
+    assert buffer.released.text == left
+    assert text.startswith(left)
+    assert len(left) <= max(offsets, default=0)

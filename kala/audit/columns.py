@@ -35,8 +35,13 @@ DERIVED: Final = (
 _NOTHING: Final[Mapping[str, None]] = {}
 
 
-def derived(leaf: Mapping[str, Any]) -> tuple[int | str | bytes | None, ...]:
-    """The values of `DERIVED` for the fields of one leaf; raises `VerificationError` when a field is missing."""
+def derived(
+    leaf: Mapping[str, Any], times: tuple[int, int] | None = None
+) -> tuple[int | str | bytes | None, ...]:
+    """The values of `DERIVED` for the fields of one leaf; raises `VerificationError` when a field is missing.
+
+    `times` are those that the leaf was just made with, for a writer that need not read them back.
+    """
     try:
         action, decision = leaf["action"] or _NOTHING, leaf["decision"] or _NOTHING
         model, result = leaf["model"] or _NOTHING, leaf["result"] or _NOTHING
@@ -59,8 +64,7 @@ def derived(leaf: Mapping[str, Any]) -> tuple[int | str | bytes | None, ...]:
             producer["id"],
             bytes.fromhex(producer["boot"]),
             producer["seq"],
-            parse_time(leaf["occurred_at"]),
-            parse_time(leaf["recorded_at"]),
+            *(times or (parse_time(leaf["occurred_at"]), parse_time(leaf["recorded_at"]))),
             bytes.fromhex(leaf["record_digest"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

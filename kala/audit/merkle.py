@@ -112,16 +112,15 @@ def inclusion_proof(index: int, size: int, read: NodeReader) -> list[bytes]:
     if not 0 <= index < size:
         raise VerificationError(f"leaf {index} is not in a tree of size {size}")
     proof: list[bytes] = []
-    start, end = 0, size
-    while end - start > 1:
-        middle = start + _split(end - start)
-        if index < middle:
-            proof.append(_subtree_root(middle, end, read))
-            end = middle
-        else:
-            proof.append(_subtree_root(start, middle, read))
-            start = middle
-    proof.reverse()
+    node, last, level = index, size - 1, 0
+    while last:
+        if node & 1:
+            proof.append(read(level, node - 1))
+        elif node + 2 <= size >> level:
+            proof.append(read(level, node + 1))
+        elif node < last:
+            proof.append(_subtree_root(node + 1 << level, size, read))
+        node, last, level = node >> 1, last >> 1, level + 1
     return proof
 
 

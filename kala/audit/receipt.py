@@ -5,7 +5,7 @@ See c2sp.org/tlog-proof. The `extra` line holds the leaf; it is trusted only bec
 
 from __future__ import annotations
 
-import base64
+import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -72,9 +72,9 @@ class VerifiedReceipt:
 
 def receipt_text(leaf: bytes, index: int, proof: Sequence[bytes], checkpoint: str) -> str:
     """The tlog-proof text of a leaf, its inclusion proof and the signed checkpoint that it leads to."""
-    encode = base64.b64encode
-    hashes = "".join([f"{encode(digest).decode()}\n" for digest in proof])
-    return f"{HEADER}\nextra {encode(leaf).decode()}\nindex {index}\n{hashes}\n{checkpoint}"
+    # b2a_base64 ends its line itself; it is what b64encode wraps.
+    hashes = b"".join(map(binascii.b2a_base64, proof)).decode()
+    return f"{HEADER}\nextra {binascii.b2a_base64(leaf).decode()}index {index}\n{hashes}\n{checkpoint}"
 
 
 def verify_receipt(text: str, trusted: Sequence[Verifier]) -> VerifiedReceipt:

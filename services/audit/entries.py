@@ -82,7 +82,9 @@ def build(entry: NewEntry, index: int, recorded_at: int, sealer: PayloadSealer) 
         raise InvalidArgumentError(
             "record", f"makes a leaf of {len(leaf)} bytes; at most {MAX_LEAF_BYTES} fit"
         )
-    return BuiltEntry(EntryRow(index, leaf, leaf_hash(leaf), derived(value)), sealed)
+    return BuiltEntry(
+        EntryRow(index, leaf, leaf_hash(leaf), derived(value, (entry.occurred_at, recorded_at))), sealed
+    )
 
 
 def time_text(microseconds: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from kala.audit.canonical import MAX_INTEGER
@@ -66,7 +66,7 @@ def entry_of(record: audit_pb2.Record, recorded_by: str) -> NewEntry:
         "result": _result(record.result) if record.HasField("result") else None,
         "execution_id": _maybe_bytes("execution_id", record.execution_id, KEY_BYTES),
         "gate": _gate(record.gate) if record.HasField("gate") else None,
-        "references": [_reference(f"references[{i}]", r) for i, r in enumerate(record.references)],
+        "references": _each("references", record.references, _reference),
         "attributes": _attributes(record),
     }
     return NewEntry(record.idempotency_key, fields, _occurred_at(record), digest, payloads)
@@ -120,17 +120,17 @@ def _decision(decision: audit_pb2.RecordDecision) -> Fields:
         "law": _bounded("decision.law", decision, "law", MAX_LAW),
         "category": _optional("decision.category", decision.category),
         "constitution_digest": _maybe_bytes("decision.constitution_digest", decision.constitution_digest),
-        "judges": [_judge(f"decision.judges[{i}]", judge) for i, judge in enumerate(decision.judges)],
+        "judges": _each("decision.judges", decision.judges, _judge),
     }
 
 
-def _judge(field: str, judge: audit_pb2.RecordJudge) -> Fields:
+def _judge(judge: audit_pb2.RecordJudge) -> Fields:
     return {
-        "name": _required(f"{field}.name", judge.name),
-        "version": _required(f"{field}.version", judge.version),
-        "outcome": _outcome(f"{field}.outcome", judge.outcome),
-        "law": _bounded(f"{field}.law", judge, "law", MAX_LAW),
-        "score": _bounded(f"{field}.score_millionths", judge, "score_millionths", MAX_SCORE),
+        "name": _required("name", judge.name),
+        "version": _required("version", judge.version),
+        "outcome": _outcome("outcome", judge.outcome),
+        "law": _bounded("law", judge, "law", MAX_LAW),
+        "score": _bounded("score_millionths", judge, "score_millionths", MAX_SCORE),
     }
 
 
@@ -151,19 +151,19 @@ def _result(result: audit_pb2.RecordResult) -> Fields:
         "status": result.status,
         "code": _optional("result.code", result.code),
         "finish_reason": _optional("result.finish_reason", result.finish_reason),
-        "attempts": [_attempt(f"result.attempts[{i}]", a) for i, a in enumerate(result.attempts)],
+        "attempts": _each("result.attempts", result.attempts, _attempt),
         "input_tokens": _bounded("result.input_tokens", result, "input_tokens"),
         "output_tokens": _bounded("result.output_tokens", result, "output_tokens"),
         "duration_ms": _bounded("result.duration_ms", result, "duration_ms"),
     }
 
 
-def _attempt(field: str, attempt: audit_pb2.RecordAttempt) -> Fields:
+def _attempt(attempt: audit_pb2.RecordAttempt) -> Fields:
     return {
-        "backend": _required(f"{field}.backend", attempt.backend),
-        "model": _optional(f"{field}.model", attempt.model),
-        "outcome": _required(f"{field}.outcome", attempt.outcome),
-        "reason": _optional(f"{field}.reason", attempt.reason),
+        "backend": _required("backend", attempt.backend),
+        "model": _optional("model", attempt.model),
+        "outcome": _required("outcome", attempt.outcome),
+        "reason": _optional("reason", attempt.reason),
     }
 
 
@@ -175,28 +175,41 @@ def _gate(gate: audit_pb2.RecordGate) -> Fields:
         "base_digest": _bytes("gate.base_digest", gate.base_digest).hex(),
         "gate_set_digest": _bytes("gate.gate_set_digest", gate.gate_set_digest).hex(),
         "constitution_digest": _bytes("gate.constitution_digest", gate.constitution_digest).hex(),
-        "measurements": [_measurement(f"gate.measurements[{i}]", m) for i, m in enumerate(gate.measurements)],
+        "measurements": _each("gate.measurements", gate.measurements, _measurement),
     }
 
 
-def _measurement(field: str, measurement: measurement_pb2.SignedMeasurement) -> Fields:
+def _measurement(measurement: measurement_pb2.SignedMeasurement) -> Fields:
     if not measurement.claims or not measurement.signature:
-        raise InvalidArgumentError(field, "must hold claims and their signature")
+        raise InvalidArgumentError("claims", "must be set, with their signature")
     return {
-        "service": _required(f"{field}.service", measurement.service),
+        "service": _required("service", measurement.service),
         "claims": base64.b64encode(measurement.claims).decode(),
         "signature": base64.b64encode(measurement.signature).decode(),
-        "key_id": _required(f"{field}.key_id", measurement.key_id),
+        "key_id": _required("key_id", measurement.key_id),
     }
 
 
 # `Any` below: protobuf messages of several types that share a shape.
-def _reference(field: str, reference: Any) -> Fields:
+def _reference(reference: Any) -> Fields:
     return {
-        "name": _required(f"{field}.name", reference.name),
-        "sha256": _bytes(f"{field}.sha256", reference.sha256).hex(),
-        "bytes": _within(f"{field}.bytes", reference.bytes, MAX_INTEGER),
+        "name": _required("name", reference.name),
+        "sha256": _bytes("sha256", reference.sha256).hex(),
+        "bytes": _within("bytes", reference.bytes, MAX_INTEGER),
     }
+
+
+# `Any`: repeated messages of several types, each read by its own function.
+def _each(field: str, messages: Any, convert: Callable[[Any], Fields]) -> list[Fields]:
+    """Converts each message; an error names its place. Names are put together only then: this is the hot path."""
+    converted: list[Fields] = []
+    try:
+        for message in messages:
+            converted.append(convert(message))  # noqa: PERF401 - its length is the place of the error
+    except InvalidArgumentError as error:
+        place = f"{field}[{len(converted)}].{error.field}"
+        raise InvalidArgumentError(place, error.problem) from None
+    return converted
 
 
 def _attributes(record: audit_pb2.Record) -> list[list[str]]:

@@ -1,1 +1,1 @@
-88225dcc66b7f098 IrKspZT/Gpexe795DucHmxV3ShQwioKbso5s8NcPG5R9WSVrVcIFZV3ovMFixvve0ctmzw8Z6wfznOPAjtqoCw==
+88225dcc66b7f098 HiEamPywBVI0p9a97OPxTh1qqjQNN21stYHw+EqsW9XXcojz5OJVn6F0qxIHW9Omq2LlwRBM/vzihU0unioRCg==

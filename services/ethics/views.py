@@ -29,9 +29,12 @@ _LEET_TABLE: Final = str.maketrans("0134567892@$", "oieasgtbgzas")
 _LEET_L_TABLE: Final = str.maketrans("0134567892@$", "oleasgtbgzas")
 _LEET_I: Final = re.compile(r"(?<=[a-z0-9@$])[!|](?=[a-z0-9@$])")
 _LEET_T: Final = re.compile(r"(?<=[a-z0-9@$])\+(?=[a-z0-9@$])")
+# A capital I inside a word is read as an l.
 _CAPITAL_I: Final = re.compile(r"(?<=[a-z])I")
 # A word spelled out: single letters with one to three other characters between them.
-SPELLED: Final = re.compile(r"(?<![a-z0-9])[a-z](?:[^a-z0-9]{1,3}[a-z](?![a-z0-9])){2,}")
+SPELLED: Final = re.compile(r"(?<![a-z0-9])[a-z0-9](?:[^a-z0-9]{1,3}[a-z0-9](?![a-z0-9])){2,}")
+# The same with exactly one mark between letters, so that wider gaps still part words ("m a k e  a  b o m b").
+_SPELLED_TIGHT: Final = re.compile(r"(?<![a-z0-9])[a-z0-9](?:[^a-z0-9][a-z0-9](?![a-z0-9]))+")
 _SPELLED_GAP: Final = re.compile(r"[^a-z0-9]+")
 # Apostrophes stay: "can't" is a word.
 _INNER_MARK: Final = re.compile(r"(?<=[a-z0-9])[^\sa-z0-9']{1,2}(?=[a-z0-9])")
@@ -96,7 +99,7 @@ def streamed_views(prefix: str, cased: str, locate: Locate) -> Iterator[View]:
 
     The plain view comes first, the leetspeak view, if there is one, second.
     """
-    plain = _CAPITAL_I.sub("l", cased).lower()
+    plain = cased.lower()
     yield View(f"{prefix}plain", plain, locate)
     base = plain
     if _LEET.search(plain):
@@ -105,7 +108,11 @@ def streamed_views(prefix: str, cased: str, locate: Locate) -> Iterator[View]:
         yield View(f"{prefix}leet", base, locate)
         if "1" in plain or "|" in plain:
             yield View(f"{prefix}leet_l", _LEET_I.sub("l", plain).translate(_LEET_L_TABLE), locate)
-    yield from without(f"{prefix}spelled", base, locate, _spelled_gaps(base))
+    if _CAPITAL_I.search(cased):
+        yield View(f"{prefix}capital_i", _CAPITAL_I.sub("l", cased).lower(), locate)
+    if SPELLED.search(base):
+        yield from without(f"{prefix}spelled", base, locate, _gaps(SPELLED, base))
+        yield from without(f"{prefix}spelled_words", base, locate, _gaps(_SPELLED_TIGHT, base))
     yield from without(f"{prefix}unmarked", base, locate, (m.span() for m in _INNER_MARK.finditer(base)))
     yield View(f"{prefix}reversed", base[::-1], _chain(_mirror(len(base)), locate))
     yield View(f"{prefix}rot13", codecs.encode(plain, "rot13"), locate)
@@ -132,8 +139,8 @@ def without(name: str, text: str, locate: Locate, spans: Iterable[tuple[int, int
     yield View(name, "".join(pieces), _chain(inner, locate))
 
 
-def _spelled_gaps(text: str) -> Iterator[tuple[int, int]]:
-    for run in SPELLED.finditer(text):
+def _gaps(spelled: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    for run in spelled.finditer(text):
         for gap in _SPELLED_GAP.finditer(text, run.start(), run.end()):
             yield gap.span()
 

@@ -11,12 +11,14 @@ from services.audit.batch import BatchWriter
 from services.audit.config import SECTION, AuditSettings
 from services.audit.keys import load_signer
 from services.audit.log import Log, system_clock
+from services.audit.own_records import OwnRecords
 from services.audit.payloads import KeyEncryptionKey
 from services.audit.read_servicer import AuditReadServicer
 from services.audit.reading import LogReading
 from services.audit.servicer import AuditServicer
 from services.audit.sqlite_store import SqliteReader, SqliteWriter
 from services.common.event_loop import run
+from services.common.interceptors import CallPolicy
 from services.common.secret_keys import load_secret_key
 from services.common.server import serving
 from services.common.settings import load
@@ -53,7 +55,11 @@ async def main() -> None:
                 audit_pb2_grpc.AuditPrivacyServiceServicer(),  # type: ignore[abstract] # as said above
             ),
         ]
-        server = await stack.enter_async_context(serving(settings, registrations, telemetry=telemetry.rpc))
+        own = OwnRecords(log, clock=system_clock)
+        await own.started()
+        server = await stack.enter_async_context(
+            serving(settings, registrations, policy=CallPolicy(on_denied=own.denied), telemetry=telemetry.rpc)
+        )
         await server.set_serving()
         await server.run_until_signalled()
 

@@ -76,6 +76,9 @@ class SqliteWriter:
             _require_durable(self._db)
             require_triggers(self._db)
             self._epoch = self._take_over(origin, vkey)
+        except sqlite3.DatabaseError as error:
+            self._lock.release()
+            raise FailedPreconditionError(f"{path} cannot be opened as a log: {error}") from error
         except BaseException:
             self._lock.release()
             raise

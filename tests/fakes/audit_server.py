@@ -14,11 +14,13 @@ from kala.audit.note import Verifier
 from kala.audit.v1 import audit_pb2_grpc
 from services.audit.config import AuditSettings
 from services.audit.log import Log
+from services.audit.own_records import OwnRecords
 from services.audit.read_servicer import AuditReadServicer
 from services.audit.reading import LogReading
 from services.audit.servicer import AuditServicer
 from services.audit.sqlite_store import SqliteReader
 from services.common.channel import open_channel
+from services.common.interceptors import CallPolicy
 from services.common.server import serving
 from tests.fakes.audit_log import NOW, LogFile
 
@@ -58,9 +60,10 @@ async def served_log(
         partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log)),
         partial(audit_pb2_grpc.add_AuditReadServiceServicer_to_server, reads),
     ]
+    own = OwnRecords(log, clock=lambda: NOW)
     settings = AuditSettings(address=address, metrics_port=None, drain_seconds=0.2)
     async with (
-        serving(settings, registrations) as server,
+        serving(settings, registrations, policy=CallPolicy(on_denied=own.denied)) as server,
         open_channel(server.address, peer_name="gateway") as channel,
     ):
         await server.set_serving()

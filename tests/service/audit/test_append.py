@@ -13,6 +13,7 @@ import pytest
 
 from kala.audit.checkpoint import open_checkpoint
 from kala.audit.database import verify_database
+from kala.audit.leaf import parse_leaf
 from kala.audit.receipt import verify_receipt
 from kala.audit.v1 import audit_pb2
 from kala.errors import (
@@ -232,13 +233,22 @@ async def test_a_stopped_log_refuses(served: ServedLog) -> None:
         await append(served, record(0))
 
 
-async def test_a_stranger_may_not_append(served: ServedLog) -> None:
+async def test_a_stranger_may_not_append_and_the_log_says_so(served: ServedLog) -> None:
     from kala.audit.v1 import audit_pb2_grpc
 
     async with open_channel(served.address, peer_name="stranger") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await audit_pb2_grpc.AuditServiceStub(channel).Append(audit_pb2.AppendRequest(record=record(0)))
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    entry = served.file.reader.entry(0)
+    assert entry is not None
+    leaf = parse_leaf(entry.leaf).value
+    assert (leaf["type"], leaf["recorded_by"], leaf["result"]["code"]) == (
+        "rpc.denied",
+        "audit",
+        "PEER_NOT_ALLOWED",
+    )
+    assert leaf["attributes"] == [["peer", "local:stranger"]]
 
 
 async def test_what_was_served_verifies_as_a_whole(tmp_path: Path) -> None:

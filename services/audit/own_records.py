@@ -1,0 +1,62 @@
+"""What the log writes about itself: that it started, and whom it turned away."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import structlog
+
+from kala.audit.v1 import audit_pb2
+from kala.errors import KalaError
+from services.audit.log import Log
+from services.audit.records import BOOT_BYTES, KEY_BYTES, entry_of
+from services.common.peers import AUDIT, Peer
+
+# The tenant of a service's own events.
+TENANT: Final = "kala"
+
+log = structlog.get_logger()
+
+
+class OwnRecords:
+    """Appends the audit service's own records, straight to its queue; `clock` gives microseconds since 1970."""
+
+    def __init__(
+        self, target: Log, *, clock: Callable[[], int], random: Callable[[int], bytes] = secrets.token_bytes
+    ) -> None:
+        self._target = target
+        self._clock = clock
+        self._random = random
+        self._boot = random(BOOT_BYTES)
+        self._sequence = 0
+
+    async def started(self) -> None:
+        """Logs the start. A log so never is empty, and its first checkpoint exists before its first client."""
+        record = audit_pb2.Record(type="service.event")
+        record.action.rpc = f"/{AUDIT}/start"
+        record.result.status = "ok"
+        await self._append(record, {})
+
+    async def denied(self, method: str, peer: Peer | None, error: KalaError) -> None:
+        """Logs a call that was turned away; the call fails either way, so a full queue does not matter to it."""
+        record = audit_pb2.Record(type="rpc.denied")
+        record.action.rpc = method
+        record.result.status = "refused"
+        record.result.code = error.reason
+        try:
+            await self._append(record, {"peer": "unknown" if peer is None else peer.name})
+        except KalaError as failure:
+            log.warning("a denied call was not recorded", method=method, problem=failure.message)
+
+    async def _append(self, record: audit_pb2.Record, facts: Mapping[str, str]) -> None:
+        self._sequence += 1
+        record.tenant = TENANT
+        record.idempotency_key = self._random(KEY_BYTES)
+        record.producer.id, record.producer.boot = AUDIT, self._boot
+        record.producer.sequence = self._sequence
+        record.occurred_at.FromMicroseconds(self._clock())
+        for key, value in facts.items():
+            record.attributes.add(key=key, value=value)
+        await self._target.submit([entry_of(record, AUDIT)], with_proof=False)

@@ -32,7 +32,11 @@ from services.inference.servicer import Service, inference_servicer
 def make_registry(settings: InferenceSettings, pythia: Sequence[PythiaBackend] = ()) -> Registry:
     """Put the configured backends, the models in process and the search for others together."""
     servers = ServerFactory(settings)
-    finder = PortScanner(settings.discovery_ports, servers.open_kinds(), servers.make) if settings.discover else None
+    finder = (
+        PortScanner(settings.discovery_ports, servers.open_kinds(), servers.make)
+        if settings.discover
+        else None
+    )
     return Registry([*servers.configured(), *pythia], finder=finder, refresh_seconds=settings.refresh_seconds)
 
 
@@ -64,12 +68,15 @@ async def main(settings: InferenceSettings) -> None:
     """Serve until SIGTERM or SIGINT."""
     if not settings.ethics_public_keys:
         raise InvalidArgumentError(
-            "KALA_INFERENCE_ETHICS_PUBLIC_KEYS", "must name ethics' public key: without it nothing can be cleared"
+            "KALA_INFERENCE_ETHICS_PUBLIC_KEYS",
+            "must name ethics' public key: without it nothing can be cleared",
         )
     verifier = ClearanceVerifier(load_public_keys(settings.ethics_public_keys))
     pythia = pythia_backends(settings)
     registry = make_registry(settings, pythia)
-    service = Service(registry, verifier.recheck, settings.max_act_seconds, default_provider=settings.provider)
+    service = Service(
+        registry, verifier.recheck, settings.max_act_seconds, default_provider=settings.provider
+    )
     register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference_servicer(service))
     async with AsyncExitStack() as stack:
         telemetry = stack.enter_context(process_telemetry(INFERENCE, settings))

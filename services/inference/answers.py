@@ -1,4 +1,4 @@
-"""This service's values as the contract's messages."""
+"""Values of this service as messages of the contract."""
 
 from __future__ import annotations
 
@@ -118,7 +118,10 @@ def candidates(route: Route) -> list[pb.RouteCandidate]:
     """Write a route as ExplainRoute shows it: the eligible ones first, in the order of trying."""
     eligible = [
         pb.RouteCandidate(
-            backend=NAME_PREFIX + candidate.backend, model=candidate.model.id, eligible=True, reason=candidate.reason
+            backend=NAME_PREFIX + candidate.backend,
+            model=candidate.model.id,
+            eligible=True,
+            reason=candidate.reason,
         )
         for candidate in route.candidates
     ]
@@ -131,7 +134,10 @@ def candidates(route: Route) -> list[pb.RouteCandidate]:
 
 def checks(steps: Iterable[Check]) -> list[pb.BackendCheck]:
     """Write the steps of a test."""
-    return [pb.BackendCheck(step=step.step, passed=step.passed, detail=step.detail, cure=step.cure) for step in steps]
+    return [
+        pb.BackendCheck(step=step.step, passed=step.passed, detail=step.detail, cure=step.cure)
+        for step in steps
+    ]
 
 
 def duration(seconds: float) -> Duration:
@@ -192,7 +198,9 @@ def _model(entry: Entry, model: ModelInfo, *, is_unique: bool) -> pb.Model:
         state=_LOAD_STATES[model.state],
         context_tokens=model.context_tokens,
         max_context_tokens=model.max_context_tokens,
-        capabilities=[CAPABILITIES[capability] for capability in Capability if capability in (model.capabilities or ())],
+        capabilities=[
+            CAPABILITIES[capability] for capability in Capability if capability in (model.capabilities or ())
+        ],
         quantization=model.quantization,
         demo=model.is_demo,
     )

@@ -139,7 +139,9 @@ class ContextOverflow(BackendFailure):
     """The prompt is longer than the context; numbers are None where the backend did not tell them."""
 
     def __init__(self, *, prompt_tokens: int | None, context_tokens: int | None) -> None:
-        super().__init__("CONTEXT_LENGTH_EXCEEDED", "the prompt is longer than the context", blame=Blame.CALLER)
+        super().__init__(
+            "CONTEXT_LENGTH_EXCEEDED", "the prompt is longer than the context", blame=Blame.CALLER
+        )
         self.prompt_tokens = prompt_tokens
         self.context_tokens = context_tokens
 

@@ -72,7 +72,9 @@ def parse_base_url(text: str, *, field: str = "url", default_port: int | None = 
     if parts.query or parts.fragment:
         raise InvalidArgumentError(field, "must have no query and no fragment")
     host = _checked_host(host, field)
-    return BaseUrl(parts.scheme, host, port or default_port or _default_port(parts.scheme), _prefix(parts.path))
+    return BaseUrl(
+        parts.scheme, host, port or default_port or _default_port(parts.scheme), _prefix(parts.path)
+    )
 
 
 def is_forbidden(address: IPv4Address | IPv6Address) -> bool:

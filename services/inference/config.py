@@ -30,7 +30,8 @@ EMBEDDED_MODEL_DIR: Final = Path(__file__).parent / "embedded" / "model"
 
 Provider = Literal["auto", "mlx", "llamacpp", "lmstudio", "ollama", "pythia"]
 Switch = Annotated[
-    bool | None, Field(description="`false` never uses it, `true` expects it at its usual address, unset finds out.")
+    bool | None,
+    Field(description="`false` never uses it, `true` expects it at its usual address, unset finds out."),
 ]
 Key = Annotated[SecretStr | None, Field(description="Sent as a Bearer token.")]
 
@@ -41,13 +42,23 @@ class InferenceSettings(GrpcServerSettings):
     address: str = f"127.0.0.1:{GRPC_PORTS[INFERENCE]}"
     allowed_peers: tuple[str, ...] = (GATEWAY, ETHICS)
     ethics_public_keys: Annotated[
-        tuple[Path, ...], Field(description="PEM files of ethics' current and next key; without one nothing is cleared.")
+        tuple[Path, ...],
+        Field(description="PEM files of ethics' current and next key; without one nothing is cleared."),
     ] = ()
-    spool_dir: Annotated[Path | None, Field(description="Where denials wait while audit is away; unset keeps none.")] = None
+    spool_dir: Annotated[
+        Path | None, Field(description="Where denials wait while audit is away; unset keeps none.")
+    ] = None
     spool_key_file: Annotated[Path | None, Field(description="32-byte key that encrypts the spool.")] = None
 
-    discover: Annotated[bool, Field(description="Look for model servers on their usual ports of this machine.")] = False
-    discovery_ports: Annotated[tuple[int, ...], Field(description="Where to look.")] = (1234, 8080, 11434, 8081)
+    discover: Annotated[
+        bool, Field(description="Look for model servers on their usual ports of this machine.")
+    ] = False
+    discovery_ports: Annotated[tuple[int, ...], Field(description="Where to look.")] = (
+        1234,
+        8080,
+        11434,
+        8081,
+    )
     refresh_seconds: Annotated[float, Field(gt=0, description="How often every backend is looked at.")] = 10.0
     provider: Annotated[
         Provider, Field(description="Kind that serves requests which name none."), aliases("LLM_PROVIDER")
@@ -65,45 +76,68 @@ class InferenceSettings(GrpcServerSettings):
     ] = None
     lmstudio_timeout_seconds: Annotated[
         float | None,
-        Field(gt=0, description="Longest wait for LM Studio's first byte, or for its whole answer where it does not stream."),
+        Field(
+            gt=0,
+            description="Longest wait for LM Studio's first byte, or for its whole answer where it does not stream.",
+        ),
         aliases("LM_STUDIO_TIMEOUT_SECONDS"),
     ] = None
     lmstudio_enabled: Annotated[Switch, aliases("USE_LM_STUDIO", "LMSTUDIO_ENABLED")] = None
     lmstudio_api_key: Key = None
 
-    llamacpp_url: Annotated[str | None, Field(description="llama-server."), aliases("LLAMACPP_SERVER_URL")] = None
+    llamacpp_url: Annotated[
+        str | None, Field(description="llama-server."), aliases("LLAMACPP_SERVER_URL")
+    ] = None
     llamacpp_model: Annotated[str | None, Field(description="Model to ask for.")] = None
     llamacpp_enabled: Annotated[Switch, aliases("LLAMACPP_ENABLED")] = None
     llamacpp_api_key: Key = None
 
     mlx_url: Annotated[str | None, Field(description="mlx_lm.server.")] = None
     mlx_model: Annotated[
-        str | None, Field(description="Name to show for its model; requests always get the one it was started with.")
+        str | None,
+        Field(description="Name to show for its model; requests always get the one it was started with."),
     ] = None
     mlx_enabled: Annotated[Switch, aliases("MLX_ENABLED")] = None
 
     ollama_url: Annotated[str | None, Field(description="Ollama."), aliases("OLLAMA_HOST")] = None
-    ollama_model: Annotated[str | None, Field(description="Model to ask for."), aliases("OLLAMA_MODEL")] = None
+    ollama_model: Annotated[str | None, Field(description="Model to ask for."), aliases("OLLAMA_MODEL")] = (
+        None
+    )
     ollama_enabled: Switch = None
 
     model_size: Annotated[
-        str | None, Field(description="Pythia to serve in process: 70m, 160m, 410m, 1b, 1.4b, 2.8b, 6.9b or 12b.")
+        str | None,
+        Field(description="Pythia to serve in process: 70m, 160m, 410m, 1b, 1.4b, 2.8b, 6.9b or 12b."),
     ] = None
-    model_dir: Annotated[Path | None, Field(description="Directory of a GPT-NeoX model to serve in process.")] = None
-    models_dir: Annotated[Path, Field(description="Where pulled models are kept, one directory each.")] = Path(
-        "~/.cache/kala/models"
+    model_dir: Annotated[
+        Path | None, Field(description="Directory of a GPT-NeoX model to serve in process.")
+    ] = None
+    models_dir: Annotated[Path, Field(description="Where pulled models are kept, one directory each.")] = (
+        Path("~/.cache/kala/models")
     )
     embedded: Annotated[bool, Field(description="Offer the embedded demo model.")] = True
-    embedded_dir: Annotated[Path, Field(description="Directory of the embedded demo model.")] = EMBEDDED_MODEL_DIR
-    torch_threads: Annotated[int, Field(ge=0, description="Threads of the model in process; 0 takes half the cores.")] = 0
-    pythia_queue: Annotated[int, Field(ge=1, description="Requests that may wait for the model in process.")] = 32
+    embedded_dir: Annotated[Path, Field(description="Directory of the embedded demo model.")] = (
+        EMBEDDED_MODEL_DIR
+    )
+    torch_threads: Annotated[
+        int, Field(ge=0, description="Threads of the model in process; 0 takes half the cores.")
+    ] = 0
+    pythia_queue: Annotated[
+        int, Field(ge=1, description="Requests that may wait for the model in process.")
+    ] = 32
 
     connect_seconds: Annotated[float, Field(gt=0, description="Longest wait for a connection.")] = 2.0
     first_byte_seconds: Annotated[
-        float, Field(gt=0, description="Longest wait for the first byte of a stream; a cold model reads its prompt first.")
+        float,
+        Field(
+            gt=0,
+            description="Longest wait for the first byte of a stream; a cold model reads its prompt first.",
+        ),
     ] = 300.0
     idle_seconds: Annotated[float, Field(gt=0, description="Longest silence inside a stream.")] = 60.0
-    max_act_seconds: Annotated[float, Field(gt=0, le=MAX_ACT_SECONDS, description="Longest generation.")] = MAX_ACT_SECONDS
+    max_act_seconds: Annotated[float, Field(gt=0, le=MAX_ACT_SECONDS, description="Longest generation.")] = (
+        MAX_ACT_SECONDS
+    )
     max_output_tokens: Annotated[
         int, Field(ge=1, description="Most tokens of one answer, also when a request names no limit.")
     ] = MAX_OUTPUT_TOKENS
@@ -126,5 +160,5 @@ class InferenceSettings(GrpcServerSettings):
                 pythia_name(self.model_size)
             except KeyError:
                 sizes = ", ".join(DOWNLOAD_GIGABYTES)
-                raise ValueError(f"model_size must be one of {sizes}") from None  # noqa: TRY003 - pydantic's protocol
+                raise ValueError(f"model_size must be one of {sizes}") from None
         return self

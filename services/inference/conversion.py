@@ -79,7 +79,9 @@ def chat_call(action: pb.ChatAction) -> ChatCall:
     _refuse_later_features(action)
     _require(1 <= len(action.messages) <= MAX_MESSAGES, "messages", f"must be 1 to {MAX_MESSAGES}")
     _require(len(action.tools) <= MAX_TOOLS, "tools", f"must be at most {MAX_TOOLS}")
-    _require(action.reasoning_effort in _EFFORTS, "reasoning_effort", "must be none, minimal, low, medium or high")
+    _require(
+        action.reasoning_effort in _EFFORTS, "reasoning_effort", "must be none, minimal, low, medium or high"
+    )
     tools = tuple(_tool(index, tool) for index, tool in enumerate(action.tools))
     mode, name = _tool_choice(action, {tool.name for tool in tools})
     return ChatCall(
@@ -119,14 +121,20 @@ def _message(index: int, message: pb.ChatMessage) -> Message:
     _require(len(message.content) <= MAX_PARTS, f"{where}.content", f"must be at most {MAX_PARTS} parts")
     _require(len(message.tool_calls) <= MAX_TOOLS, f"{where}.tool_calls", f"must be at most {MAX_TOOLS}")
     _require(
-        bool(message.content) or (role is Role.ASSISTANT and bool(message.tool_calls)), f"{where}.content", "is empty"
+        bool(message.content) or (role is Role.ASSISTANT and bool(message.tool_calls)),
+        f"{where}.content",
+        "is empty",
     )
-    _require(role is not Role.TOOL or bool(message.tool_call_id), f"{where}.tool_call_id", "must name the call")
+    _require(
+        role is not Role.TOOL or bool(message.tool_call_id), f"{where}.tool_call_id", "must name the call"
+    )
     return Message(
         role=role,
         parts=tuple(_part(f"{where}.content[{place}]", part) for place, part in enumerate(message.content)),
         name=message.name,
-        tool_calls=tuple(ToolCall(call.id, call.name, call.arguments, call.index) for call in message.tool_calls),
+        tool_calls=tuple(
+            ToolCall(call.id, call.name, call.arguments, call.index) for call in message.tool_calls
+        ),
         tool_call_id=message.tool_call_id,
     )
 
@@ -137,7 +145,9 @@ def _part(where: str, part: pb.ContentPart) -> Part:
             return Text(part.text)
         case "image_data_uri":
             # A URL here would make the model server fetch it, from inside its network.
-            _require(_IMAGE.match(part.image_data_uri) is not None, where, "must be a data:image/…;base64,… URI")
+            _require(
+                _IMAGE.match(part.image_data_uri) is not None, where, "must be a data:image/…;base64,… URI"
+            )
             return Image(part.image_data_uri, part.image_detail)
         case "audio_base64":
             _require(part.audio_format in _AUDIO_FORMATS, f"{where}.audio_format", "must be wav or mp3")
@@ -148,10 +158,14 @@ def _part(where: str, part: pb.ContentPart) -> Part:
 
 def _tool(index: int, tool: pb.ToolDefinition) -> Tool:
     where = f"tools[{index}]"
-    _require(_TOOL_NAME.fullmatch(tool.name) is not None, f"{where}.name", "must be 1 to 64 of A-Z a-z 0-9 _ -")
+    _require(
+        _TOOL_NAME.fullmatch(tool.name) is not None, f"{where}.name", "must be 1 to 64 of A-Z a-z 0-9 _ -"
+    )
     if tool.parameters_json:
         _require_schema(tool.parameters_json, f"{where}.parameters_json")
-    return Tool(tool.name, tool.description, tool.parameters_json, tool.strict if tool.HasField("strict") else None)
+    return Tool(
+        tool.name, tool.description, tool.parameters_json, tool.strict if tool.HasField("strict") else None
+    )
 
 
 def _tool_choice(action: pb.ChatAction, names: set[str]) -> tuple[ToolMode, str]:
@@ -159,8 +173,12 @@ def _tool_choice(action: pb.ChatAction, names: set[str]) -> tuple[ToolMode, str]
     if mode is None:
         raise InvalidArgumentError("tool_choice.mode", "must be none, auto, required or named")
     name = action.tool_choice.function_name if mode is ToolMode.NAMED else ""
-    _require(mode is not ToolMode.NAMED or name in names, "tool_choice.function_name", "is not one of the tools")
-    _require(mode is not ToolMode.REQUIRED or bool(names), "tool_choice.mode", "requires a tool and there are none")
+    _require(
+        mode is not ToolMode.NAMED or name in names, "tool_choice.function_name", "is not one of the tools"
+    )
+    _require(
+        mode is not ToolMode.REQUIRED or bool(names), "tool_choice.mode", "requires a tool and there are none"
+    )
     return mode, name
 
 
@@ -170,7 +188,9 @@ def _answer_form(given: pb.ResponseFormat) -> AnswerForm:
         raise InvalidArgumentError("response_format.type", "must be text, json_object or json_schema")
     if form is Form.JSON_SCHEMA:
         _require_schema(given.json_schema, "response_format.json_schema")
-    return AnswerForm(form, given.schema_name, given.json_schema, given.strict if given.HasField("strict") else None)
+    return AnswerForm(
+        form, given.schema_name, given.json_schema, given.strict if given.HasField("strict") else None
+    )
 
 
 def _require_schema(text: str, field: str) -> None:
@@ -186,7 +206,11 @@ def _sampling(given: pb.Sampling) -> Sampling:
     for name, (low, high) in _RANGES.items():
         if given.HasField(name):  # type: ignore[arg-type]  # the stub lists the names as literals
             value = getattr(given, name)
-            _require(math.isfinite(value) and low <= value <= high, f"sampling.{name}", f"must be {low:g} to {high:g}")
+            _require(
+                math.isfinite(value) and low <= value <= high,
+                f"sampling.{name}",
+                f"must be {low:g} to {high:g}",
+            )
     _require(not given.HasField("top_p") or given.top_p > 0, "sampling.top_p", "must be above 0")
     _require(given.top_k <= MAX_TOP_K, "sampling.top_k", f"must be at most {MAX_TOP_K}")
     if given.HasField("max_output_tokens"):
@@ -195,7 +219,9 @@ def _sampling(given: pb.Sampling) -> Sampling:
             "sampling.max_output_tokens",
             f"must be 1 to {MAX_OUTPUT_TOKENS}",
         )
-    _require(given.top_logprobs <= MAX_TOP_LOGPROBS, "sampling.top_logprobs", f"must be at most {MAX_TOP_LOGPROBS}")
+    _require(
+        given.top_logprobs <= MAX_TOP_LOGPROBS, "sampling.top_logprobs", f"must be at most {MAX_TOP_LOGPROBS}"
+    )
     return Sampling(
         temperature=given.temperature if given.HasField("temperature") else None,
         top_p=given.top_p if given.HasField("top_p") else None,
@@ -213,7 +239,11 @@ def _sampling(given: pb.Sampling) -> Sampling:
 def _stops(given: Sequence[str]) -> tuple[str, ...]:
     _require(len(given) <= MAX_STOPS, "sampling.stop", f"must be at most {MAX_STOPS}")
     for index, stop in enumerate(given):
-        _require(1 <= len(stop) <= MAX_STOP_CHARS, f"sampling.stop[{index}]", f"must be 1 to {MAX_STOP_CHARS} characters")
+        _require(
+            1 <= len(stop) <= MAX_STOP_CHARS,
+            f"sampling.stop[{index}]",
+            f"must be 1 to {MAX_STOP_CHARS} characters",
+        )
     return tuple(given)
 
 

@@ -136,7 +136,9 @@ class Dispatch:
         if attempt.held:
             steps.append(join_deltas(attempt.held))
         self.attempts.append(
-            Attempt(attempt.entry.backend.identity.name, attempt.model.id, "", "", self.clock() - attempt.started)
+            Attempt(
+                attempt.entry.backend.identity.name, attempt.model.id, "", "", self.clock() - attempt.started
+            )
         )
         steps.append(Ended(finish.reason, finish.usage, tuple(self.attempts)))
         return steps
@@ -193,7 +195,8 @@ def _only_one_failed(candidate: Candidate, attempt: Attempt) -> KalaError:
         attempt.reason == "MODEL_NOT_FOUND" and candidate.model.state.value == "not loaded"
     ):
         return FailedPreconditionError(
-            f"{attempt.backend} has {candidate.model.id!r} not loaded; load it there first", reason="NO_MODEL_LOADED"
+            f"{attempt.backend} has {candidate.model.id!r} not loaded; load it there first",
+            reason="NO_MODEL_LOADED",
         )
     if attempt.reason == "MODEL_NOT_FOUND":
         return NotFoundError(text, reason=attempt.reason)

@@ -29,8 +29,10 @@ _OVERFLOWS: Final = tuple(
         r"maximum context length is (?P<context>\d+) tokens.*?(?:resulted in|requested) (?P<prompt>\d+) tokens",
         r"maximum context length is (?P<context>\d+)",
         # LM Studio, 2026 and 2025
-        r"tokens to keep from the initial prompt is greater than the context length"
-        r"(?:.*?n_keep:\s*(?P<prompt>\d+)\s*>=\s*n_ctx:\s*(?P<context>\d+))?",
+        (
+            r"tokens to keep from the initial prompt is greater than the context length"
+            r"(?:.*?n_keep:\s*(?P<prompt>\d+)\s*>=\s*n_ctx:\s*(?P<context>\d+))?"
+        ),
         r"keep the first (?P<prompt>\d+) tokens.*?context length of only (?P<context>\d+) tokens",
         # Ollama
         r"prompt is longer than the context length",
@@ -60,6 +62,19 @@ _UNKNOWN_MODEL: Final = re.compile(
     r"|model name is missing|cached snapshot folder|repository not found",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+_STATUS_REASONS: Final = {
+    0: "BACKEND_ERROR",
+    200: "BACKEND_ERROR",
+    401: "AUTHENTICATION_FAILED",
+    403: "AUTHENTICATION_FAILED",
+    404: "NOT_SERVED",
+    408: "BACKEND_TIMED_OUT",
+    429: "BACKEND_BUSY",
+    503: "BACKEND_LOADING",
+    504: "BACKEND_TIMED_OUT",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +113,9 @@ def failure_of_body(status: int, body: bytes) -> BackendFailure:
     except orjson.JSONDecodeError:
         text = body[: 4 * MAX_TOLD_CHARS].decode("utf-8", "replace").strip()
         if text[:200].lstrip().lower().startswith(("<!doctype", "<html", "<?xml", "<head", "<body")):
-            return BackendFailure("NOT_AN_API", f"answered {status} with a web page; is the URL a model server's?")
+            return BackendFailure(
+                "NOT_AN_API", f"answered {status} with a web page; is the URL a model server's?"
+            )
         error = ErrorBody(text)
     if error is None:
         return BackendFailure(_reason_of_status(status), f"answered {status} without saying why")
@@ -107,22 +124,27 @@ def failure_of_body(status: int, body: bytes) -> BackendFailure:
 
 def failure_of_error(status: int, error: ErrorBody) -> BackendFailure:
     """Explain an error that the server put into words; `status` 0 means it came inside a stream."""
-    message = error.message
-    overflow = _overflow(error)
-    if overflow is not None:
-        return overflow
-    told = message[:MAX_TOLD_CHARS]
-    named = f" ({error.code})" if error.code else ""
-    if any(pattern.search(message) for pattern in _CALLERS_MISTAKES):
-        return BackendFailure("BACKEND_REJECTED", "cannot do what the request asks", blame=Blame.CALLER, told=told)
-    if _NO_MODEL.search(message):
-        return BackendFailure("NO_MODEL_LOADED", "has no model loaded any more", told=told)
-    if error.code in {"model_not_found", "model_not_loaded"} or _UNKNOWN_MODEL.search(message):
-        return BackendFailure("MODEL_NOT_FOUND", "does not know the model any more", told=told)
-    if status in {400, 413, 422}:
+    told = error.message[:MAX_TOLD_CHARS]
+    return _overflow(error) or _failure_of_text(error, told) or _failure_of_status(status, error.code, told)
+
+
+def _failure_of_text(error: ErrorBody, told: str) -> BackendFailure | None:
+    if any(pattern.search(error.message) for pattern in _CALLERS_MISTAKES):
         return BackendFailure(
-            "BACKEND_REJECTED", f"refused the request with {status}{named}", blame=Blame.CALLER, told=told
+            "BACKEND_REJECTED", "cannot do what the request asks", blame=Blame.CALLER, told=told
         )
+    if _NO_MODEL.search(error.message):
+        return BackendFailure("NO_MODEL_LOADED", "has no model loaded any more", told=told)
+    if error.code in {"model_not_found", "model_not_loaded"} or _UNKNOWN_MODEL.search(error.message):
+        return BackendFailure("MODEL_NOT_FOUND", "does not know the model any more", told=told)
+    return None
+
+
+def _failure_of_status(status: int, code: str, told: str) -> BackendFailure:
+    named = f" ({code})" if code else ""
+    if status in {400, 413, 422}:
+        detail = f"refused the request with {status}{named}"
+        return BackendFailure("BACKEND_REJECTED", detail, blame=Blame.CALLER, told=told)
     where = f"answered {status}" if status else "reported an error inside its answer"
     return BackendFailure(_reason_of_status(status), f"{where}{named}", told=told)
 
@@ -143,21 +165,7 @@ def _overflow(error: ErrorBody) -> ContextOverflow | None:
 
 
 def _reason_of_status(status: int) -> str:
-    match status:
-        case 401 | 403:
-            return "AUTHENTICATION_FAILED"
-        case 404:
-            return "NOT_SERVED"
-        case 408 | 504:
-            return "BACKEND_TIMED_OUT"
-        case 429:
-            return "BACKEND_BUSY"
-        case 503:
-            return "BACKEND_LOADING"
-        case 0 | 200:
-            return "BACKEND_ERROR"
-        case _:
-            return f"HTTP_{status}"
+    return _STATUS_REASONS.get(status, f"HTTP_{status}")
 
 
 def _text(value: object) -> str:

@@ -23,7 +23,7 @@ TOKEN_SECONDS: Final = 3600
 T = TypeVar("T")
 
 
-def page(  # noqa: PLR0913 - a page is all of these
+def page(
     items: Sequence[T],
     *,
     key: Callable[[T], str],

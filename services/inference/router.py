@@ -98,7 +98,13 @@ class Route:
 def chain_order(views: Iterable[View]) -> list[View]:
     """Sort backends as `auto` prefers them: by kind, configured before found, the demo last."""
     return sorted(
-        views, key=lambda view: (view.identity.is_demo, view.identity.kind.place, view.identity.is_discovered, view.name)
+        views,
+        key=lambda view: (
+            view.identity.is_demo,
+            view.identity.kind.place,
+            view.identity.is_discovered,
+            view.name,
+        ),
     )
 
 
@@ -134,7 +140,9 @@ def _of_provider(wanted: Wanted, chain: list[View]) -> list[View]:
         return chain
     kinds = [kind.value for kind in Kind]
     if wanted.provider not in kinds:
-        raise InvalidArgumentError("provider", f"{wanted.provider!r} is not served; choose one of {', '.join(kinds)}")
+        raise InvalidArgumentError(
+            "provider", f"{wanted.provider!r} is not served; choose one of {', '.join(kinds)}"
+        )
     return [view for view in chain if view.identity.kind.value == wanted.provider]
 
 
@@ -146,7 +154,9 @@ class _Unnamed:
 
     def __call__(self, view: View) -> _Pick:
         if view.identity.is_demo and self._has_others:
-            return PassedOver(view.name, "DEMO_ONLY_BY_NAME", "is the embedded demo, which serves only when it is named")
+            return PassedOver(
+                view.name, "DEMO_ONLY_BY_NAME", "is the embedded demo, which serves only when it is named"
+            )
         return _own_model(view)
 
 
@@ -217,7 +227,9 @@ def _own_model(view: View) -> _Pick:
             problem,
             InvalidArgumentError("model", problem, reason="SEVERAL_MODELS_LOADED"),
         )
-    return _not_answering(view) if view.status.state is not State.READY else _no_model(view, "has no chat model")
+    return (
+        _not_answering(view) if view.status.state is not State.READY else _no_model(view, "has no chat model")
+    )
 
 
 def _placed(view: View, pick: _Pick, needs: frozenset[Capability], *, first: bool) -> Candidate | PassedOver:
@@ -253,9 +265,13 @@ def _no_model(view: View, detail: str) -> PassedOver:
 
 
 def _nothing_serves(wanted: Wanted, route: Route, views: Sequence[View]) -> KalaError:
-    asked = [passed for passed in route.passed_over if passed.reason not in {"NOT_ASKED", "DEMO_ONLY_BY_NAME"}]
+    asked = [
+        passed for passed in route.passed_over if passed.reason not in {"NOT_ASKED", "DEMO_ONLY_BY_NAME"}
+    ]
     if not asked:
-        provider = f" of kind {wanted.provider!r}" if wanted.provider and wanted.provider != AUTO_MODEL else ""
+        provider = (
+            f" of kind {wanted.provider!r}" if wanted.provider and wanted.provider != AUTO_MODEL else ""
+        )
         return UnavailableError(
             f"no model server{provider} is configured or found; start LM Studio, llama-server, mlx_lm.server or Ollama",
             reason="NO_BACKEND",
@@ -266,9 +282,12 @@ def _nothing_serves(wanted: Wanted, route: Route, views: Sequence[View]) -> Kala
     off = [passed for passed in asked if passed.reason != "MODEL_NOT_FOUND"]
     if wanted.model not in UNNAMED_MODELS and len(off) < len(asked):
         hint = f" ({_listed(f'{passed.backend} is away' for passed in off)})" if off else ""
-        known = _listed(model.id for view in chain_order(views) for model in view.status.models if model.can_chat)
+        known = _listed(
+            model.id for view in chain_order(views) for model in view.status.models if model.can_chat
+        )
         return NotFoundError(
-            f"model {wanted.model!r} is not known{hint}; there are: {known or 'none'}", reason="MODEL_NOT_FOUND"
+            f"model {wanted.model!r} is not known{hint}; there are: {known or 'none'}",
+            reason="MODEL_NOT_FOUND",
         )
     reasons = "; ".join(f"{passed.backend}: {passed.detail}" for passed in asked)
     return UnavailableError(f"no backend can serve this: {reasons}", reason="ALL_BACKENDS_FAILED")

@@ -51,9 +51,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._default_provider = service.default_provider
         self._wall_clock = service.wall_clock
 
-    async def Chat(  # noqa: N802 - the contract's name
-        self, _request: pb.ChatRequest, context: Context
-    ) -> AsyncIterator[pb.ChatResponse]:
+    async def Chat(self, _request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:
         """Generate one answer; the clearance was verified by the guard and is asked again before each attempt."""
         clearance = current_clearance()
         action = unpack_strictly(clearance.action, pb.ChatAction)
@@ -78,9 +76,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 f"the generation was ended after {self._max_act_seconds:g} s", reason="MAX_ACT_SECONDS"
             ) from None
 
-    async def ListModels(  # noqa: N802
-        self, request: pb.ListModelsRequest, _context: Context
-    ) -> pb.ListModelsResponse:
+    async def ListModels(self, request: pb.ListModelsRequest, _context: Context) -> pb.ListModelsResponse:
         """List what can be asked for now."""
         await self._registry.ready()
         listed = answers.models(self._registry.entries())
@@ -98,14 +94,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         )
         return pb.ListModelsResponse(models=chosen, next_page_token=following)
 
-    async def GetBackend(  # noqa: N802
-        self, request: pb.GetBackendRequest, _context: Context
-    ) -> pb.GetBackendResponse:
+    async def GetBackend(self, request: pb.GetBackendRequest, _context: Context) -> pb.GetBackendResponse:
         """Show one backend as last seen."""
         await self._registry.ready()
         return pb.GetBackendResponse(backend=self._backend(self._entry(request.name, "name")))
 
-    async def ListBackends(  # noqa: N802
+    async def ListBackends(
         self, request: pb.ListBackendsRequest, _context: Context
     ) -> pb.ListBackendsResponse:
         """Show the chain."""
@@ -121,7 +115,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         )
         return pb.ListBackendsResponse(backends=chosen, next_page_token=following)
 
-    async def CheckBackend(  # noqa: N802
+    async def CheckBackend(
         self, request: pb.CheckBackendRequest, _context: Context
     ) -> pb.CheckBackendResponse:
         """Test one backend now."""
@@ -131,7 +125,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         await self._registry.look(entry)
         return pb.CheckBackendResponse(backend=self._backend(entry), checks=answers.checks(steps))
 
-    async def ExplainRoute(  # noqa: N802
+    async def ExplainRoute(
         self, request: pb.ExplainRouteRequest, _context: Context
     ) -> pb.ExplainRouteResponse:
         """Say where a request would go."""
@@ -155,7 +149,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             raise InvalidArgumentError(field, "must be backends/<name>")
         entry = self._registry.get(name.removeprefix(answers.NAME_PREFIX))
         if entry is None:
-            known = ", ".join(answers.NAME_PREFIX + entry.backend.identity.name for entry in self._registry.entries())
+            known = ", ".join(
+                answers.NAME_PREFIX + entry.backend.identity.name for entry in self._registry.entries()
+            )
             raise NotFoundError(f"there is no {name}; there are: {known or 'none'}")
         return entry
 

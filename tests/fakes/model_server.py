@@ -53,7 +53,7 @@ class Seen:
     headers: Mapping[str, str]
     body: bytes
 
-    def json(self) -> Any:  # noqa: ANN401 - whatever the client sent
+    def json(self) -> Any:
         return json.loads(self.body)
 
 
@@ -81,7 +81,12 @@ def chunk(
     if text is not None:
         content["content"] = text
     choices = [] if usage else [{"index": 0, "delta": content, "finish_reason": finish}]
-    body: dict[str, object] = {"id": "c1", "object": "chat.completion.chunk", "model": model, "choices": choices}
+    body: dict[str, object] = {
+        "id": "c1",
+        "object": "chat.completion.chunk",
+        "model": model,
+        "choices": choices,
+    }
     if usage:
         body["usage"] = usage
     return b"data: " + json.dumps(body).encode() + b"\n\n"
@@ -232,7 +237,10 @@ def _framed(data: bytes, framing: str) -> bytes:
 
 
 def _head(script: Scripted) -> bytes:
-    lines = [f"{script.version} {script.status} X", *(f"{name}: {value}" for name, value in script.headers.items())]
+    lines = [
+        f"{script.version} {script.status} X",
+        *(f"{name}: {value}" for name, value in script.headers.items()),
+    ]
     if script.framing == "length":
         size = sum(len(step) for step in script.steps if isinstance(step, bytes))
         lines.append(f"content-length: {size}")

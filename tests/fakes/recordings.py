@@ -47,6 +47,10 @@ def recording(server: str, case: str) -> Recording:
     pairs = (line.partition(":") for line in lines)
     all_headers = {name.lower(): value.strip() for name, _, value in pairs}
     # The recorder ended each file with a newline of its own.
-    body = body[: int(all_headers["content-length"])] if "content-length" in all_headers else body.removesuffix(b"\n")
+    body = (
+        body[: int(all_headers["content-length"])]
+        if "content-length" in all_headers
+        else body.removesuffix(b"\n")
+    )
     headers = {name: value for name, value in all_headers.items() if name not in _FRAMING}
     return Recording(method, path, request_body, int(first.split(" ")[1]), headers, body)

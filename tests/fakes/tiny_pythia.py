@@ -33,7 +33,9 @@ def make_tiny_pythia(directory: Path, *, context_tokens: int = 64, template: str
         clean_up_tokenization_spaces=False,
     ).save_pretrained(directory)
     path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | ({"chat_template": template} if template else {})))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | ({"chat_template": template} if template else {}))
+    )
     torch.manual_seed(7)
     config = GPTNeoXConfig(
         vocab_size=len(vocabulary),

@@ -58,7 +58,7 @@ class Reply:
     headers: httpx.Headers
     body: bytes
 
-    def json(self) -> Any:  # noqa: ANN401 - a JSON value of any shape
+    def json(self) -> Any:
         """Give the JSON value, or None where the body is none."""
         try:
             return orjson.loads(self.body)
@@ -252,11 +252,26 @@ class ModelServerClient:
             resolver=GuardedResolver(),
             ssl=ssl.create_default_context() if self._base.is_tls else False,
         )
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+        return aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
+        )
 
 
 TRANSPORT_ERRORS: Final = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError)
 """What httpx, its aiohttp transport and aiohttp itself raise; the transport translates only some of them."""
+
+
+_EXPLANATIONS: Final[tuple[tuple[type[Exception], str, str], ...]] = (
+    (aiohttp.ClientConnectorDNSError, "DNS_FAILED", "its host name cannot be resolved"),
+    (aiohttp.ClientConnectorCertificateError, "TLS_FAILED", "its TLS certificate is not accepted"),
+    (aiohttp.ClientConnectorSSLError, "TLS_FAILED", "its TLS handshake failed"),
+    (aiohttp.ConnectionTimeoutError, "CONNECT_TIMED_OUT", "did not accept a connection in time"),
+    (aiohttp.ServerTimeoutError, "BACKEND_TIMED_OUT", "did not answer in time"),
+    (aiohttp.ServerDisconnectedError, "DISCONNECTED", "closed the connection without an answer"),
+    (aiohttp.ClientPayloadError, "STREAM_CUT", "closed the connection in the middle of the answer"),
+    (aiohttp.ClientResponseError, "MALFORMED_ANSWER", "answered with something that is not HTTP"),
+)
+"""Subclasses before their bases."""
 
 
 def explain(error: Exception) -> BackendFailure:
@@ -267,21 +282,9 @@ def explain(error: Exception) -> BackendFailure:
     os_error = cause.os_error if isinstance(cause, aiohttp.ClientConnectorError) else cause
     if isinstance(os_error, ForbiddenAddressError):
         return BackendFailure("FORBIDDEN_ADDRESS", str(os_error))
-    match cause:
-        case aiohttp.ClientConnectorDNSError():
-            return BackendFailure("DNS_FAILED", "its host name cannot be resolved")
-        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
-            return BackendFailure("TLS_FAILED", "its TLS certificate or handshake is not accepted")
-        case aiohttp.ConnectionTimeoutError():
-            return BackendFailure("CONNECT_TIMED_OUT", "did not accept a connection in time")
-        case aiohttp.ServerTimeoutError():
-            return BackendFailure("BACKEND_TIMED_OUT", "did not answer in time")
-        case aiohttp.ServerDisconnectedError():
-            return BackendFailure("DISCONNECTED", "closed the connection without an answer")
-        case aiohttp.ClientPayloadError():
-            return BackendFailure("STREAM_CUT", "closed the connection in the middle of the answer")
-        case aiohttp.ClientResponseError():
-            return BackendFailure("MALFORMED_ANSWER", "answered with something that is not HTTP")
+    for kind, reason, detail in _EXPLANATIONS:
+        if isinstance(cause, kind):
+            return BackendFailure(reason, detail)
     return _explain_os_error(os_error)
 
 

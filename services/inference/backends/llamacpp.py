@@ -37,7 +37,9 @@ def is_llama_server(reply: Reply) -> bool:
 
 def is_llama_cpp_python(reply: Reply) -> bool:
     """Tell whether an answer to /v1/models is llama_cpp.server's."""
-    return any(item.get("owned_by") == "me" and "permissions" in item for item in json_list(reply, "data") or [])
+    return any(
+        item.get("owned_by") == "me" and "permissions" in item for item in json_list(reply, "data") or []
+    )
 
 
 class LlamaCppBackend(OpenAICompatibleBackend):
@@ -66,7 +68,9 @@ class LlamaCppBackend(OpenAICompatibleBackend):
         self._repeats_names = not is_llama_server(reply)
         is_multimodal = _is_multimodal(reply)
         models = tuple(model for item in listed if (model := _model(item, sees=is_multimodal)) is not None)
-        return status_of_models(models, no_model="load one with POST /models/load, or start llama-server with -m")
+        return status_of_models(
+            models, no_model="load one with POST /models/load, or start llama-server with -m"
+        )
 
 
 def _is_multimodal(reply: Reply) -> bool:
@@ -92,7 +96,9 @@ def _model(item: dict[str, object], *, sees: bool) -> ModelInfo | None:
     return ModelInfo(
         id=name,
         # Single mode names no status: the server answers only once its model is in memory.
-        state=_STATES.get(str(status.get("value")), LoadState.UNKNOWN) if isinstance(status, dict) else LoadState.LOADED,
+        state=_STATES.get(str(status.get("value")), LoadState.UNKNOWN)
+        if isinstance(status, dict)
+        else LoadState.LOADED,
         aliases=tuple(str(alias) for alias in aliases if alias != name) if isinstance(aliases, list) else (),
         context_tokens=positive(meta.get("n_ctx")),
         max_context_tokens=positive(meta.get("n_ctx_train")),

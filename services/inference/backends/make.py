@@ -44,9 +44,15 @@ def pythia_backends(settings: InferenceSettings) -> list[PythiaBackend]:
     """Give the configured model in process and the embedded demo, as far as the settings want them."""
     made: list[PythiaBackend] = []
     if settings.model_dir is not None or settings.model_size is not None:
-        name = pythia_name(settings.model_size) if settings.model_size else str(settings.model_dir and settings.model_dir.name)
+        name = (
+            pythia_name(settings.model_size)
+            if settings.model_size
+            else str(settings.model_dir and settings.model_dir.name)
+        )
         directory = settings.model_dir or settings.models_dir.expanduser() / name
-        made.append(_pythia(Identity(Kind.PYTHIA.value, Kind.PYTHIA, default_model=name), directory, name, settings))
+        made.append(
+            _pythia(Identity(Kind.PYTHIA.value, Kind.PYTHIA, default_model=name), directory, name, settings)
+        )
     if settings.embedded:
         identity = Identity(DEMO, Kind.PYTHIA, default_model=DEMO_MODEL, is_demo=True)
         made.append(_pythia(identity, settings.embedded_dir, DEMO_MODEL, settings))
@@ -81,7 +87,9 @@ class ServerFactory:
 
     def open_kinds(self) -> frozenset[Kind]:
         """Give the kinds that may be taken up when found: neither switched off nor configured elsewhere."""
-        return frozenset(kind for kind in SERVERS if self._base(kind) is None and self._enabled(kind) is not False)
+        return frozenset(
+            kind for kind in SERVERS if self._base(kind) is None and self._enabled(kind) is not False
+        )
 
     def make(self, identity: Identity, base: BaseUrl) -> Backend:
         """Make the client of one server."""

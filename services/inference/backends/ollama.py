@@ -45,7 +45,9 @@ class OllamaBackend(OpenAICompatibleBackend):
         installed = json_list(await self._get(TAGS_PATH), "models")
         if installed is None:
             raise BackendFailure("NOT_OLLAMA", "something answers there, but it is not Ollama")
-        running = {str(item.get("name")): item for item in json_list(await self._get(RUNNING_PATH), "models") or []}
+        running = {
+            str(item.get("name")): item for item in json_list(await self._get(RUNNING_PATH), "models") or []
+        }
         models = tuple(_model(item, running) for item in installed if item.get("name"))
         return status_of_models(models, no_model=self.load_cure(""))
 

@@ -27,7 +27,8 @@ MODELS_PATH: Final = "/v1/models"
 OK: Final = 200
 
 _PROBE: Final = ChatCall(
-    messages=(Message(Role.USER, (Text("Say OK."),)),), sampling=Sampling(temperature=0.0, max_output_tokens=1)
+    messages=(Message(Role.USER, (Text("Say OK."),)),),
+    sampling=Sampling(temperature=0.0, max_output_tokens=1),
 )
 """A fixed text of our own, one token long: it proves that the server generates, and its output is thrown away."""
 

@@ -169,7 +169,11 @@ class ChunkReader:
 
     def _end(self) -> Finish:
         if self._finish is None:
-            raise self.cut() if self._is_open else BackendFailure("EMPTY_ANSWER", "answered 200 with an empty stream")
+            raise (
+                self.cut()
+                if self._is_open
+                else BackendFailure("EMPTY_ANSWER", "answered 200 with an empty stream")
+            )
         return Finish(self._finish, self._usage)
 
 
@@ -245,7 +249,9 @@ def _parsed(payload: bytes) -> Json:
         parsed = orjson.loads(payload)
     except orjson.JSONDecodeError:
         if payload.lstrip()[:1] == b"<":
-            raise BackendFailure("NOT_AN_API", "answered with a web page; is the URL a model server's?") from None
+            raise BackendFailure(
+                "NOT_AN_API", "answered with a web page; is the URL a model server's?"
+            ) from None
         raise BackendFailure("MALFORMED_ANSWER", "answered with something that is not JSON") from None
     if not isinstance(parsed, dict):
         raise BackendFailure("MALFORMED_ANSWER", "answered with JSON that is no object")

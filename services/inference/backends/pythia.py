@@ -160,9 +160,8 @@ class PythiaBackend:
     def _run(self, job: _Job) -> Finish:
         """Generate in the worker thread."""
         engine = self._loaded()
-        assert self._weights is not None  # set by _loaded
         prompt = engine.encode(_conversation(job.call))
-        context = self._weights.context_tokens
+        context = engine.context_tokens
         used = len(prompt.ids)
         if used >= context:
             raise ContextOverflow(prompt_tokens=used, context_tokens=context)
@@ -192,7 +191,9 @@ class PythiaBackend:
             except ImportError as error:
                 raise BackendFailure("LIBRARIES_MISSING", ABSENT_LIBRARIES) from error
             except (RuntimeError, ValueError, MemoryError, OSError) as error:
-                raise BackendFailure("LOAD_FAILED", f"cannot load {self._model_id}: {type(error).__name__}") from error
+                raise BackendFailure(
+                    "LOAD_FAILED", f"cannot load {self._model_id}: {type(error).__name__}"
+                ) from error
             log.info("model_loaded", backend=self.identity.name, model=self._model_id)
         return self._engine
 
@@ -235,7 +236,9 @@ def _refuse_what_it_cannot(call: ChatCall) -> None:
 
 
 def _rejection(problem: str) -> BackendFailure:
-    return BackendFailure("BACKEND_REJECTED", "cannot do what the request asks", blame=Blame.CALLER, told=problem)
+    return BackendFailure(
+        "BACKEND_REJECTED", "cannot do what the request asks", blame=Blame.CALLER, told=problem
+    )
 
 
 def _failure_of(error: Exception) -> BackendFailure:

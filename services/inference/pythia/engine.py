@@ -62,9 +62,11 @@ class Engine:
         # Local files only, no code from the directory, no pickles: safetensors alone.
         safe: Untyped = {"local_files_only": True, "trust_remote_code": False}
         self._tokenizer: Untyped = AutoTokenizer.from_pretrained(str(weights.directory), **safe)
-        model: Untyped = GPTNeoXForCausalLM.from_pretrained(str(weights.directory), use_safetensors=True, **safe)
+        model: Untyped = GPTNeoXForCausalLM.from_pretrained(
+            str(weights.directory), use_safetensors=True, **safe
+        )
         self._model = model.to(device=self._device, dtype=self._dtype(model.num_parameters())).eval()
-        self._context_tokens = weights.context_tokens
+        self.context_tokens = weights.context_tokens
         # Role markers and padding end an answer as surely as the end of text does.
         self._end_ids = frozenset(self._tokenizer.all_special_ids)
         defaults = self._model.generation_config
@@ -78,7 +80,9 @@ class Engine:
             # The template may have broken them up. If not, the text would pose as the conversation's own structure.
             clean = [message | {"content": _without(message["content"], specials)} for message in messages]
             if _count(ids, self._end_ids) != _count(self._template(clean), self._end_ids):
-                raise InvalidArgumentError("messages", f"a text holds a control token of the model ({', '.join(specials)})")
+                raise InvalidArgumentError(
+                    "messages", f"a text holds a control token of the model ({', '.join(specials)})"
+                )
         return Prompt(ids)
 
     def decode(self, ids: list[int]) -> str:
@@ -106,7 +110,9 @@ class Engine:
                 )
                 logits = output.logits[0, -1]
 
-    def _read_prompt(self, ids: list[int], is_cancelled: Callable[[], bool]) -> tuple[Untyped, torch.Tensor | None]:
+    def _read_prompt(
+        self, ids: list[int], is_cancelled: Callable[[], bool]
+    ) -> tuple[Untyped, torch.Tensor | None]:
         cache: Untyped = None
         logits: torch.Tensor | None = None
         for start in range(0, len(ids), PREFILL_TOKENS):
@@ -120,7 +126,11 @@ class Engine:
     def _template(self, messages: Sequence[dict[str, str]]) -> list[int]:
         template = None if self._tokenizer.chat_template else PLAIN_TEMPLATE
         ids: list[int] = self._tokenizer.apply_chat_template(
-            list(messages), chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=False
+            list(messages),
+            chat_template=template,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
         )
         return ids
 

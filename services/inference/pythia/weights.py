@@ -56,7 +56,9 @@ def find(directory: Path, name: str) -> Path:
         return directory
     size = DOWNLOAD_GIGABYTES.get(name.removeprefix("pythia-"))
     if size is None:
-        raise ModelNotAvailable(f"{directory} holds no GPT-NeoX model: it needs {', '.join(NEEDED_FILES)} and *.safetensors")
+        raise ModelNotAvailable(
+            f"{directory} holds no GPT-NeoX model: it needs {', '.join(NEEDED_FILES)} and *.safetensors"
+        )
     raise ModelNotAvailable(
         f"the weights of {name} (about {size:g} GB) are not on this machine; "
         f"get them with `kala models pull EleutherAI/{name}`"
@@ -75,7 +77,9 @@ def check(directory: Path) -> Weights:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VerificationError(f"{directory / CONFIG}: is not the configuration of a model") from error
     if architecture != "gpt_neox":
-        raise VerificationError(f"{directory / CONFIG}: is a {architecture} model; only gpt_neox is served in process")
+        raise VerificationError(
+            f"{directory / CONFIG}: is a {architecture} model; only gpt_neox is served in process"
+        )
     manifest = directory / MANIFEST
     return Weights(directory, context_tokens, _checked_against(manifest) if manifest.is_file() else b"")
 
@@ -83,11 +87,15 @@ def check(directory: Path) -> Weights:
 def _checked_against(manifest: Path) -> bytes:
     try:
         listed = json.loads(manifest.read_bytes())["files"]
-        files = {str(name): (bytes.fromhex(entry["sha256"]), int(entry["bytes"])) for name, entry in listed.items()}
+        files = {
+            str(name): (bytes.fromhex(entry["sha256"]), int(entry["bytes"])) for name, entry in listed.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerificationError(f"{manifest}: is not a manifest of files") from error
     directory = manifest.parent
-    unlisted = {path.name for path in directory.glob("*") if path.suffix in BASE_SUFFIXES} - set(files) - {MANIFEST}
+    unlisted = (
+        {path.name for path in directory.glob("*") if path.suffix in BASE_SUFFIXES} - set(files) - {MANIFEST}
+    )
     if unlisted:
         raise VerificationError(f"{directory}: {', '.join(sorted(unlisted))} is not in the manifest")
     for name, (digest, size) in files.items():

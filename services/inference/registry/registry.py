@@ -22,7 +22,15 @@ RECHECK_SECONDS: Final = 0.5
 """A request that finds nothing makes every backend be looked at again, but not more often than this."""
 
 TELLING_REASONS: Final = frozenset(
-    {"CONNECTION_REFUSED", "CONNECT_TIMED_OUT", "UNREACHABLE", "DNS_FAILED", "MODEL_NOT_FOUND", "NO_MODEL_LOADED", "WRONG_MODEL"}
+    {
+        "CONNECTION_REFUSED",
+        "CONNECT_TIMED_OUT",
+        "UNREACHABLE",
+        "DNS_FAILED",
+        "MODEL_NOT_FOUND",
+        "NO_MODEL_LOADED",
+        "WRONG_MODEL",
+    }
 )
 """Failures of a request after which the last look is known to be out of date."""
 
@@ -118,7 +126,12 @@ class Registry:
         started = self.clock()
         status = _remembering(await entry.backend.look(), entry.status)
         if status.state is not entry.status.state:
-            log.info("backend_state", backend=entry.backend.identity.name, state=status.state.name, reason=status.reason)
+            log.info(
+                "backend_state",
+                backend=entry.backend.identity.name,
+                state=status.state.name,
+                reason=status.reason,
+            )
         entry.status = status
         entry.latency_seconds = self.clock() - started
         entry.checked_at = self.wall_clock()

@@ -30,6 +30,15 @@ from tests.fakes.model_server import FakeModelServer
 CHAT = "/kala.inference.v1.InferenceService/Chat"
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for a state that has no event of its own; fails after five seconds."""
+    for _ in range(1000):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not come to that")
+
+
 @dataclass(slots=True)
 class Answer:
     """One collected answer."""
@@ -105,7 +114,9 @@ async def running(tmp_path: Path, *, writer: Writer | None = None, **fields: obj
     )
     verifier = ClearanceVerifier({ethics.signer.key_id: ethics.signer.public_key}, clock=clock)
     registry = make_registry(settings, pythia_backends(settings))
-    servicer = inference_servicer(Service(registry, verifier.recheck, settings.max_act_seconds, settings.provider))
+    servicer = inference_servicer(
+        Service(registry, verifier.recheck, settings.max_act_seconds, settings.provider)
+    )
     register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer)
     policy = call_policy(verifier, Records(writer))
     async with AsyncExitStack() as stack:

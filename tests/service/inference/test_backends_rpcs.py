@@ -27,7 +27,9 @@ async def test_backends_come_in_chain_order_with_reason_and_cure(suite: Suite) -
 
 async def test_lists_have_pages(suite: Suite) -> None:
     first = await suite.stub.ListBackends(pb.ListBackendsRequest(page_size=1))
-    second = await suite.stub.ListBackends(pb.ListBackendsRequest(page_size=1, page_token=first.next_page_token))
+    second = await suite.stub.ListBackends(
+        pb.ListBackendsRequest(page_size=1, page_token=first.next_page_token)
+    )
     assert [b.name for b in (*first.backends, *second.backends)] == ["backends/llamacpp", "backends/lmstudio"]
     assert second.next_page_token == ""
 
@@ -43,7 +45,9 @@ async def test_a_backend_is_named_in_full(suite: Suite) -> None:
         await suite.stub.GetBackend(pb.GetBackendRequest(name="backends/mlx"))
     with pytest.raises(InvalidArgumentError, match="backends/<name>"), translated():
         await suite.stub.GetBackend(pb.GetBackendRequest(name="llamacpp"))
-    assert (await suite.stub.GetBackend(pb.GetBackendRequest(name="backends/llamacpp"))).backend.kind == "llamacpp"
+    assert (
+        await suite.stub.GetBackend(pb.GetBackendRequest(name="backends/llamacpp"))
+    ).backend.kind == "llamacpp"
 
 
 async def check(suite: Suite, name: str, model: str = "") -> pb.CheckBackendResponse:

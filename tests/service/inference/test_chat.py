@@ -9,18 +9,28 @@ from tests.fakes.model_server import DONE, FakeModelServer, as_stream, chunk
 from tests.service.inference.conftest import StartSuite, action
 
 
-async def test_a_whole_answer_comes_as_route_one_delta_and_finish(start: StartSuite, llama: FakeModelServer) -> None:
+async def test_a_whole_answer_comes_as_route_one_delta_and_finish(
+    start: StartSuite, llama: FakeModelServer
+) -> None:
     suite = await start(llamacpp_url=llama.url)
     answer = await suite.chat(action("Hi"))
     assert [response.WhichOneof("event") for response in answer.responses] == ["route", "delta", "finish"]
-    assert (answer.route.backend, answer.route.kind, answer.route.model) == ("backends/llamacpp", "llamacpp", "tiny")
+    assert (answer.route.backend, answer.route.kind, answer.route.model) == (
+        "backends/llamacpp",
+        "llamacpp",
+        "tiny",
+    )
     assert answer.text == "Hello"
     assert answer.finish.reason == pb.FINISH_REASON_STOP
     assert (answer.finish.usage.input_tokens, answer.finish.usage.output_tokens) == (7, 2)
-    assert [(attempt.backend, attempt.reason) for attempt in answer.finish.attempts] == [("backends/llamacpp", "")]
+    assert [(attempt.backend, attempt.reason) for attempt in answer.finish.attempts] == [
+        ("backends/llamacpp", "")
+    ]
 
 
-async def test_a_streamed_answer_ends_with_finish_and_usage(start: StartSuite, llama: FakeModelServer) -> None:
+async def test_a_streamed_answer_ends_with_finish_and_usage(
+    start: StartSuite, llama: FakeModelServer
+) -> None:
     llama.on_chat(
         as_stream(
             chunk(delta={"role": "assistant", "content": None}),
@@ -41,7 +51,9 @@ async def test_a_streamed_answer_ends_with_finish_and_usage(start: StartSuite, l
     assert sent["stream_options"] == {"include_usage": True}
 
 
-@pytest.mark.parametrize("model", ["", "auto", "local-model", "tiny", "llamacpp/tiny", "llamacpp/local-model"])
+@pytest.mark.parametrize(
+    "model", ["", "auto", "local-model", "tiny", "llamacpp/tiny", "llamacpp/local-model"]
+)
 async def test_the_loaded_model_is_sent_by_its_own_name(
     start: StartSuite, llama: FakeModelServer, model: str
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 import pytest
@@ -11,7 +10,7 @@ from kala.errors import UnavailableError
 from kala.inference.v1 import inference_pb2 as pb
 from tests.fakes.model_server import FakeModelServer, Hang, Scripted, as_json, completion
 from tests.fakes.recordings import recording
-from tests.service.inference.conftest import StartSuite, Suite, action
+from tests.service.inference.conftest import StartSuite, Suite, action, until
 
 MLX = "mlx_lm-0.32.2-tiny-llama"
 
@@ -68,9 +67,7 @@ async def test_a_server_that_starts_later_is_taken_up(start: StartSuite, llama: 
     with pytest.raises(UnavailableError, match="start LM Studio"):
         await suite.chat()
     await llama.start()
-    async with asyncio.timeout(5):
-        while not await found(suite):
-            await asyncio.sleep(0.02)
+    await until(lambda: bool(suite.registry.views()))
     assert (await suite.chat()).text == "Hello"
 
 
@@ -85,7 +82,9 @@ async def test_another_kala_is_passed_over(start: StartSuite) -> None:
     "answer",
     [
         pytest.param(as_json({"status": "ok"}), id="200 to everything"),
-        pytest.param(Scripted([b"<html>Tomcat</html>"], 200, {"content-type": "text/html"}), id="a web server"),
+        pytest.param(
+            Scripted([b"<html>Tomcat</html>"], 200, {"content-type": "text/html"}), id="a web server"
+        ),
         pytest.param(Scripted([], 404), id="404"),
         pytest.param(as_json({"data": "x"}), id="odd JSON"),
     ],

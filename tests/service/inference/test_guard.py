@@ -16,7 +16,7 @@ from services.common.sealing import pack
 from services.common.status import from_error, translated
 from tests.fakes.clearances import FakeEthics
 from tests.fakes.model_server import DONE, FakeModelServer, Gate, Hang, Scripted, as_stream, chunk
-from tests.service.inference.conftest import CHAT, StartSuite, Suite, action
+from tests.service.inference.conftest import CHAT, StartSuite, Suite, action, until
 
 
 async def refused(suite: Suite, sealed: SealedAction) -> str:
@@ -36,7 +36,9 @@ async def test_what_was_not_cleared_reaches_no_backend(start: StartSuite, llama:
     assert await refused(suite, suite.ethics.seal(action(), audience="/x/Y")) == "CLEARANCE_WRONG_AUDIENCE"
     stolen = suite.ethics.seal(action(), audience=CHAT, presenter="local:ethics")
     assert await refused(suite, stolen) == "CLEARANCE_WRONG_PRESENTER"
-    assert await refused(suite, suite.ethics.seal(pb.CompleteAction(), audience=CHAT)) == "CLEARANCE_WRONG_TYPE"
+    assert (
+        await refused(suite, suite.ethics.seal(pb.CompleteAction(), audience=CHAT)) == "CLEARANCE_WRONG_TYPE"
+    )
     assert llama.chats == []
 
 
@@ -49,13 +51,14 @@ async def test_a_clearance_serves_once(start: StartSuite, llama: FakeModelServer
     assert len(llama.chats) == 1
 
 
-async def test_a_clearance_that_ended_in_the_queue_sends_nothing(start: StartSuite, llama: FakeModelServer) -> None:
+async def test_a_clearance_that_ended_in_the_queue_sends_nothing(
+    start: StartSuite, llama: FakeModelServer
+) -> None:
     go_on = asyncio.Event()
     llama.on_chat(as_stream(chunk("Hi"), Gate(go_on), chunk(finish="stop"), DONE))
     suite = await start(llamacpp_url=llama.url, max_in_flight=1)
     first = asyncio.create_task(suite.chat(action(stream=True)))
-    while not llama.chats:
-        await asyncio.sleep(0.01)
+    await until(lambda: bool(llama.chats))
     second = asyncio.create_task(suite.chat(action(stream=True)))
     await asyncio.sleep(0.1)
     suite.clock.ahead_seconds = 120
@@ -84,16 +87,13 @@ async def test_the_upstream_is_let_go_within_a_second_of_the_clients_leaving(
     call = suite.call(action(stream=stream))
     if stream:
         await call.read()
-    while not llama.chats:
-        await asyncio.sleep(0.01)
+    await until(lambda: bool(llama.chats))
     started = time.monotonic()
     call.cancel()
     await asyncio.wait_for(llama.client_left.wait(), 1)
     assert time.monotonic() - started < 1
     (entry,) = suite.registry.entries()
-    async with asyncio.timeout(1):
-        while entry.in_flight:
-            await asyncio.sleep(0.01)
+    await until(lambda: entry.in_flight == 0)
 
 
 async def test_a_deadline_of_the_caller_ends_the_upstream(start: StartSuite, llama: FakeModelServer) -> None:

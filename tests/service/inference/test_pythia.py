@@ -8,7 +8,6 @@ import json
 import time
 from pathlib import Path
 
-import grpc
 import pytest
 
 from kala.errors import (
@@ -114,7 +113,9 @@ async def test_text_cannot_pose_as_the_conversations_structure(suite: Suite) -> 
         ({"sampling": pb.Sampling(logprobs=True)}, "logprobs"),
     ],
 )
-async def test_what_it_cannot_do_is_refused_and_not_ignored(suite: Suite, fields: dict[str, object], problem: str) -> None:
+async def test_what_it_cannot_do_is_refused_and_not_ignored(
+    suite: Suite, fields: dict[str, object], problem: str
+) -> None:
     with pytest.raises(InvalidArgumentError, match=problem):
         await suite.chat(action("Hi", **fields))
 
@@ -153,12 +154,10 @@ async def test_a_full_queue_is_said(start: StartSuite, long: Path) -> None:
         call.cancel()
 
 
-
-
 async def test_missing_weights_are_said_with_the_command(start: StartSuite, tmp_path: Path) -> None:
     suite = await start(model_size="6.9b", models_dir=tmp_path)
     for model in ("", "pythia-6.9b"):
-        with pytest.raises(ModelNotAvailable, match="kala models pull EleutherAI/pythia-6.9b"):
+        with pytest.raises(ModelNotAvailable, match=r"kala models pull EleutherAI/pythia-6\.9b"):
             await suite.chat(action("Hi", model=model))
 
 

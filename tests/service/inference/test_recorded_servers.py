@@ -6,7 +6,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from kala.errors import FailedPreconditionError, InvalidArgumentError, KalaError, NotFoundError, UnavailableError
+from kala.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    KalaError,
+    NotFoundError,
+    UnavailableError,
+)
 from kala.inference.v1 import inference_pb2 as pb
 from tests.fakes.model_server import DONE, FakeModelServer, as_json, as_stream, chunk, completion
 from tests.fakes.recordings import recording
@@ -39,7 +45,9 @@ async def models(suite: Suite) -> list[pb.Model]:
 # --- llama-server
 
 
-async def test_llama_server_tells_its_model_and_its_context_per_slot(start: StartSuite, server: FakeModelServer) -> None:
+async def test_llama_server_tells_its_model_and_its_context_per_slot(
+    start: StartSuite, server: FakeModelServer
+) -> None:
     replay(server, NEOX, {("GET", "/health"): "health", ("GET", "/v1/models"): "models"})
     suite = await start(llamacpp_url=server.url)
     assert (await only_backend(suite)).state == pb.BACKEND_STATE_READY
@@ -57,7 +65,9 @@ async def test_llama_server_streams(start: StartSuite, server: FakeModelServer, 
     assert (await suite.chat(action(stream=True))).text == "Hello! How can I help you?"
 
 
-async def test_a_swapped_model_behind_llama_server_is_noticed(start: StartSuite, server: FakeModelServer) -> None:
+async def test_a_swapped_model_behind_llama_server_is_noticed(
+    start: StartSuite, server: FakeModelServer
+) -> None:
     replay(server, NEOX, {
         ("GET", "/health"): "health", ("GET", "/v1/models"): "models", ("POST", "/v1/chat/completions"): "chat",
     })  # fmt: skip
@@ -68,7 +78,9 @@ async def test_a_swapped_model_behind_llama_server_is_noticed(start: StartSuite,
         await suite.chat()
 
 
-async def test_llama_server_in_router_mode_without_a_model_is_not_ready(start: StartSuite, server: FakeModelServer) -> None:
+async def test_llama_server_in_router_mode_without_a_model_is_not_ready(
+    start: StartSuite, server: FakeModelServer
+) -> None:
     replay(server, "llama-server-router", {
         ("GET", "/health"): "health", ("GET", "/v1/models"): "models_before",
         ("POST", "/v1/chat/completions"): "noautoload",
@@ -82,8 +94,12 @@ async def test_llama_server_in_router_mode_without_a_model_is_not_ready(start: S
         await suite.chat(action(model="tiny-llama"))
 
 
-async def test_llama_server_in_router_mode_serves_the_loaded_model(start: StartSuite, server: FakeModelServer) -> None:
-    replay(server, "llama-server-router", {("GET", "/health"): "health", ("GET", "/v1/models"): "models_after"})
+async def test_llama_server_in_router_mode_serves_the_loaded_model(
+    start: StartSuite, server: FakeModelServer
+) -> None:
+    replay(
+        server, "llama-server-router", {("GET", "/health"): "health", ("GET", "/v1/models"): "models_after"}
+    )
     server.on_chat(as_json(completion(model="tiny-llama")))
     suite = await start(llamacpp_url=server.url)
     assert (await suite.chat()).route.model == "tiny-llama"
@@ -93,7 +109,9 @@ async def test_llama_server_in_router_mode_serves_the_loaded_model(start: StartS
     assert "/models/" not in str(await only_backend(suite)) + str(listed)
 
 
-async def test_a_loading_llama_server_is_waited_for_and_not_called_broken(start: StartSuite, server: FakeModelServer) -> None:
+async def test_a_loading_llama_server_is_waited_for_and_not_called_broken(
+    start: StartSuite, server: FakeModelServer
+) -> None:
     loading = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
     server.on("GET", "/health", as_json(loading, status=503))
     suite = await start(llamacpp_url=server.url)
@@ -112,7 +130,9 @@ async def test_a_wrong_api_key_names_its_setting(start: StartSuite, server: Fake
     assert server.requests[0].headers["authorization"] == "Bearer wrong"
 
 
-async def test_llama_cpp_python_is_tolerated_as_one_of_the_kind(start: StartSuite, server: FakeModelServer) -> None:
+async def test_llama_cpp_python_is_tolerated_as_one_of_the_kind(
+    start: StartSuite, server: FakeModelServer
+) -> None:
     folder = "llama-cpp-python-0.3.36"
     replay(server, folder, {
         ("GET", "/health"): "health", ("GET", "/v1/models"): "models", ("POST", "/v1/chat/completions"): "chat",
@@ -133,7 +153,9 @@ def replay_mlx(server: FakeModelServer, case: str = "chat_stream_usage") -> None
     })  # fmt: skip
 
 
-async def test_mlx_is_shown_by_its_models_name_without_its_directory(start: StartSuite, server: FakeModelServer) -> None:
+async def test_mlx_is_shown_by_its_models_name_without_its_directory(
+    start: StartSuite, server: FakeModelServer
+) -> None:
     replay_mlx(server)
     suite = await start(mlx_url=server.url)
     (model,) = await models(suite)
@@ -172,7 +194,9 @@ async def test_mlx_that_dies_in_mid_stream_is_a_failure_although_it_said_finish(
         await suite.chat(action(stream=True))
 
 
-async def test_mlx_404_is_a_failed_generation_and_not_a_missing_model(start: StartSuite, server: FakeModelServer) -> None:
+async def test_mlx_404_is_a_failed_generation_and_not_a_missing_model(
+    start: StartSuite, server: FakeModelServer
+) -> None:
     replay_mlx(server, "err_badmodel")
     suite = await start(mlx_url=server.url)
     with pytest.raises(UnavailableError, match="could not generate"):
@@ -182,7 +206,9 @@ async def test_mlx_404_is_a_failed_generation_and_not_a_missing_model(start: Sta
 async def test_mlx_is_not_sent_images(start: StartSuite, server: FakeModelServer) -> None:
     replay_mlx(server, "image")
     suite = await start(mlx_url=server.url)
-    image = pb.ChatMessage(role=pb.ROLE_USER, content=[pb.ContentPart(image_data_uri="data:image/png;base64,AA==")])
+    image = pb.ChatMessage(
+        role=pb.ROLE_USER, content=[pb.ContentPart(image_data_uri="data:image/png;base64,AA==")]
+    )
     with pytest.raises(InvalidArgumentError, match="cannot do vision"):
         await suite.chat(pb.ChatAction(messages=[image]))
     assert server.chats == []
@@ -217,7 +243,9 @@ async def test_lm_studio_tells_the_instances_own_context(start: StartSuite, serv
     assert server.chats[0].json()["model"] == "qwen/qwen3-4b"
 
 
-async def test_lm_studio_without_a_loaded_model_says_how_to_load_one(start: StartSuite, server: FakeModelServer) -> None:
+async def test_lm_studio_without_a_loaded_model_says_how_to_load_one(
+    start: StartSuite, server: FakeModelServer
+) -> None:
     lm_studio(server)
     suite = await start(lmstudio_url=server.url)
     assert (await only_backend(suite)).state == pb.BACKEND_STATE_NO_MODEL
@@ -225,7 +253,9 @@ async def test_lm_studio_without_a_loaded_model_says_how_to_load_one(start: Star
         await suite.chat()
 
 
-async def test_lm_studio_with_several_loaded_models_lists_them(start: StartSuite, server: FakeModelServer) -> None:
+async def test_lm_studio_with_several_loaded_models_lists_them(
+    start: StartSuite, server: FakeModelServer
+) -> None:
     lm_studio(server, "a", "b")
     suite = await start(lmstudio_url=server.url)
     with pytest.raises(InvalidArgumentError, match="lmstudio: a, b; name one") as caught:
@@ -249,14 +279,19 @@ async def test_a_model_loaded_a_moment_ago_is_found(start: StartSuite, server: F
          FailedPreconditionError, "not loaded"),
         (400, {"message": "No models loaded. Please load a model", "code": None}, FailedPreconditionError, "not loaded"),
         (400, {"message": 'Invalid model identifier "x".', "code": "model_not_found"}, NotFoundError, "does not know"),
-        (400, "The number of tokens to keep from the initial prompt is greater than the context length "
-         "(n_keep: 5000>= n_ctx: 4096). Try", InvalidArgumentError, "has 5000 tokens.*context of 4096 tokens"),
+        (400, ("The number of tokens to keep from the initial prompt is greater than the context length "
+         "(n_keep: 5000>= n_ctx: 4096). Try"), InvalidArgumentError, "has 5000 tokens.*context of 4096 tokens"),
         (400, {"message": "Trying to keep the first 5000 tokens when context the overflows. However, the model is "
          "loaded with context length of only 4096 tokens"}, InvalidArgumentError, "has 5000 tokens.*context of 4096"),
     ],
 )  # fmt: skip
 async def test_lm_studios_error_texts_are_understood(
-    start: StartSuite, server: FakeModelServer, status: int, error: object, kind: type[KalaError], problem: str
+    start: StartSuite,
+    server: FakeModelServer,
+    status: int,
+    error: object,
+    kind: type[KalaError],
+    problem: str,
 ) -> None:
     lm_studio(server, "m")
     suite = await start(lmstudio_url=server.url)
@@ -269,14 +304,21 @@ async def test_lm_studios_error_texts_are_understood(
 async def test_an_older_lm_studio_is_read_by_its_v0_list(start: StartSuite, server: FakeModelServer) -> None:
     unknown = as_json({"error": "Unexpected endpoint or method. (GET /api/v1/models). Returning 200 anyway"})
     server.on("GET", "/api/v1/models", unknown)
-    v0 = {"data": [{"id": "a", "type": "vlm", "state": "loaded"}, {"id": "b", "type": "llm", "state": "not-loaded"}]}
+    v0 = {
+        "data": [
+            {"id": "a", "type": "vlm", "state": "loaded"},
+            {"id": "b", "type": "llm", "state": "not-loaded"},
+        ]
+    }
     server.on("GET", "/api/v0/models", as_json(v0))
     server.on_chat(as_json(completion(model="a")))
     suite = await start(lmstudio_url=server.url)
     assert (await suite.chat()).route.model == "a"
 
 
-async def test_something_that_answers_200_to_everything_is_not_lm_studio(start: StartSuite, server: FakeModelServer) -> None:
+async def test_something_that_answers_200_to_everything_is_not_lm_studio(
+    start: StartSuite, server: FakeModelServer
+) -> None:
     for path in ("/api/v1/models", "/api/v0/models", "/lmstudio-greeting", "/health", "/v1/models"):
         server.on("GET", path, as_json({"status": "ok"}))
     suite = await start(lmstudio_url=server.url)
@@ -292,7 +334,9 @@ def ollama(server: FakeModelServer, *installed: str, running: tuple[str, ...] = 
     server.on("GET", "/api/version", as_json({"version": "0.9.0"}))
     tags = [{"name": name, "model": name, "details": {"quantization_level": "Q4_0"}} for name in installed]
     server.on("GET", "/api/tags", as_json({"models": tags}))
-    server.on("GET", "/api/ps", as_json({"models": [{"name": name, "context_length": 4096} for name in running]}))
+    server.on(
+        "GET", "/api/ps", as_json({"models": [{"name": name, "context_length": 4096} for name in running]})
+    )
 
 
 async def test_ollama_serves_what_runs(start: StartSuite, server: FakeModelServer) -> None:
@@ -302,11 +346,16 @@ async def test_ollama_serves_what_runs(start: StartSuite, server: FakeModelServe
     answer = await suite.chat(action(stream=True))
     assert (answer.text, answer.route.model) == ("Hi", "llama3:latest")
     listed = {model.id: model for model in await models(suite)}
-    assert (listed["llama3:latest"].context_tokens, listed["phi3:mini"].state) == (4096, pb.LOAD_STATE_NOT_LOADED)
+    assert (listed["llama3:latest"].context_tokens, listed["phi3:mini"].state) == (
+        4096,
+        pb.LOAD_STATE_NOT_LOADED,
+    )
     assert (await suite.chat(action(model="llama3", stream=True))).route.model == "llama3:latest"
 
 
-async def test_ollama_with_nothing_running_needs_a_name_or_a_setting(start: StartSuite, server: FakeModelServer) -> None:
+async def test_ollama_with_nothing_running_needs_a_name_or_a_setting(
+    start: StartSuite, server: FakeModelServer
+) -> None:
     ollama(server, "a", "b")
     server.on_chat(as_json(completion(model="b")))
     suite = await start(ollama_url=server.url)

@@ -51,7 +51,9 @@ async def test_a_chat_leaves_no_record_here(start: StartSuite, llama: FakeModelS
     assert writer.records == []
 
 
-async def test_a_backends_test_is_recorded_as_administration(start: StartSuite, llama: FakeModelServer) -> None:
+async def test_a_backends_test_is_recorded_as_administration(
+    start: StartSuite, llama: FakeModelServer
+) -> None:
     writer = FakeWriter()
     suite = await start(llamacpp_url=llama.url, writer=writer)
     await suite.stub.CheckBackend(pb.CheckBackendRequest(name="backends/llamacpp"))

@@ -30,7 +30,16 @@ def test_every_spelling_has_one_form(text: str, normal: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "ftp://x", "http://", "http://a:99999", "http://u:p@host", "http://h/?q=1", "http://h#f", "file:///etc/passwd"],
+    [
+        "",
+        "ftp://x",
+        "http://",
+        "http://a:99999",
+        "http://u:p@host",
+        "http://h/?q=1",
+        "http://h#f",
+        "file:///etc/passwd",
+    ],
 )
 def test_what_is_no_address_is_refused_by_name(text: str) -> None:
     with pytest.raises(InvalidArgumentError, match="lmstudio_url"):
@@ -38,7 +47,15 @@ def test_what_is_no_address_is_refused_by_name(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["169.254.169.254", "169.254.0.1", "[fe80::1]", "[fd00:ec2::254]", "[::ffff:169.254.169.254]", "100.100.100.200"]
+    "host",
+    [
+        "169.254.169.254",
+        "169.254.0.1",
+        "[fe80::1]",
+        "[fd00:ec2::254]",
+        "[::ffff:169.254.169.254]",
+        "100.100.100.200",
+    ],
 )
 def test_link_local_and_metadata_addresses_are_refused(host: str) -> None:
     with pytest.raises(InvalidArgumentError, match="link-local, metadata"):
@@ -51,5 +68,7 @@ def test_ordinary_addresses_are_not_forbidden(address: str) -> None:
 
 
 def test_the_names_of_this_machine_are_one_endpoint() -> None:
-    endpoints = {parse_base_url(f"http://{host}:1234").endpoint for host in ("localhost", "127.0.0.1", "[::1]")}
+    endpoints = {
+        parse_base_url(f"http://{host}:1234").endpoint for host in ("localhost", "127.0.0.1", "[::1]")
+    }
     assert endpoints == {("127.0.0.1", 1234)}

@@ -25,7 +25,9 @@ async def made(given: InferenceSettings) -> dict[str, tuple[str, str]]:
     return {identity.name: (identity.url, identity.default_model) for identity in identities}
 
 
-@pytest.mark.parametrize("name", ["LM_STUDIO_BASE_URL", "LMSTUDIO_API_URL", "LMSTUDIO_HOST", "KALA_INFERENCE_LMSTUDIO_URL"])
+@pytest.mark.parametrize(
+    "name", ["LM_STUDIO_BASE_URL", "LMSTUDIO_API_URL", "LMSTUDIO_HOST", "KALA_INFERENCE_LMSTUDIO_URL"]
+)
 async def test_the_seeds_names_for_lm_studio_are_known(tmp_path: Path, name: str) -> None:
     given = settings(tmp_path, **{name: "http://localhost:1234/v1", "LM_STUDIO_MODEL": "qwen"})
     assert await made(given) == {"lmstudio": ("http://localhost:1234", "qwen")}
@@ -38,7 +40,11 @@ async def test_local_model_is_no_model_name(tmp_path: Path) -> None:
 
 async def test_the_other_servers_names_are_known(tmp_path: Path) -> None:
     given = settings(
-        tmp_path, LLAMACPP_SERVER_URL="http://localhost:8080", OLLAMA_HOST="0.0.0.0", OLLAMA_MODEL="llama3", MLX_ENABLED="true"
+        tmp_path,
+        LLAMACPP_SERVER_URL="http://localhost:8080",
+        OLLAMA_HOST="0.0.0.0",
+        OLLAMA_MODEL="llama3",
+        MLX_ENABLED="true",
     )
     assert await made(given) == {
         "mlx": ("http://127.0.0.1:8080", ""),

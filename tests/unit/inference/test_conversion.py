@@ -23,10 +23,14 @@ def test_a_whole_action_is_read() -> None:
         messages=[
             pb.ChatMessage(role=pb.ROLE_SYSTEM, content=[pb.ContentPart(text="S")]),
             user(),
-            pb.ChatMessage(role=pb.ROLE_ASSISTANT, tool_calls=[pb.ToolCall(id="c", name="f", arguments="{}")]),
+            pb.ChatMessage(
+                role=pb.ROLE_ASSISTANT, tool_calls=[pb.ToolCall(id="c", name="f", arguments="{}")]
+            ),
             pb.ChatMessage(role=pb.ROLE_TOOL, content=[pb.ContentPart(text="r")], tool_call_id="c"),
         ],
-        sampling=pb.Sampling(temperature=0, top_p=0.5, seed=7, max_output_tokens=5, stop=["\n"], logprobs=True),
+        sampling=pb.Sampling(
+            temperature=0, top_p=0.5, seed=7, max_output_tokens=5, stop=["\n"], logprobs=True
+        ),
         tools=[pb.ToolDefinition(name="f", parameters_json='{"type":"object"}')],
         tool_choice=pb.ToolChoice(mode=pb.TOOL_CHOICE_MODE_NAMED, function_name="f"),
         response_format=pb.ResponseFormat(type=pb.RESPONSE_FORMAT_TYPE_JSON_SCHEMA, json_schema="{}"),
@@ -42,7 +46,9 @@ def test_a_whole_action_is_read() -> None:
 
 
 def test_an_image_needs_a_backend_that_sees() -> None:
-    message = pb.ChatMessage(role=pb.ROLE_USER, content=[pb.ContentPart(image_data_uri="data:image/png;base64,AA==")])
+    message = pb.ChatMessage(
+        role=pb.ROLE_USER, content=[pb.ContentPart(image_data_uri="data:image/png;base64,AA==")]
+    )
     action = pb.ChatAction(messages=[message], provider="")
     call = chat_call(action)
     assert isinstance(call.messages[0].parts[0], Image)
@@ -60,54 +66,102 @@ def image(uri: str) -> pb.ChatMessage:
         pytest.param(pb.ChatAction(), "messages", id="no messages"),
         pytest.param(pb.ChatAction(messages=[user()] * 10_001), "messages", id="too many messages"),
         pytest.param(pb.ChatAction(messages=[user(), pb.ChatMessage()]), "messages[1].role", id="no role"),
-        pytest.param(pb.ChatAction(messages=[pb.ChatMessage(role=99)]), "messages[0].role", id="strange role"),
-        pytest.param(pb.ChatAction(messages=[pb.ChatMessage(role=pb.ROLE_USER)]), "messages[0].content", id="no content"),
+        pytest.param(
+            pb.ChatAction(messages=[pb.ChatMessage(role=99)]), "messages[0].role", id="strange role"
+        ),
+        pytest.param(
+            pb.ChatAction(messages=[pb.ChatMessage(role=pb.ROLE_USER)]),
+            "messages[0].content",
+            id="no content",
+        ),
         pytest.param(
             pb.ChatAction(messages=[pb.ChatMessage(role=pb.ROLE_USER, content=[pb.ContentPart()])]),
-            "messages[0].content[0]", id="empty part",
+            "messages[0].content[0]",
+            id="empty part",
         ),
         pytest.param(
             pb.ChatAction(messages=[pb.ChatMessage(role=pb.ROLE_TOOL, content=[pb.ContentPart(text="x")])]),
-            "messages[0].tool_call_id", id="tool result without its call",
-        ),
-        pytest.param(pb.ChatAction(messages=[image("http://10.0.0.1/x.png")]), "messages[0].content[0]", id="remote image"),
-        pytest.param(pb.ChatAction(messages=[image("file:///etc/passwd")]), "messages[0].content[0]", id="file image"),
-        pytest.param(pb.ChatAction(messages=[image("data:text/html;base64,AA==")]), "messages[0].content[0]", id="no image"),
-        pytest.param(
-            pb.ChatAction(messages=[user()], sampling=pb.Sampling(temperature=2.1)), "sampling.temperature", id="too hot"
+            "messages[0].tool_call_id",
+            id="tool result without its call",
         ),
         pytest.param(
-            pb.ChatAction(messages=[user()], sampling=pb.Sampling(temperature=math.nan)), "sampling.temperature", id="NaN"
+            pb.ChatAction(messages=[image("http://10.0.0.1/x.png")]),
+            "messages[0].content[0]",
+            id="remote image",
         ),
-        pytest.param(pb.ChatAction(messages=[user()], sampling=pb.Sampling(top_p=0)), "sampling.top_p", id="top_p 0"),
-        pytest.param(pb.ChatAction(messages=[user()], sampling=pb.Sampling(top_k=1001)), "sampling.top_k", id="top_k"),
         pytest.param(
-            pb.ChatAction(messages=[user()], sampling=pb.Sampling(max_output_tokens=0)), "sampling.max_output_tokens", id="0 tokens"
+            pb.ChatAction(messages=[image("file:///etc/passwd")]), "messages[0].content[0]", id="file image"
         ),
-        pytest.param(pb.ChatAction(messages=[user()], sampling=pb.Sampling(stop=[""])), "sampling.stop[0]", id="empty stop"),
-        pytest.param(pb.ChatAction(messages=[user()], sampling=pb.Sampling(stop=["a"] * 17)), "sampling.stop", id="stops"),
         pytest.param(
-            pb.ChatAction(messages=[user()], tools=[pb.ToolDefinition(name="a b")]), "tools[0].name", id="tool name"
+            pb.ChatAction(messages=[image("data:text/html;base64,AA==")]),
+            "messages[0].content[0]",
+            id="no image",
+        ),
+        pytest.param(
+            pb.ChatAction(messages=[user()], sampling=pb.Sampling(temperature=2.1)),
+            "sampling.temperature",
+            id="too hot",
+        ),
+        pytest.param(
+            pb.ChatAction(messages=[user()], sampling=pb.Sampling(temperature=math.nan)),
+            "sampling.temperature",
+            id="NaN",
+        ),
+        pytest.param(
+            pb.ChatAction(messages=[user()], sampling=pb.Sampling(top_p=0)), "sampling.top_p", id="top_p 0"
+        ),
+        pytest.param(
+            pb.ChatAction(messages=[user()], sampling=pb.Sampling(top_k=1001)), "sampling.top_k", id="top_k"
+        ),
+        pytest.param(
+            pb.ChatAction(messages=[user()], sampling=pb.Sampling(max_output_tokens=0)),
+            "sampling.max_output_tokens",
+            id="0 tokens",
+        ),
+        pytest.param(
+            pb.ChatAction(messages=[user()], sampling=pb.Sampling(stop=[""])),
+            "sampling.stop[0]",
+            id="empty stop",
+        ),
+        pytest.param(
+            pb.ChatAction(messages=[user()], sampling=pb.Sampling(stop=["a"] * 17)),
+            "sampling.stop",
+            id="stops",
+        ),
+        pytest.param(
+            pb.ChatAction(messages=[user()], tools=[pb.ToolDefinition(name="a b")]),
+            "tools[0].name",
+            id="tool name",
         ),
         pytest.param(
             pb.ChatAction(messages=[user()], tools=[pb.ToolDefinition(name="a", parameters_json="[]")]),
-            "tools[0].parameters_json", id="schema is no object",
+            "tools[0].parameters_json",
+            id="schema is no object",
         ),
         pytest.param(
             pb.ChatAction(messages=[user()], tool_choice=pb.ToolChoice(mode=pb.TOOL_CHOICE_MODE_REQUIRED)),
-            "tool_choice.mode", id="required without tools",
-        ),
-        pytest.param(
-            pb.ChatAction(messages=[user()], tool_choice=pb.ToolChoice(mode=pb.TOOL_CHOICE_MODE_NAMED, function_name="x")),
-            "tool_choice.function_name", id="unknown function",
+            "tool_choice.mode",
+            id="required without tools",
         ),
         pytest.param(
             pb.ChatAction(
-                messages=[user()], response_format=pb.ResponseFormat(type=pb.RESPONSE_FORMAT_TYPE_JSON_SCHEMA, json_schema="{")
+                messages=[user()],
+                tool_choice=pb.ToolChoice(mode=pb.TOOL_CHOICE_MODE_NAMED, function_name="x"),
             ),
-            "response_format.json_schema", id="broken schema",
+            "tool_choice.function_name",
+            id="unknown function",
         ),
-        pytest.param(pb.ChatAction(messages=[user()], reasoning_effort="much"), "reasoning_effort", id="effort"),
+        pytest.param(
+            pb.ChatAction(
+                messages=[user()],
+                response_format=pb.ResponseFormat(type=pb.RESPONSE_FORMAT_TYPE_JSON_SCHEMA, json_schema="{"),
+            ),
+            "response_format.json_schema",
+            id="broken schema",
+        ),
+        pytest.param(
+            pb.ChatAction(messages=[user()], reasoning_effort="much"), "reasoning_effort", id="effort"
+        ),
     ],
 )
 def test_a_wrong_field_is_named(action: pb.ChatAction, field: str) -> None:

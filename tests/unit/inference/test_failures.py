@@ -32,7 +32,9 @@ PYTHON = "llama-cpp-python-0.3.36"
         ("llama-cpp-python-0.3.36-neox", "badauth", "AUTHENTICATION_FAILED", Blame.BACKEND),
     ],
 )
-def test_a_recorded_error_is_blamed_on_whom_it_should(server: str, case: str, reason: str, blame: Blame) -> None:
+def test_a_recorded_error_is_blamed_on_whom_it_should(
+    server: str, case: str, reason: str, blame: Blame
+) -> None:
     recorded = recording(server, case)
     failure = failure_of_body(recorded.status, recorded.body)
     assert (failure.reason, failure.blame) == (reason, blame)
@@ -68,7 +70,9 @@ def test_a_recorded_error_is_blamed_on_whom_it_should(server: str, case: str, re
         pytest.param(b'{"error":{"message":"x","code":"context_length_exceeded"}}', None, None, id="by code"),
     ],
 )
-def test_every_servers_overflow_is_one_kind_of_failure(body: bytes, prompt: int | None, context: int | None) -> None:
+def test_every_servers_overflow_is_one_kind_of_failure(
+    body: bytes, prompt: int | None, context: int | None
+) -> None:
     failure = failure_of_body(400, body)
     assert isinstance(failure, ContextOverflow)
     assert (failure.prompt_tokens, failure.context_tokens) == (prompt, context)
@@ -78,22 +82,42 @@ def test_every_servers_overflow_is_one_kind_of_failure(body: bytes, prompt: int 
 @pytest.mark.parametrize(
     ("status", "body", "reason"),
     [
-        pytest.param(404, b'{"error":{"message":"No models loaded. Please load","code":"model_not_found"}}',
-                     "NO_MODEL_LOADED", id="LM Studio 2025, none loaded"),
-        pytest.param(400, b'{"error":{"message":"No models loaded. Please load a model","code":null}}',
-                     "NO_MODEL_LOADED", id="LM Studio 2026, none loaded"),
-        pytest.param(400, b'{"error":{"message":"Invalid model identifier \\"x\\". Please","code":"model_not_found"}}',
-                     "MODEL_NOT_FOUND", id="LM Studio, bad name"),
+        pytest.param(
+            404,
+            b'{"error":{"message":"No models loaded. Please load","code":"model_not_found"}}',
+            "NO_MODEL_LOADED",
+            id="LM Studio 2025, none loaded",
+        ),
+        pytest.param(
+            400,
+            b'{"error":{"message":"No models loaded. Please load a model","code":null}}',
+            "NO_MODEL_LOADED",
+            id="LM Studio 2026, none loaded",
+        ),
+        pytest.param(
+            400,
+            b'{"error":{"message":"Invalid model identifier \\"x\\". Please","code":"model_not_found"}}',
+            "MODEL_NOT_FOUND",
+            id="LM Studio, bad name",
+        ),
         pytest.param(404, b'{"error":"model \'x\' not found"}', "MODEL_NOT_FOUND", id="Ollama, bad name"),
-        pytest.param(503, b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}',
-                     "BACKEND_LOADING", id="llama-server, loading"),
+        pytest.param(
+            503,
+            b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}',
+            "BACKEND_LOADING",
+            id="llama-server, loading",
+        ),
         pytest.param(429, b"", "BACKEND_BUSY", id="busy"),
         pytest.param(500, b"", "HTTP_500", id="nothing said"),
         pytest.param(502, b"<html><body>Bad Gateway</body></html>", "NOT_AN_API", id="HTML"),
         pytest.param(200, b" \n<!DOCTYPE html><title>x</title>", "NOT_AN_API", id="HTML as 200"),
-        pytest.param(200, b'{"error":"Unexpected endpoint or method."}', "BACKEND_ERROR", id="LM Studio's false 200"),
+        pytest.param(
+            200, b'{"error":"Unexpected endpoint or method."}', "BACKEND_ERROR", id="LM Studio's false 200"
+        ),
         pytest.param(401, b'{"detail":"Invalid API key"}', "AUTHENTICATION_FAILED", id="detail"),
-        pytest.param(422, b'{"detail":[{"loc":["body"],"msg":"bad"}]}', "BACKEND_REJECTED", id="detail as list"),
+        pytest.param(
+            422, b'{"detail":[{"loc":["body"],"msg":"bad"}]}', "BACKEND_REJECTED", id="detail as list"
+        ),
     ],
 )
 def test_errors_are_read_in_every_shape(status: int, body: bytes, reason: str) -> None:
@@ -101,7 +125,9 @@ def test_errors_are_read_in_every_shape(status: int, body: bytes, reason: str) -
 
 
 def test_a_servers_free_text_is_told_to_the_caller_but_kept_out_of_the_detail() -> None:
-    failure = failure_of_body(400, b'{"error":{"message":"cannot parse: my secret prompt","type":"my secret type"}}')
+    failure = failure_of_body(
+        400, b'{"error":{"message":"cannot parse: my secret prompt","type":"my secret type"}}'
+    )
     assert failure.told == "cannot parse: my secret prompt"
     assert "secret" not in failure.detail
 

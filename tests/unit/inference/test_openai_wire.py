@@ -78,7 +78,11 @@ def test_parts_tools_and_calls_keep_their_shape() -> None:
     call = ChatCall(
         messages=(
             Message(Role.SYSTEM, (Text("Be brief."),)),
-            Message(Role.USER, (Text("See"), Image("data:image/png;base64,AA==", "low"), Audio("QQ==", "wav")), "ann"),
+            Message(
+                Role.USER,
+                (Text("See"), Image("data:image/png;base64,AA==", "low"), Audio("QQ==", "wav")),
+                "ann",
+            ),
             Message(Role.ASSISTANT, (), tool_calls=(ToolCall("c1", "add", '{"a":1}', 0),)),
             Message(Role.TOOL, (Text("2"),), tool_call_id="c1"),
         ),
@@ -105,7 +109,9 @@ def test_parts_tools_and_calls_keep_their_shape() -> None:
         {
             "role": "assistant",
             "content": "",
-            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}],
+            "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}
+            ],
         },
         {"role": "tool", "content": "2", "tool_call_id": "c1"},
     ]
@@ -179,18 +185,26 @@ def test_a_recorded_answer_is_read(server: str, case: str, text: str, reason: Fi
 
 
 def test_recorded_logprobs_come_with_their_alternatives() -> None:
-    (delta,) = [e for e in read_completion(recording("llama-server-tiny-neox", "chat_logprobs").body) if isinstance(e, Delta)]
+    (delta,) = [
+        e
+        for e in read_completion(recording("llama-server-tiny-neox", "chat_logprobs").body)
+        if isinstance(e, Delta)
+    ]
     first = delta.logprobs[0]
     assert (first.token, first.token_bytes, len(first.top)) == ("Hello", b"Hello", 2)
 
 
 def test_a_recorded_tool_call_is_read() -> None:
-    (delta,) = [e for e in read_completion(recording("llama-cpp-python-0.3.36", "tools").body) if isinstance(e, Delta)]
+    (delta,) = [
+        e for e in read_completion(recording("llama-cpp-python-0.3.36", "tools").body) if isinstance(e, Delta)
+    ]
     assert delta.tool_calls[0].name == "get_weather"
 
 
 def _chunks(*chunks: object, done: bool = True) -> bytes:
-    body = b"".join(b"data: " + (c if isinstance(c, bytes) else json.dumps(c).encode()) + b"\n\n" for c in chunks)
+    body = b"".join(
+        b"data: " + (c if isinstance(c, bytes) else json.dumps(c).encode()) + b"\n\n" for c in chunks
+    )
     return body + (b"data: [DONE]\n\n" if done else b"")
 
 
@@ -206,7 +220,11 @@ def _text(text: str, finish: str | None = None) -> dict[str, object]:
         pytest.param(_chunks(_text("a"), done=False), "STREAM_CUT", id="cut"),
         pytest.param(_chunks(_text("a", "stop"), done=False), "STREAM_UNTERMINATED", id="no [DONE]"),
         pytest.param(_chunks(_text("a")), "STREAM_CUT", id="[DONE] without a finish reason"),
-        pytest.param(_chunks({"error": {"message": "oops", "type": "server_error"}}), "BACKEND_ERROR", id="error object"),
+        pytest.param(
+            _chunks({"error": {"message": "oops", "type": "server_error"}}),
+            "BACKEND_ERROR",
+            id="error object",
+        ),
         pytest.param(_chunks(_text("a"), {"error": "oops"}), "BACKEND_ERROR", id="error string after text"),
         pytest.param(b'event: error\ndata: {"message":"oops"}\n\n', "BACKEND_ERROR", id="error event"),
         pytest.param(_chunks(b"{broken"), "MALFORMED_ANSWER", id="broken JSON"),
@@ -214,11 +232,13 @@ def _text(text: str, finish: str | None = None) -> dict[str, object]:
         pytest.param(_chunks(b"[1]"), "MALFORMED_ANSWER", id="no object"),
         pytest.param(_chunks(b"<html>"), "NOT_AN_API", id="HTML inside"),
         pytest.param(
-            recording("mlx_lm-0.32.2-tiny-llama", "chat_stream_usage_missingkey").body, "STREAM_UNTERMINATED",
+            recording("mlx_lm-0.32.2-tiny-llama", "chat_stream_usage_missingkey").body,
+            "STREAM_UNTERMINATED",
             id="mlx dies before [DONE], recorded",
         ),
         pytest.param(
-            recording("llama-cpp-python-0.3.36", "overflow_stream").body, "EMPTY_ANSWER",
+            recording("llama-cpp-python-0.3.36", "overflow_stream").body,
+            "EMPTY_ANSWER",
             id="llama_cpp.server's overflow, recorded",
         ),
     ],
@@ -270,7 +290,9 @@ def test_reasoning_is_read_under_both_names(delta: dict[str, object]) -> None:
 
 def test_arguments_given_as_an_object_become_text() -> None:
     call = {"index": 0, "id": "a", "function": {"name": "f", "arguments": {"x": 1}}}
-    events = read_stream(_chunks({"choices": [{"delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]}))
+    events = read_stream(
+        _chunks({"choices": [{"delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]})
+    )
     (delta,) = [event for event in events if isinstance(event, Delta)]
     assert delta.tool_calls == (ToolCall("a", "f", '{"x":1}', 0),)
 
@@ -286,5 +308,3 @@ def test_arguments_given_as_an_object_become_text() -> None:
 )
 def test_odd_fields_are_passed_over(garbage: dict[str, object]) -> None:
     assert isinstance(read_stream(_chunks(garbage, _text("a", "stop")))[-1], Finish)
-
-

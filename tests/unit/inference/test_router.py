@@ -79,8 +79,12 @@ def test_naming_its_kind_reaches_the_demo_only_without_a_configured_pythia() -> 
 
 
 def test_missing_weights_are_said_and_the_demo_does_not_stand_in() -> None:
-    status = Status(State.ERROR, "the weights are not here; get them with `kala models pull x`",
-                    (ModelInfo("pythia-6.9b", NOT_LOADED),), reason="MODEL_NOT_AVAILABLE")
+    status = Status(
+        State.ERROR,
+        "the weights are not here; get them with `kala models pull x`",
+        (ModelInfo("pythia-6.9b", NOT_LOADED),),
+        reason="MODEL_NOT_AVAILABLE",
+    )
     missing = View(Identity("pythia", Kind.PYTHIA, default_model="pythia-6.9b"), status)
     for wanted in (Wanted(), Wanted("pythia-6.9b"), Wanted(provider="pythia")):
         with pytest.raises(ModelNotAvailable, match="kala models pull"):
@@ -105,7 +109,9 @@ def test_a_slash_inside_an_id_is_not_a_prefix() -> None:
 
 
 def test_an_alias_finds_its_model() -> None:
-    assert chosen(Wanted("m:2"), view(Kind.LMSTUDIO, ModelInfo("m", LOADED, aliases=("m:2",)))) == [("lmstudio", "m")]
+    assert chosen(Wanted("m:2"), view(Kind.LMSTUDIO, ModelInfo("m", LOADED, aliases=("m:2",)))) == [
+        ("lmstudio", "m")
+    ]
 
 
 def test_an_unknown_model_is_not_found_and_the_known_ones_are_listed() -> None:
@@ -146,7 +152,9 @@ def test_a_configured_model_that_is_not_there_is_said() -> None:
 
 
 def test_nothing_loaded_is_a_failed_precondition_with_the_cure() -> None:
-    status = Status(State.NO_MODEL, "no model is loaded; run `lms load <model>`", (), reason="NO_MODEL_LOADED")
+    status = Status(
+        State.NO_MODEL, "no model is loaded; run `lms load <model>`", (), reason="NO_MODEL_LOADED"
+    )
     with pytest.raises(FailedPreconditionError, match="lms load") as caught:
         choose(Wanted(), [View(Identity("lmstudio", Kind.LMSTUDIO), status)])
     assert caught.value.reason == "NO_MODEL_LOADED"
@@ -155,7 +163,9 @@ def test_nothing_loaded_is_a_failed_precondition_with_the_cure() -> None:
 def test_ollama_may_be_asked_for_its_only_installed_model() -> None:
     idle = view(Kind.OLLAMA, ModelInfo("one", NOT_LOADED), state=State.NO_MODEL)
     assert chosen(Wanted(), idle) == [("ollama", "one")]
-    several = view(Kind.OLLAMA, ModelInfo("one", NOT_LOADED), ModelInfo("two", NOT_LOADED), state=State.NO_MODEL)
+    several = view(
+        Kind.OLLAMA, ModelInfo("one", NOT_LOADED), ModelInfo("two", NOT_LOADED), state=State.NO_MODEL
+    )
     assert chosen(Wanted("two"), several) == [("ollama", "two")]
     with pytest.raises(FailedPreconditionError):
         choose(Wanted(), [several])

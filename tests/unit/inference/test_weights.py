@@ -14,7 +14,9 @@ from services.inference.pythia.weights import check, find, pythia_name
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox", "max_position_embeddings": 512}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gpt_neox", "max_position_embeddings": 512})
+    )
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     return tmp_path
@@ -65,7 +67,9 @@ def test_a_file_beside_the_manifest_is_refused(model: Path) -> None:
         check(model)
 
 
-@pytest.mark.parametrize("manifest", ["{", "[]", '{"files": 3}', '{"files": {"../x": {"sha256": "00", "bytes": 1}}}'])
+@pytest.mark.parametrize(
+    "manifest", ["{", "[]", '{"files": 3}', '{"files": {"../x": {"sha256": "00", "bytes": 1}}}']
+)
 def test_a_broken_manifest_is_refused(model: Path, manifest: str) -> None:
     (model / "manifest.json").write_text(manifest)
     with pytest.raises(VerificationError):

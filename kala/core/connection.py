@@ -36,7 +36,7 @@ _CONFLICTING: Final = (
 )
 """Variables of the environment that a configuration given in code overrules in a private suite."""
 
-_NO_BACKEND: Final = ("BACKENDS_UNAVAILABLE", "ALL_BACKENDS_FAILED")
+_NO_BACKEND: Final = ("BACKENDS_UNAVAILABLE", "ALL_BACKENDS_FAILED", "NO_BACKEND")
 
 
 @dataclass(frozen=True, slots=True)

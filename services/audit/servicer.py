@@ -11,7 +11,13 @@ from kala.errors import InvalidArgumentError
 from services.audit.batch import Logged
 from services.audit.log import Log
 from services.audit.records import entry_of
-from services.common.peers import Context, peer_of
+from services.common.peers import ETHICS, GATEWAY, INFERENCE, TOOLS, TRAINER, Context, Peer, peer_of
+
+# Who acts, writes. The others only read: a reader holds no right to add to what it reads.
+WRITERS: Final = frozenset({GATEWAY, ETHICS, INFERENCE, TOOLS, TRAINER})
+WRITING_SERVICE: Final = "/kala.audit.v1.AuditService/"
+# Erasure goes through the gateway, which knows who may ask for it.
+PRIVACY_SERVICE: Final = "/kala.audit.v1.AuditPrivacyService/"
 
 MAX_BATCH_RECORDS: Final = 1_024
 # Unanswered records of one stream: keeps a fast sender from holding the whole queue.
@@ -73,6 +79,13 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         finally:
             # The answers before a malformed record are still due; then the task's own error ends the stream.
             await waiting.put(None)
+
+
+def may_call(method: str, peer: Peer) -> bool:
+    """Whether this part may use this RPC: privileges follow services."""
+    if method.startswith(WRITING_SERVICE):
+        return peer.part in WRITERS
+    return not method.startswith(PRIVACY_SERVICE) or peer.part == GATEWAY
 
 
 def receipt_of(logged: Logged) -> audit_pb2.Receipt:

@@ -17,7 +17,7 @@ from services.audit.log import Log
 from services.audit.own_records import OwnRecords
 from services.audit.read_servicer import AuditReadServicer
 from services.audit.reading import LogReading
-from services.audit.servicer import AuditServicer
+from services.audit.servicer import AuditServicer, may_call
 from services.audit.sqlite_store import SqliteReader
 from services.common.channel import open_channel
 from services.common.interceptors import CallPolicy
@@ -63,7 +63,9 @@ async def served_log(
     own = OwnRecords(log, clock=lambda: NOW)
     settings = AuditSettings(address=address, metrics_port=None, drain_seconds=0.2)
     async with (
-        serving(settings, registrations, policy=CallPolicy(on_denied=own.denied)) as server,
+        serving(
+            settings, registrations, policy=CallPolicy(may_call=may_call, on_denied=own.denied)
+        ) as server,
         open_channel(server.address, peer_name="gateway") as channel,
     ):
         await server.set_serving()

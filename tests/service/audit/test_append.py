@@ -15,11 +15,12 @@ from kala.audit.checkpoint import open_checkpoint
 from kala.audit.database import verify_database
 from kala.audit.leaf import parse_leaf
 from kala.audit.receipt import verify_receipt
-from kala.audit.v1 import audit_pb2
+from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
     KalaError,
+    PermissionDeniedError,
     ResourceExhaustedError,
     UnavailableError,
 )
@@ -249,6 +250,17 @@ async def test_a_stranger_may_not_append_and_the_log_says_so(served: ServedLog) 
         "PEER_NOT_ALLOWED",
     )
     assert leaf["attributes"] == [["peer", "local:stranger"]]
+
+
+@pytest.mark.parametrize("reader", ["console", "cli", "witness"])
+async def test_a_part_that_only_reads_may_not_append(served: ServedLog, reader: str) -> None:
+    async with open_channel(served.address, peer_name=reader) as channel:
+        with pytest.raises(PermissionDeniedError), translated():
+            await audit_pb2_grpc.AuditServiceStub(channel).Append(audit_pb2.AppendRequest(record=record(0)))
+        await append(served, record(1))
+        assert (
+            await audit_pb2_grpc.AuditReadServiceStub(channel).GetCheckpoint(audit_pb2.GetCheckpointRequest())
+        ).checkpoint
 
 
 async def test_what_was_served_verifies_as_a_whole(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ async def test_a_stopped_process_leaves_one_verifiable_file(tmp_path: Path) -> N
     ],
     ids=["key", "open key", "short kek", "no kek", "no database"],
 )
-def test_a_process_that_cannot_keep_its_promise_does_not_start(tmp_path: Path, damage: object, problem: str) -> None:
+def test_a_process_that_cannot_keep_its_promise_does_not_start(
+    tmp_path: Path, damage: object, problem: str
+) -> None:
     audit = AuditProcess(tmp_path / "audit")
     damage(audit.directory)  # type: ignore[operator] # a function of a path
     audit.start()

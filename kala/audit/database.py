@@ -68,9 +68,9 @@ def verify_database(
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    # Without a WAL nothing is in flight: `immutable` then reads even from a read-only directory, and leaves no files.
-    wal = path.with_name(f"{path.name}-wal")
-    mode = "mode=ro" if wal.exists() and wal.stat().st_size else "immutable=1"
+    # Without a WAL no process has the log open: `immutable` then reads even from a read-only directory and leaves no
+    # files. With one, possibly of a live log, SQLite must see it.
+    mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, isolation_level=None)
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
@@ -84,6 +84,8 @@ def _unreadable(index: Callable[[], int | None]) -> Iterator[None]:
     try:
         yield
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
+            raise UnverifiableError(f"the database cannot be opened: {error}") from error
         raise TamperedError(index(), f"the database cannot be read here: {error}") from error
 
 

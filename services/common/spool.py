@@ -1,14 +1,17 @@
 """A durable queue in files: records wait here, encrypted and in order, while their destination is away.
 
-Segment files hold frames of length, CRC-32 (zlib's), nonce and AES-256-GCM ciphertext. Each frame is sealed over the
-hash of all frames before it in its segment, so none can be changed, moved or taken out unnoticed. `append` returns
-after fsync; what a killed process left torn at the end was never acknowledged and is cut off. A segment is deleted
-when all its records are dropped; after a crash some records of the oldest segment come again, so the destination
-must recognise repeats. Not thread-safe.
+Segment files hold frames of length, the CRC-32 (zlib's) of length and body, nonce and AES-256-GCM ciphertext. Each
+frame is sealed over the hash of all before it, and each segment begins with the hash that the one before ended with, so
+none can be changed, moved or taken out of the middle unnoticed; whoever takes whole frames off the end, or segments off
+the front, leaves only the hole in the records' own sequence numbers. `append` returns after fsync; what a killed
+process left torn at the end was never acknowledged and is cut off. A segment is deleted when all its records are
+dropped; after a crash some records of the oldest segment come again, so the destination must recognise repeats.
+For one thread, but for `len`, `bytes_used` and `has_room`.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -25,18 +28,23 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from kala.errors import DataLossError, FailedPreconditionError, UnavailableError
+from kala.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, UnavailableError
 
 DEFAULT_MAX_BYTES: Final = 64 * 1024 * 1024
 # Small enough that a crash repeats little, large enough that files are few.
 SEGMENT_BYTES: Final = 1024 * 1024
-# A record is a gRPC message of at most 36 MiB.
-MAX_FRAME_BYTES: Final = 40 * 1024 * 1024
+# A larger one fits into no message of 36 MiB, so it could never leave and would block all behind it.
+MAX_RECORD_BYTES: Final = 36 * 1024 * 1024 - 4096
 NONCE_BYTES: Final = 12
-_FRAME: Final = struct.Struct(">II")
+_TAG_BYTES: Final = 16
+_FRAME: Final = struct.Struct(">III")  # length of the body, CRC of that length, CRC of the body
+_LENGTH_BYTES: Final = 4
+_MAX_BODY_BYTES: Final = NONCE_BYTES + MAX_RECORD_BYTES + _TAG_BYTES
 _MAGIC: Final = b"kala.spool.v1\0"
-_SALT_BYTES: Final = 18  # makes the header 32 bytes
-_HEADER_BYTES: Final = len(_MAGIC) + _SALT_BYTES
+_HEADER: Final = struct.Struct(">14sQ32s10s")  # magic, the segment's number, hash of what is before it, salt
+_SALT_BYTES: Final = 10
+_NOTHING_BEFORE: Final = bytes(32)
+_SEGMENT_NAMES: Final = "[0-9]" * 12 + ".spool"
 
 
 class SpoolFullError(UnavailableError):
@@ -51,6 +59,7 @@ class _Segment:
 
     path: Path
     number: int
+    before: bytes
     chain: bytes
     size: int
     frames: deque[tuple[int, int, bytes]] = field(default_factory=deque)  # offset, length, hash before
@@ -86,7 +95,9 @@ class Spool:
         except BaseException:
             os.close(self._lock)
             raise
+        # Counted, not summed when asked: others ask while this thread changes the segments.
         self._count = sum(len(segment.frames) for segment in self._segments)
+        self._bytes_used = sum(segment.size for segment in self._segments)
 
     def __len__(self) -> int:
         return self._count
@@ -94,7 +105,7 @@ class Spool:
     @property
     def bytes_used(self) -> int:
         """How much of the room is taken."""
-        return sum(segment.size for segment in self._segments)
+        return self._bytes_used
 
     @property
     def has_room(self) -> bool:
@@ -102,7 +113,12 @@ class Spool:
         return self.bytes_used + self._segment_bytes // 16 <= self._max_bytes
 
     def append(self, records: Sequence[bytes]) -> None:
-        """Adds records at the end; all are on disk when this returns, or `SpoolFullError` and none is."""
+        """Adds records at the end; all are on disk when this returns, or `SpoolFullError` and none is.
+
+        Raises `InvalidArgumentError` for a record that no message could carry.
+        """
+        if any(len(record) > MAX_RECORD_BYTES for record in records):
+            raise InvalidArgumentError("records", f"must each have at most {MAX_RECORD_BYTES} bytes")
         needed = sum(len(record) + 64 for record in records)
         if self.bytes_used + needed > self._max_bytes:
             raise SpoolFullError(f"the spool {self._directory} is full")
@@ -115,6 +131,7 @@ class Spool:
             size += len(frame)
             data.append(frame)
         self._write(segment, b"".join(data))
+        self._bytes_used += size - segment.size
         segment.chain, segment.size = chain, size
         segment.frames.extend(frames)
         self._count += len(frames)
@@ -157,12 +174,15 @@ class Spool:
     def _seal(self, record: bytes, chain: bytes) -> bytes:
         nonce = self._random(NONCE_BYTES)
         body = nonce + self._aead.encrypt(nonce, record, chain)
-        return _FRAME.pack(len(body), zlib.crc32(body)) + body
+        return _FRAME.pack(len(body), _length_checksum(len(body)), zlib.crc32(body)) + body
 
     def _read(self, segment: _Segment, offset: int, length: int, chain: bytes) -> bytes:
-        with segment.path.open("rb") as file:
-            file.seek(offset + _FRAME.size)
-            body = file.read(length - _FRAME.size)
+        try:
+            with segment.path.open("rb") as file:
+                file.seek(offset + _FRAME.size)
+                body = file.read(length - _FRAME.size)
+        except OSError as error:
+            raise UnavailableError(f"{segment.path} cannot be read: {error.strerror}") from error
         return self._open(segment.path, body, chain)
 
     def _open(self, path: Path, body: bytes, chain: bytes) -> bytes:
@@ -181,13 +201,28 @@ class Spool:
             os.close(self._file)
             self._file = None
         number = self._segments[-1].number + 1 if self._segments else 1
+        before = self._segments[-1].chain if self._segments else _NOTHING_BEFORE
         path = self._directory / f"{number:012d}.spool"
-        header = _MAGIC + self._random(_SALT_BYTES)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        os.write(self._file, header)
-        _sync_directory(self._directory)
-        self._segments.append(_Segment(path, number, sha256(header).digest(), len(header)))
+        header = _HEADER.pack(_MAGIC, number, before, self._random(_SALT_BYTES))
+        try:
+            self._file = _create(path, header)
+            _sync_directory(self._directory)
+        except OSError as error:
+            self._abandon(path)
+            raise self._unwritable(error) from error
+        self._segments.append(_Segment(path, number, before, sha256(header).digest(), len(header)))
+        self._bytes_used += len(header)
         return self._segments[-1]
+
+    def _abandon(self, path: Path) -> None:
+        """Takes back a segment that could not be begun, so that the next try finds its name free."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        path.unlink(missing_ok=True)
+
+    def _unwritable(self, error: OSError) -> SpoolFullError:
+        return SpoolFullError(f"the spool {self._directory} cannot be written: {error.strerror}")
 
     def _write(self, segment: _Segment, data: bytes) -> None:
         if self._file is None:
@@ -200,58 +235,99 @@ class Spool:
         except OSError as error:
             # A partial frame would hide what follows it: cut back to the last acknowledged byte.
             os.ftruncate(self._file, segment.size)
-            raise SpoolFullError(
-                f"the spool {self._directory} cannot be written: {error.strerror}"
-            ) from error
+            raise self._unwritable(error) from error
 
     def _delete_first(self) -> None:
         segment = self._segments.popleft()
         if not self._segments and self._file is not None:
             os.close(self._file)
             self._file = None
-        segment.path.unlink()
-        _sync_directory(self._directory)
+        self._bytes_used -= segment.size
+        try:
+            segment.path.unlink()
+            _sync_directory(self._directory)
+        except OSError as error:
+            raise UnavailableError(f"{segment.path} cannot be deleted: {error.strerror}") from error
 
     def _recover(self) -> deque[_Segment]:
         segments: deque[_Segment] = deque()
-        paths = sorted(self._directory.glob("*.spool"))
+        paths = sorted(self._directory.glob(_SEGMENT_NAMES))
         for path in paths:
             segment = self._scan(path, is_last=path == paths[-1])
-            if segment.frames:
-                segments.append(segment)
-            else:
+            if not segment.frames:
                 path.unlink()
+                continue
+            last = segments[-1] if segments else None
+            if last and (segment.number, segment.before) != (last.number + 1, last.chain):
+                raise DataLossError(
+                    f"{last.path} is damaged, or what followed it is gone: {path} is not its successor"
+                )
+            segments.append(segment)
         return segments
 
     def _scan(self, path: Path, *, is_last: bool) -> _Segment:
-        """Reads a segment's frames; a torn tail is cut off the last one, damage anywhere else is an error."""
+        """Reads a segment's frames; a torn tail is cut off the last one, damage anywhere is an error."""
         data = path.read_bytes()
-        segment = _Segment(path, int(path.stem), sha256(data[:_HEADER_BYTES]).digest(), _HEADER_BYTES)
-        if data[: len(_MAGIC)] != _MAGIC and not is_last:
-            raise DataLossError(f"{path} is damaged")
-        offset = _HEADER_BYTES
-        while (frame := _frame_at(data, offset)) is not None:
-            self._open(path, frame[_FRAME.size :], segment.chain)
-            segment.frames.append((offset, len(frame), segment.chain))
-            segment.chain = sha256(segment.chain + frame).digest()
-            offset += len(frame)
-        segment.size = offset
-        if offset < len(data):
+        header = data[: _HEADER.size]
+        if len(header) < _HEADER.size or not data.strip(b"\0"):
             if not is_last:
-                raise DataLossError(f"{path} is damaged after byte {offset}")
-            os.truncate(path, offset)
+                raise DataLossError(f"{path} is damaged: it has no header")
+            return _Segment(path, int(path.stem), _NOTHING_BEFORE, b"", 0)
+        if not header.startswith(_MAGIC):
+            raise DataLossError(f"{path} is damaged at its beginning")
+        _, number, before, _ = _HEADER.unpack(header)
+        if number != int(path.stem):
+            raise DataLossError(f"{path} is damaged or renamed: it was written as segment {number}")
+        segment = _Segment(path, number, before, sha256(header).digest(), _HEADER.size)
+        while (frame := _frame_at(path, data, segment.size)) is not None:
+            self._open(path, frame[_FRAME.size :], segment.chain)
+            segment.frames.append((segment.size, len(frame), segment.chain))
+            segment.chain = sha256(segment.chain + frame).digest()
+            segment.size += len(frame)
+        if segment.size < len(data):
+            if not is_last:
+                raise DataLossError(f"{path} is damaged after byte {segment.size}")
+            os.truncate(path, segment.size)
         return segment
 
 
-def _frame_at(data: bytes, offset: int) -> bytes | None:
-    """The whole frame at this place; None where none is, or only part of one."""
-    if offset + _FRAME.size > len(data):
+def _frame_at(path: Path, data: bytes, offset: int) -> bytes | None:
+    """The whole frame at this place; None where none is, or where a crash left part of one.
+
+    Raises `DataLossError` for a frame that is whole and not what was written: it may have been acknowledged.
+    """
+    start = offset + _FRAME.size
+    if start > len(data):
         return None
-    length, checksum = _FRAME.unpack_from(data, offset)
-    body = data[offset + _FRAME.size : offset + _FRAME.size + length]
-    if length > MAX_FRAME_BYTES or len(body) != length or zlib.crc32(body) != checksum:
+    length, length_checksum, checksum = _FRAME.unpack_from(data, offset)
+    if length > _MAX_BODY_BYTES or _length_checksum(length) != length_checksum:
+        is_damaged = True
+    elif start + length > len(data):
         return None
-    return data[offset : offset + _FRAME.size + length]
+    else:
+        is_damaged = zlib.crc32(data[start : start + length]) != checksum
+    if not is_damaged:
+        return data[offset : start + length]
+    if not data[offset:][-_TAG_BYTES:].strip(b"\0"):
+        # A crash of the machine can leave zeros in the place of what was not yet written; no frame ends with them.
+        return None
+    raise DataLossError(f"{path} is damaged after byte {offset}; move it away to go on without its records")
+
+
+def _length_checksum(length: int) -> int:
+    return zlib.crc32(length.to_bytes(_LENGTH_BYTES))
+
+
+def _create(path: Path, header: bytes) -> int:
+    """A new private file that begins with `header`; whatever fails, nothing of it stays open."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        if os.write(descriptor, header) < len(header):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _lock(path: Path) -> int:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from kala.errors import DataLossError, FailedPreconditionError
+from kala.errors import DataLossError, FailedPreconditionError, InvalidArgumentError
 from services.common.secret_keys import load_or_create_secret_key, load_secret_key
-from services.common.spool import Spool, SpoolFullError
+from services.common.spool import MAX_RECORD_BYTES, Spool, SpoolFullError
 
 KEY = b"k" * 32
 ALL = 1 << 30
@@ -122,14 +124,123 @@ def test_every_length_that_a_crash_can_leave_is_readable(tmp_path: Path) -> None
         shutil.rmtree(copy)
 
 
-def test_garbage_after_the_last_record_is_cut_off(tmp_path: Path) -> None:
+def test_what_a_crash_of_the_machine_left_as_zeros_is_cut_off(tmp_path: Path) -> None:
+    with opened(tmp_path) as spool:
+        spool.append(records(2))
+    (path,) = tmp_path.glob("*.spool")
+    data = path.read_bytes()
+    for tail in (bytes(500), data[-60:-30] + bytes(4096)):
+        path.write_bytes(data + tail)
+        with opened(tmp_path) as spool:
+            assert waiting(spool) == records(2)
+
+
+def test_garbage_after_the_last_record_stops_the_start(tmp_path: Path) -> None:
+    """It is no torn write, so it may be what is left of an acknowledged record."""
     with opened(tmp_path) as spool:
         spool.append(records(2))
     (path,) = tmp_path.glob("*.spool")
     with path.open("ab") as file:
         file.write(random.Random(1).randbytes(500))
+    with pytest.raises(DataLossError, match="is damaged"), opened(tmp_path):
+        pass
+
+
+def test_no_flipped_bit_of_an_acknowledged_record_loses_it_in_silence(tmp_path: Path) -> None:
     with opened(tmp_path) as spool:
+        for record in records(3):
+            spool.append([record])
+    (path,) = tmp_path.glob("*.spool")
+    data = path.read_bytes()
+    for position in range(len(data)):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+        with pytest.raises(DataLossError, match="is damaged"), opened(tmp_path):
+            pass
+
+
+def test_segments_cannot_change_places_or_go_missing_between_others(tmp_path: Path) -> None:
+    with opened(tmp_path, segment_bytes=100) as spool:
+        for record in records(4):
+            spool.append([record])
+    first, second, third, _ = (
+        path.rename(path.with_suffix(".kept")) for path in sorted(tmp_path.glob("*.spool"))
+    )
+    kept = {path: path.read_bytes() for path in tmp_path.glob("*.kept")}
+    last = b"".join(data for path, data in kept.items() if path not in {first, second, third})
+    for order in ((second, first, third), (first, third), (first, first, third)):
+        for path in tmp_path.glob("*.spool"):
+            path.unlink()
+        for number, path in enumerate(order, 1):
+            (tmp_path / f"{number:012d}.spool").write_bytes(kept[path])
+        (tmp_path / "000000000004.spool").write_bytes(last)
+        with pytest.raises(DataLossError, match="is damaged"), opened(tmp_path):
+            pass
+
+
+def test_segments_that_lost_whole_frames_at_their_end_do_not_fit_the_next_one(tmp_path: Path) -> None:
+    with opened(tmp_path, segment_bytes=150) as spool:
+        spool.append(records(1))
+        whole = spool.bytes_used
+        for record in records(3, 1):
+            spool.append([record])
+    first, *_ = sorted(tmp_path.glob("*.spool"))
+    assert first.stat().st_size > whole
+    os.truncate(first, whole)
+    with pytest.raises(DataLossError, match="is damaged"), opened(tmp_path):
+        pass
+
+
+def test_a_record_that_no_message_could_carry_is_refused_before_it_is_acknowledged(tmp_path: Path) -> None:
+    with opened(tmp_path) as spool:
+        spool.append([bytes(MAX_RECORD_BYTES)])
+        with pytest.raises(InvalidArgumentError, match="at most"):
+            spool.append([bytes(MAX_RECORD_BYTES + 1)])
+    with opened(tmp_path) as spool:
+        assert len(spool) == 1
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync"])
+def test_a_segment_that_cannot_be_begun_can_be_begun_when_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    with opened(tmp_path) as spool:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, _fail)
+            with pytest.raises(SpoolFullError, match="No space left"):
+                spool.append([b"lost"])
+        assert (len(spool), spool.bytes_used) == (0, 0)
+        spool.append(records(2))
         assert waiting(spool) == records(2)
+
+
+def test_other_files_in_the_directory_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "copy.spool").write_bytes(b"mine")
+    with opened(tmp_path) as spool:
+        assert len(spool) == 0
+    assert (tmp_path / "copy.spool").exists()
+
+
+def test_its_size_can_be_asked_while_another_thread_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fdatasync", lambda _descriptor: None)
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with opened(tmp_path, segment_bytes=64) as spool, ThreadPoolExecutor(1) as thread:
+            written = thread.submit(_fill, spool)
+            while not written.done():
+                assert spool.has_room
+            written.result()
+    finally:
+        sys.setswitchinterval(before)
+
+
+def _fill(spool: Spool) -> None:
+    for _ in range(500):
+        spool.append(records(3))
+        spool.drop(2)
 
 
 def test_a_record_that_was_changed_or_moved_is_noticed(tmp_path: Path) -> None:
@@ -185,7 +296,7 @@ def test_a_write_that_fails_leaves_the_spool_as_it_was(
         assert waiting(spool) == records(3)
 
 
-def _fail(_descriptor: int) -> None:
+def _fail(*_arguments: object) -> None:
     raise OSError(28, "No space left on device")
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -184,6 +187,64 @@ def test_a_log_that_was_cut_is_found_by_the_remembered_checkpoint(
     rolled_back = kala("audit", "verify", "--state", state)
     assert rolled_back.returncode == 1
     assert "cut" in rolled_back.stderr
+
+
+def test_two_ups_at_once_start_one_suite(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "kala.cli",
+        "up",
+        "--detach",
+        "--json",
+        "--state",
+        str(tmp_path / "state"),
+    ]
+    both = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        )
+        for _ in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=90) for process in both]
+        assert [process.returncode for process in both] == [0, 0], outputs
+        first, second = (json.loads(out) for out, _ in outputs)
+        assert first["pids"] == second["pids"]
+    finally:
+        assert kala("down", "--state", tmp_path / "state").returncode == 0
+    assert alive(first) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_in_the_foreground_a_signal_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
+    said = tmp_path / "said"
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "kala.cli", "up", "--json"),
+                *("--state", str(tmp_path / "state"), "--port", "0"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=environment(),
+            start_new_session=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        lines = []
+        while not lines or lines[-1] != "}\n":
+            lines.append(process.stdout.readline())
+            assert lines[-1], said.read_text()
+        started = json.loads("".join(lines))
+        assert len(alive(started)) == 5
+        # As a terminal does it: to the whole foreground group.
+        os.killpg(process.pid, number)
+        assert process.stdout.read() == ""
+    assert process.returncode == 0
+    assert alive(started) == []
 
 
 def test_a_long_state_path_works(tmp_path: Path, upstream: FakeLMStudio) -> None:

@@ -113,8 +113,10 @@ class PayloadSealer:
         kek: KeyEncryptionKey,
         find_live: Callable[[str], WrappedKey | None],
         random: Random = secrets.token_bytes,
+        max_cached: int = MAX_CACHED_KEYS,
     ) -> None:
         self._kek = kek
+        self._max_cached = max_cached
         self._find_live = find_live
         self._random = random
         self._live: dict[str, tuple[str, AESGCM]] = {}
@@ -150,8 +152,10 @@ class PayloadSealer:
             self._new.append(row)
         else:
             key = self._kek.unwrap(row)
-        if len(self._live) >= MAX_CACHED_KEYS:
-            self._live.clear()
+        if len(self._live) >= self._max_cached:
+            # A key that is not stored yet must stay known: the subject would get a second one.
+            unsettled = {new.subject for new in self._new}
+            self._live = {name: opened for name, opened in self._live.items() if name in unsettled}
         opened = self._live[subject] = (row.key_id, AESGCM(key))
         return opened
 

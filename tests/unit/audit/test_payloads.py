@@ -88,6 +88,17 @@ def test_each_subject_has_one_key_that_is_made_once() -> None:
     assert seals.seal("a", ENTRY, "x", b"", store=True).key_id != sealed[0]
 
 
+def test_a_full_cache_forgets_no_key_that_is_not_stored_yet() -> None:
+    """A second key for one subject would break the transaction that stores both."""
+    seals = PayloadSealer(KEK, lambda _: None, max_cached=2)
+    subjects = [f"s{number % 5}" for number in range(20)]
+    ids = [(subject, seals.seal(subject, ENTRY, "request", b"x", store=True).key_id) for subject in subjects]
+    assert len(set(ids)) == len(seals.new_keys()) == 5
+    seals.settle()
+    seals.seal("another", ENTRY, "request", b"x", store=True)
+    assert len(seals._live) == 1
+
+
 def test_a_stored_key_is_used_again() -> None:
     row, _ = KEK.create("alice")
     seals = sealer(row)

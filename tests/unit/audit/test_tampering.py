@@ -15,10 +15,11 @@ import pytest
 from kala.audit.checkpoint import Checkpoint
 from kala.audit.columns import DERIVED
 from kala.audit.database import verify_database
+from kala.audit.merkle import leaf_hash
 from kala.audit.note import Signer
-from kala.audit.verify import LogReport, TamperedError, UnverifiableError, verify_leaves
+from kala.audit.verify import LogChecker, LogReport, TamperedError, UnverifiableError, verify_leaves
 from kala.errors import VerificationError
-from tests.fakes.audit_log import ORIGIN, fill, open_log, record, signer
+from tests.fakes.audit_log import NOW, ORIGIN, fill, open_log, record, signer
 
 SIZES = (1, 2, 30, 200, 60, 7)
 TOTAL = sum(SIZES)
@@ -115,6 +116,8 @@ def test_a_changed_payload_is_named_by_its_entry(log: Path, database: sqlite3.Co
             "INSERT INTO payload SELECT log_id, 5, 'third', key_id, ciphertext FROM payload WHERE idx = 6 AND kind = 'request'",
             5,
         ),
+        ("UPDATE payload SET kind = x'ff' WHERE idx = 5 AND kind = 'request'", 5),
+        ("UPDATE payload SET ciphertext = 7 WHERE idx = 5 AND kind = 'request'", 5),
         ("DELETE FROM entry WHERE idx = 40", 40),
         ("DELETE FROM entry WHERE idx = 0", 0),
         (f"DELETE FROM entry WHERE idx = {TOTAL - 1}", TOTAL - 1),
@@ -133,7 +136,7 @@ def test_a_changed_payload_is_named_by_its_entry(log: Path, database: sqlite3.Co
         (f"DELETE FROM checkpoint WHERE size = {TOTAL}", TOTAL - 7),
         ("UPDATE checkpoint SET root = zeroblob(32) WHERE size = 33", 32),
         ("UPDATE checkpoint SET size = 34 WHERE size = 33", 33),
-        ("UPDATE checkpoint SET note = replace(note, 'A', 'B') WHERE size = 33", 32),
+        ("UPDATE checkpoint SET note = replace(note, char(8212), '-') WHERE size = 33", 32),
         ("UPDATE checkpoint SET note = x'00' WHERE size = 33", 33),
         ("UPDATE checkpoint SET note = (SELECT note FROM checkpoint WHERE size = 3) WHERE size = 33", 32),
         ("UPDATE tile SET data = zeroblob(8192) WHERE level = 0", 0),
@@ -164,7 +167,6 @@ def test_a_rewritten_entry_whose_hashes_were_made_to_fit_breaks_the_signed_root(
     """The strongest insider without the signing key: everything recomputed but the signatures."""
     from kala.audit import canonical
     from kala.audit.columns import derived
-    from kala.audit.merkle import leaf_hash
 
     (leaf,) = database.execute("SELECT leaf FROM entry WHERE idx = 100").fetchone()
     value = canonical.decode(leaf)
@@ -253,6 +255,46 @@ def test_what_is_no_log_is_unverifiable(tmp_path: Path, log: Path) -> None:
         pass
     with pytest.raises(UnverifiableError, match="no checkpoint"):
         verify_database(tmp_path / "empty.db", TRUSTED)
+
+
+def test_a_log_without_its_row_is_unverifiable(log: Path, database: sqlite3.Connection) -> None:
+    database.execute("DELETE FROM log")
+    database.close()
+    with pytest.raises(UnverifiableError, match="holds no log"):
+        verify_database(log, TRUSTED)
+
+
+def test_progress_is_told_while_a_long_log_is_verified(tmp_path: Path) -> None:
+    fill(tmp_path / "audit.db", [1_200])
+    seen: list[tuple[int, int]] = []
+    verify_database(
+        tmp_path / "audit.db",
+        TRUSTED,
+        on_progress=lambda done, total: seen.append((done, total)),
+        check_integrity=False,
+    )
+    assert seen == [(1_000, 1_200), (1_200, 1_200)]
+
+
+@pytest.mark.parametrize("leaf", [b"", b"\xff", b"[]", b"[" * 100_000, b'{"schema":"kala.audit.leaf.v1"}'])
+def test_a_leaf_that_cannot_be_read_is_named(leaf: bytes) -> None:
+    with pytest.raises(TamperedError, match="entry 0: "):
+        LogChecker(TRUSTED).take(leaf, leaf_hash(leaf))
+
+
+def test_an_entry_recorded_before_the_one_that_precedes_it_is_named(tmp_path: Path) -> None:
+    leaves = []
+    for number, now in enumerate((NOW + 5, NOW)):
+        with open_log(tmp_path / f"{number}.db") as log:
+            log.clock = iter([now])
+            log.append(record(number))
+            entry = log.reader.entry(0)
+            assert entry is not None
+            leaves.append(entry.leaf)
+    checker = LogChecker(TRUSTED)
+    checker.take(leaves[0])
+    with pytest.raises(TamperedError, match="entry 1: it was recorded before"):
+        checker.take(leaves[1])
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

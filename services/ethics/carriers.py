@@ -73,7 +73,7 @@ def _candidates(text: str) -> Iterator[Carrier]:
     for kind, pattern, read in finders:
         for match in pattern.finditer(text):
             payload = read(match.group())
-            if payload is not None or _looks_opaque(match.group()):
+            if payload is not None or _looks_opaque(kind, match.group()):
                 yield Carrier(kind, match.start(), match.end(), payload)
 
 
@@ -138,8 +138,9 @@ def _as_text(data: bytes) -> str | None:
     return text if text and readable >= MIN_READABLE_SHARE * len(text) else None
 
 
-def _looks_opaque(encoded: str) -> bool:
-    return len(encoded) >= MIN_OPAQUE_CHARS and _LOOKS_ENCODED.search(encoded) is not None
+def _looks_opaque(kind: str, encoded: str) -> bool:
+    """Whether this can only be encoded: base64 must not look like a word, the other alphabets spell hardly any."""
+    return len(encoded) >= MIN_OPAQUE_CHARS and (kind != "base64" or bool(_LOOKS_ENCODED.search(encoded)))
 
 
 def _unescape(escape: str) -> str:

@@ -18,6 +18,8 @@ from services.ethics.fold import Folder
 
 # base64 inside base64 inside hex is still read; deeper nesting has no honest use and is reported as opaque.
 MAX_DEPTH: Final = 3
+# Text between escapes, which stands for itself.
+PLAIN: Final = "text"
 # Three levels that each shrink the text to three quarters stay below this; it only stops unforeseen growth.
 MAX_DECODED_FACTOR: Final = 4
 MIN_DECODED_BUDGET: Final = 4096
@@ -30,7 +32,7 @@ _LEET_L_TABLE: Final = str.maketrans("0134567892@$", "oleasgtbgzas")
 _LEET_I: Final = re.compile(r"(?<=[a-z0-9@$])[!|](?=[a-z0-9@$])")
 _LEET_T: Final = re.compile(r"(?<=[a-z0-9@$])\+(?=[a-z0-9@$])")
 # A capital I inside a word is read as an l.
-_CAPITAL_I: Final = re.compile(r"(?<=[a-z])I")
+_CAPITAL_I: Final = re.compile(r"(?<=[a-z])I+")
 # A word spelled out: single letters with one to three other characters between them.
 SPELLED: Final = re.compile(r"(?<![a-z0-9])[a-z0-9](?:[^a-z0-9]{1,3}[a-z0-9](?![a-z0-9])){2,}")
 # The same with exactly one mark between letters, so that wider gaps still part words ("m a k e  a  b o m b").
@@ -109,7 +111,7 @@ def streamed_views(prefix: str, cased: str, locate: Locate) -> Iterator[View]:
         if "1" in plain or "|" in plain:
             yield View(f"{prefix}leet_l", _LEET_I.sub("l", plain).translate(_LEET_L_TABLE), locate)
     if _CAPITAL_I.search(cased):
-        yield View(f"{prefix}capital_i", _CAPITAL_I.sub("l", cased).lower(), locate)
+        yield View(f"{prefix}capital_i", _CAPITAL_I.sub(_as_l, cased).lower(), locate)
     if SPELLED.search(base):
         yield from without(f"{prefix}spelled", base, locate, _gaps(SPELLED, base))
         yield from without(f"{prefix}spelled_words", base, locate, _gaps(_SPELLED_TIGHT, base))
@@ -164,11 +166,11 @@ def _with_surroundings(text: str, escapes: list[Carrier]) -> Iterator[Carrier]:
     position = 0
     for escape in escapes:
         if escape.start > position:
-            yield Carrier("text", position, escape.start, text[position : escape.start])
+            yield Carrier(PLAIN, position, escape.start, text[position : escape.start])
         yield escape
         position = escape.end
     if position < len(text):
-        yield Carrier("text", position, len(text), text[position:])
+        yield Carrier(PLAIN, position, len(text), text[position:])
 
 
 def _join(carriers: list[Carrier], separator: str) -> tuple[str, Locate]:
@@ -178,11 +180,20 @@ def _join(carriers: list[Carrier], separator: str) -> tuple[str, Locate]:
         position += len(carrier.payload or "") + len(separator)
 
     def locate(start: int, end: int) -> tuple[int, int]:
-        first = carriers[max(0, bisect.bisect_right(offsets, start) - 1)]
-        last = carriers[max(0, bisect.bisect_right(offsets, max(start, end - 1)) - 1)]
-        return first.start, last.end
+        first = max(0, bisect.bisect_right(offsets, start) - 1)
+        last = max(0, bisect.bisect_right(offsets, max(start, end - 1)) - 1)
+        begin, stop = carriers[first].start, carriers[last].end
+        if carriers[first].kind == PLAIN:
+            begin += start - offsets[first]
+        if carriers[last].kind == PLAIN:
+            stop = carriers[last].start + end - offsets[last]
+        return begin, stop
 
     return separator.join(carrier.payload or "" for carrier in carriers), locate
+
+
+def _as_l(capitals: re.Match[str]) -> str:
+    return "l" * len(capitals.group())
 
 
 def _reverse_words(text: str) -> str:

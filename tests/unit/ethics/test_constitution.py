@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kala.errors import ConstitutionError
+from kala.ethics.constitution import (
+    DEVELOPMENT_PUBLIC_KEY,
+    MAX_FILE_BYTES,
+    Trust,
+    load_public_key,
+    verify_constitution,
+)
+from kala.ethics.manifest import build_manifest, key_id, parse_manifest, sign_manifest, verify_signatures
+
+REPOSITORY = Path(__file__).parents[3]
+SHIPPED = REPOSITORY / "constitution"
+FILES = {"laws.yaml": b"laws: []\n", "hard_blocks/law0.yaml": b"law: 0\n"}
+
+
+def write_public(path: Path, key: Ed25519PrivateKey) -> Path:
+    pem = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    path.write_bytes(pem)
+    return path
+
+
+def write_signed(directory: Path, *keys: Ed25519PrivateKey, files: dict[str, bytes] = FILES) -> None:
+    for name, content in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+    manifest = build_manifest(files, "1.0")
+    (directory / "manifest.json").write_bytes(manifest)
+    (directory / "manifest.sig").write_bytes(b"".join(sign_manifest(manifest, key) for key in keys))
+
+
+@pytest.fixture
+def key() -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.generate()
+
+
+@pytest.fixture
+def directory(tmp_path: Path, key: Ed25519PrivateKey) -> Path:
+    path = tmp_path / "constitution"
+    path.mkdir()
+    write_signed(path, key)
+    return path
+
+
+@pytest.fixture
+def trust(tmp_path: Path, key: Ed25519PrivateKey) -> Trust:
+    return Trust.pinned(write_public(tmp_path / "trusted.pem", key))
+
+
+@pytest.fixture
+def shipped(tmp_path: Path) -> Path:
+    copy = tmp_path / "shipped"
+    shutil.copytree(SHIPPED, copy)
+    return copy
+
+
+def test_the_shipped_constitution_holds_under_the_development_key_and_shows_a_banner() -> None:
+    verified = verify_constitution(SHIPPED, Trust.development())
+    assert verified.development
+    assert verified.banner is not None
+    assert "laws.yaml" in verified.files
+    assert verified.digest == parse_manifest((SHIPPED / "manifest.json").read_bytes()).digest
+
+
+def test_a_constitution_signed_by_a_pinned_key_holds_without_a_banner(directory: Path, trust: Trust) -> None:
+    verified = verify_constitution(directory, trust)
+    assert verified.banner is None
+    assert dict(verified.files) == FILES
+    assert verified.version == "1.0"
+
+
+def test_the_development_key_in_the_repository_is_the_one_pinned_in_the_code() -> None:
+    assert load_public_key(SHIPPED / "dev" / "development.pub").public_bytes_raw() == DEVELOPMENT_PUBLIC_KEY
+
+
+def test_pinned_trust_refuses_the_development_key(tmp_path: Path) -> None:
+    pinned = tmp_path / "development.pub"
+    shutil.copy(SHIPPED / "dev" / "development.pub", pinned)
+    with pytest.raises(ConstitutionError, match=r"development\.pub: this is the public development key"):
+        verify_constitution(SHIPPED, Trust.pinned(pinned))
+
+
+def test_development_trust_refuses_every_other_key(directory: Path) -> None:
+    with pytest.raises(ConstitutionError, match=r"manifest\.sig: signed by .*none of these is a trusted key"):
+        verify_constitution(directory, Trust.development())
+
+
+def test_pinned_trust_refuses_the_shipped_constitution(trust: Trust) -> None:
+    with pytest.raises(ConstitutionError, match=r"manifest\.sig"):
+        verify_constitution(SHIPPED, trust)
+
+
+@pytest.mark.parametrize("trusts_shipped", [True, False], ids=["development", "pinned"])
+def test_replacing_laws_manifest_signature_and_shipped_key_together_still_stops_it(
+    shipped: Path, tmp_path: Path, trusts_shipped: bool
+) -> None:
+    operator, attacker = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    if not trusts_shipped:
+        shutil.rmtree(shipped)
+        shipped.mkdir()
+        write_signed(shipped, operator)
+    trust = Trust.development() if trusts_shipped else Trust.pinned(write_public(tmp_path / "op.pem", operator))
+    verify_constitution(shipped, trust)
+    files = {
+        path.relative_to(shipped).as_posix(): path.read_bytes()
+        for path in shipped.rglob("*")
+        if path.is_file() and not path.name.startswith("manifest.") and path.parent.name != "dev"
+    }
+    files["laws.yaml"] = b"laws: [anything goes]\n"
+    write_signed(shipped, attacker, files=files)
+    (shipped / "dev").mkdir(exist_ok=True)
+    write_public(shipped / "dev" / "development.pub", attacker)
+    with pytest.raises(ConstitutionError, match=r"manifest\.sig: signed by"):
+        verify_constitution(shipped, trust)
+
+
+def test_a_trusted_key_inside_the_directory_it_protects_is_refused(directory: Path, key: Ed25519PrivateKey) -> None:
+    (directory / "dev").mkdir()
+    inside = write_public(directory / "dev" / "trusted.pem", key)
+    with pytest.raises(ConstitutionError, match=r"trusted\.pem: a trusted key must not come from"):
+        verify_constitution(directory, Trust.pinned(inside))
+
+
+def test_pinned_trust_without_keys_says_which_setting_is_missing(directory: Path) -> None:
+    with pytest.raises(ConstitutionError, match="trusted_key_files"):
+        verify_constitution(directory, Trust.pinned())
+
+
+SHIPPED_FILES = sorted(
+    path.relative_to(SHIPPED).as_posix()
+    for path in SHIPPED.rglob("*")
+    if path.is_file() and path.parent.name != "dev"
+)
+
+
+@pytest.mark.parametrize("name", SHIPPED_FILES)
+def test_one_changed_byte_stops_the_load_and_names_the_file(shipped: Path, name: str) -> None:
+    path = shipped / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ConstitutionError, match=name if "manifest" not in name else "manifest"):
+        verify_constitution(shipped, Trust.development())
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_any_changed_byte_anywhere_stops_the_load(shipped: Path, data: st.DataObject) -> None:
+    path = shipped / data.draw(st.sampled_from(SHIPPED_FILES))
+    original = path.read_bytes()
+    content = bytearray(original)
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    try:
+        with pytest.raises(ConstitutionError):
+            verify_constitution(shipped, Trust.development())
+    finally:
+        path.write_bytes(original)
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED_FILES if "law3" in name or "manifest" in name])
+def test_a_missing_file_stops_the_load_and_is_named(shipped: Path, name: str) -> None:
+    (shipped / name).unlink()
+    with pytest.raises(ConstitutionError, match=f"{name}: missing"):
+        verify_constitution(shipped, Trust.development())
+
+
+@pytest.mark.parametrize("name", ["extra.yaml", "hard_blocks/law9.yaml", ".hidden", "texts/dev/x"])
+def test_an_unexpected_file_stops_the_load_and_is_named(shipped: Path, name: str) -> None:
+    (shipped / name).parent.mkdir(exist_ok=True)
+    (shipped / name).write_text("x")
+    with pytest.raises(ConstitutionError, match=f"{name}: unexpected"):
+        verify_constitution(shipped, Trust.development())
+
+
+def test_a_link_in_place_of_a_file_stops_the_load(shipped: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "laws.yaml"
+    (shipped / "laws.yaml").rename(moved)
+    (shipped / "laws.yaml").symlink_to(moved)
+    with pytest.raises(ConstitutionError, match=r"laws\.yaml: neither a plain file nor a folder"):
+        verify_constitution(shipped, Trust.development())
+
+
+def test_a_linked_folder_stops_the_load(shipped: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "texts"
+    (shipped / "texts").rename(moved)
+    (shipped / "texts").symlink_to(moved)
+    with pytest.raises(ConstitutionError, match="texts: neither"):
+        verify_constitution(shipped, Trust.development())
+
+
+def test_a_huge_file_is_refused_before_it_fills_the_memory(directory: Path, trust: Trust) -> None:
+    (directory / "laws.yaml").write_bytes(b"x" * (MAX_FILE_BYTES + 1))
+    with pytest.raises(ConstitutionError, match=r"laws\.yaml: larger than"):
+        verify_constitution(directory, trust)
+
+
+def test_a_missing_directory_is_named(tmp_path: Path, trust: Trust) -> None:
+    with pytest.raises(ConstitutionError, match="nowhere: there is no constitution here"):
+        verify_constitution(tmp_path / "nowhere", trust)
+
+
+def test_signatures_of_strangers_beside_a_trusted_one_do_not_matter(
+    tmp_path: Path, key: Ed25519PrivateKey, trust: Trust
+) -> None:
+    path = tmp_path / "many"
+    path.mkdir()
+    write_signed(path, Ed25519PrivateKey.generate(), key)
+    assert verify_constitution(path, trust).key_ids == (key_id(key.public_key()),)
+
+
+def test_a_broken_signature_that_claims_a_trusted_key_stops_the_load(
+    directory: Path, key: Ed25519PrivateKey, trust: Trust
+) -> None:
+    forged = base64.b64encode(bytes(64)).decode()
+    (directory / "manifest.sig").write_text(f"{key_id(key.public_key())} {forged}\n")
+    with pytest.raises(ConstitutionError, match=r"manifest\.json: the signature of key .* does not hold"):
+        verify_constitution(directory, trust)
+
+
+def test_a_signature_made_for_another_purpose_does_not_hold(key: Ed25519PrivateKey) -> None:
+    manifest = build_manifest(FILES, "1")
+    bare = base64.b64encode(key.sign(manifest)).decode()
+    name = key_id(key.public_key())
+    with pytest.raises(ConstitutionError, match="does not hold"):
+        verify_signatures(manifest, f"{name} {bare}\n".encode(), {name: key.public_key()})
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "nobody"),
+        (b"\xff\n", "not a signature file"),
+        (b"abc !!!\n", "not a signature file"),
+        (b"abc AAAA\nabc AAAA\n", "occurs twice"),
+    ],
+    ids=["empty", "not ascii", "not base64", "twice"],
+)
+def test_a_malformed_signature_file_is_named(directory: Path, trust: Trust, content: bytes, problem: str) -> None:
+    (directory / "manifest.sig").write_bytes(content)
+    with pytest.raises(ConstitutionError, match=rf"manifest\.sig: .*{problem}"):
+        verify_constitution(directory, trust)
+
+
+GOOD_ENTRY = {"sha256": "00" * 32, "size": 1}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"[]",
+        b"\xff",
+        b"{",
+        b'{"files": {}, "files": {}, "format": "kala-constitution-v1", "version": "1"}',
+        json.dumps({"files": {}, "format": "v2", "version": "1"}).encode(),
+        json.dumps({"files": {}, "format": "kala-constitution-v1"}).encode(),
+        json.dumps({"files": {}, "format": "kala-constitution-v1", "version": 1}).encode(),
+        json.dumps({"files": {}, "format": "kala-constitution-v1", "version": "x" * 65}).encode(),
+        json.dumps({"files": [], "format": "kala-constitution-v1", "version": "1"}).encode(),
+        json.dumps({"files": {"a": 1}, "format": "kala-constitution-v1", "version": "1"}).encode(),
+        json.dumps(
+            {"files": {"a": GOOD_ENTRY | {"x": 1}}, "format": "kala-constitution-v1", "version": "1"}
+        ).encode(),
+        json.dumps(
+            {"files": {"a": {"sha256": 5, "size": 1}}, "format": "kala-constitution-v1", "version": "1"}
+        ).encode(),
+    ],
+    ids=str,
+)
+def test_a_manifest_that_is_not_exactly_one_is_refused(document: bytes) -> None:
+    with pytest.raises(ConstitutionError, match=r"manifest\.json: not a manifest"):
+        parse_manifest(document)
+
+
+def test_a_public_key_file_must_hold_an_ed25519_key(tmp_path: Path) -> None:
+    path = tmp_path / "key.pem"
+    with pytest.raises(ConstitutionError, match=r"key\.pem: not a readable public key"):
+        load_public_key(path)
+    other = generate_private_key(SECP256R1()).public_key()
+    path.write_bytes(
+        other.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    with pytest.raises(ConstitutionError, match=r"key\.pem: not an Ed25519 public key"):
+        load_public_key(path)
+
+
+def test_no_other_private_key_is_in_the_repository() -> None:
+    key = Ed25519PublicKey.from_public_bytes(DEVELOPMENT_PUBLIC_KEY)
+    private = serialization.load_pem_private_key((SHIPPED / "dev" / "development.key").read_bytes(), None)
+    assert isinstance(private, Ed25519PrivateKey)
+    assert key_id(private.public_key()) == key_id(key)

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.ethics.judge import Evidence, Material, Outcome
+from services.ethics.judgement import (
+    MAX_EVIDENCE,
+    MAX_PATH_LINES,
+    UNDECIDED,
+    UNREADABLE,
+    Judgement,
+    decide,
+    judge_material,
+)
+from services.ethics.laws import Constitution
+
+NOTHING = Material(())
+
+
+def evidence(
+    law: int | None, outcome: Outcome = Outcome.REFUSE, category: str | None = None, start: int = 0
+) -> Evidence:
+    categories = ("weapons.chemical", "violence.killing", "crime.theft", "integrity.jailbreak", "dignity.hate")
+    chosen = category or (UNREADABLE if law is None else categories[law])
+    return Evidence("hard_blocks", law, chosen, outcome, f"rule{start}", "text", start, start + 5, "plain")
+
+
+class Says:
+    """A judge with a prepared answer."""
+
+    def __init__(self, *answer: Evidence, name: str = "says") -> None:
+        self._answer = answer
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def judge(self, material: Material) -> Sequence[Evidence]:
+        return self._answer
+
+
+class Fails:
+    """A judge that raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    @property
+    def name(self) -> str:
+        return "fails"
+
+    async def judge(self, material: Material) -> Sequence[Evidence]:
+        raise self._error
+
+
+def decided(constitution: Constitution, *items: Evidence) -> Judgement:
+    return decide(items, constitution, judges=("hard_blocks",))
+
+
+def test_no_evidence_allows(constitution: Constitution) -> None:
+    judgement = decided(constitution)
+    assert judgement.allows
+    assert (judgement.law, judgement.category, judgement.message) == (None, "", "")
+    assert judgement.path[-1] == "Decision: ALLOW, because no law speaks against it."
+    assert len(judgement.path) == 7
+
+
+def test_the_first_law_with_a_verdict_decides(constitution: Constitution) -> None:
+    judgement = decided(constitution, evidence(4), evidence(2), evidence(1, Outcome.REDIRECT, "self_harm"))
+    assert (judgement.outcome, judgement.law, judgement.category) == (Outcome.REDIRECT, 1, "self_harm")
+    assert [item.law for item in judgement.evidence] == [1, 2, 4]
+
+
+def test_within_a_law_the_strongest_outcome_decides(constitution: Constitution) -> None:
+    judgement = decided(constitution, evidence(1, Outcome.REDIRECT, "self_harm"), evidence(1))
+    assert (judgement.outcome, judgement.category) == (Outcome.REFUSE, "violence.killing")
+
+
+def test_a_question_yields_to_a_verdict_of_a_later_law(constitution: Constitution) -> None:
+    judgement = decided(constitution, evidence(3, Outcome.ASK_CLARIFICATION), evidence(4))
+    assert (judgement.outcome, judgement.law) == (Outcome.REFUSE, 4)
+
+
+def test_a_question_alone_is_asked(constitution: Constitution) -> None:
+    item = evidence(3, Outcome.ASK_CLARIFICATION, "integrity.encoded_instructions")
+    judgement = decided(constitution, item)
+    assert judgement.outcome is Outcome.ASK_CLARIFICATION
+    assert "What does it say in plain words?" in judgement.message
+
+
+def test_a_refusal_names_the_law_and_a_safe_way_on(constitution: Constitution) -> None:
+    message = decided(constitution, evidence(2)).message
+    assert "Law 2 (Obedience within the law)" in message
+    assert constitution.texts.alternatives["crime.theft"] in message
+
+
+def test_a_redirect_names_places_that_help(constitution: Constitution) -> None:
+    message = decided(constitution, evidence(1, Outcome.REDIRECT, "self_harm")).message
+    assert "988" in message
+    assert "Law" not in message
+
+
+def test_the_path_tells_what_was_found_where(constitution: Constitution) -> None:
+    path = decided(constitution, evidence(1, start=7)).path
+    assert path == (
+        "Read 1 text with hard_blocks.",
+        "Law 0 (Civilizational risk): nothing found.",
+        "Law 1 (Individual safety): rule7 found violence.killing in text[7:12], read as plain, and says REFUSE.",
+        "Decision: REFUSE under Law 1 (Individual safety).",
+    )
+
+
+def test_an_unreadable_part_is_refused_with_its_own_words(constitution: Constitution) -> None:
+    judgement = decided(constitution, evidence(None))
+    assert (judgement.outcome, judgement.law, judgement.category) == (Outcome.REFUSE, None, UNREADABLE)
+    assert "cannot read" in judgement.message
+    assert judgement.path[-1] == "Decision: REFUSE under no law."
+
+
+def test_an_unreadable_part_that_policy_allows_is_recorded(constitution: Constitution) -> None:
+    judgement = decided(constitution, evidence(None, Outcome.ALLOW))
+    assert judgement.allows
+    assert len(judgement.evidence) == 1
+    assert any("no judge here can read: ALLOW" in line for line in judgement.path)
+
+
+def test_too_much_evidence_is_cut_and_said_so(constitution: Constitution) -> None:
+    judgement = decided(constitution, *(evidence(law, start=i) for law in range(5) for i in range(40)))
+    assert len(judgement.evidence) == MAX_EVIDENCE
+    assert len(judgement.path) <= MAX_PATH_LINES
+    assert judgement.path[1] == "200 pieces of evidence, of which the first 32 are kept."
+
+
+def test_a_long_path_keeps_its_end(constitution: Constitution) -> None:
+    judgement = decided(constitution, *(evidence(None, Outcome.ALLOW, start=i) for i in range(60)))
+    assert len(judgement.path) == MAX_PATH_LINES
+    assert judgement.path[-1].startswith("Decision: ALLOW")
+
+
+async def test_judges_are_asked_in_order_and_named(constitution: Constitution) -> None:
+    judges = (Says(name="first"), Says(evidence(4), name="second"))
+    judgement = await judge_material(NOTHING, judges, constitution, print)
+    assert judgement.judges == ("first", "second")
+    assert judgement.law == 4
+
+
+async def test_without_any_judge_nothing_is_allowed(constitution: Constitution) -> None:
+    judgement = await judge_material(NOTHING, (), constitution, print)
+    assert (judgement.outcome, judgement.category) == (Outcome.REFUSE, UNDECIDED)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_a_judge_that_fails_makes_a_refusal_and_is_reported(constitution: Constitution, place: int) -> None:
+    faults: list[tuple[str, Exception]] = []
+    error = RuntimeError("boom")
+    judges = [Says(), Says()]
+    judges.insert(place, Fails(error))  # type: ignore[arg-type] # another judge
+    judgement = await judge_material(
+        NOTHING, judges, constitution, lambda name, found: faults.append((name, found))
+    )
+    assert (judgement.outcome, judgement.law, judgement.category) == (Outcome.REFUSE, None, UNDECIDED)
+    assert faults == [("fails", error)]
+    assert "boom" not in " ".join((*judgement.path, judgement.message))
+
+
+async def test_what_others_found_still_decides_when_one_judge_fails(constitution: Constitution) -> None:
+    judges = (Fails(OSError()), Says(evidence(1, Outcome.REDIRECT, "self_harm")))
+    judgement = await judge_material(NOTHING, judges, constitution, lambda *_: None)
+    assert judgement.outcome is Outcome.REDIRECT
+
+
+ERRORS = [ValueError, RuntimeError, OSError, MemoryError, RecursionError, TimeoutError, KeyError, AssertionError,
+          ArithmeticError, UnicodeError, StopAsyncIteration, NotImplementedError, LookupError]  # fmt: skip
+
+
+@given(
+    failing=st.lists(st.sampled_from(ERRORS), min_size=1, max_size=4),
+    speaking=st.lists(st.tuples(st.integers(0, 4), st.sampled_from(Outcome)), max_size=4),
+    data=st.data(),
+)
+async def test_whatever_a_judge_raises_the_outcome_is_never_allow(
+    constitution: Constitution,
+    failing: list[type[Exception]],
+    speaking: list[tuple[int, Outcome]],
+    data: st.DataObject,
+) -> None:
+    judges = [*(Fails(error()) for error in failing), *(Says(evidence(*item)) for item in speaking)]
+    judgement = await judge_material(
+        NOTHING, data.draw(st.permutations(judges)), constitution, lambda *_: None
+    )
+    assert not judgement.allows
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([None, 0, 1, 2, 3, 4]), st.sampled_from(Outcome), st.integers(0, 99)), max_size=12
+    )
+)
+def test_allow_means_that_nothing_spoke_against_it(
+    constitution: Constitution, items: list[tuple[int | None, Outcome, int]]
+) -> None:
+    judgement = decided(constitution, *(evidence(law, outcome, start=start) for law, outcome, start in items))
+    against = [outcome for _, outcome, _ in items if outcome is not Outcome.ALLOW]
+    assert judgement.allows == (not against)
+    assert judgement == decided(
+        constitution, *(evidence(law, outcome, start=start) for law, outcome, start in items)
+    )

@@ -1,0 +1,130 @@
+"""The sequencer: every caller hears something, even when the writer breaks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from kala.errors import FailedPreconditionError, KalaError, UnavailableError
+from services.audit.batch import MAX_TRIES, Logged, Submission
+from services.audit.entries import NewEntry
+from services.audit.log import Log
+from services.audit.own_records import OwnRecords
+from services.audit.records import entry_of
+from services.audit.store import Commit, HeadMovedError
+from tests.fakes.audit_log import NOW, LogFile, open_log, record
+
+
+class BrokenWriter:
+    """A batch writer that fails as told."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def write(self, submissions: Sequence[Submission]) -> list[Sequence[Logged] | KalaError]:
+        raise self._error
+
+
+def entries(*numbers: int) -> list[NewEntry]:
+    return [entry_of(record(number), "local:gateway") for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(UnavailableError("full"), "full"), (RuntimeError("a bug"), "the log cannot write")],
+)
+async def test_a_writer_that_fails_leaves_no_caller_waiting(error: Exception, expected: str) -> None:
+    log = Log(BrokenWriter(error))  # type: ignore[arg-type] # a fake
+    log.start()
+    futures = [log.submit(entries(number), with_proof=False) for number in range(3)]
+    outcomes = await asyncio.gather(*futures, return_exceptions=True)
+    assert {str(outcome) for outcome in outcomes} == {expected}
+    assert log.pending == 0
+    await log.stop()
+
+
+async def test_stopping_writes_what_waits_and_refuses_what_comes_after(tmp_path: Path) -> None:
+    with open_log(tmp_path / "audit.db") as file:
+        log = Log(file.batches)
+        log.start()
+        futures = [log.submit(entries(number), with_proof=False) for number in range(50)]
+        await log.stop()
+        assert [(await future)[0].index for future in futures] == list(range(50))
+        with pytest.raises(UnavailableError, match="not running"):
+            log.submit(entries(99), with_proof=False)
+
+
+async def test_a_caller_that_went_away_is_passed_over(tmp_path: Path) -> None:
+    with open_log(tmp_path / "audit.db") as file:
+        log = Log(file.batches)
+        log.start()
+        log.submit(entries(0), with_proof=False).cancel()
+        assert (await log.submit(entries(1), with_proof=False))[0].index == 1
+        await log.stop()
+
+
+async def test_a_large_burst_is_written_in_bounded_groups(tmp_path: Path) -> None:
+    with open_log(tmp_path / "audit.db") as file:
+        log = Log(file.batches)
+        log.start()
+        futures = [
+            log.submit(entries(*range(start, start + 500)), with_proof=False)
+            for start in range(0, 4_000, 500)
+        ]
+        answers = [one.index for future in futures for one in await future]
+        assert answers == list(range(4_000))
+        await log.stop()
+
+
+async def test_the_log_s_own_records_never_fail_the_call_they_are_about(tmp_path: Path) -> None:
+    log = Log(BrokenWriter(UnavailableError("full")))  # type: ignore[arg-type] # a fake
+    log.start()
+    own = OwnRecords(log, clock=lambda: NOW)
+    await own.denied("/svc/Method", None, FailedPreconditionError("no"))
+    with pytest.raises(UnavailableError):
+        await own.started()
+    await log.stop()
+
+
+def test_a_head_that_keeps_moving_is_given_up_with_a_time_to_retry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def moved(batch: Commit) -> None:
+        tries.append(batch.old_size)
+        raise HeadMovedError("moved")
+
+    with open_log(tmp_path / "audit.db") as file:
+        monkeypatch.setattr(file.writer, "commit", moved)
+        with pytest.raises(UnavailableError, match="moved too often") as caught:
+            file.append(record(0))
+        monkeypatch.undo()
+        assert (len(tries), caught.value.retry_after_seconds) == (MAX_TRIES, 1.0)
+        assert file.append(record(0))[0].index == 0
+
+
+def test_a_failure_after_the_commit_does_not_bend_the_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong between building and answering, the next append starts from what is on disk."""
+    with open_log(tmp_path / "audit.db") as file:
+        file.append(record(0))
+        for name in ("_answer", "_commit"):
+            with monkeypatch.context() as patch:
+                patch.setattr(file.batches, name, _fail)
+                with pytest.raises(RuntimeError):
+                    file.append(record(1))
+        assert file.append(record(1), record(2))[1].index == file.reader.head().size - 1
+    _reopen(tmp_path / "audit.db")
+
+
+def _fail(*_arguments: object) -> None:
+    raise RuntimeError("a bug")
+
+
+def _reopen(path: Path) -> None:
+    LogFile(path).close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 
-from kala.errors import InvalidArgumentError
+from kala.errors import FailedPreconditionError, InvalidArgumentError
 from services.common.addresses import UNIX_PREFIX, parse_address
 from services.common.deadlines import bounded
 from services.common.grpc_options import Option, keepalive_options, size_options
@@ -71,17 +71,28 @@ def open_channel(
     `idempotent` lists the methods (`/package.Service/Method`) that may be tried again after UNAVAILABLE.
     A call's own `timeout=` replaces `default_timeout_seconds`; the RPC being served shortens either.
     `server_name` is the name that the server's certificate must carry when it is not the host in `address`.
+    Raises FailedPreconditionError for an address beyond this machine without TLS files: nothing goes there in the clear.
     """
     if default_timeout_seconds <= 0:
         raise InvalidArgumentError("default_timeout_seconds", "must be above zero: every call has a deadline")
     if not address.startswith(_RESOLVED_SCHEMES):
         address = str(parse_address(address))
+    if tls is None and not _is_local(address):
+        raise FailedPreconditionError(f"{address} is not on this machine, so calling it needs TLS files")
     options = _options(idempotent, max_message_bytes, server_name, is_unix=address.startswith(UNIX_PREFIX))
     if tls is None:
         inner = grpc.aio.insecure_channel(address, options=options)
     else:
         inner = grpc.aio.secure_channel(address, tls.channel_credentials(), options=options)
     return _BoundedChannel(inner, peer_name, default_timeout_seconds)
+
+
+def _is_local(target: str) -> bool:
+    if target.startswith(_RESOLVED_SCHEMES):
+        # dns:[//authority/]host:port, ipv4:address:port,address:port
+        servers = target.partition(":")[2].rpartition("/")[2].split(",")
+        return all(parse_address(server).is_local for server in servers)
+    return parse_address(target).is_local
 
 
 def service_config(idempotent: Collection[str]) -> str:

@@ -26,7 +26,7 @@ from kala.common.v1.clearance_pb2 import Clearance, ClearanceClaims, Principal, 
 from kala.errors import ClearanceError
 from services.common.keys import key_id
 from services.common.nonces import NonceCache
-from services.common.sealing import action_digest, has_unknown_fields, type_url_of
+from services.common.sealing import action_digest, has_unknown_fields, has_unknown_values, type_url_of
 
 SIGNATURE_DOMAIN: Final = b"kala-clearance-v1\0"
 # Long enough for the hop to the actor and a queue in front of it, short enough that a stolen one is soon worthless.
@@ -130,7 +130,11 @@ class ClearanceVerifier:
         name. The nonce is claimed last, so a clearance that fails otherwise is not spent.
         """
         claims = self._verified_claims(sealed)
-        _require(claims.audience == audience, "CLEARANCE_WRONG_AUDIENCE", f"it is for {claims.audience}, not {audience}")
+        _require(
+            claims.audience == audience,
+            "CLEARANCE_WRONG_AUDIENCE",
+            f"it is for {claims.audience}, not {audience}",
+        )
         _require(
             claims.presenter == presenter,
             "CLEARANCE_WRONG_PRESENTER",
@@ -158,25 +162,35 @@ class ClearanceVerifier:
 
     def _verified_claims(self, sealed: SealedAction) -> ClearanceClaims:
         clearance = sealed.clearance
-        _require(bool(clearance.claims), "CLEARANCE_MISSING", "this call acts, so it needs a clearance from ethics")
+        _require(
+            bool(clearance.claims), "CLEARANCE_MISSING", "this call acts, so it needs a clearance from ethics"
+        )
         public_key = self._public_keys.get(clearance.key_id)
         if public_key is None:
             raise ClearanceError(
-                f"the clearance is signed by unknown key {clearance.key_id[:32]!r}", reason="CLEARANCE_UNKNOWN_KEY"
+                f"the clearance is signed by unknown key {clearance.key_id[:32]!r}",
+                reason="CLEARANCE_UNKNOWN_KEY",
             )
         try:
             public_key.verify(clearance.signature, SIGNATURE_DOMAIN + clearance.claims)
             claims = ClearanceClaims.FromString(clearance.claims)
         except (InvalidSignature, DecodeError) as error:
-            raise ClearanceError("the clearance's signature does not hold", reason="CLEARANCE_FORGED") from error
-        _require(not has_unknown_fields(claims), "CLEARANCE_UNKNOWN_FIELDS", "ethics is newer than this service")
+            raise ClearanceError(
+                "the clearance's signature does not hold", reason="CLEARANCE_FORGED"
+            ) from error
+        is_known = not has_unknown_fields(claims) and not has_unknown_values(claims)
+        _require(is_known, "CLEARANCE_UNKNOWN_FIELDS", "ethics is newer than this service")
         _require(len(claims.nonce) == NONCE_BYTES, "CLEARANCE_FORGED", "its nonce has a wrong length")
         return claims
 
     def _require_in_time(self, claims: ClearanceClaims) -> None:
         now, issued, expires = self._clock(), _seconds(claims.issued_at), _seconds(claims.expires_at)
-        _require(expires - issued <= LIFETIME_SECONDS, "CLEARANCE_FORGED", f"it lives over {LIFETIME_SECONDS} s")
-        _require(now <= expires + CLOCK_SKEW_SECONDS, "CLEARANCE_EXPIRED", "it has expired; ask for a new one")
+        _require(
+            expires - issued <= LIFETIME_SECONDS, "CLEARANCE_FORGED", f"it lives over {LIFETIME_SECONDS} s"
+        )
+        _require(
+            now <= expires + CLOCK_SKEW_SECONDS, "CLEARANCE_EXPIRED", "it has expired; ask for a new one"
+        )
         _require(
             now >= issued - CLOCK_SKEW_SECONDS,
             "CLEARANCE_NOT_YET_VALID",
@@ -236,7 +250,7 @@ def method_name(method: MethodDescriptor) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
-def _require(holds: bool, reason: str, problem: str) -> None:
+def _require(holds: bool, reason: str, problem: str) -> None:  # noqa: FBT001 - reads as the condition it states
     if not holds:
         raise ClearanceError(f"the clearance is refused: {problem}", reason=reason)
 

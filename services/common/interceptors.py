@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Never, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from kala.errors import (
     CancelledError,
     ClearanceError,
     DeadlineExceededError,
     InternalError,
+    InvalidArgumentError,
     KalaError,
     PermissionDeniedError,
     UnauthenticatedError,
@@ -130,12 +132,11 @@ class CallPass:
             telemetry=self.telemetry.of_method(method),
             gate=self.gate,
             guard=self.policy.guard_for(method),
+            deserializer=handler.request_deserializer,
             is_administrative=method in self.policy.administrative,
         )
-        codec = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
+        # Without a deserializer gRPC hands over the bytes: they are parsed once their sender may call.
+        codec = {"response_serializer": handler.response_serializer}
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(passed.around_unary(handler.unary_unary), **codec)
         if handler.stream_unary is not None:
@@ -168,6 +169,7 @@ class _MethodPass:
     telemetry: MethodTelemetry
     gate: CallGate
     guard: Guard | None
+    deserializer: Callable[[bytes], Message] | None
     is_administrative: bool
 
     def around_unary(self, behaviour: Callable[..., Any], *, streams: bool = False) -> Callable[..., Any]:
@@ -217,18 +219,32 @@ class _MethodPass:
         call.peer = peer = peer_of(call.context)
         if peer.part not in self.allowed_peers or not self.policy.may_call(self.method, peer):
             raise PermissionDeniedError(f"{peer} may not call {self.method}", reason="PEER_NOT_ALLOWED")
-        if self.guard is None:
-            return request
         if not streams:
-            await self.guard(request, peer, call.context)
-            return request
-        messages = aiter(request)
+            message = self._parsed(request)
+            if self.guard is not None:
+                await self.guard(message, peer, call.context)
+            return message
+        messages = self._all_parsed(request)
+        if self.guard is None:
+            return messages
         try:
             first = await anext(messages)
         except StopAsyncIteration:
             raise ClearanceError("the stream ended before the message that carries its clearance") from None
         await self.guard(first, peer, call.context)
         return _rejoined(first, messages)
+
+    def _parsed(self, data: bytes) -> Message:
+        if self.deserializer is None:
+            return data
+        try:
+            return self.deserializer(data)
+        except DecodeError as error:
+            raise InvalidArgumentError("", f"the request is not a message of {self.method}") from error
+
+    async def _all_parsed(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        async for data in stream:
+            yield self._parsed(data)
 
     async def _succeed(self, call: _Call) -> None:
         if not self.is_administrative or call.peer is None:

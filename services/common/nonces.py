@@ -18,6 +18,7 @@ class NonceCache:
         self._capacity = capacity
         self._used: set[bytes] = set()
         self._order: deque[tuple[float, bytes]] = deque()
+        self._forgotten_until = float("-inf")
 
     def __len__(self) -> int:
         return len(self._used)
@@ -26,10 +27,18 @@ class NonceCache:
         """Marks a nonce as used; raises ClearanceError when it was used before or when nothing more can be remembered.
 
         Times are Unix seconds. Nonces are forgotten in the order they were claimed, never before their own time.
+        A clock that steps forth and back makes forgotten ones valid again: whatever could be among them is refused.
         """
         self._forget(now)
+        if forget_at <= self._forgotten_until:
+            raise ClearanceError(
+                "the clearance may have been used before this machine's clock was set back; ask for a new one",
+                reason="CLEARANCE_REPLAYED",
+            )
         if nonce in self._used:
-            raise ClearanceError("the clearance was used before; ask for a new one", reason="CLEARANCE_REPLAYED")
+            raise ClearanceError(
+                "the clearance was used before; ask for a new one", reason="CLEARANCE_REPLAYED"
+            )
         if len(self._used) >= self._capacity:
             raise ClearanceError(
                 f"more than {self._capacity} clearances are in use; retry in a minute or add a replica",
@@ -41,4 +50,6 @@ class NonceCache:
 
     def _forget(self, now: float) -> None:
         while self._order and self._order[0][0] < now:
-            self._used.discard(self._order.popleft()[1])
+            forget_at, nonce = self._order.popleft()
+            self._used.discard(nonce)
+            self._forgotten_until = max(self._forgotten_until, forget_at)

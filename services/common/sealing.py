@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from kala.errors import InvalidArgumentError
@@ -44,10 +45,27 @@ def has_unknown_fields(message: Message) -> bool:
     return known.ByteSize() != message.ByteSize()
 
 
-def unpack_strictly(action: AnyMessage, message_class: type[M], *, field: str = "action") -> M:
-    """Parses an action or raises InvalidArgumentError: wrong type_url, broken bytes, unknown fields at any depth.
+def has_unknown_values(message: Message) -> bool:
+    """Whether an enum field of the message, at any depth, holds a number that this version of the contracts lacks.
 
-    Unknown fields are refused because an older judge would pass what a newer actor would execute.
+    proto3 keeps such numbers in the field itself, so `has_unknown_fields` does not see them.
+    """
+    return any(_holds_unknown_value(field, value) for field, value in message.ListFields())
+
+
+def _holds_unknown_value(field: FieldDescriptor, value: Any) -> bool:  # Any: what ListFields gives
+    if field.enum_type is None and field.message_type is None:
+        return False
+    items = value if field.is_repeated else (value,)
+    if field.enum_type is not None:
+        return any(item not in field.enum_type.values_by_number for item in items)
+    return any(has_unknown_values(item) for item in items)
+
+
+def unpack_strictly(action: AnyMessage, message_class: type[M], *, field: str = "action") -> M:
+    """Parses an action or raises InvalidArgumentError: wrong type_url, broken bytes, unknown parts at any depth.
+
+    Unknown fields and enum values are refused because an older judge would pass what a newer actor would execute.
     """
     expected = type_url_of(message_class.DESCRIPTOR.full_name)
     if action.type_url != expected:
@@ -56,11 +74,13 @@ def unpack_strictly(action: AnyMessage, message_class: type[M], *, field: str = 
     try:
         message.ParseFromString(action.value)
     except DecodeError as error:
-        raise InvalidArgumentError(f"{field}.value", f"is not a {message_class.DESCRIPTOR.full_name}") from error
-    if has_unknown_fields(message):
+        raise InvalidArgumentError(
+            f"{field}.value", f"is not a {message_class.DESCRIPTOR.full_name}"
+        ) from error
+    if has_unknown_fields(message) or has_unknown_values(message):
         raise InvalidArgumentError(
             f"{field}.value",
-            "has fields that this version does not know; upgrade every part before using them",
+            "has fields or values that this version does not know; upgrade every part before using them",
             reason="UNKNOWN_FIELDS",
         )
     return message

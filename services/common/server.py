@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import grpc
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from kala.errors import FailedPreconditionError
+from kala.errors import FailedPreconditionError, InternalError
 from services.common import unix_socket
 from services.common.addresses import TcpAddress, UnixAddress, parse_address
+from services.common.clearance import guarded_methods
 from services.common.event_loop import wait_for_stop_signal
 from services.common.grpc_options import MIN_PING_INTERVAL_MILLIS, Option, keepalive_options, size_options
 from services.common.health import HealthServicer
@@ -77,7 +79,7 @@ async def serving(
 ) -> AsyncIterator[ServerHandle]:
     """Serve the registered services at `settings.address` until the context is left, then drain.
 
-    Raises FailedPreconditionError when the address cannot be used.
+    Raises FailedPreconditionError when the address cannot be used, InternalError when a guarded RPC has no guard.
     """
     gate = CallGate()
     routes = _Routes(
@@ -91,6 +93,7 @@ async def serving(
     for register in registrations:
         # A registration only calls the two methods that _Routes has.
         register(cast("grpc.aio.Server", routes))
+    _require_guards(routes)
     server = grpc.aio.server(handlers=[routes], options=_options(settings))
     health = HealthServicer(routes.services)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -101,6 +104,19 @@ async def serving(
         yield ServerHandle(address, port, health)
     finally:
         await _drain(server, health, gate, settings)
+
+
+def _require_guards(routes: _Routes) -> None:
+    """Refuse to serve an RPC that the contracts guard without its guard: a forgotten contract must not open a door."""
+    pool = descriptor_pool.Default()
+    for name in routes.services:
+        try:
+            file = pool.FindServiceByName(name).file
+        except KeyError:
+            continue  # no service of the contracts
+        for method in guarded_methods([file]):
+            if method.startswith(f"/{name}/") and routes.call_pass.policy.guard_for(method) is None:
+                raise InternalError(f"{method} needs a clearance and this server would not ask for it")
 
 
 async def _drain(
@@ -164,7 +180,7 @@ class _Routes(grpc.GenericRpcHandler):
 
     def __init__(self, call_pass: CallPass) -> None:
         self.services: list[str] = []
-        self._call_pass = call_pass
+        self.call_pass = call_pass
         self._inner: list[grpc.GenericRpcHandler] = []
         self._wrapped: dict[str, Handler] = {}
 
@@ -187,5 +203,5 @@ class _Routes(grpc.GenericRpcHandler):
             handler = next((handler for handler in found if handler is not None), None)
             if handler is None:
                 return None
-            wrapped = self._wrapped[method] = self._call_pass.wrap(method, handler)
+            wrapped = self._wrapped[method] = self.call_pass.wrap(method, handler)
         return wrapped

@@ -322,11 +322,13 @@ def _create(path: Path, header: bytes) -> int:
     """A new private file that begins with `header`; whatever fails, nothing of it stays open."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        if os.write(descriptor, header) < len(header):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except BaseException:
+        written = os.write(descriptor, header)
+    except OSError:
         os.close(descriptor)
         raise
+    if written < len(header):
+        os.close(descriptor)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return descriptor
 
 

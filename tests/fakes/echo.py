@@ -103,6 +103,7 @@ class EchoClient:
     """Calls each kind; every call takes words and gives words."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel: Any = channel
         codec: dict[str, Any] = {
             "request_serializer": StringValue.SerializeToString,
             "response_deserializer": StringValue.FromString,
@@ -114,6 +115,19 @@ class EchoClient:
 
     async def say(self, word: str, **options: Any) -> str:
         return (await self.say_call(StringValue(value=word), **options)).value
+
+    async def send_garbage(self, kind: str) -> None:
+        """Call one kind with bytes that are no message of any type."""
+        garbage, method = b"\xff\xff\xff", METHODS[kind]
+        match kind:
+            case "unary":
+                await self._channel.unary_unary(method)(garbage)
+            case "server-stream":
+                await anext(aiter(self._channel.unary_stream(method)(garbage)))
+            case "client-stream":
+                await self._channel.stream_unary(method)(iter([garbage]))
+            case "bidi":
+                await anext(aiter(self._channel.stream_stream(method)(iter([garbage]))))
 
     async def first_failure(self, **options: Any) -> KalaError:
         """Call until a call fails, as the first one that meets a drain does."""

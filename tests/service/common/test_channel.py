@@ -214,6 +214,14 @@ async def test_a_trace_goes_on_through_every_hop() -> None:
     assert len({trace and trace.span_id for trace in seen} | {"cd" * 8}) == 3
 
 
+@pytest.mark.parametrize(
+    "address", ["10.0.0.5:50051", "ethics.kala:50051", "dns:///ethics:50051", "ipv4:127.0.0.1:1,10.0.0.5:1"]
+)
+async def test_nothing_goes_to_another_machine_in_the_clear(address: str) -> None:
+    with pytest.raises(errors.FailedPreconditionError, match="needs TLS files"):
+        open_channel(address, peer_name=CALLER)
+
+
 async def test_a_channel_needs_a_deadline_and_a_usable_address() -> None:
     with pytest.raises(errors.InvalidArgumentError, match="deadline"):
         open_channel("127.0.0.1:1", peer_name=CALLER, default_timeout_seconds=0)

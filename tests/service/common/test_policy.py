@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from kala import errors
+from kala.inference.v1 import inference_pb2_grpc
 from services.common.channel import open_channel
 from services.common.interceptors import CallPolicy
 from services.common.peers import Context, Peer, peer_of
+from services.common.server import serving
+from services.common.settings import GrpcServerSettings
 from services.common.status import translated
 from tests.fakes.echo import METHODS, SAY, EchoClient, EchoService, echo_and_client, served_echo
 
@@ -151,3 +155,34 @@ async def test_an_administrative_call_that_cannot_be_recorded_fails(kind: str) -
         with pytest.raises(errors.UnavailableError, match="audit log") as caught, translated():
             await client.call(kind, "yes")
     assert caught.value.reason == "AUDIT_UNAVAILABLE"
+
+
+@KINDS
+async def test_the_bytes_of_a_stranger_are_not_even_parsed(kind: str) -> None:
+    ledger = Ledger()
+    async with echo_and_client(EchoService(), policy=ledger.policy(), allowed_peers=("trainer",)) as client:
+        with pytest.raises(errors.PermissionDeniedError), translated():
+            await client.send_garbage(kind)
+    assert ledger.denials == [(METHODS[kind], "local:gateway", "PEER_NOT_ALLOWED")]
+
+
+@KINDS
+async def test_bytes_that_are_no_message_are_the_callers_fault(kind: str) -> None:
+    service = EchoService()
+    async with echo_and_client(service) as client:
+        with (
+            pytest.raises(errors.InvalidArgumentError, match=f"not a message of {METHODS[kind]}"),
+            translated(),
+        ):
+            await client.send_garbage(kind)
+    assert service.heard == []
+
+
+async def test_a_guarded_call_is_not_served_without_its_guard() -> None:
+    register = partial(
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server,
+        inference_pb2_grpc.InferenceServiceServicer(),
+    )
+    with pytest.raises(errors.InternalError, match="InferenceService/Chat needs a clearance"):
+        async with serving(GrpcServerSettings(), [register]):
+            pass

@@ -14,6 +14,7 @@ from kala.common.v1.clearance_pb2 import (
     Clearance,
     ClearanceClaims,
     Principal,
+    Purpose,
     SealedAction,
 )
 from kala.errors import ClearanceError
@@ -71,7 +72,13 @@ def verifier(signer: ClearanceSigner, clock: FakeClock) -> ClearanceVerifier:
     return ClearanceVerifier({signer.key_id: signer.public_key}, clock=clock)
 
 
-def seal(signer: ClearanceSigner, *, audience: str = CHAT, presenter: str = "local:gateway") -> SealedAction:
+def seal(
+    signer: ClearanceSigner,
+    *,
+    audience: str = CHAT,
+    presenter: str = "local:gateway",
+    purpose: Purpose.ValueType = PURPOSE_REQUEST,
+) -> SealedAction:
     clearance = signer.mint(
         decision_id="d" * 32,
         audience=audience,
@@ -79,7 +86,7 @@ def seal(signer: ClearanceSigner, *, audience: str = CHAT, presenter: str = "loc
         constitution_digest=b"c" * 32,
         presenter=presenter,
         principal=Principal(id="key-1", tenant="default"),
-        purpose=PURPOSE_REQUEST,
+        purpose=purpose,
     )
     return SealedAction(action=ACTION, clearance=clearance)
 
@@ -98,7 +105,9 @@ def refused(reason: str, act: Callable[[], object]) -> None:
 def test_a_good_clearance_lets_its_action_through_and_names_the_principal(
     signer: ClearanceSigner, verifier: ClearanceVerifier
 ) -> None:
-    verified = verifier.verify(seal(signer), audience=CHAT, presenter="local:gateway", expected_type=CHAT_ACTION)
+    verified = verifier.verify(
+        seal(signer), audience=CHAT, presenter="local:gateway", expected_type=CHAT_ACTION
+    )
     assert verified.claims.principal.id == "key-1"
     assert verified.action == ACTION
 
@@ -130,7 +139,9 @@ def test_a_signature_made_for_something_else_does_not_count(verifier: ClearanceV
 
 
 @given(position=st.integers(min_value=0), bit=st.integers(min_value=0, max_value=7), in_claims=st.booleans())
-def test_any_changed_bit_of_claims_or_signature_is_refused(position: int, bit: int, *, in_claims: bool) -> None:
+def test_any_changed_bit_of_claims_or_signature_is_refused(
+    position: int, bit: int, *, in_claims: bool
+) -> None:
     clock = FakeClock()
     signer = ClearanceSigner(Ed25519PrivateKey.from_private_bytes(b"k" * 32), clock=clock)
     verifier = ClearanceVerifier({signer.key_id: signer.public_key}, clock=clock)
@@ -178,7 +189,9 @@ def test_it_expires(signer: ClearanceSigner, verifier: ClearanceVerifier, clock:
 def test_it_can_expire_between_arrival_and_act(
     signer: ClearanceSigner, verifier: ClearanceVerifier, clock: FakeClock
 ) -> None:
-    verified = verifier.verify(seal(signer), audience=CHAT, presenter="local:gateway", expected_type=CHAT_ACTION)
+    verified = verifier.verify(
+        seal(signer), audience=CHAT, presenter="local:gateway", expected_type=CHAT_ACTION
+    )
     verifier.recheck(verified)
     clock.now += LIFETIME_SECONDS + CLOCK_SKEW_SECONDS + 1
     refused("CLEARANCE_EXPIRED", lambda: verifier.recheck(verified))
@@ -245,7 +258,10 @@ def test_claims_of_a_newer_ethics_are_refused() -> None:
     verifier = ClearanceVerifier({signer.key_id: signer.public_key}, clock=FakeClock())
     raw = seal(signer).clearance.claims + b"\xfa\x07\x01x"  # field 127, unknown to this version
     clearance = Clearance(claims=raw, signature=key.sign(SIGNATURE_DOMAIN + raw), key_id=signer.key_id)
-    refused("CLEARANCE_UNKNOWN_FIELDS", lambda: present(verifier, SealedAction(action=ACTION, clearance=clearance)))
+    refused(
+        "CLEARANCE_UNKNOWN_FIELDS",
+        lambda: present(verifier, SealedAction(action=ACTION, clearance=clearance)),
+    )
 
 
 def test_a_full_nonce_cache_refuses_and_recovers(signer: ClearanceSigner, clock: FakeClock) -> None:
@@ -257,6 +273,25 @@ def test_a_full_nonce_cache_refuses_and_recovers(signer: ClearanceSigner, clock:
     refused("CLEARANCE_CACHE_FULL", lambda: present(verifier, seal(signer)))
     clock.now += LIFETIME_SECONDS + CLOCK_SKEW_SECONDS + 1
     present(verifier, seal(signer))
+
+
+def test_a_clock_that_steps_forth_and_back_replays_nothing(
+    signer: ClearanceSigner, verifier: ClearanceVerifier, clock: FakeClock
+) -> None:
+    used = seal(signer)
+    present(verifier, used)
+    clock.now += 3600
+    present(verifier, seal(signer))
+    clock.now -= 3590
+    refused("CLEARANCE_REPLAYED", lambda: present(verifier, used))
+    present(verifier, seal(signer))
+
+
+def test_claims_with_a_purpose_of_a_newer_ethics_are_refused(
+    signer: ClearanceSigner, verifier: ClearanceVerifier
+) -> None:
+    sealed = seal(signer, purpose=99)  # type: ignore[arg-type]  # the point: a value that no contract has
+    refused("CLEARANCE_UNKNOWN_FIELDS", lambda: present(verifier, sealed))
 
 
 async def test_the_guard_covers_exactly_the_guarded_calls(

@@ -51,8 +51,22 @@ def test_an_unknown_field_at_the_top_is_refused() -> None:
 
 
 def test_an_unknown_field_deep_inside_is_refused() -> None:
-    part = inference_pb2.ContentPart.FromString(inference_pb2.ContentPart(text="x").SerializeToString() + UNKNOWN_FIELD)
+    part = inference_pb2.ContentPart.FromString(
+        inference_pb2.ContentPart(text="x").SerializeToString() + UNKNOWN_FIELD
+    )
     message = inference_pb2.ChatMessage(role=inference_pb2.ROLE_USER, content=[part])
     action = pack(inference_pb2.ChatAction(model="m", messages=[message]))
     with pytest.raises(InvalidArgumentError, match="does not know"):
         unpack_strictly(action, inference_pb2.ChatAction)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        inference_pb2.ChatAction(model="m", truncation=99),  # type: ignore[arg-type]  # no such value, as a newer part may send
+        inference_pb2.ChatAction(messages=[inference_pb2.ChatMessage(role=99)]),  # type: ignore[arg-type]  # the same
+    ],
+)
+def test_an_enum_value_that_this_version_lacks_is_refused(action: inference_pb2.ChatAction) -> None:
+    with pytest.raises(InvalidArgumentError, match="does not know"):
+        unpack_strictly(pack(action), inference_pb2.ChatAction)

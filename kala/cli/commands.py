@@ -8,7 +8,7 @@ from typing import Final
 import typer
 from typer.exceptions import TyperException
 
-from kala.cli import audit, chat, ethics, keys, suite
+from kala.cli import audit, chat, ethics, keys, logs, suite
 
 EXIT_ABORTED: Final = 130
 """As a shell reports a command that Ctrl-C ended."""
@@ -26,6 +26,7 @@ application = typer.Typer(
 application.command("up")(suite.up)
 application.command("down")(suite.down)
 application.command("status")(suite.status)
+application.command("logs")(logs.logs)
 application.command("chat")(chat.chat)
 application.add_typer(keys.group, name="keys")
 application.add_typer(audit.group, name="audit")

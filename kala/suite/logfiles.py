@@ -20,12 +20,12 @@ def open_log(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
-def last_lines(path: Path, *, count: int = 5, since: int = 0) -> list[str]:
-    """The last lines that are not empty, from byte `since` on; none when there is no such file."""
+def last_lines(path: Path, *, count: int = 5, since: int = 0, max_bytes: int = _TAIL_BYTES) -> list[str]:
+    """The last lines that are not empty, from byte `since` on and within `max_bytes` of the end; none when there is no such file."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
-            file.seek(max(since, end - _TAIL_BYTES))
+            file.seek(max(since, end - max(max_bytes, _TAIL_BYTES)))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return []

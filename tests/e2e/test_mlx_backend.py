@@ -78,8 +78,8 @@ def mlx(model: Path) -> Iterator[MlxServer]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         server = MlxServer(model, probe.getsockname()[1])
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.kill()

@@ -234,7 +234,7 @@ def test_in_the_foreground_a_signal_stops_everything(tmp_path: Path, number: sig
         ) as process,
     ):
         assert process.stdout is not None
-        lines = []
+        lines: list[str] = []
         while not lines or lines[-1] != "}\n":
             lines.append(process.stdout.readline())
             assert lines[-1], said.read_text()

@@ -95,6 +95,16 @@ def test_stopping_what_does_not_run_is_no_failure(tmp_path: Path) -> None:
     assert "no suite runs" in done.stderr
 
 
+def test_the_logs_of_a_part_are_shown_to_their_end(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "audit.log").write_text("".join(f"line {number}\n" for number in range(100)))
+    done = run("logs", "audit", "-n", "2", "--state", str(tmp_path))
+    assert done.stdout.splitlines() == ["line 98", "line 99"]
+    missing = run("logs", "tools", "--state", str(tmp_path))
+    assert missing.returncode == 1
+    assert "there are: audit" in missing.stderr
+
+
 def test_a_bare_group_shows_its_commands() -> None:
     done = run("keys")
     assert done.returncode == 2

@@ -9,12 +9,11 @@ spooled, so a hole in them is a record whose delivery nobody acknowledged.
 from __future__ import annotations
 
 import asyncio
-import enum
 import secrets
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final, ParamSpec, Self, TypeVar
@@ -24,10 +23,20 @@ import structlog
 
 from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.errors import AlreadyExistsError, InvalidArgumentError, KalaError, UnavailableError
-from services.common.spool import Spool
+from services.common.audit_types import Appended, AppendStatus, AuditPolicy, Payload, new_key, receipt_id
+from services.common.spool import MAX_RECORD_BYTES, Spool
 from services.common.status import from_error
 
-KEY_BYTES: Final = 16
+__all__ = [
+    "AppendStatus",
+    "Appended",
+    "AuditPolicy",
+    "AuditWriter",
+    "Payload",
+    "new_key",
+    "receipt_id",
+]
+
 BOOT_BYTES: Final = 8
 DEFAULT_DEADLINE_SECONDS: Final = 5.0
 # Of the deadline, what one call may take; the rest is for the spool.
@@ -46,59 +55,6 @@ log = structlog.get_logger()
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-class AuditPolicy(enum.Enum):
-    """What happens to a record while the log is away."""
-
-    FAIL_CLOSED = "fail_closed"
-    SPOOL = "spool"
-
-
-class AppendStatus(enum.Enum):
-    """Where a record is durable: in the log, or in the spool on its way there."""
-
-    LOGGED = "logged"
-    SPOOLED = "spooled"
-
-
-@dataclass(frozen=True, slots=True)
-class Payload:
-    """Content that belongs to a record; with `store` false only its salted commitment is kept."""
-
-    kind: str
-    data: bytes
-    store: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """An acknowledged record. Index, receipt and openings (salts by payload kind) are known once it is logged.
-
-    `created` is true only for the call that put the key in the log: whoever claims something by a key acts only then.
-    """
-
-    key: bytes
-    status: AppendStatus
-    created: bool = False
-    index: int | None = None
-    receipt: str | None = None
-    openings: Mapping[str, bytes] = field(default_factory=dict)
-
-    @property
-    def receipt_id(self) -> str:
-        """The id under which a client finds the receipt."""
-        return receipt_id(self.key)
-
-
-def new_key(random: Callable[[int], bytes] = secrets.token_bytes) -> bytes:
-    """A fresh idempotency key, for callers that must name the record before it is appended."""
-    return random(KEY_BYTES)
-
-
-def receipt_id(key: bytes) -> str:
-    """The id of the receipt of the record with this key."""
-    return f"rcpt_{key.hex()}"
 
 
 def utc_now() -> datetime:
@@ -154,6 +110,8 @@ class AuditWriter:
         self._tasks = [asyncio.create_task(self._send_loop(), name="audit-sender")]
         if self._spool is not None:
             self._tasks.append(asyncio.create_task(self._drain_loop(self._spool), name="audit-drain"))
+        for task in self._tasks:
+            task.add_done_callback(_report_end)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -185,9 +143,14 @@ class AuditWriter:
         if self._closed:
             raise UnavailableError("the audit writer is closed", reason=UNAVAILABLE_REASON)
         stamped = self._stamp(record, payloads, key)
+        size = stamped.ByteSize()
+        if size > MAX_RECORD_BYTES:
+            raise InvalidArgumentError(
+                "record", f"has {size} bytes with its payloads; at most {MAX_RECORD_BYTES} fit"
+            )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Appended] = loop.create_future()
-        item = _Item(stamped, policy, future, stamped.ByteSize())
+        item = _Item(stamped, policy, future, size)
         seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
         timer = loop.call_later(seconds, _expire, item, seconds)
         self._unanswered.add(future)
@@ -201,6 +164,8 @@ class AuditWriter:
 
     def ready(self) -> bool:
         """Whether a record appended now would probably be acknowledged: the log answers, or the spool has room."""
+        if any(task.done() for task in self._tasks):
+            return False
         if self._spool is not None and self._spool.has_room:
             return True
         return self._answers and self._channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE
@@ -374,6 +339,12 @@ class AuditWriter:
             await self._in_spool_thread(spool.set_aside, record.SerializeToString())
             name = receipt_id(record.idempotency_key)
             log.error("the log refuses a spooled record", receipt=name, error=error.message)  # noqa: TRY400 - its answer
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    """Says why a task of the writer ended by itself, which is a bug; appends then fail closed, at their deadlines."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("the audit writer broke", task=task.get_name(), exc_info=error)
 
 
 def _logged(key: bytes, receipt: audit_pb2.Receipt) -> Appended:

@@ -15,7 +15,7 @@ from kala.audit.v1 import audit_pb2
 from kala.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError
 from services.common.audit_client import AppendStatus, AuditPolicy, AuditWriter, Payload, new_key, receipt_id
 from services.common.channel import open_channel
-from services.common.spool import Spool
+from services.common.spool import MAX_RECORD_BYTES, Spool
 from tests.fakes.audit_server import served_log
 
 KEY = b"k" * 32
@@ -295,6 +295,26 @@ async def test_a_log_that_hangs_does_not_hold_a_spooled_record_for_long(address:
             assert done.status is AppendStatus.SPOOLED
         server.close()
         await asyncio.sleep(0.05)  # the closed connections unwind
+
+
+async def test_a_record_that_no_message_can_carry_is_refused_at_once(address: str, spool: Spool) -> None:
+    async with writing(address, spool) as writer:
+        with pytest.raises(InvalidArgumentError, match="at most"):
+            await writer.append(event(), payloads=[Payload("request", bytes(MAX_RECORD_BYTES))])
+
+
+async def test_a_writer_that_broke_is_not_ready_and_fails_closed(
+    address: str, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with writing(address, spool, deadline_seconds=0.2) as writer:
+        monkeypatch.setattr(writer, "_take_batch", _broken)
+        with pytest.raises(UnavailableError):
+            await writer.append(event())
+        assert not writer.ready()
+
+
+def _broken() -> None:
+    raise RuntimeError("a bug")
 
 
 def test_a_receipt_id_is_the_key_in_hex() -> None:

@@ -87,7 +87,8 @@ class Served:
         if not self.attempts:
             return NO_ATTEMPTS
         return ", ".join(
-            f"{attempt.backend.removeprefix('backends/')}={attempt.reason or 'ok'}" for attempt in self.attempts
+            f"{attempt.backend.removeprefix('backends/')}={attempt.reason or 'ok'}"
+            for attempt in self.attempts
         )
 
     def attempts_json(self) -> list[dict[str, str]]:

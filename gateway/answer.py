@@ -190,8 +190,9 @@ class AnswerBuffer:
         if text:
             self._held.push(track, text)
             self._pushed[track] = self._pushed.get(track, 0) + len(text)
-            for start in range(0, len(text), MAX_CHUNK_CHARS):
-                chunks.append((track, text[start : start + MAX_CHUNK_CHARS]))
+            chunks += [
+                (track, text[at : at + MAX_CHUNK_CHARS]) for at in range(0, len(text), MAX_CHUNK_CHARS)
+            ]
         return self._pushed.get(track, 0)
 
     def _take_call(self, chunks: list[Chunk], piece: inference_pb2.ToolCall) -> None:

@@ -65,5 +65,3 @@ def build_app(
 
 async def _unknown(exchange: Exchange) -> None:
     raise NotFoundError(f"there is no {exchange.method} {exchange.path[:256]} here; see /openapi.json")
-
-

@@ -68,8 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run as a Job: write the first administrator's secret to a file only its owner reads, once."""
     parser = argparse.ArgumentParser(prog="python -m gateway.bootstrap", description=main.__doc__)
     parser.add_argument("--database", default=str(GatewaySettings().database), help="path or SQLAlchemy URL")
-    parser.add_argument("--secret-file", type=Path, required=True, help="where the secret goes; must not exist")
-    parser.add_argument("--owner", action="store_true", help="always make a key, with every scope, as `kala up` does")
+    parser.add_argument(
+        "--secret-file", type=Path, required=True, help="where the secret goes; must not exist"
+    )
+    parser.add_argument(
+        "--owner", action="store_true", help="always make a key, with every scope, as `kala up` does"
+    )
     arguments = parser.parse_args(argv)
     try:
         # Opened first: a key whose secret cannot be written down would be lost.

@@ -94,7 +94,9 @@ class Bridge:
         verbs = self._routes.verbs_at(exchange.path)
         if verbs:
             raise InvalidArgumentError(
-                "", f"{exchange.method} is not allowed here; use {', '.join(verbs)}", reason=METHOD_NOT_ALLOWED
+                "",
+                f"{exchange.method} is not allowed here; use {', '.join(verbs)}",
+                reason=METHOD_NOT_ALLOWED,
             )
         raise NotFoundError(f"there is no {exchange.path[:256]} here; see /openapi.json")
 
@@ -135,7 +137,9 @@ class Bridge:
                 reason=f"{binding.part.upper()}_NOT_DEPLOYED",
             )
 
-    async def _serve_unary(self, exchange: Exchange, binding: Binding, message: Message, caller: Caller) -> None:
+    async def _serve_unary(
+        self, exchange: Exchange, binding: Binding, message: Message, caller: Caller
+    ) -> None:
         if binding.part == GATEWAY:
             response = await self._local[binding.rpc](message, caller, exchange)
         else:
@@ -173,7 +177,9 @@ class Bridge:
             await exchange.begin_stream(framing.content_type)
         await exchange.end_stream()
 
-    async def _serve_guarded(self, exchange: Exchange, binding: Binding, message: Message, caller: Caller) -> None:
+    async def _serve_guarded(
+        self, exchange: Exchange, binding: Binding, message: Message, caller: Caller
+    ) -> None:
         act = self._act(exchange, binding, message, caller)
         try:
             acted = await self._guarded.carry_out(act, binding, partial(self._call, binding))

@@ -26,9 +26,10 @@ PARTS: Final = (ETHICS, INFERENCE, TOOLS, AUDIT, TRAINER, GATEWAY)
 
 _VARIABLE: Final = re.compile(r"\{([a-z_.]+)(?:=([^}]+))?\}")
 
-_SECRET_TYPES: Final = frozenset(
+SECRET_TYPES: Final = frozenset(
     {clearance_pb2.Clearance.DESCRIPTOR.full_name, clearance_pb2.SealedAction.DESCRIPTOR.full_name}
 )
+"""What never crosses REST, in or out, at any depth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,9 @@ def _scope_of(method: MethodDescriptor) -> int:
 
 def _bindings_of_method(part: str, method: MethodDescriptor) -> Iterable[Binding]:
     if method.client_streaming:
-        raise FailedPreconditionError(f"{method.full_name} streams requests, which REST cannot; make it INTERNAL")
+        raise FailedPreconditionError(
+            f"{method.full_name} streams requests, which REST cannot; make it INTERNAL"
+        )
     # The stubs of googleapis leave the extension's type open.
     rule: http_pb2.HttpRule = method.GetOptions().Extensions[annotations_pb2.http]  # type: ignore[index]
     for each in (rule, *rule.additional_bindings):
@@ -143,7 +146,9 @@ def _binding(part: str, method: MethodDescriptor, rule: http_pb2.HttpRule) -> Bi
         scope=_scope_of(method),
         request_class=GetMessageClass(method.input_type),
         response_class=GetMessageClass(method.output_type),
-        action_class=GetMessageClass(method.input_type.file.pool.FindMessageTypeByName(guard)) if guard else None,
+        action_class=GetMessageClass(method.input_type.file.pool.FindMessageTypeByName(guard))
+        if guard
+        else None,
         sealed_field=_sealed_field(method.input_type) if guard else "",
         is_streaming=method.server_streaming,
     )
@@ -163,8 +168,10 @@ def _require_no_clearance(message: Descriptor) -> None:
     waiting = [message]
     while waiting:
         current = waiting.pop()
-        if current.full_name in _SECRET_TYPES:
-            raise FailedPreconditionError(f"{message.full_name} holds {current.full_name}, which never crosses REST")
+        if current.full_name in SECRET_TYPES:
+            raise FailedPreconditionError(
+                f"{message.full_name} holds {current.full_name}, which never crosses REST"
+            )
         if current.full_name not in seen:
             seen.add(current.full_name)
             waiting += [field.message_type for field in current.fields if field.message_type is not None]

@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 from gateway.acts import CHAT_KIND, CHAT_RPC, Act, Conclusion, Logged
@@ -27,6 +26,7 @@ from services.common.sealing import pack
 
 ROUTE: Final = "HTTP POST /v1/chat/completions"
 PROVIDER_HEADER: Final = "x-kala-provider"
+ID_BYTES: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class ChatCompletions:
         limits: ChatLimits,
         may_spool: bool,
         wall_clock: Callable[[], float] = time.time,
-        new_id: Callable[[], str] = partial(secrets.token_hex, 12),
+        new_id: Callable[[int], str] = secrets.token_hex,
     ) -> None:
         self._gate = gate
         self._ledger = ledger
@@ -82,7 +82,7 @@ class ChatCompletions:
             may_spool=self._may_spool,
         )
         answer = _Stream if request.wants_stream else _Whole
-        identity = Identity(f"chatcmpl-{self._new_id()}", int(self._wall_clock()), action.model)
+        identity = Identity(f"chatcmpl-{self._new_id(ID_BYTES)}", int(self._wall_clock()), action.model)
         async with self._gate.room():
             await until_disconnect(exchange, answer(exchange, self._pipeline, identity, request).run(act))
 
@@ -123,7 +123,9 @@ class ChatCompletions:
 class _Reader:
     """One client waiting for one answer."""
 
-    def __init__(self, exchange: Exchange, pipeline: Pipeline, identity: Identity, request: ChatRequest) -> None:
+    def __init__(
+        self, exchange: Exchange, pipeline: Pipeline, identity: Identity, request: ChatRequest
+    ) -> None:
         self._exchange = exchange
         self._pipeline = pipeline
         self._identity = identity
@@ -166,7 +168,9 @@ class _Whole(_Reader):
 class _Stream(_Reader):
     """Reads chunks as they are released."""
 
-    def __init__(self, exchange: Exchange, pipeline: Pipeline, identity: Identity, request: ChatRequest) -> None:
+    def __init__(
+        self, exchange: Exchange, pipeline: Pipeline, identity: Identity, request: ChatRequest
+    ) -> None:
         super().__init__(exchange, pipeline, identity, request)
         self._chunks = ChunkWriter(identity, wants_usage=request.wants_usage)
 

@@ -174,5 +174,7 @@ def _schema_text(value: Mapping[str, Any] | None, field: str) -> str:  # Any: JS
         return ""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if len(text.encode()) > MAX_SCHEMA_BYTES:
-        raise InvalidArgumentError(field, f"must have at most {MAX_SCHEMA_BYTES} bytes as JSON; simplify the schema")
+        raise InvalidArgumentError(
+            field, f"must have at most {MAX_SCHEMA_BYTES} bytes as JSON; simplify the schema"
+        )
     return text

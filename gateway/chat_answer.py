@@ -30,7 +30,9 @@ class Identity:
     model: str  # as asked for; the backend's own name replaces it once known
 
 
-def completion(identity: Identity, conclusion: Conclusion, logprobs: Sequence[inference_pb2.TokenLogprob]) -> Json:
+def completion(
+    identity: Identity, conclusion: Conclusion, logprobs: Sequence[inference_pb2.TokenLogprob]
+) -> Json:
     """Write a whole answer."""
     body: Json = {
         "id": identity.id,
@@ -98,7 +100,9 @@ class ChunkWriter:
         """Write the error event that ends a stream; no [DONE] follows, for the answer is not done."""
         return _event({**openai_body(error), "kala": conclusion.to_json()})
 
-    def _chunk(self, delta: Json | None, *, finish_reason: str | None = None, logprobs: Json | None = None) -> Json:
+    def _chunk(
+        self, delta: Json | None, *, finish_reason: str | None = None, logprobs: Json | None = None
+    ) -> Json:
         if delta is not None and not self._has_role:
             self._has_role = True
             delta = {"role": "assistant", "content": "", **delta}

@@ -243,7 +243,8 @@ def _choice_kind(value: object) -> str | None:
 
 
 _ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<mode>")] | Annotated[NamedToolChoice, Tag("<named>")],
+    Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
+    | Annotated[NamedToolChoice, Tag("<named>")],
     Discriminator(
         _choice_kind,
         custom_error_type="tool_choice_type",
@@ -261,7 +262,9 @@ def _stop_kind(value: object) -> str | None:
 _Stops = Annotated[
     Annotated[_Stop, Tag("<one>")] | Annotated[list[_Stop], Tag("<list>"), Field(max_length=MAX_STOPS)],
     Discriminator(
-        _stop_kind, custom_error_type="stop_type", custom_error_message="must be a string or a list of strings"
+        _stop_kind,
+        custom_error_type="stop_type",
+        custom_error_message="must be a string or a list of strings",
     ),
 ]
 
@@ -317,7 +320,9 @@ def parse_chat_request(body: dict[str, Any], *, max_messages: int = MAX_MESSAGES
     except ValidationError as error:
         raise first_error(error, body) from error
     if len(request.messages) > max_messages:
-        raise InvalidArgumentError("messages", f"must have at most {max_messages} entries; shorten the conversation")
+        raise InvalidArgumentError(
+            "messages", f"must have at most {max_messages} entries; shorten the conversation"
+        )
     _check_together(request)
     return request
 
@@ -330,11 +335,15 @@ def _refuse_unsupported(body: dict[str, Any]) -> None:  # Any: JSON
         body.pop(name, None)
     if body.get("store") is True:
         raise InvalidArgumentError(
-            "store", "is not supported: answers are not stored; leave it out or send false", reason=UNSUPPORTED_PARAMETER
+            "store",
+            "is not supported: answers are not stored; leave it out or send false",
+            reason=UNSUPPORTED_PARAMETER,
         )
     count = body.get("n")
     if type(count) is int and count > 1:
-        raise InvalidArgumentError("n", "only 1 is supported; send several requests", reason=UNSUPPORTED_PARAMETER)
+        raise InvalidArgumentError(
+            "n", "only 1 is supported; send several requests", reason=UNSUPPORTED_PARAMETER
+        )
     for name in body:
         if name not in ChatRequest.model_fields:
             raise InvalidArgumentError(

@@ -40,32 +40,46 @@ class GatewaySettings(ProcessSettings):
     """Settings of one gateway process."""
 
     metrics_port: Annotated[
-        int | None, Field(ge=0, le=65535, description="Port of /metrics; 0 takes a free one, `off` serves none.")
+        int | None,
+        Field(ge=0, le=65535, description="Port of /metrics; 0 takes a free one, `off` serves none."),
     ] = METRICS_PORTS[GATEWAY]
     host: Annotated[
         str, Field(description="Address to listen on; beyond this machine it needs the HTTPS files.")
     ] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = DEFAULT_PORT
+    port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = (
+        DEFAULT_PORT
+    )
     http_cert_file: Annotated[Path | None, Field(description="PEM chain of the HTTPS side.")] = None
     http_key_file: Annotated[Path | None, Field(description="PEM key of the HTTPS side.")] = None
-    url_file: Annotated[Path | None, Field(description="File that receives the URL once the socket listens.")] = None
+    url_file: Annotated[
+        Path | None, Field(description="File that receives the URL once the socket listens.")
+    ] = None
 
-    ethics_address: Annotated[str, Field(description="The ethics service.")] = f"127.0.0.1:{GRPC_PORTS[ETHICS]}"
-    inference_address: Annotated[
-        str, Field(description="The inference service.")
-    ] = f"127.0.0.1:{GRPC_PORTS[INFERENCE]}"
+    ethics_address: Annotated[str, Field(description="The ethics service.")] = (
+        f"127.0.0.1:{GRPC_PORTS[ETHICS]}"
+    )
+    inference_address: Annotated[str, Field(description="The inference service.")] = (
+        f"127.0.0.1:{GRPC_PORTS[INFERENCE]}"
+    )
     audit_address: Annotated[str, Field(description="The audit service.")] = f"127.0.0.1:{GRPC_PORTS[AUDIT]}"
-    tools_address: Annotated[str | None, Field(description="The tools service; unset means not deployed.")] = None
+    tools_address: Annotated[
+        str | None, Field(description="The tools service; unset means not deployed.")
+    ] = None
     trainer_address: Annotated[str | None, Field(description="The trainer; unset means not deployed.")] = None
-    tls_cert_file: Annotated[Path | None, Field(description="PEM chain that the gateway shows the services.")] = None
+    tls_cert_file: Annotated[
+        Path | None, Field(description="PEM chain that the gateway shows the services.")
+    ] = None
     tls_key_file: Annotated[Path | None, Field(description="PEM key of that chain.")] = None
-    tls_ca_file: Annotated[Path | None, Field(description="PEM of the authority that signs every part.")] = None
+    tls_ca_file: Annotated[Path | None, Field(description="PEM of the authority that signs every part.")] = (
+        None
+    )
 
     database: Annotated[str, Field(description="Keys: path of an SQLite file, or an SQLAlchemy URL.")] = str(
         DEFAULT_STATE / "data" / "gateway.db"
     )
     pepper_file: Annotated[
-        Path, Field(description="32 random bytes behind all pseudonyms; made when absent. Replicas share one.")
+        Path,
+        Field(description="32 random bytes behind all pseudonyms; made when absent. Replicas share one."),
     ] = DEFAULT_STATE / "keys" / "gateway.pepper"
     spool_dir: Annotated[Path, Field(description="Audit records wait here while the log is away.")] = (
         DEFAULT_STATE / "data" / "spool"
@@ -73,13 +87,16 @@ class GatewaySettings(ProcessSettings):
     spool_key_file: Annotated[Path, Field(description="Key that encrypts the spool; made when absent.")] = (
         DEFAULT_STATE / "keys" / "gateway.spool"
     )
-    spool_max_bytes: Annotated[int, Field(ge=1024 * 1024, description="Room in the spool.")] = 64 * 1024 * 1024
+    spool_max_bytes: Annotated[int, Field(ge=1024 * 1024, description="Room in the spool.")] = (
+        64 * 1024 * 1024
+    )
     audit_policy: Annotated[
         Literal["spool", "fail_closed"],
         Field(description="What chat does while the log is away: answer from the durable spool, or stop."),
     ] = "spool"
     producer_id: Annotated[
-        str, Field(min_length=1, max_length=128, description="Name of this process in the log; one per replica.")
+        str,
+        Field(min_length=1, max_length=128, description="Name of this process in the log; one per replica."),
     ] = "gateway-0"
 
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body without images.")] = (
@@ -89,16 +106,23 @@ class GatewaySettings(ProcessSettings):
         DEFAULT_MAX_IMAGE_BODY_BYTES
     )
     max_concurrent_requests: Annotated[int, Field(ge=1, description="Acts at a time; more are 429.")] = 256
-    max_act_seconds: Annotated[float, Field(gt=0, le=900, description="Longest generation.")] = DEFAULT_MAX_ACT_SECONDS
+    max_act_seconds: Annotated[float, Field(gt=0, le=900, description="Longest generation.")] = (
+        DEFAULT_MAX_ACT_SECONDS
+    )
     judge_timeout_seconds: Annotated[float, Field(gt=0, description="Longest wait for a judgement.")] = 10.0
-    body_timeout_seconds: Annotated[float, Field(gt=0, description="Longest wait for a request's body.")] = 30.0
+    body_timeout_seconds: Annotated[float, Field(gt=0, description="Longest wait for a request's body.")] = (
+        30.0
+    )
     hold_back_milliseconds: Annotated[
         int, Field(ge=1, le=10_000, description="Streamed text that waited this long is checked at once.")
     ] = DEFAULT_HOLD_BACK_MILLISECONDS
     key_cache_seconds: Annotated[
-        float, Field(ge=0, le=4, description="How long a key's state is remembered; bounds a revocation elsewhere.")
+        float,
+        Field(ge=0, le=4, description="How long a key's state is remembered; bounds a revocation elsewhere."),
     ] = 4.0
-    drain_seconds: Annotated[float, Field(ge=0, description="How long running answers may go on after a stop.")] = 10.0
+    drain_seconds: Annotated[
+        float, Field(ge=0, description="How long running answers may go on after a stop.")
+    ] = 10.0
 
     @property
     def tls(self) -> TlsFiles | None:

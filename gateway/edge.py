@@ -149,7 +149,9 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def send_json(self, status: int, value: object, *, headers: Mapping[str, str] | None = None) -> None:
+    async def send_json(
+        self, status: int, value: object, *, headers: Mapping[str, str] | None = None
+    ) -> None:
         """Answer with JSON."""
         await self.send_bytes(status, orjson.dumps(value), JSON, headers=headers)
 
@@ -188,7 +190,9 @@ class Exchange:
             lines.append((RECEIPT.encode(), self.receipt.id.encode()))
         if self.receipt is not None or self.is_audited:
             overhead = self.elapsed_ms if self.overhead_ms is None else self.overhead_ms
-            lines.append((ATTEMPTS.encode(), (self.served.header or NO_ATTEMPTS).encode("latin-1", "replace")))
+            lines.append(
+                (ATTEMPTS.encode(), (self.served.header or NO_ATTEMPTS).encode("latin-1", "replace"))
+            )
             lines.append((OVERHEAD.encode(), f"{overhead:.3f}".encode()))
         for name, value in (headers or {}).items():
             lines.append((name.encode(), value.encode("latin-1", "replace")))
@@ -220,16 +224,15 @@ class Endpoint:
             reason = await self._serve(exchange)
         finally:
             self._telemetry.end(
-                observed, code=str(exchange.status or CLIENT_CLOSED_REQUEST), peer=exchange.peer, reason=reason
+                observed,
+                code=str(exchange.status or CLIENT_CLOSED_REQUEST),
+                peer=exchange.peer,
+                reason=reason,
             )
 
     async def _serve(self, exchange: Exchange) -> str:
         try:
-            if exchange.method not in self._methods:
-                allowed = ", ".join(sorted(self._methods))
-                raise InvalidArgumentError(
-                    "", f"{exchange.method} is not allowed here; use {allowed}", reason=METHOD_NOT_ALLOWED
-                )
+            self._require_method(exchange.method)
             await self._handler(exchange)
         except ClientGoneError:
             return CLIENT_CLOSED
@@ -242,6 +245,13 @@ class Endpoint:
             structlog.get_logger().exception("a request met a bug", exc_info=error)
             return await self._answer(exchange, InternalError("internal error; the log has the request's id"))
         return ""
+
+    def _require_method(self, method: str) -> None:
+        if method not in self._methods:
+            allowed = ", ".join(sorted(self._methods))
+            raise InvalidArgumentError(
+                "", f"{method} is not allowed here; use {allowed}", reason=METHOD_NOT_ALLOWED
+            )
 
     async def _answer(self, exchange: Exchange, error: KalaError) -> str:
         if exchange.has_begun:

@@ -49,7 +49,13 @@ class Gate:
     """Authenticates and authorises; one per process."""
 
     def __init__(
-        self, *, ring: KeyRing, pseudonyms: Pseudonyms, ledger: Ledger, max_concurrent: int, clock: Callable[[], float]
+        self,
+        *,
+        ring: KeyRing,
+        pseudonyms: Pseudonyms,
+        ledger: Ledger,
+        max_concurrent: int,
+        clock: Callable[[], float],
     ) -> None:
         self._ring = ring
         self._pseudonyms = pseudonyms

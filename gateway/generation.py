@@ -58,7 +58,12 @@ class _Due:
 
 
 _Event = (
-    inference_pb2.ChatResponse | ethics_pb2.CheckOutputResponse | decision_pb2.Decision | _Ended | _Failed | _Due
+    inference_pb2.ChatResponse
+    | ethics_pb2.CheckOutputResponse
+    | decision_pb2.Decision
+    | _Ended
+    | _Failed
+    | _Due
 )
 
 
@@ -128,8 +133,11 @@ class Generation:
             if self.state.finish is None:
                 self.state.ended_at = self._clock()
             self._stop_timers()
-            chat.cancel()
-            self._check.cancel()
+            # Calls that ended by themselves are left alone, so that both sides count them as OK.
+            if self.state.finish is None:
+                chat.cancel()
+            if self.state.decision is None:
+                self._check.cancel()
             for pump in pumps:
                 pump.cancel()
 
@@ -261,7 +269,9 @@ def backend_failure(error: grpc.RpcError) -> KalaError:
     """Turn a failed call of inference into the error that its caller may see."""
     known = from_error(error)
     if isinstance(known, UnavailableError) and known.reason == UnavailableError.default_reason:
-        return UnavailableError("the inference service does not answer; try again", reason=BACKENDS_UNAVAILABLE)
+        return UnavailableError(
+            "the inference service does not answer; try again", reason=BACKENDS_UNAVAILABLE
+        )
     if isinstance(known, UnavailableError) and known.reason == ALL_BACKENDS_FAILED:
         return UnavailableError(
             known.message, reason=BACKENDS_UNAVAILABLE, retry_after_seconds=known.retry_after_seconds

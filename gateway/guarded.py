@@ -87,7 +87,9 @@ class GuardedCalls:
             words = Answer(text=refusal_text(decision))
             refusal = Ending("refused", decision=decision)
             raise RefusedError(decision, await self._log(act, refusal, responses, words, intent=key))
-        receipt = await self._log(act, Ending("ok", decision=decision), responses, _written(responses), intent=key)
+        receipt = await self._log(
+            act, Ending("ok", decision=decision), responses, _written(responses), intent=key
+        )
         return Acted(responses, receipt, _served(responses))
 
     async def _admit(self, act: Act) -> Allowed:

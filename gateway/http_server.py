@@ -59,6 +59,7 @@ def _configuration(app: Any, settings: GatewaySettings) -> uvicorn.Config:  # An
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         ssl_certfile=settings.http_cert_file,
         ssl_keyfile=settings.http_key_file,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),

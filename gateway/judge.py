@@ -24,7 +24,9 @@ UNAVAILABLE_TEXT: Final = "the ethics service does not answer, so nothing was fo
 class EthicsClient:
     """Judges actions, and opens the check of outputs."""
 
-    def __init__(self, stub: EthicsServiceAsyncStub, *, timeout_seconds: float, max_act_seconds: float) -> None:
+    def __init__(
+        self, stub: EthicsServiceAsyncStub, *, timeout_seconds: float, max_act_seconds: float
+    ) -> None:
         self._stub = stub
         self.timeout_seconds = timeout_seconds
         self._max_act_seconds = max_act_seconds

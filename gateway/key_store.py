@@ -97,12 +97,16 @@ class KeyStore:
         if after is not None:
             created, key_id = after
             query = query.where(
-                or_(API_KEY.c.created_at < created, and_(API_KEY.c.created_at == created, API_KEY.c.id < key_id))
+                or_(
+                    API_KEY.c.created_at < created,
+                    and_(API_KEY.c.created_at == created, API_KEY.c.id < key_id),
+                )
             )
         if live_at is not None:
             now = _micros(live_at)
             query = query.where(
-                API_KEY.c.revoked_at.is_(None), or_(API_KEY.c.expires_at.is_(None), API_KEY.c.expires_at > now)
+                API_KEY.c.revoked_at.is_(None),
+                or_(API_KEY.c.expires_at.is_(None), API_KEY.c.expires_at > now),
             )
         with _translated(), self._engine.connect() as connection:
             return [_key_of(row) for row in connection.execute(query)]
@@ -179,7 +183,9 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise UnavailableError("the gateway's database does not answer", reason="DATABASE_UNAVAILABLE") from error
+        raise UnavailableError(
+            "the gateway's database does not answer", reason="DATABASE_UNAVAILABLE"
+        ) from error
 
 
 def _row_of(key: ApiKey) -> dict[str, object]:

@@ -117,9 +117,13 @@ def hash_secret(secret: str) -> bytes | None:
 def require_good(key: ApiKey | None, now: datetime) -> ApiKey:
     """Give the key back when it may be used now; else raise UnauthenticatedError that says why not."""
     if key is None:
-        raise UnauthenticatedError("the API key is not known here; check it, or create one", reason=INVALID_API_KEY)
+        raise UnauthenticatedError(
+            "the API key is not known here; check it, or create one", reason=INVALID_API_KEY
+        )
     if key.revoked_at is not None:
-        raise UnauthenticatedError(f"the API key {key.prefix}… was revoked; use another", reason=INVALID_API_KEY)
+        raise UnauthenticatedError(
+            f"the API key {key.prefix}… was revoked; use another", reason=INVALID_API_KEY
+        )
     if key.has_ended(now):
         raise UnauthenticatedError(
             f"the API key {key.prefix}… expired on {key.expires_at:%Y-%m-%d %H:%M:%S} UTC; create another",
@@ -160,4 +164,6 @@ def _end(now: datetime, ttl: timedelta) -> datetime:
     try:
         return now + ttl
     except OverflowError as error:
-        raise InvalidArgumentError("ttl", "ends after the year 9999; leave it out for a key that never ends") from error
+        raise InvalidArgumentError(
+            "ttl", "ends after the year 9999; leave it out for a key that never ends"
+        ) from error

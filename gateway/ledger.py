@@ -110,20 +110,27 @@ class Ledger:
         return await self._append(record, [], may_spool=False)
 
     async def _append(
-        self, record: audit_pb2.Record, payloads: Sequence[Payload], *, key: bytes | None = None, may_spool: bool = True
+        self,
+        record: audit_pb2.Record,
+        payloads: Sequence[Payload],
+        *,
+        key: bytes | None = None,
+        may_spool: bool = True,
     ) -> Logged:
         policy = AuditPolicy.SPOOL if may_spool else AuditPolicy.FAIL_CLOSED
         return logged_of(await self._writer.append(record, payloads=payloads, key=key, policy=policy))
 
 
 def logged_of(appended: Appended) -> Logged:
-    """Give what a client is told of a record."""
+    """Give what a client is told of a record; the leaf's hash where there is an answer to hold against it."""
     salt = appended.openings.get("released")
     return Logged(
         id=appended.receipt_id,
         is_logged=appended.status is AppendStatus.LOGGED,
         index=appended.index,
-        leaf_hash=leaf_hash(Receipt.parse(appended.receipt).leaf).hex() if appended.receipt else None,
+        leaf_hash=leaf_hash(Receipt.parse(appended.receipt).leaf).hex()
+        if appended.receipt and salt
+        else None,
         released_salt=salt.hex() if salt else None,
     )
 
@@ -137,7 +144,9 @@ def _record_of(act: Act, step: str) -> audit_pb2.Record:
     return record
 
 
-def _edge_record(kind: str, rpc: str, error: KalaError, *, request_id: str, trace_id: str) -> audit_pb2.Record:
+def _edge_record(
+    kind: str, rpc: str, error: KalaError, *, request_id: str, trace_id: str
+) -> audit_pb2.Record:
     record = audit_pb2.Record(type=kind, trace_id=trace_id)
     record.action.rpc = rpc
     record.result.status = "refused"
@@ -228,5 +237,3 @@ def _count_tokens(result: audit_pb2.RecordResult, usage: usage_pb2.Usage) -> Non
         result.input_tokens = usage.input_tokens
     if usage.HasField("output_tokens"):
         result.output_tokens = usage.output_tokens
-
-

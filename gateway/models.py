@@ -27,9 +27,7 @@ OWNER: Final = "kala"
 class Models:
     """Lists models in OpenAI's shape."""
 
-    def __init__(
-        self, *, gate: Gate, inference: InferenceServiceAsyncStub, started_at: int
-    ) -> None:
+    def __init__(self, *, gate: Gate, inference: InferenceServiceAsyncStub, started_at: int) -> None:
         self._gate = gate
         self._inference = inference
         # Backends do not say when a model was made; the process's start is the same in every reply.

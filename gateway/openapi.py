@@ -103,7 +103,9 @@ class OpenApi:
             "security": [{"key": []}],
             "paths": paths,
             "components": {
-                "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key, kala_…"}},
+                "securitySchemes": {
+                    "key": {"type": "http", "scheme": "bearer", "description": "An API key, kala_…"}
+                },
                 "schemas": {
                     **chat.pop("$defs"),
                     "ChatRequest": chat,
@@ -200,7 +202,10 @@ def _openai_paths() -> Json:
                 "responses": {
                     "200": {
                         "description": "OpenAI's chat.completion, or its chunks, with a `kala` object.",
-                        "content": {JSON: {"schema": {"type": "object"}}, EVENT_STREAM: {"schema": {"type": "string"}}},
+                        "content": {
+                            JSON: {"schema": {"type": "object"}},
+                            EVENT_STREAM: {"schema": {"type": "string"}},
+                        },
                     },
                     "default": _error_response("OpenAIError"),
                 },
@@ -214,7 +219,9 @@ def _openai_paths() -> Json:
             }
         },
         "/healthz": {"get": {**_simple("live", "Tell whether the process lives", None), "security": []}},
-        "/readyz": {"get": {**_simple("ready", "Tell whether requests would be answered", None), "security": []}},
+        "/readyz": {
+            "get": {**_simple("ready", "Tell whether requests would be answered", None), "security": []}
+        },
     }
 
 

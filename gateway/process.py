@@ -47,7 +47,10 @@ DISTRIBUTION: Final = "kala-suite"
 
 IDEMPOTENT: Final = {
     ETHICS: ("/kala.ethics.v1.EthicsService/CheckAction", "/kala.ethics.v1.EthicsService/Score"),
-    INFERENCE: ("/kala.inference.v1.InferenceService/ListModels", "/kala.inference.v1.InferenceService/ListBackends"),
+    INFERENCE: (
+        "/kala.inference.v1.InferenceService/ListModels",
+        "/kala.inference.v1.InferenceService/ListBackends",
+    ),
     AUDIT: ("/kala.audit.v1.AuditService/AppendBatch",),
 }
 """Calls that may be tried again: a judgement has no effect, and an append carries its own key."""
@@ -59,7 +62,9 @@ async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncI
     async with AsyncExitStack() as stack:
         channels = {
             part: await stack.enter_async_context(
-                open_channel(address, peer_name=GATEWAY, tls=settings.tls, idempotent=IDEMPOTENT.get(part, ()))
+                open_channel(
+                    address, peer_name=GATEWAY, tls=settings.tls, idempotent=IDEMPOTENT.get(part, ())
+                )
             )
             for part, address in _addresses(settings).items()
         }
@@ -155,7 +160,9 @@ def _writer(settings: GatewaySettings, channel: grpc.aio.Channel, stack: AsyncEx
     spool = None
     if settings.audit_policy == "spool":
         settings.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        spool = Spool(settings.spool_dir, _secret(settings.spool_key_file), max_bytes=settings.spool_max_bytes)
+        spool = Spool(
+            settings.spool_dir, _secret(settings.spool_key_file), max_bytes=settings.spool_max_bytes
+        )
         stack.callback(spool.close)
     return AuditWriter(channel, producer_id=settings.producer_id, spool=spool)
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor
 
+from gateway.bridge_routes import SECRET_TYPES
+
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor, EnumDescriptor
     from google.protobuf.message import Message
@@ -29,7 +31,11 @@ _WELL_KNOWN: Final[dict[str, Json]] = {
     "google.protobuf.Duration": {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?s$"},
     "google.protobuf.FieldMask": {"type": "string"},
     "google.protobuf.Struct": {"type": "object"},
-    "google.protobuf.Any": {"type": "object", "required": ["@type"], "properties": {"@type": {"type": "string"}}},
+    "google.protobuf.Any": {
+        "type": "object",
+        "required": ["@type"],
+        "properties": {"@type": {"type": "string"}},
+    },
     "google.protobuf.Empty": {"type": "object"},
 }
 
@@ -37,6 +43,10 @@ _WELL_KNOWN: Final[dict[str, Json]] = {
 def descriptor_of(message_class: type[Message]) -> Descriptor:
     """Give a message class's descriptor; the stubs know two kinds of them, at run time there is one."""
     return message_class.DESCRIPTOR  # type: ignore[return-value]
+
+
+def _is_secret(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.full_name in SECRET_TYPES
 
 
 class Schemas:
@@ -64,7 +74,9 @@ class Schemas:
             self.collected[message.full_name] = {
                 "type": "object",
                 "description": self.comment(message.full_name),
-                "properties": {field.name: self._described(field) for field in message.fields},
+                "properties": {
+                    field.name: self._described(field) for field in message.fields if not _is_secret(field)
+                },
             }
         return {"$ref": f"#/components/schemas/{message.full_name}"}
 

@@ -31,10 +31,14 @@ def read_object(body: bytes) -> dict[str, Any]:  # Any: JSON
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidArgumentError(
-            "body", f"is not valid UTF-8 at byte {error.start}; send JSON encoded as UTF-8", reason="INVALID_UTF8"
+            "body",
+            f"is not valid UTF-8 at byte {error.start}; send JSON encoded as UTF-8",
+            reason="INVALID_UTF8",
         ) from error
     if text.startswith("\ufeff"):
-        raise InvalidArgumentError("body", "starts with a byte order mark; send plain UTF-8", reason="INVALID_JSON")
+        raise InvalidArgumentError(
+            "body", "starts with a byte order mark; send plain UTF-8", reason="INVALID_JSON"
+        )
     value = _parse(text)
     if not isinstance(value, dict):
         raise InvalidArgumentError("body", "must be a JSON object", reason="INVALID_JSON")

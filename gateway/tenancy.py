@@ -26,7 +26,9 @@ def confine(message: Message, caller: Caller) -> None:
     if not isinstance(entries, audit_pb2.EntryFilter):
         return
     if entries.tenant not in {"", caller.tenant}:
-        raise PermissionDeniedError(f"the API key belongs to tenant {caller.tenant!r} and may not read another's entries")
+        raise PermissionDeniedError(
+            f"the API key belongs to tenant {caller.tenant!r} and may not read another's entries"
+        )
     entries.tenant = caller.tenant
 
 

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
+from gateway.bridge_routes import SECRET_TYPES
 from gateway.strict_json import MAX_DEPTH, read_object
 from kala.errors import InvalidArgumentError
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 MAX_QUERY_FIELDS: Final = 256
 _BOOLEANS: Final = {"true": True, "false": False}
 # Messages that JSON spells as one string.
-_TEXT_MESSAGES: Final = frozenset({"google.protobuf.Timestamp", "google.protobuf.Duration", "google.protobuf.FieldMask"})
+_TEXT_MESSAGES: Final = frozenset(
+    {"google.protobuf.Timestamp", "google.protobuf.Duration", "google.protobuf.FieldMask"}
+)
 
 Json = dict[str, Any]  # Any: JSON
 
@@ -43,6 +46,7 @@ def read_message(
         ParseDict(values, message, max_recursion_depth=MAX_DEPTH)
     except (ParseError, ValueError, TypeError, RecursionError) as error:
         raise InvalidArgumentError("body" if has_body else "query", _in_words(error)) from error
+    _refuse_clearances(message, "")
     return message
 
 
@@ -81,6 +85,18 @@ def texts_of(messages: list[Message]) -> dict[str, str]:
     return {path: "".join(parts) for path, parts in texts.items()}
 
 
+def _refuse_clearances(message: Message, prefix: str) -> None:
+    """Refuse a clearance from outside: an action may hold one for a further act, which the gateway has to ask for."""
+    for field, value in message.ListFields():
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        path = f"{prefix}.{field.name}" if prefix else field.name
+        if field.message_type.full_name in SECRET_TYPES:
+            raise InvalidArgumentError(path, "is not taken from outside; leave it out")
+        for item in value if field.is_repeated else (value,):
+            _refuse_clearances(item, path)
+
+
 def _texts(message: Message, prefix: str) -> Iterator[tuple[str, str]]:
     for field, value in message.ListFields():
         path = f"{prefix}.{field.name}" if prefix else field.name
@@ -100,7 +116,9 @@ def _find(message_class: type[Message], path: str) -> FieldDescriptor:
             break
         field = current.fields_by_name.get(name) or current.fields_by_camelcase_name.get(name)
         current = None if field is None else field.message_type
-    if field is None or (field.message_type is not None and field.message_type.full_name not in _TEXT_MESSAGES):
+    if field is None or (
+        field.message_type is not None and field.message_type.full_name not in _TEXT_MESSAGES
+    ):
         raise InvalidArgumentError("query", f"{path[:128]!r} is not a field that can be set here")
     return field
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from prometheus_client import CollectorRegistry
 
 from gateway.bootstrap import create_key
@@ -21,6 +23,7 @@ from gateway.process import gateway_app
 from kala.audit.leaf import Leaf
 from kala.audit.receipt import verify_receipt
 from kala.audit.v1 import audit_pb2_grpc
+from kala.ethics.v1.ethics_pb2_grpc import EthicsServiceServicer, add_EthicsServiceServicer_to_server
 from kala.inference.v1 import inference_pb2, inference_pb2_grpc
 from services.audit.batch import BatchWriter
 from services.audit.log import Log, system_clock
@@ -37,8 +40,9 @@ from services.common.settings import GrpcServerSettings
 from services.common.telemetry import RpcTelemetry, Telemetry
 from tests.fakes.audit_log import KEK, signer
 from tests.fakes.scripted_ethics import ScriptedEthics
-from tests.fakes.scripted_ethics import add_to as add_ethics
 from tests.fakes.scripted_inference import ScriptedInference
+
+T = TypeVar("T")
 
 ALL_SCOPES = ("chat", "tools", "train", "audit.read", "audit.erase", "admin")
 
@@ -103,7 +107,9 @@ class Suite:
         return {"authorization": f"Bearer {key or self.key}"}
 
     def new_key(self, *scopes: str, **fields: Any) -> str:
-        return create_key(self.settings.database, display_name="test", scopes=scopes or ("chat",), **fields).secret
+        return create_key(
+            self.settings.database, display_name="test", scopes=scopes or ("chat",), **fields
+        ).secret
 
     async def chat(self, text: str = "What is the capital of France?", **fields: Any) -> httpx.Response:
         body = {"model": "auto", "messages": [{"role": "user", "content": text}], **fields}
@@ -112,7 +118,9 @@ class Suite:
     async def stream(self, text: str = "What?", **fields: Any) -> tuple[httpx.Response, list[Any]]:
         """Read a stream to its end: the response and its events, `[DONE]` as a string."""
         body = {"model": "auto", "messages": [{"role": "user", "content": text}], "stream": True, **fields}
-        async with self.http.stream("POST", "/v1/chat/completions", json=body, headers=self.bearer()) as response:
+        async with self.http.stream(
+            "POST", "/v1/chat/completions", json=body, headers=self.bearer()
+        ) as response:
             events = [_event(line) async for line in response.aiter_lines() if line.startswith("data: ")]
         return response, events
 
@@ -120,7 +128,9 @@ class Suite:
         return await self.http.get(path, headers=self.bearer() | options.pop("headers", {}), **options)
 
     async def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
-        return await self.http.post(path, json=body, headers=self.bearer() | options.pop("headers", {}), **options)
+        return await self.http.post(
+            path, json=body, headers=self.bearer() | options.pop("headers", {}), **options
+        )
 
     async def reset(self) -> None:
         """Forget what earlier tests scripted and logged."""
@@ -130,18 +140,28 @@ class Suite:
         self.first_leaf = 0
         self.first_leaf = len(await self.leaves())
 
-    async def leaves(self, *, type: str | None = None) -> list[dict[str, Any]]:
+    async def leaves(self, *, kind: str | None = None) -> list[dict[str, Any]]:
         """Read this test's leaves in order, straight from the database."""
         with closing(sqlite3.connect(self.directory / "audit.db")) as connection:
-            rows = connection.execute("SELECT leaf FROM entry WHERE idx >= ? ORDER BY idx", (self.first_leaf,)).fetchall()
+            rows = connection.execute(
+                "SELECT leaf FROM entry WHERE idx >= ? ORDER BY idx", (self.first_leaf,)
+            ).fetchall()
         values = [json.loads(row[0]) for row in rows]
-        return [value for value in values if type is None or value["type"] == type]
+        return [value for value in values if kind is None or value["type"] == kind]
 
     async def receipt(self, receipt_id: str) -> Leaf:
         """Fetch a receipt over REST and verify it offline."""
         response = await self.get(f"/kala/v1/audit/receipts/{receipt_id}")
         assert response.status_code == 200, response.text
         return verify_receipt(response.json()["receipt"]["proof"], [signer().verifier]).leaf
+
+
+async def eventually(check: Callable[[], Awaitable[T]], *, seconds: float = 10.0) -> T:
+    """Wait until something outside this process's events is true, and give it."""
+    async with asyncio.timeout(seconds):
+        while not (result := await check()):  # noqa: ASYNC110 - a database tells nobody
+            await asyncio.sleep(0.02)
+    return result
 
 
 def _event(line: str) -> Any:
@@ -160,25 +180,33 @@ def words_of(events: list[Any]) -> str:
 
 
 @asynccontextmanager
-async def running_suite(directory: Path, **overrides: Any) -> AsyncIterator[Suite]:
-    """Start everything; `overrides` are settings of the gateway."""
+async def running_suite(
+    directory: Path,
+    *,
+    judge: EthicsServiceServicer | None = None,
+    judge_key: Ed25519PublicKey | None = None,
+    **overrides: Any,
+) -> AsyncIterator[Suite]:
+    """Start everything; `overrides` are settings of the gateway, `judge` replaces the scripted ethics."""
     ethics, inference, audit = ScriptedEthics(), ScriptedInference(), AuditProcess(directory)
+    public_key = judge_key or ethics.signer.public_key
+    guard = guard_for(ClearanceVerifier({key_id(public_key): public_key}), [inference_pb2.DESCRIPTOR])
     async with AsyncExitStack() as stack:
         stack.push_async_callback(audit.stop)
         await audit.start()
         services = [
-            ("ethics", [partial(add_ethics, ethics)], CallPolicy()),
+            ("ethics", partial(add_EthicsServiceServicer_to_server, judge or ethics), CallPolicy()),
             (
                 "inference",
-                [partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference)],
-                CallPolicy(guard_for=guard_for(ClearanceVerifier({key_id(ethics.signer.public_key): ethics.signer.public_key}), [inference_pb2.DESCRIPTOR])),
+                partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference),
+                CallPolicy(guard_for=guard),
             ),
         ]
-        for name, registrations, policy in services:
+        for name, register, policy in services:
             settings = GrpcServerSettings(
                 address=f"unix:{directory / name}.sock", allowed_peers=("gateway",), drain_seconds=0.2
             )
-            server = await stack.enter_async_context(serving(settings, registrations, policy=policy))
+            server = await stack.enter_async_context(serving(settings, [register], policy=policy))
             await server.set_serving()
         settings = GatewaySettings(**{
             "port": 0, "metrics_port": None, "drain_seconds": 1.0,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kala.common.v1 import decision_pb2
@@ -45,9 +45,12 @@ class ScriptedEthics(ethics_pb2_grpc.EthicsServiceServicer):
     flushes: int = 0
     clearance_age_seconds: list[float] = field(default_factory=list)
     """Ages of the next clearances; an old one is expired on arrival."""
-    on_check: list[asyncio.Event] = field(default_factory=list)
+    endings: list[str] = field(default_factory=list)
+    """How each output check ended: open, decided or cancelled."""
 
-    async def CheckAction(self, request: pb.CheckActionRequest, context: Context) -> pb.CheckActionResponse:
+    async def CheckAction(  # noqa: N802 - the contract's name
+        self, request: pb.CheckActionRequest, context: Context
+    ) -> pb.CheckActionResponse:
         self.actions.append(request)
         if self.is_down:
             await abort(context, UnavailableError("down"))
@@ -76,51 +79,70 @@ class ScriptedEthics(ethics_pb2_grpc.EthicsServiceServicer):
         if not self.clearance_age_seconds:
             return self.signer
         age = self.clearance_age_seconds.pop(0)
-        aged = ClearanceSigner(self.signer._private_key, clock=lambda: _now() - age)
-        return aged
+        return ClearanceSigner(self.signer._private_key, clock=lambda: time.time() - age)
 
-    async def CheckOutput(
+    async def CheckOutput(  # noqa: N802 - the contract's name
         self, requests: AsyncIterator[pb.CheckOutputRequest], context: Context
     ) -> AsyncIterator[pb.CheckOutputResponse]:
-        texts: dict[tuple[int, int], str] = {}
-        waiting: dict[tuple[int, int], int] = {}
-        chunks = 0
-        async for request in requests:
-            match request.WhichOneof("event"):
-                case "start":
-                    self.starts.append(request.start)
-                    continue
-                case "chunk":
-                    key = (request.chunk.channel, request.chunk.index)
-                    texts[key] = texts.get(key, "") + request.chunk.text
-                    waiting[key] = waiting.get(key, 0) + len(request.chunk.text)
-                    chunks += 1
-                    if chunks == self.dies_after_chunks:
-                        await abort(context, UnavailableError("killed"))
-                    due = [key] if waiting[key] >= self.window else []
-                case "flush":
-                    self.flushes += 1
-                    due = list(texts)
-                case _:
-                    due = []
-            if self.hangs_on_output:
-                await asyncio.Event().wait()
-            is_last = request.WhichOneof("event") == "finish"
-            for key in texts if is_last else due:
-                if FORBIDDEN in texts[key]:
-                    yield pb.CheckOutputResponse(decision=_decision(decision_pb2.OUTCOME_REFUSE))
-                    return
-                waiting[key] = 0
-                held = 0 if is_last else min(len(texts[key]), len(FORBIDDEN) - 1)
-                if not self.allows_without_checking:
-                    yield pb.CheckOutputResponse(
-                        checked=pb.CheckedUpTo(
-                            channel=key[0], index=key[1], characters=len(texts[key]) - held
-                        )
-                    )
-            if is_last:
-                yield pb.CheckOutputResponse(decision=_decision(decision_pb2.OUTCOME_ALLOW))
-                return
+        check = _Check(self)
+        self.endings.append("open")
+        try:
+            async for request in requests:
+                for response in await check.take(request, context):
+                    yield response
+                    if response.HasField("decision"):
+                        self.endings[-1] = "decided"
+                        return
+        except (asyncio.CancelledError, GeneratorExit):
+            if self.endings[-1] == "open":
+                self.endings[-1] = "cancelled"
+            raise
+
+
+class _Check:
+    """The texts of one output."""
+
+    def __init__(self, script: ScriptedEthics) -> None:
+        self._script = script
+        self._texts: dict[tuple[int, int], str] = {}
+        self._waiting: dict[tuple[int, int], int] = {}
+        self._chunks = 0
+
+    async def take(self, request: pb.CheckOutputRequest, context: Context) -> list[pb.CheckOutputResponse]:
+        event = request.WhichOneof("event")
+        if event == "start":
+            self._script.starts.append(request.start)
+            return []
+        due = list(self._texts)
+        if event == "chunk":
+            due = await self._take_chunk(request.chunk, context)
+        elif event == "flush":
+            self._script.flushes += 1
+        if self._script.hangs_on_output:
+            await asyncio.Event().wait()
+        return self._answer(due, is_last=event == "finish")
+
+    async def _take_chunk(self, chunk: pb.OutputChunk, context: Context) -> list[tuple[int, int]]:
+        key = (chunk.channel, chunk.index)
+        self._texts[key] = self._texts.get(key, "") + chunk.text
+        self._waiting[key] = self._waiting.get(key, 0) + len(chunk.text)
+        self._chunks += 1
+        if self._chunks == self._script.dies_after_chunks:
+            await abort(context, UnavailableError("killed"))
+        return [key] if self._waiting[key] >= self._script.window else []
+
+    def _answer(self, due: list[tuple[int, int]], *, is_last: bool) -> list[pb.CheckOutputResponse]:
+        if any(FORBIDDEN in self._texts[key] for key in due):
+            return [pb.CheckOutputResponse(decision=_decision(decision_pb2.OUTCOME_REFUSE))]
+        responses = []
+        for key in [] if self._script.allows_without_checking else due:
+            self._waiting[key] = 0
+            held = 0 if is_last else min(len(self._texts[key]), len(FORBIDDEN) - 1)
+            checked = pb.CheckedUpTo(channel=key[0], index=key[1], characters=len(self._texts[key]) - held)
+            responses.append(pb.CheckOutputResponse(checked=checked))
+        if is_last:
+            responses.append(pb.CheckOutputResponse(decision=_decision(decision_pb2.OUTCOME_ALLOW)))
+        return responses
 
 
 def _decision(outcome: decision_pb2.Outcome) -> decision_pb2.Decision:
@@ -137,13 +159,3 @@ def _decision(outcome: decision_pb2.Outcome) -> decision_pb2.Decision:
             score=1.0, outcome=outcome,
         )  # fmt: skip
     return decision
-
-
-def _now() -> float:
-    import time
-
-    return time.time()
-
-
-def add_to(servicer: ScriptedEthics, server: grpc.aio.Server) -> None:
-    ethics_pb2_grpc.add_EthicsServiceServicer_to_server(servicer, server)

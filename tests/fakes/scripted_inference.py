@@ -59,7 +59,9 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
     began: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:
+    async def Chat(  # noqa: N802 - the contract's name
+        self, request: pb.ChatRequest, context: Context
+    ) -> AsyncIterator[pb.ChatResponse]:
         action = unpack_strictly(current_clearance().action, pb.ChatAction)
         self.chats.append(action)
         self.began.set()
@@ -79,14 +81,18 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
             self.cancelled.set()
             raise
 
-    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+    async def Embed(  # noqa: N802 - the contract's name
+        self, request: pb.EmbedRequest, context: Context
+    ) -> pb.EmbedResponse:
         action = unpack_strictly(current_clearance().action, pb.EmbedAction)
         return pb.EmbedResponse(
             embeddings=[pb.Embedding(index=i, values=[0.5, 1.0]) for i, _ in enumerate(action.inputs)],
             route=route().route,
         )
 
-    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+    async def ListModels(  # noqa: N802 - the contract's name
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
         ids = ["fake-model", "org/other-model"]
         start = int(request.page_token or 0)
         return pb.ListModelsResponse(
@@ -94,12 +100,18 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
             next_page_token=str(start + 1) if start + 1 < len(ids) else "",
         )
 
-    async def GetBackend(self, request: pb.GetBackendRequest, context: Context) -> pb.GetBackendResponse:
+    async def GetBackend(  # noqa: N802 - the contract's name
+        self, request: pb.GetBackendRequest, context: Context
+    ) -> pb.GetBackendResponse:
         return pb.GetBackendResponse(backend=pb.Backend(name=request.name, kind="fake"))
 
-    async def ListBackends(self, request: pb.ListBackendsRequest, context: Context) -> pb.ListBackendsResponse:
+    async def ListBackends(  # noqa: N802
+        self, request: pb.ListBackendsRequest, context: Context
+    ) -> pb.ListBackendsResponse:
         return pb.ListBackendsResponse(backends=[pb.Backend(name=f"backends/{request.page_size}")])
 
-    async def PullModel(self, request: pb.PullModelRequest, context: Context) -> AsyncIterator[pb.PullModelResponse]:
+    async def PullModel(  # noqa: N802
+        self, request: pb.PullModelRequest, context: Context
+    ) -> AsyncIterator[pb.PullModelResponse]:
         yield pb.PullModelResponse(file="a", received_bytes=1)
         yield pb.PullModelResponse(file="b", received_bytes=2)

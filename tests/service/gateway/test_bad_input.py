@@ -38,7 +38,9 @@ def error_of(response: httpx.Response) -> ErrorObject:
 
 async def send(suite: Suite, body: bytes, **headers: str) -> httpx.Response:
     return await suite.http.post(
-        "/v1/chat/completions", content=body, headers=suite.bearer() | {"content-type": "application/json"} | headers
+        "/v1/chat/completions",
+        content=body,
+        headers=suite.bearer() | {"content-type": "application/json"} | headers,
     )
 
 
@@ -212,7 +214,9 @@ async def test_an_ended_key_is_401_and_says_how_it_ended(
     suite: Suite, ttl: timedelta | None, revoked: bool, says: str
 ) -> None:
     key = stored_key(suite, ttl=ttl, revoked=revoked)
-    response = await suite.http.post("/v1/chat/completions", json={"messages": MESSAGES}, headers=suite.bearer(key))
+    response = await suite.http.post(
+        "/v1/chat/completions", json={"messages": MESSAGES}, headers=suite.bearer(key)
+    )
     error = error_of(response)
     assert (response.status_code, error.code) == (401, "invalid_api_key")
     assert says in error.message
@@ -230,7 +234,9 @@ async def test_an_unknown_key_is_401(suite: Suite, header: str) -> None:
 
 async def test_a_key_without_the_scope_is_403_and_logged_with_its_pseudonym(suite: Suite) -> None:
     key = suite.new_key("audit.read")
-    response = await suite.http.post("/v1/chat/completions", json={"messages": MESSAGES}, headers=suite.bearer(key))
+    response = await suite.http.post(
+        "/v1/chat/completions", json={"messages": MESSAGES}, headers=suite.bearer(key)
+    )
     error = error_of(response)
     assert (response.status_code, error.code) == (403, "insufficient_permissions")
     assert "'chat'" in error.message

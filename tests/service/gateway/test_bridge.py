@@ -80,7 +80,7 @@ async def test_a_refused_output_does_not_leave_even_in_pieces(suite: Suite) -> N
     response = await suite.post("/kala/v1/inference/chat", ACTION)
     assert response.status_code == 403
     assert FORBIDDEN[:4] not in response.text
-    (outcome,) = await suite.leaves(type="chat.outcome")
+    (outcome,) = await suite.leaves(kind="chat.outcome")
     assert outcome["result"]["status"] == "refused"
 
 
@@ -145,7 +145,7 @@ async def test_a_reader_of_the_log_stays_in_its_tenant(suite: Suite) -> None:
     stranger = suite.bearer(suite.new_key("audit.read", "chat", tenant="other"))
     assert (await suite.get(f"/kala/v1/audit/entries/{index}")).status_code == 200
     assert (await suite.http.get(f"/kala/v1/audit/entries/{index}", headers=stranger)).status_code == 404
-    receipt = f"rcpt_{(await suite.leaves(type='chat.outcome'))[0]['idempotency_key']}"
+    receipt = f"rcpt_{(await suite.leaves(kind='chat.outcome'))[0]['idempotency_key']}"
     assert (await suite.http.get(f"/kala/v1/audit/receipts/{receipt}", headers=stranger)).status_code == 404
     other = await suite.http.get("/kala/v1/audit/entries?filter.tenant=default", headers=stranger)
     assert other.status_code == 403
@@ -163,5 +163,7 @@ async def test_openapi_describes_every_route_with_its_comment_and_scope(suite: S
     assert reference.endswith("kala.inference.v1.ChatAction")
     assert "kala.common.v1.Clearance" not in document["components"]["schemas"]
     assert "/v1/chat/completions" in document["paths"]
-    scopes = {operation.get("x-kala-scope") for path in document["paths"].values() for operation in path.values()}
+    scopes = {
+        operation.get("x-kala-scope") for path in document["paths"].values() for operation in path.values()
+    }
     assert "internal" not in scopes

@@ -69,7 +69,7 @@ async def test_the_log_holds_an_intent_and_an_outcome_that_name_each_other(suite
 async def test_the_salt_in_the_answer_opens_the_commitment_to_its_text(suite: Suite) -> None:
     body = (await suite.chat()).json()
     salt = bytes.fromhex(body["kala"]["receipt"]["openings"]["released"])
-    (outcome,) = await suite.leaves(type="chat.outcome")
+    (outcome,) = await suite.leaves(kind="chat.outcome")
     committed = next(each["hmac"] for each in outcome["commitments"] if each["kind"] == "released")
     words = body["choices"][0]["message"]["content"].encode()
     assert hmac.new(salt, words, hashlib.sha256).hexdigest() == committed
@@ -127,7 +127,7 @@ async def test_an_output_that_is_refused_is_replaced_by_words_and_kept_from_the_
     assert FORBIDDEN not in response.text
     assert response.json()["choices"][0]["finish_reason"] == "content_filter"
     assert response.json()["kala"]["decision"]["stage"] == "output"
-    (outcome,) = await suite.leaves(type="chat.outcome")
+    (outcome,) = await suite.leaves(kind="chat.outcome")
     assert outcome["result"]["status"] == "refused"
     generated, released = outcome["commitments"]
     assert generated["hmac"] != released["hmac"]
@@ -189,13 +189,20 @@ async def test_tool_calls_pass_through_after_their_check(suite: Suite) -> None:
     assert (made.id, made.function.name, made.function.arguments) == ("call_x", "weather", '{"city":"Paris"}')
     assert answer.choices[0].message.content is None
     _, events = await suite.stream(tools=tools)
-    deltas = [call for event in events[:-1] for choice in event["choices"] for call in choice["delta"].get("tool_calls", ())]
+    deltas = [
+        call
+        for event in events[:-1]
+        for choice in event["choices"]
+        for call in choice["delta"].get("tool_calls", ())
+    ]
     assert "".join(delta["function"]["arguments"] for delta in deltas) == '{"city":"Paris"}'
     assert deltas[0]["id"] == "call_x"
 
 
 async def test_reasoning_and_log_probabilities_are_passed_on(suite: Suite) -> None:
-    entry = pb.TokenLogprob(token="Hi", logprob=-0.1, token_bytes=b"Hi", top=[pb.TokenLogprob(token="Yo", logprob=-2)])
+    entry = pb.TokenLogprob(
+        token="Hi", logprob=-0.1, token_bytes=b"Hi", top=[pb.TokenLogprob(token="Yo", logprob=-2)]
+    )
     suite.inference.script = lambda _: [
         route(),
         pb.ChatResponse(delta=pb.ChatDelta(reasoning="thinking", text="Hi", logprobs=[entry])),
@@ -218,7 +225,7 @@ async def test_attempts_of_failed_backends_are_named(suite: Suite) -> None:
     suite.inference.script = lambda _: [route(attempts=[failed]), text("Hi"), end]
     response = await suite.chat()
     assert response.headers["x-kala-attempts"] == "lmstudio=CONNECTION_REFUSED, fake=ok"
-    (outcome,) = await suite.leaves(type="chat.outcome")
+    (outcome,) = await suite.leaves(kind="chat.outcome")
     assert [attempt["outcome"] for attempt in outcome["result"]["attempts"]] == ["failed", "ok"]
 
 
@@ -227,7 +234,7 @@ async def test_an_expired_clearance_is_judged_again_once(suite: Suite) -> None:
     response = await suite.chat()
     assert response.status_code == 200, response.text
     assert len(suite.ethics.actions) == 2
-    (outcome,) = await suite.leaves(type="chat.outcome")
+    (outcome,) = await suite.leaves(kind="chat.outcome")
     assert "result.rejudged" in dict(outcome["attributes"])
 
 
@@ -240,7 +247,9 @@ async def test_a_clearance_that_expires_twice_is_given_up(suite: Suite) -> None:
 
 
 async def test_all_backends_failing_gives_their_reasons_and_attempts(suite: Suite) -> None:
-    tried = pb.ChatFinish(attempts=[pb.Attempt(backend="backends/mlx", model="m", reason="CONNECTION_REFUSED")])
+    tried = pb.ChatFinish(
+        attempts=[pb.Attempt(backend="backends/mlx", model="m", reason="CONNECTION_REFUSED")]
+    )
     suite.inference.trailers = (("kala-attempts-bin", tried.SerializeToString()),)
     error = UnavailableError("no backend answered: mlx: connection refused", reason="ALL_BACKENDS_FAILED")
     suite.inference.script = lambda _: [error]
@@ -249,6 +258,13 @@ async def test_all_backends_failing_gives_their_reasons_and_attempts(suite: Suit
     assert response.json()["error"]["code"] == "backends_unavailable"
     assert "mlx: connection refused" in response.json()["error"]["message"]
     assert response.headers["x-kala-attempts"] == "mlx=CONNECTION_REFUSED"
-    (outcome,) = await suite.leaves(type="chat.outcome")
+    (outcome,) = await suite.leaves(kind="chat.outcome")
     assert outcome["result"]["status"] == "error"
     assert outcome["result"]["attempts"][0]["reason"] == "CONNECTION_REFUSED"
+
+
+async def test_both_peers_see_their_calls_end_by_themselves(suite: Suite) -> None:
+    for _ in range(3):
+        await suite.chat()
+    assert suite.ethics.endings == ["decided"] * 3
+    assert not suite.inference.cancelled.is_set()

@@ -37,7 +37,12 @@ def test_what_cannot_be_a_secret_has_no_digest(secret: str) -> None:
 
 def test_a_stored_key_comes_back_as_it_was(tmp_path: Path) -> None:
     made = make_key(
-        display_name="ünï", scopes=[1, 6], tenant="t-1", ttl=timedelta(hours=1), now=NOW, randomness=secrets.token_bytes
+        display_name="ünï",
+        scopes=[1, 6],
+        tenant="t-1",
+        ttl=timedelta(hours=1),
+        now=NOW,
+        randomness=secrets.token_bytes,
     )
     store = KeyStore(tmp_path / "g.db")
     digest = hash_secret(made.secret)
@@ -45,12 +50,16 @@ def test_a_stored_key_comes_back_as_it_was(tmp_path: Path) -> None:
     store.insert(made.key, digest)
     assert store.find_by_secret(digest) == made.key == store.find(made.id)
     store.mark_used(made.id, NOW)
-    assert store.find(made.id) == ApiKey(**{f: getattr(made.key, f) for f in made.key.__slots__} | {"last_used_at": NOW})
+    assert store.find(made.id) == ApiKey(
+        **{f: getattr(made.key, f) for f in made.key.__slots__} | {"last_used_at": NOW}
+    )
     store.close()
 
 
 def test_an_end_is_exact_and_the_first_revocation_stays() -> None:
-    key = make_key(display_name="a", scopes=[1], ttl=timedelta(seconds=5), now=NOW, randomness=secrets.token_bytes).key
+    key = make_key(
+        display_name="a", scopes=[1], ttl=timedelta(seconds=5), now=NOW, randomness=secrets.token_bytes
+    ).key
     assert require_good(key, NOW + timedelta(seconds=4)) is key
     with pytest.raises(UnauthenticatedError, match="expired on 2026-01-02 03:04:10"):
         require_good(key, NOW + timedelta(seconds=5))
@@ -64,7 +73,13 @@ def test_an_end_is_exact_and_the_first_revocation_stays() -> None:
 
 def test_a_ttl_beyond_the_calendar_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="9999"):
-        make_key(display_name="a", scopes=[1], ttl=timedelta(days=9_999_999), now=NOW, randomness=secrets.token_bytes)
+        make_key(
+            display_name="a",
+            scopes=[1],
+            ttl=timedelta(days=9_999_999),
+            now=NOW,
+            randomness=secrets.token_bytes,
+        )
 
 
 def test_scopes_are_read_by_name() -> None:

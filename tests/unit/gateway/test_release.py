@@ -140,7 +140,11 @@ def test_the_record_of_a_text_is_the_text_and_of_anything_else_is_json() -> None
     assert buffer.released.to_bytes() == b""
 
 
-@given(st.text(max_size=40), st.lists(st.integers(0, 40), max_size=6), st.lists(st.integers(1, 5), min_size=1, max_size=9))
+@given(
+    st.text(max_size=40),
+    st.lists(st.integers(0, 40), max_size=6),
+    st.lists(st.integers(1, 5), min_size=1, max_size=9),
+)
 def test_what_left_is_what_the_record_says(text: str, offsets: list[int], sizes: list[int]) -> None:
     buffer, left, start = AnswerBuffer(), "", 0
     for size in sizes:

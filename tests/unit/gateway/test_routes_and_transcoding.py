@@ -77,7 +77,16 @@ def test_a_query_reaches_nested_and_repeated_fields() -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["nothing=1", "filter=1", "filter.types.x=1", "descending=yes", "page_size=1&page_size=2", "%ff=1", "filter.from.seconds=1"]
+    "query",
+    [
+        "nothing=1",
+        "filter=1",
+        "filter.types.x=1",
+        "descending=yes",
+        "page_size=1&page_size=2",
+        "%ff=1",
+        "filter.from.seconds=1",
+    ],
 )
 def test_a_query_that_cannot_be_meant_is_refused(query: str) -> None:
     with pytest.raises(InvalidArgumentError):
@@ -85,12 +94,28 @@ def test_a_query_that_cannot_be_meant_is_refused(query: str) -> None:
 
 
 def test_texts_of_a_stream_are_joined_by_field() -> None:
-    pieces = [inference_pb2.ChatResponse(delta=inference_pb2.ChatDelta(text=text)) for text in ("for", "bidden")]
+    pieces = [
+        inference_pb2.ChatResponse(delta=inference_pb2.ChatDelta(text=text)) for text in ("for", "bidden")
+    ]
     assert texts_of(list(pieces)) == {"delta.text": "forbidden"}
 
 
 @pytest.mark.parametrize(
-    ("accept", "is_events"), [("", False), ("*/*", False), ("text/event-stream", True), ("application/json, TEXT/event-stream", True)]
+    ("accept", "is_events"),
+    [("", False), ("*/*", False), ("text/event-stream", True), ("application/json, TEXT/event-stream", True)],
 )
 def test_events_are_sent_where_they_are_named(accept: str, is_events: bool) -> None:
     assert framing_for(accept).is_events is is_events
+
+
+def test_a_clearance_inside_an_action_is_not_taken_from_outside() -> None:
+    found = Routes(bindings_of(contract_files())).find("POST", "/kala/v1/tools/code:generate")
+    assert found is not None
+    with pytest.raises(InvalidArgumentError, match="generation: is not taken from outside"):
+        read_message(
+            found[0].input_class,
+            body=b'{"generation": {"clearance": {"key_id": "x"}}}',
+            query="",
+            variables={},
+            has_body=True,
+        )

@@ -51,7 +51,8 @@ def test_the_readme_lists_the_settings_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.KalaError)]
+    "kind",
+    [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.KalaError)],
 )
 def test_every_error_has_a_status_and_openais_shape(kind: type[errors.KalaError]) -> None:
     error = kind("field", "is wrong") if issubclass(kind, errors.InvalidArgumentError) else kind("is wrong")
@@ -65,7 +66,11 @@ def test_every_error_has_a_status_and_openais_shape(kind: type[errors.KalaError]
 def test_a_pseudonym_depends_on_person_tenant_and_pepper() -> None:
     def key(tenant: str) -> object:
         return make_key(
-            display_name="a", scopes=[1], tenant=tenant, now=__import__("datetime").datetime.now(), randomness=lambda n: b"i" * n
+            display_name="a",
+            scopes=[1],
+            tenant=tenant,
+            now=__import__("datetime").datetime.now(),
+            randomness=lambda n: b"i" * n,
         ).key
 
     one, two = Pseudonyms(b"p" * 32), Pseudonyms(b"q" * 32)
@@ -98,5 +103,7 @@ def test_a_schema_that_is_too_large_is_named() -> None:
         {"messages": [{"role": "user", "content": "x"}],
          "tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}]}
     )  # fmt: skip
-    with pytest.raises(errors.InvalidArgumentError, match=r"tools\[0\].function.parameters: must have at most 65536"):
+    with pytest.raises(
+        errors.InvalidArgumentError, match=r"tools\[0\].function.parameters: must have at most 65536"
+    ):
         build_action(request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from kala.audit.leaf import parse_time
+from kala.audit.times import parse_time
 from kala.errors import VerificationError
 
 # In the order in which `derived` returns them. Times are microseconds since 1970, UTC.

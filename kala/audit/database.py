@@ -17,14 +17,9 @@ from typing import Any, Final
 
 from kala.audit.columns import DERIVED
 from kala.audit.note import Verifier
-from kala.audit.verify import (
-    TILE_WIDTH,
-    LogChecker,
-    LogReport,
-    StoredPayload,
-    TamperedError,
-    UnverifiableError,
-)
+from kala.audit.report import LogReport, StoredPayload, TamperedError, UnverifiableError
+from kala.audit.tile_check import TileCheck
+from kala.audit.verify import LogChecker
 
 # One SQLite file holds one log.
 LOG_ID: Final = 1
@@ -38,7 +33,6 @@ _CHECKPOINTS: Final = f"SELECT size, root, note FROM checkpoint WHERE log_id = {
 _PAYLOADS: Final = (
     f"SELECT idx, kind, key_id, ciphertext FROM payload WHERE log_id = {LOG_ID} ORDER BY idx, kind"  # noqa: S608
 )
-_TILES: Final = f"SELECT width, data FROM tile WHERE log_id = {LOG_ID} AND level = ? AND n = ?"  # noqa: S608
 _HEAD: Final = f'SELECT size, root, "range", recorded_at FROM head WHERE log_id = {LOG_ID}'  # noqa: S608
 _LOG: Final = f"SELECT origin, vkey FROM log WHERE log_id = {LOG_ID}"  # noqa: S608
 
@@ -102,9 +96,8 @@ class _DatabaseCheck:
         self._db = connection
         self._trusted = trusted
         self._on_progress = on_progress
-        self._hashes: dict[int, list[bytes]] = {}
-        self._tiles_done: dict[int, int] = {}
-        self._checker = LogChecker(trusted, pinned, self._take_hash)
+        self._tiles = TileCheck(connection)
+        self._checker = LogChecker(trusted, pinned, self._tiles.take)
 
     def run(self, *, check_integrity: bool) -> LogReport:
         self._db.execute("BEGIN")
@@ -114,7 +107,7 @@ class _DatabaseCheck:
             self._check_head()
         report = self._checker.finish()
         with _unreadable(lambda: None):
-            self._check_partial_tiles()
+            self._tiles.finish()
             if check_integrity:
                 self._check_integrity()
         return report
@@ -174,34 +167,6 @@ class _DatabaseCheck:
             raise TamperedError(first, f"the head claims {claimed} entries, and there are {checker.size}")
         if head[1:] != (checker.root(), checker.range_bytes, checker.recorded_at):
             raise TamperedError(max(checker.size - 1, 0), "the head does not follow from the entries")
-
-    def _take_hash(self, level: int, digest: bytes) -> None:
-        hashes = self._hashes.setdefault(level, [])
-        hashes.append(digest)
-        if len(hashes) == TILE_WIDTH:
-            number = self._tiles_done.get(level, 0)
-            self._check_tile(level, number, b"".join(hashes))
-            self._tiles_done[level] = number + 1
-            hashes.clear()
-
-    def _check_tile(self, level: int, number: int, expected: bytes) -> None:
-        row = self._db.execute(_TILES, (level, number)).fetchone()
-        if row is not None and row[0] == len(expected) // 32 and row[1] == expected:
-            return
-        stored = row[1] if row is not None and isinstance(row[1], bytes) else b""
-        same = next((i for i in range(0, len(expected), 32) if stored[i : i + 32] != expected[i : i + 32]), 0)
-        first = (number * TILE_WIDTH + same // 32) * TILE_WIDTH**level
-        raise TamperedError(first, f"the tile {level}/{number} does not hold the entries' hashes")
-
-    def _check_partial_tiles(self) -> None:
-        """Tiles above level 0 are stored while they grow; those of level 0 only when full."""
-        for level, hashes in self._hashes.items():
-            if level and hashes:
-                self._check_tile(level, self._tiles_done.get(level, 0), b"".join(hashes))
-        expected = sum(self._tiles_done.values()) + sum(1 for level, h in self._hashes.items() if level and h)
-        (stored,) = self._db.execute("SELECT count(*) FROM tile").fetchone()
-        if stored != expected:
-            raise TamperedError(None, f"{stored} tiles are stored where {expected} belong")
 
     def _check_integrity(self) -> None:
         problems = [row[0] for row in self._db.execute("PRAGMA integrity_check(1)")]

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 from kala.audit import canonical, shapes
@@ -37,8 +37,6 @@ MAX_LEAF_BYTES: Final = 65_535
 MAX_SKEW: Final = timedelta(seconds=5)
 OUTCOMES: Final = frozenset({"ALLOW", "REFUSE", "REDIRECT", "ASK_CLARIFICATION"})
 STATUSES: Final = frozenset({"ok", "refused", "cancelled", "error"})
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
 
 _ATTEMPT: Final = shapes.object_of(
     {
@@ -194,16 +192,3 @@ def require_fields(value: Any) -> Mapping[str, Any]:
         if not check(value[name]):
             raise VerificationError(f"the leaf's field {name} is malformed")
     return value
-
-
-def format_time(microseconds: int) -> str:
-    """A time in microseconds since 1970 as the leaf spells it."""
-    return (_EPOCH + timedelta(microseconds=microseconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def parse_time(text: str) -> int:
-    """The microseconds since 1970 that the leaf's spelling stands for."""
-    try:
-        return (datetime.fromisoformat(text) - _EPOCH) // _MICROSECOND
-    except (ValueError, TypeError) as error:
-        raise VerificationError(f"{text!r} is not a time of a leaf") from error

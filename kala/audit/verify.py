@@ -10,63 +10,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any
 
 from kala.audit.checkpoint import Checkpoint, open_checkpoint
 from kala.audit.columns import derived
-from kala.audit.leaf import SCHEMA, parse_time
+from kala.audit.leaf import SCHEMA
 from kala.audit.merkle import CompactRange, leaf_hash
 from kala.audit.note import Verifier
-from kala.errors import KalaError, VerificationError
+from kala.audit.report import (
+    PAYLOAD_KEY_ID_BYTES,
+    TILE_LEVELS,
+    LogReport,
+    StoredPayload,
+    TamperedError,
+    UnverifiableError,
+)
+from kala.audit.times import parse_time
+from kala.errors import VerificationError
 
-# c2sp.org/tlog-tiles: a tile covers 8 levels, so a full one holds 256 hashes.
-TILE_LEVELS: Final = 8
-TILE_WIDTH: Final = 1 << TILE_LEVELS
-# A stored payload begins with a flag byte and the id of the key that seals it.
-PAYLOAD_KEY_ID_BYTES: Final = 16
-
-
-class TamperedError(VerificationError):
-    """The log is not what was signed; `first_bad_index` is the first entry that cannot be relied on.
-
-    It is None when no entry is concerned: the damage lies in an index of the database, say.
-    """
-
-    default_reason = "LOG_TAMPERED"
-
-    def __init__(self, first_bad_index: int | None, problem: str) -> None:
-        where = "the database" if first_bad_index is None else f"entry {first_bad_index}"
-        super().__init__(f"{where}: {problem}")
-        self.first_bad_index = first_bad_index
-
-
-class UnverifiableError(KalaError):
-    """There is nothing to verify with or against: no such log, or a key that is not this log's."""
-
-    default_reason = "LOG_UNVERIFIABLE"
-
-
-@dataclass(frozen=True, slots=True)
-class LogReport:
-    """What was verified: the log's newest checkpoint and how much of what hangs on it."""
-
-    checkpoint: Checkpoint
-    checkpoint_note: str
-    entries: int
-    checkpoints: int
-    payloads: int
-    payloads_erased: int
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPayload:
-    """A payload row: its kind, the data key's id, and its ciphertext or None after erasure."""
-
-    kind: str
-    key_id: str
-    ciphertext: bytes | None
+__all__ = ["LogChecker", "LogReport", "StoredPayload", "TamperedError", "UnverifiableError", "verify_leaves"]
 
 
 class LogChecker:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from kala.audit.merkle import HASH_BYTES, CompactRange, inclusion_proof, node_hash
-from kala.audit.verify import TILE_LEVELS, TILE_WIDTH
+from kala.audit.report import TILE_LEVELS, TILE_WIDTH
 from kala.errors import DataLossError, VerificationError
 
 _MASK: Final = TILE_WIDTH - 1

@@ -11,8 +11,9 @@ from typing import Any, Final
 import orjson
 
 from kala.audit.columns import derived
-from kala.audit.leaf import MAX_LEAF_BYTES, MAX_SKEW, SCHEMA, format_time
+from kala.audit.leaf import MAX_LEAF_BYTES, MAX_SKEW, SCHEMA
 from kala.audit.merkle import leaf_hash
+from kala.audit.times import format_time
 from kala.errors import InvalidArgumentError
 from services.audit.payloads import PayloadSealer, SealedPayload
 from services.audit.store import EntryRow

@@ -18,7 +18,7 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from kala.audit.verify import PAYLOAD_KEY_ID_BYTES
+from kala.audit.report import PAYLOAD_KEY_ID_BYTES
 from kala.errors import DataLossError, FailedPreconditionError, NotFoundError
 
 KEY_BYTES: Final = 32

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from kala.audit.columns import DERIVED
 from kala.audit.merkle import EMPTY_ROOT
-from kala.audit.verify import TILE_WIDTH
+from kala.audit.report import TILE_WIDTH
 from kala.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from services.audit.edge import split_hashes
 from services.audit.migrate import migrate_sqlite, require_triggers

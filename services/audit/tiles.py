@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kala.audit.merkle import node_hash
-from kala.audit.verify import TILE_LEVELS, TILE_WIDTH
+from kala.audit.report import TILE_LEVELS, TILE_WIDTH
 from kala.errors import DataLossError
 
 # Gives the hashes [first, last) of a tile level: leaf hashes for level 0, roots of full tiles above.

@@ -10,7 +10,8 @@ import pytest
 
 from kala.audit import canonical
 from kala.audit.columns import DERIVED, derived
-from kala.audit.leaf import FIELDS, MAX_LEAF_BYTES, build_leaf, format_time, parse_leaf, parse_time
+from kala.audit.leaf import FIELDS, MAX_LEAF_BYTES, build_leaf, parse_leaf
+from kala.audit.times import format_time, parse_time
 from kala.audit.v1 import audit_pb2
 from kala.errors import InvalidArgumentError, VerificationError
 from services.audit.entries import BuiltEntry, build, time_text

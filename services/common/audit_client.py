@@ -264,6 +264,10 @@ class AuditWriter:
             self._answers = isinstance(found, _PERMANENT)
             raise found from error
         self._answers = True
+        if len(response.receipts) != len(records):
+            raise UnavailableError(
+                f"the log answered {len(response.receipts)} receipts for {len(records)} records"
+            )
         return response.receipts
 
     async def _spool_queued(self) -> bool:

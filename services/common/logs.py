@@ -32,6 +32,10 @@ CONTENT_KEYS: Final = frozenset(
 """Field names under which content or credentials would travel; their digests have other names."""
 
 
+_MANY_LINES: Final = frozenset({"exception", "stack"})
+"""What the console prints as it stands."""
+
+
 def configure_logging(
     *, part: str, level: Level = "info", style: Format = "auto", stream: TextIO | None = None
 ) -> None:
@@ -89,7 +93,18 @@ def _renderer(*, as_json: bool) -> list[Processor]:
     if as_json:
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]
     # plain_traceback: the other formatters print local variables, which hold prompts and keys.
-    return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    return [
+        _without_control_characters,
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+
+
+def _without_control_characters(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    """Escape what a terminal would obey: a field may hold what a stranger sent."""
+    for key, value in line.items():
+        if isinstance(value, str) and key not in _MANY_LINES and not value.isprintable():
+            line[key] = repr(value)
+    return line
 
 
 # One encoder for all lines: json.dumps with options builds a new one for each.

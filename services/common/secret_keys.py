@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -22,14 +23,30 @@ def load_secret_key(path: Path) -> bytes:
 
 
 def load_or_create_secret_key(path: Path) -> bytes:
-    """The key in this file, made on first use; an existing file is never overwritten."""
+    """The key in this file, made on first use; an existing file is never overwritten.
+
+    Of processes that start at once all get the same key, and none finds one that is only half written.
+    """
     if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            _create(path, secrets.token_bytes(SECRET_KEY_BYTES))
+        except OSError as error:
+            raise FailedPreconditionError(f"{path} cannot be made: {error.strerror}") from error
+    return load_secret_key(path)
+
+
+def _create(path: Path, key: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(SECRET_KEY_BYTES))
+            file.write(key)
             file.flush()
             os.fsync(file.fileno())
-    return load_secret_key(path)
+        with suppress(FileExistsError):  # another process was first
+            os.link(draft, path)
+    finally:
+        draft.unlink()
 
 
 def read_private_file(path: Path) -> bytes:

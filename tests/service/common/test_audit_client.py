@@ -6,15 +6,18 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from kala.audit.receipt import verify_receipt
-from kala.audit.v1 import audit_pb2
+from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError
 from services.common.audit_client import AppendStatus, AuditPolicy, AuditWriter, Payload, new_key, receipt_id
 from services.common.channel import open_channel
+from services.common.server import serving
+from services.common.settings import GrpcServerSettings
 from services.common.spool import MAX_RECORD_BYTES, Spool
 from tests.fakes.audit_server import served_log
 
@@ -319,3 +322,23 @@ def _broken() -> None:
 
 def test_a_receipt_id_is_the_key_in_hex() -> None:
     assert receipt_id(bytes(15) + b"\x01") == f"rcpt_{1:032x}"
+
+
+class ForgetfulLog(audit_pb2_grpc.AuditServiceServicer):
+    """Answers every batch, and names nothing in it."""
+
+    async def AppendBatch(  # noqa: N802 - the contract's name
+        self, _request: audit_pb2.AppendBatchRequest, _context: object
+    ) -> audit_pb2.AppendBatchResponse:
+        return audit_pb2.AppendBatchResponse()
+
+
+async def test_an_answer_that_names_no_record_acknowledges_none(address: str, spool: Spool) -> None:
+    register = partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, ForgetfulLog())
+    settings = GrpcServerSettings(address=address, allowed_peers=("gateway",), drain_seconds=0)
+    async with serving(settings, [register]) as server, writing(address, spool) as writer:
+        await server.set_serving()
+        assert (await writer.append(event())).status is AppendStatus.SPOOLED
+        with pytest.raises(UnavailableError):
+            await writer.append(event(), policy=AuditPolicy.FAIL_CLOSED, deadline_seconds=0.5)
+        assert writer.spooled == 1

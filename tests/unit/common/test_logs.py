@@ -80,3 +80,12 @@ def test_a_librarys_warning_has_the_same_form() -> None:
     (line,) = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert (line["event"], line["level"], line["part"]) == ("over there", "warning", "ethics")
     assert "hunter2" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_no_field_commands_a_terminal_or_begins_a_line(style: Format) -> None:
+    line = written(io.StringIO(), style, peer="\x1b[2J\x9b1mroot", reason="x\nlevel=info event=forged\x85")
+    fields = line.replace("\x1b[0m", "").replace("\x1b[35m", "")
+    assert "\x1b[2J" not in fields
+    assert line.count("\n") == 1
+    assert "\x9b" not in fields or style == "json"

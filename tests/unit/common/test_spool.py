@@ -313,3 +313,20 @@ def test_a_secret_key_is_made_once_and_refused_when_others_can_read_it(tmp_path:
         load_secret_key(path)
     with pytest.raises(FailedPreconditionError, match="cannot be read"):
         load_secret_key(tmp_path / "missing")
+
+
+def test_processes_that_start_at_once_get_one_secret_key(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(30):
+            with ThreadPoolExecutor(4) as threads:
+                assert len(set(threads.map(load_or_create_secret_key, [path] * 4))) == 1
+            assert list(tmp_path.iterdir()) == [path]
+            path.unlink()
+    finally:
+        sys.setswitchinterval(before)
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FailedPreconditionError, match="cannot be read"):
+        load_or_create_secret_key(path)

@@ -51,6 +51,7 @@ types: $(VENV)/.dev ## mypy strict and pyright
 
 proto: $(VENV)/.dev ## Generate code from the contracts
 	$(BIN)/python scripts/genproto.py
+	$(BIN)/python scripts/gencomments.py
 
 proto-check: $(VENV)/.dev ## Lint the contracts; prove that generated code is theirs and that nothing released breaks
 	scripts/check_contracts.sh

@@ -16,6 +16,8 @@ if [ "$before" != "$after" ]; then
   exit 1
 fi
 
+$bin/python scripts/gencomments.py --check
+
 # Breaking changes count from the first release on.
 released=$(git tag --list 'v[0-9]*' --sort=-v:refname | head -n 1)
 if [ -n "$released" ]; then

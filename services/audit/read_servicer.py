@@ -16,10 +16,13 @@ from kala.errors import InvalidArgumentError
 from services.audit.query import Condition, page_size_of
 from services.audit.reading import FoundEntry, LogReading, Question
 from services.audit.records import OUTCOME_NAMES
+from services.audit.store import GapRow
 from services.common.peers import Context
 
 MAX_TYPES: Final = 32
 DEFAULT_WINDOW_SECONDS: Final = 86_400
+# No act lasts longer than max_act_seconds, 900 s.
+DEFAULT_INTENT_AGE_US: Final = 900_000_000
 _ENTRY_NAME: Final = re.compile(r"entries/(0|[1-9][0-9]{0,18})")
 _RECEIPT_NAME: Final = re.compile(r"receipts/rcpt_([0-9a-f]{32})")
 
@@ -108,6 +111,22 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
             models=listed["model"],
         )
 
+    async def ListGaps(
+        self, request: audit_pb2.ListGapsRequest, context: Context
+    ) -> audit_pb2.ListGapsResponse:
+        """Intents without outcome and holes in producers' numbers."""
+        del context
+        age = request.intent_age.ToMicroseconds() if request.HasField("intent_age") else DEFAULT_INTENT_AGE_US
+        if age < 0:
+            raise InvalidArgumentError("intent_age", "must not be negative")
+        rows, token = await self._read(
+            self._reading.gaps,
+            intents_before=self._clock() - age,
+            page_size=page_size_of(request.page_size),
+            page_token=request.page_token,
+        )
+        return audit_pb2.ListGapsResponse(gaps=map(_gap, rows), next_page_token=token)
+
     async def _read(self, method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: method(*args, **kwargs))
 
@@ -121,6 +140,20 @@ def _entry(found: FoundEntry) -> audit_pb2.Entry:
         leaf_hash=entry.leaf_hash,
         payload_kinds=found.payload_kinds,
     )
+
+
+def _gap(row: GapRow) -> audit_pb2.Gap:
+    gap = audit_pb2.Gap(producer=audit_pb2.Producer(id=row.producer, boot=row.boot))
+    gap.noticed_at.FromMicroseconds(row.recorded_at)
+    if row.is_intent:
+        gap.kind = audit_pb2.GAP_KIND_UNMATCHED_INTENT
+        gap.producer.sequence = row.sequence
+        gap.entry = f"entries/{row.index}"
+    else:
+        gap.kind = audit_pb2.GAP_KIND_SEQUENCE_HOLE
+        gap.producer.sequence = row.before
+        gap.first_missing, gap.last_missing = row.before + 1, row.sequence - 1
+    return gap
 
 
 def _question(request: audit_pb2.QueryRequest) -> Question:

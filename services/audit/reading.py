@@ -10,7 +10,7 @@ from kala.audit.receipt import receipt_text
 from kala.errors import InvalidArgumentError, NotFoundError
 from services.audit.payloads import is_kept
 from services.audit.query import Condition, PageToken, digest_of
-from services.audit.store import LogReader, StoredEntry
+from services.audit.store import GapRow, LogReader, StoredEntry
 from services.audit.tiles import TileReader
 
 # Columns that a summary counts.
@@ -110,6 +110,24 @@ class LogReading:
         next_index = rows[-1].index + (0 if question.descending else 1) if rest else 0
         next_token = PageToken(size, next_index, digest).text() if rest else ""
         return Page([self._found(row) for row in rows], next_token, size)
+
+    def gaps(self, *, intents_before: int, page_size: int, page_token: str) -> tuple[Sequence[GapRow], str]:
+        """One page of what is missing, oldest first, and the token of the next; all pages see one tree size.
+
+        An intent without outcome counts when it was recorded before `intents_before`, in microseconds since 1970.
+        """
+        digest = digest_of((), "gaps")
+        token = (
+            PageToken.parse(page_token, digest)
+            if page_token
+            else PageToken(self._reader.head().size, 0, digest)
+        )
+        rows = self._reader.gaps(
+            last=token.snapshot_size, intents_before=intents_before, limit=page_size + 1, offset=token.index
+        )
+        if len(rows) <= page_size:
+            return rows, ""
+        return rows[:page_size], PageToken(token.snapshot_size, token.index + page_size, digest).text()
 
     def summary(self, recorded_from: int) -> tuple[int, dict[str, list[tuple[str, int]]]]:
         """The tree size, and counts per value of each of `SUMMARY_COLUMNS` since a time."""

@@ -24,6 +24,7 @@ from services.audit.store import (
     Commit,
     DuplicateKeyError,
     EntryRow,
+    GapRow,
     Head,
     HeadMovedError,
     PayloadRow,
@@ -45,6 +46,21 @@ _INSERT_ENTRY: Final = (
 _MOVE_HEAD: Final = 'UPDATE head SET size = ?, "range" = ?, root = ?, recorded_at = ? WHERE log_id = ? AND size = ? AND epoch = ?'
 _SELECT_ENTRY: Final = "SELECT idx, leaf, leaf_hash, record_digest, idem FROM entry WHERE log_id = 1"
 _SELECT_KEY: Final = "SELECT key_id, subject, kek_id, wrapped FROM subject_key"
+
+# A producer numbers its records from 1 at each boot; 0 stands before the first.
+_SELECT_GAPS: Final = """
+WITH numbered AS (
+    SELECT idx, producer, boot, sequence, recorded_at,
+           lag(sequence, 1, 0) OVER (PARTITION BY producer, boot ORDER BY sequence) AS before
+    FROM entry WHERE log_id = :log AND idx < :last
+)
+SELECT idx, 0, producer, boot, before, sequence, recorded_at FROM numbered WHERE sequence > before + 1
+UNION ALL
+SELECT idx, 1, producer, boot, 0, sequence, recorded_at FROM entry AS asked
+WHERE log_id = :log AND idx < :last AND type LIKE '%.intent' AND recorded_at < :before
+  AND NOT EXISTS (SELECT 1 FROM entry AS outcome WHERE outcome.intent = asked.idem)
+ORDER BY 1, 2 LIMIT :limit OFFSET :offset
+"""
 
 
 class WriterLock:
@@ -262,6 +278,12 @@ class SqliteReader:
             else:
                 high = middle
         return low
+
+    def gaps(self, *, last: int, intents_before: int, limit: int, offset: int) -> list[GapRow]:
+        """What is missing among the entries below `last`; see `LogReader`."""
+        values = {"log": LOG_ID, "last": last, "before": intents_before, "limit": limit, "offset": offset}
+        rows = self._db.execute(_SELECT_GAPS, values)
+        return [GapRow(row[0], bool(row[1]), *row[2:]) for row in rows]
 
     def counts(self, column: str, first: int) -> list[tuple[str, int]]:
         """How many entries from index `first` on have each value of a derived column; nulls are left out."""

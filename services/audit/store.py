@@ -81,6 +81,21 @@ class StoredEntry:
     idem: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class GapRow:
+    """Something missing, noticed at entry `index`: numbers `before`+1 to `sequence`-1 of a producer's boot, or, where
+    `is_intent`, the outcome of that entry.
+    """
+
+    index: int
+    is_intent: bool
+    producer: str
+    boot: bytes
+    before: int
+    sequence: int
+    recorded_at: int
+
+
 class LogWriter(Protocol):
     """The one writing side. Every method blocks; one thread calls them."""
 
@@ -140,6 +155,13 @@ class LogReader(Protocol):
 
     def index_at(self, recorded_at: int) -> int:
         """The first index recorded at or after this time, in microseconds since 1970."""
+        ...
+
+    def gaps(self, *, last: int, intents_before: int, limit: int, offset: int) -> list[GapRow]:
+        """What is missing among the entries below `last`, in order of index, from the `offset`th on.
+
+        An intent without outcome counts when it was recorded before `intents_before`, in microseconds since 1970.
+        """
         ...
 
     def counts(self, column: str, first: int) -> list[tuple[str, int]]:

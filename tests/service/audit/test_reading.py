@@ -207,9 +207,54 @@ async def test_a_summary_counts_a_window(served: ServedLog) -> None:
         await served.read.Summary(request)
 
 
+def numbered(
+    number: int, sequence: int, *, kind: str = "chat.outcome", boot: bytes = b"bootboot"
+) -> audit_pb2.Record:
+    made = record(number, kind=kind)
+    made.producer.sequence, made.producer.boot = sequence, boot
+    return made
+
+
+async def test_gaps_name_what_is_missing(tmp_path: Path) -> None:
+    async with served_log(tmp_path / "audit.db") as served:
+        answered, unanswered = numbered(0, 1, kind="chat.intent"), numbered(1, 2, kind="chat.intent")
+        outcome = numbered(2, 5)
+        outcome.intent = answered.idempotency_key
+        served.file.append(answered, unanswered, outcome, numbered(3, 6), numbered(4, 3, boot=b"another-"))
+        request = audit_pb2.ListGapsRequest(page_size=1)
+        request.intent_age.seconds = 1
+        gaps = []
+        while True:
+            response = await served.read.ListGaps(request)
+            gaps += response.gaps
+            if not response.next_page_token:
+                break
+            request.page_token = response.next_page_token
+        found = [
+            (gap.kind, gap.entry, gap.producer.boot, gap.first_missing, gap.last_missing) for gap in gaps
+        ]
+        assert found == [
+            (audit_pb2.GAP_KIND_UNMATCHED_INTENT, "entries/1", b"bootboot", 0, 0),
+            (audit_pb2.GAP_KIND_SEQUENCE_HOLE, "", b"bootboot", 3, 4),
+            (audit_pb2.GAP_KIND_SEQUENCE_HOLE, "", b"another-", 1, 2),
+        ]
+        young = audit_pb2.ListGapsRequest()
+        assert {gap.kind for gap in (await served.read.ListGaps(young)).gaps} == {
+            audit_pb2.GAP_KIND_SEQUENCE_HOLE
+        }
+        young.intent_age.seconds = -1
+        with pytest.raises(InvalidArgumentError, match="intent_age"), translated():
+            await served.read.ListGaps(young)
+
+
+async def test_a_whole_log_has_no_gaps(served: ServedLog) -> None:
+    response = await served.read.ListGaps(audit_pb2.ListGapsRequest())
+    assert not response.gaps
+
+
 async def test_what_a_later_release_brings_is_unimplemented(served: ServedLog) -> None:
     with pytest.raises(UnimplementedError), translated():
-        await served.read.ListGaps(audit_pb2.ListGapsRequest())
+        await served.read.PipelineStatus(audit_pb2.PipelineStatusRequest())
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await anext(aiter(served.read.Export(audit_pb2.ExportRequest())))
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

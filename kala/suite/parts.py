@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from kala.suite.keyring import Keyring
 from kala.suite.layout import StateLayout
-from kala.suite.ports import LOOPBACK, free_port
+from kala.suite.ports import LOOPBACK, PortClaims
 from kala.suite.readiness import Probe, grpc_probe, http_probe
 from kala.suite.supervisor import Part
 
@@ -60,9 +60,9 @@ class Wiring:
         return f"unix:{self.socket(part)}"
 
 
-def parts_of(wiring: Wiring) -> list[Part]:
-    """The processes of the suite, each with its whole environment."""
-    metrics = _metrics_ports(PART_NAMES)
+def parts_of(wiring: Wiring, claims: PortClaims) -> list[Part]:
+    """The processes of the suite, each with its whole environment; `claims` gives their metrics ports."""
+    metrics = {name: claims.claim(METRICS_PORTS[name]) for name in PART_NAMES}
     return [
         Part(
             name=name,
@@ -158,14 +158,6 @@ def _probe(wiring: Wiring, name: str) -> Probe:
     if name == GATEWAY:
         return http_probe(_dialable(wiring.host), wiring.port)
     return grpc_probe(wiring.socket(name))
-
-
-def _metrics_ports(names: Iterable[str]) -> dict[str, int]:
-    """The documented port of each part, or another one when a second suite has it."""
-    ports: dict[str, int] = {}
-    for name in names:
-        ports[name] = free_port(METRICS_PORTS[name], taken=frozenset(ports.values()))
-    return ports
 
 
 def _dialable(host: str) -> str:

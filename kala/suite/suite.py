@@ -21,7 +21,7 @@ from kala.suite.keyring import make_keyring
 from kala.suite.layout import StateLayout, make_private_directory
 from kala.suite.lock import suite_lock
 from kala.suite.parts import GRPC_PARTS, Wiring, parts_of
-from kala.suite.ports import DEFAULT_GATEWAY_PORT, LOOPBACK, free_port, is_free
+from kala.suite.ports import DEFAULT_GATEWAY_PORT, LOOPBACK, PortClaims, is_free, port_claims
 from kala.suite.processes import ProcessId, stop
 from kala.suite.record import PartRecord, Phase, SuiteRecord, read_record, write_record
 from kala.suite.supervisor import DEFAULT_LIMITS, STOP_GRACE_SECONDS, STOP_ORDER, Limits, Supervisor
@@ -59,11 +59,11 @@ async def run_suite(
     """
     layout = options.layout
     layout.create()
-    with suite_lock(layout):
+    with suite_lock(layout), port_claims() as claims:
         _stop_leftovers(layout)
-        record, wiring = _prepare(options)
+        record, wiring = _prepare(options, claims)
         journal = _Journal(layout, record)
-        supervisor = Supervisor(layout, parts_of(wiring), journal, say, options.limits)
+        supervisor = Supervisor(layout, parts_of(wiring, claims), journal, say, options.limits)
         stopping = _stop_on_signals()
         watching = asyncio.create_task(stop_when(stopping)) if stop_when is not None else None
         try:
@@ -96,10 +96,10 @@ class _Journal:
             write_record(self.layout, record)
 
 
-def _prepare(options: SuiteOptions) -> tuple[SuiteRecord, Wiring]:
+def _prepare(options: SuiteOptions, claims: PortClaims) -> tuple[SuiteRecord, Wiring]:
     layout = options.layout
     sockets = layout.sockets()
-    port, notes = _choose_port(options)
+    port, notes = _choose_port(options, claims)
     keyring, _ = make_keyring(layout.keys, layout.trust)
     started_at = datetime.now(UTC)
     copies = _back_up(layout, stamp=started_at.strftime("%Y%m%dT%H%M%SZ"))
@@ -142,14 +142,14 @@ def _back_up(layout: StateLayout, *, stamp: str) -> list[Path]:
     ]
 
 
-def _choose_port(options: SuiteOptions) -> tuple[int, tuple[str, ...]]:
+def _choose_port(options: SuiteOptions, claims: PortClaims) -> tuple[int, tuple[str, ...]]:
     if options.port is not None:
         if options.port and not is_free(options.port, options.host):
             raise FailedPreconditionError(
                 f"port {options.port} is taken by another program; choose another with --port, or leave --port out"
             )
-        return options.port or free_port(0, options.host), ()
-    port = free_port(DEFAULT_GATEWAY_PORT, options.host)
+        return options.port or claims.claim(0, options.host), ()
+    port = claims.claim(DEFAULT_GATEWAY_PORT, options.host)
     if port == DEFAULT_GATEWAY_PORT:
         return port, ()
     return port, (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ from kala.suite import logfiles
 from kala.suite.layout import StateLayout
 from kala.suite.lock import SuiteRunningError, is_locked, suite_lock
 from kala.suite.logfiles import KEPT_LOGS, last_lines, open_log
-from kala.suite.ports import free_port, is_free
+from kala.suite.ports import PortClaims, is_free
+
+
+@pytest.fixture
+def claims(tmp_path: Path) -> Iterator[PortClaims]:
+    claims = PortClaims(tmp_path / "ports")
+    yield claims
+    claims.close()
 
 
 def test_a_large_log_is_moved_aside_and_only_a_few_are_kept(
@@ -40,21 +48,27 @@ def test_last_lines_are_those_of_the_newest_start(tmp_path: Path) -> None:
     assert last_lines(tmp_path / "none.log") == []
 
 
-def test_a_taken_port_is_replaced_by_a_free_one() -> None:
+def test_a_taken_port_is_replaced_by_a_free_one(claims: PortClaims) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         assert not is_free(port)
-        other = free_port(port)
+        other = claims.claim(port)
         assert other != port
         assert is_free(other)
 
 
-def test_two_parts_never_get_one_port() -> None:
-    first = free_port(0)
-    assert first > 0
-    assert free_port(first, taken=frozenset({first})) != first
+def test_two_suites_that_start_together_never_get_one_port(claims: PortClaims) -> None:
+    rival = PortClaims(claims.folder)
+    port = claims.claim(0)
+    assert port > 0
+    assert is_free(port), "nobody listens yet; only the claim keeps the rival away"
+    assert rival.claim(port) != port
+    rival.close()
+    claims.close()
+    assert rival.claim(port) == port
+    rival.close()
 
 
 def test_one_state_directory_has_one_supervisor(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from kala.suite.ambient import named_in_files
 from kala.suite.keyring import make_keyring
 from kala.suite.layout import StateLayout
 from kala.suite.parts import Wiring, parts_of
+from kala.suite.ports import PortClaims
 from kala.suite.supervisor import Part
 
 
@@ -18,7 +19,11 @@ def wired(tmp_path: Path, ambient: dict[str, str], decided: frozenset[str] = fro
     layout.create()
     keyring, _ = make_keyring(layout.keys, layout.trust)
     wiring = Wiring(layout, layout.sockets(), keyring, "127.0.0.1", 8800, ambient, decided)
-    return {part.name: part for part in parts_of(wiring)}
+    claims = PortClaims(tmp_path / "ports")
+    try:
+        return {part.name: part for part in parts_of(wiring, claims)}
+    finally:
+        claims.close()
 
 
 def test_the_caller_overrides_a_default(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from kala.suite.control import stop_suite, wait_for_running
 from kala.suite.layout import StateLayout
 from kala.suite.lock import SuiteRunningError, is_locked, suite_lock
 from kala.suite.parts import Wiring
+from kala.suite.ports import PortClaims
 from kala.suite.processes import ProcessId
 from kala.suite.record import (
     Condition,
@@ -43,7 +44,7 @@ def layout(tmp_path: Path) -> StateLayout:
 def with_parts(monkeypatch: pytest.MonkeyPatch, folder: Path, **programs: str) -> None:
     """Let the suite consist of small programs instead of KALA's services."""
 
-    def parts_of(wiring: Wiring) -> list[Part]:
+    def parts_of(wiring: Wiring, _: PortClaims) -> list[Part]:
         return [part_of(name, text, wiring) for name, text in programs.items()]
 
     def part_of(name: str, text: str, wiring: Wiring) -> Part:

@@ -173,7 +173,8 @@ class _Named:
         if self.model in UNNAMED_MODELS:
             return _own_model(view)
         found = find_model(view.status.models, self.model)
-        if found is None and not view.is_answering:
+        if found is None and not view.is_answering and view.identity.kind is not Kind.PYTHIA:
+            # It may have the model. The model in process is known by name, whether its files are there or not.
             return _not_answering(view)
         if found is None:
             return PassedOver(view.name, "MODEL_NOT_FOUND", f"has no model {self.model!r}")

@@ -32,6 +32,7 @@ class MlxServer:
 
     model: Path
     port: int
+    hub_cache: Path
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -43,8 +44,8 @@ class MlxServer:
         command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(self.model)]
         self.process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(self.port)],
-            # A wrong model name must fail here and never reach the hub.
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            # A wrong model name must fail here and never reach the hub; without a cache it cannot list its models.
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(self.hub_cache)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -74,10 +75,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mlx(model: Path) -> Iterator[MlxServer]:
+def mlx(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlxServer]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        server = MlxServer(model, probe.getsockname()[1])
+        server = MlxServer(model, probe.getsockname()[1], tmp_path_factory.mktemp("hub"))
     try:
         server.start()
         yield server

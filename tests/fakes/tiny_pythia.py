@@ -42,7 +42,7 @@ def make_tiny_pythia(directory: Path, *, context_tokens: int = 64, template: str
         hidden_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
-        intermediate_size=32,
+        intermediate_size=128,  # four times the width: mlx_lm takes that for granted
         max_position_embeddings=context_tokens,
         bos_token_id=0,
         eos_token_id=0,
@@ -52,4 +52,9 @@ def make_tiny_pythia(directory: Path, *, context_tokens: int = 64, template: str
         # Greedy decoding never meets an end token, so an answer is as long as its limit.
         model.get_output_embeddings().weight[: 1 + len(ROLES)] = 0
     model.save_pretrained(directory)
+    path = directory / "config.json"
+    # mlx_lm reads these where transformers 5 no longer writes them.
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"rotary_pct": 0.25, "rotary_emb_base": 10_000})
+    )
     return directory

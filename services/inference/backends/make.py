@@ -17,7 +17,14 @@ from services.inference.backends.ollama import OllamaBackend
 from services.inference.backends.openai_compatible import OpenAICompatibleBackend
 from services.inference.backends.pythia import PythiaBackend
 from services.inference.base_url import BaseUrl, parse_base_url
-from services.inference.config import LLAMACPP_URL, LM_STUDIO_URL, MLX_URL, OLLAMA_URL, InferenceSettings
+from services.inference.config import (
+    EMBEDDED_MODEL_DIR,
+    LLAMACPP_URL,
+    LM_STUDIO_URL,
+    MLX_URL,
+    OLLAMA_URL,
+    InferenceSettings,
+)
 from services.inference.pythia.weights import pythia_name
 from services.inference.router import UNNAMED_MODELS
 
@@ -55,7 +62,7 @@ def pythia_backends(settings: InferenceSettings) -> list[PythiaBackend]:
         )
     if settings.embedded:
         identity = Identity(DEMO, Kind.PYTHIA, default_model=DEMO_MODEL, is_demo=True)
-        made.append(_pythia(identity, settings.embedded_dir, DEMO_MODEL, settings))
+        made.append(_pythia(identity, settings.embedded_dir or EMBEDDED_MODEL_DIR, DEMO_MODEL, settings))
     return made
 
 

@@ -14,6 +14,7 @@ from services.inference.backends.http import Reply
 from services.inference.backends.llamacpp import is_llama_server
 from services.inference.backends.openai_compatible import (
     MODELS_PATH,
+    OK,
     OpenAICompatibleBackend,
     json_list,
     status_of_models,
@@ -29,7 +30,7 @@ UNAVAILABLE: Final = 503
 def is_mlx(health: Reply, models: Reply) -> bool:
     """Tell whether answers to /health and /v1/models are mlx_lm.server's (a Python BaseHTTP server)."""
     is_python = "basehttp" in models.headers.get("server", "").lower()
-    return is_python and _is_healthy(health) and json_list(models, "data") is not None
+    return is_python and _is_healthy(health) and _is_list(models)
 
 
 class MlxBackend(OpenAICompatibleBackend):
@@ -59,7 +60,7 @@ class MlxBackend(OpenAICompatibleBackend):
             return Status(State.LOADING, "is starting; wait for it", reason="BACKEND_LOADING")
         reply = await self._get(MODELS_PATH)
         # Someone configured this address, so a proxy that hides the server's name is believed.
-        if not _is_healthy(health) or json_list(reply, "data") is None or is_llama_server(reply):
+        if not _is_healthy(health) or not _is_list(reply) or is_llama_server(reply):
             raise BackendFailure("NOT_MLX", "something answers there, but it is not mlx_lm.server")
         model = ModelInfo(
             id=self.identity.default_model or _pinned_id(reply),
@@ -73,6 +74,12 @@ class MlxBackend(OpenAICompatibleBackend):
 def _is_healthy(health: Reply) -> bool:
     parsed = health.json()
     return isinstance(parsed, dict) and "status" in parsed
+
+
+def _is_list(models: Reply) -> bool:
+    # Without a directory of downloaded models on its machine, its handler dies between the head and the body.
+    dies = models.status == OK and not models.body and "access-control-allow-methods" in models.headers
+    return dies or json_list(models, "data") is not None
 
 
 def _pinned_id(reply: Reply) -> str:

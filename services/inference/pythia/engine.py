@@ -55,7 +55,10 @@ class Engine:
     def __init__(self, weights: Weights, *, threads: int) -> None:
         import torch
         from transformers import AutoTokenizer, GPTNeoXForCausalLM
+        from transformers.utils import logging
 
+        # A service's stderr holds log lines, not bars.
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers annotates parts only
         torch.set_num_threads(threads)
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class Suite:
     ethics: FakeEthics
     registry: Registry
     clock: MovingClock
+    address: str
 
     def call(self, wanted: pb.ChatAction) -> grpc.aio.UnaryStreamCall[pb.ChatRequest, pb.ChatResponse]:
         """Start a cleared Chat."""
@@ -110,7 +112,12 @@ async def running(tmp_path: Path, *, writer: Writer | None = None, **fields: obj
     clock = MovingClock()
     ethics = FakeEthics(clock)
     settings = InferenceSettings(
-        **{"address": f"unix:{tmp_path}/inference.sock", "embedded": False, "refresh_seconds": 60, **fields}
+        **{
+            "address": f"unix:{tmp_path}/inference-{secrets.token_hex(4)}.sock",
+            "embedded": False,
+            "refresh_seconds": 60,
+            **fields,
+        }
     )
     verifier = ClearanceVerifier({ethics.signer.key_id: ethics.signer.public_key}, clock=clock)
     registry = make_registry(settings, pythia_backends(settings))
@@ -128,7 +135,7 @@ async def running(tmp_path: Path, *, writer: Writer | None = None, **fields: obj
         channel = await stack.enter_async_context(
             open_channel(server.address, peer_name="gateway", default_timeout_seconds=20)
         )
-        yield Suite(inference_pb2_grpc.InferenceServiceStub(channel), ethics, registry, clock)
+        yield Suite(inference_pb2_grpc.InferenceServiceStub(channel), ethics, registry, clock, server.address)
 
 
 @pytest.fixture

@@ -69,9 +69,9 @@ async def test_a_clearance_that_ended_in_the_queue_sends_nothing(
     assert len(llama.chats) == 1
 
 
-async def test_another_part_may_not_call(start: StartSuite, llama: FakeModelServer, tmp_path: object) -> None:
+async def test_another_part_may_not_call(start: StartSuite, llama: FakeModelServer) -> None:
     suite = await start(llamacpp_url=llama.url)
-    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/inference.sock") as channel:
+    async with grpc.aio.insecure_channel(suite.address) as channel:
         with pytest.raises(UnauthenticatedError), translated():
             await inference_pb2_grpc.InferenceServiceStub(channel).ListModels(pb.ListModelsRequest())
     assert suite.registry.views()

@@ -19,7 +19,7 @@ from kala.errors import (
 from kala.inference.v1 import inference_pb2 as pb
 from tests.fakes.model_server import FakeModelServer
 from tests.fakes.tiny_pythia import make_tiny_pythia
-from tests.service.inference.conftest import StartSuite, Suite, action
+from tests.service.inference.conftest import StartSuite, Suite, action, until
 
 pytestmark = pytest.mark.torch
 
@@ -143,11 +143,13 @@ async def test_generation_stops_when_the_client_goes_away(start: StartSuite, lon
 async def test_a_full_queue_is_said(start: StartSuite, long: Path) -> None:
     suite = await start(model_dir=long, pythia_queue=1)
     endless = action("Hi", stream=True, sampling=pb.Sampling(temperature=0, max_output_tokens=16_000))
-    running, waiting = suite.call(endless), suite.call(endless)
+    running = suite.call(endless)
     async for response in running:
         if response.HasField("delta"):
             break
-    await asyncio.sleep(0.1)
+    waiting = suite.call(endless)
+    (entry,) = suite.registry.entries()
+    await until(lambda: entry.in_flight == 2)
     with pytest.raises(UnavailableError, match="waiting already"):
         await suite.chat(endless)
     for call in (running, waiting):

@@ -162,6 +162,16 @@ async def test_mlx_is_shown_by_its_models_name_without_its_directory(
     assert (model.id, model.backend_model) == ("tiny-llama-hf", "tiny-llama-hf")
 
 
+async def test_mlx_without_a_hub_cache_has_no_list_and_serves_all_the_same(
+    start: StartSuite, server: FakeModelServer
+) -> None:
+    replay_mlx(server)
+    replay(server, "mlx_lm-0.32.2-tiny-neox", {("GET", "/v1/models"): "models_no_hub_cache"})
+    for settings in ({"mlx_url": server.url}, {"discover": True, "discovery_ports": (server.port,)}):
+        suite = await start(**settings)
+        assert (await suite.chat()).route.model == "default_model"
+
+
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("model", ["", "local-model", "tiny-llama-hf", "mlx/tiny-llama-hf"])
 async def test_mlx_is_only_ever_sent_its_own_name_and_always_streams(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import services.inference
 from kala.errors import InvalidArgumentError
-from services.common.settings import load
+from services.common.settings import load, settings_table
 from services.inference.backend import Kind
 from services.inference.backends.make import ServerFactory, pythia_backends
 from services.inference.config import SECTION, InferenceSettings
@@ -15,6 +16,11 @@ from services.inference.config import SECTION, InferenceSettings
 
 def settings(tmp_path: Path, **environ: str) -> InferenceSettings:
     return load(InferenceSettings, section=SECTION, argv=[], environ=environ, cwd=tmp_path)
+
+
+def test_the_readme_lists_the_settings_as_they_are() -> None:
+    readme = Path(services.inference.__file__).parent / "README.md"
+    assert settings_table(InferenceSettings, section=SECTION) in readme.read_text()
 
 
 async def made(given: InferenceSettings) -> dict[str, tuple[str, str]]:

@@ -91,6 +91,12 @@ def test_missing_weights_are_said_and_the_demo_does_not_stand_in() -> None:
             choose(wanted, [missing, DEMO])
 
 
+def test_missing_weights_do_not_stand_in_the_way_of_saying_that_a_model_is_unknown() -> None:
+    missing = view(Kind.PYTHIA, ModelInfo("pythia-6.9b", NOT_LOADED), state=State.ERROR)
+    with pytest.raises(NotFoundError, match="m-mlx"):
+        choose(Wanted("gpt-4o"), [MLX, missing])
+
+
 def test_a_named_model_goes_to_every_backend_that_has_it_in_chain_order() -> None:
     views = [view(Kind.LMSTUDIO, "shared", "x"), view(Kind.LLAMACPP, "shared"), MLX]
     assert chosen(Wanted("shared"), *views) == [("llamacpp", "shared"), ("lmstudio", "shared")]

@@ -83,8 +83,9 @@ class StoredEntry:
 
 @dataclass(frozen=True, slots=True)
 class GapRow:
-    """Something missing, noticed at entry `index`: numbers `before`+1 to `sequence`-1 of a producer's boot, or, where
-    `is_intent`, the outcome of that entry.
+    """Something missing, noticed at entry `index`.
+
+    It is the numbers from `before` + 1 to `sequence` - 1 of a producer's boot, or the entry's outcome if `is_intent`.
     """
 
     index: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from kala.errors import FailedPreconditionError
+from services.common.secret_keys import read_private_file
 
 # 64 bits name a handful of keys without collision, and stay short in logs.
 KEY_ID_HEX_CHARS: Final = 16
@@ -31,9 +31,7 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 def load_private_key(path: Path) -> Ed25519PrivateKey:
     """Reads an unencrypted PKCS#8 PEM file that only its owner can read; raises FailedPreconditionError naming it."""
-    data = _read(path, "private key")
-    if stat.S_IMODE(path.stat().st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
-        raise FailedPreconditionError(f"private key {path} is readable by others: run `chmod 600 {path}`")
+    data = read_private_file(path)
     key = _parse(path, lambda: serialization.load_pem_private_key(data, password=None))
     if not isinstance(key, Ed25519PrivateKey):
         raise FailedPreconditionError(f"private key {path} is not an Ed25519 key")
@@ -42,7 +40,10 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
 
 def load_public_key(path: Path) -> Ed25519PublicKey:
     """Reads a SubjectPublicKeyInfo PEM file; raises FailedPreconditionError naming it."""
-    data = _read(path, "public key")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise FailedPreconditionError(f"public key {path} cannot be read: {error.strerror}") from error
     key = _parse(path, lambda: serialization.load_pem_public_key(data))
     if not isinstance(key, Ed25519PublicKey):
         raise FailedPreconditionError(f"public key {path} is not an Ed25519 key")
@@ -70,13 +71,6 @@ def write_public_key(path: Path, key: Ed25519PublicKey) -> None:
     path.write_bytes(
         key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
-
-
-def _read(path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FailedPreconditionError(f"{what} {path} cannot be read: {error.strerror}") from error
 
 
 def _parse(path: Path, parse: Callable[[], object]) -> object:

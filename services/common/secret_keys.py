@@ -52,8 +52,10 @@ def _create(path: Path, key: bytes) -> None:
 def read_private_file(path: Path) -> bytes:
     """The content of a file that only its owner can read; raises `FailedPreconditionError` naming it."""
     try:
-        if stat.S_IMODE(path.stat().st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
-            raise FailedPreconditionError(f"{path} is readable by others: run `chmod 600 {path}`")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            # Of the file that is open: another could come to lie at this path meanwhile.
+            if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise FailedPreconditionError(f"{path} is readable by others: run `chmod 600 {path}`")
+            return file.read()
     except OSError as error:
         raise FailedPreconditionError(f"{path} cannot be read: {error.strerror}") from error

@@ -7,10 +7,10 @@ that says so in one line.  Nothing here reads the process: the caller passes the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
@@ -97,16 +97,36 @@ def _take_aliases(environ: Mapping[str, str], field: Known, values: dict[str, So
             )
 
 
+_REPEATED_KEY: Final = "a key comes twice"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that comes twice; YAML forbids it, and the loader would let the last one win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 - the base class's
+        """Build a mapping whose keys are all different."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, _REPEATED_KEY, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def from_yaml(
     text: str, known: Sequence[Known], *, section: str, sections: Sequence[str], path: str
 ) -> Layer:
     """Read one section of a kala.yaml; the file's other sections belong to other processes."""
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else path
-        raise InvalidArgumentError(place, "is not valid YAML") from error
+        is_repeated = getattr(error, "problem", None) == _REPEATED_KEY
+        problem = "repeats a key; keep one of them" if is_repeated else "is not valid YAML"
+        raise InvalidArgumentError(place, problem) from error
     if document is None:
         return {}
     if not isinstance(document, dict):

@@ -111,7 +111,7 @@ class ClearanceClaims(_message.Message):
     constitution_digest: _builtins.bytes
     """SHA-256 of the constitution's manifest that the decision was made under; 32 bytes. Required."""
     presenter: _builtins.str
-    """The peer that must present the clearance, as the actor sees it, e.g. "gateway.kala" or "local:gateway". Required."""
+    """The peer that must present the clearance, as the actor sees it, e.g. "gateway" or "local:gateway". Required."""
     purpose: Global___Purpose.ValueType
     """Why. Required."""
     nonce: _builtins.bytes

@@ -136,6 +136,8 @@ def test_other_sections_are_other_processes_business(cwd: Path) -> None:
         ("- a", "one mapping per section"),
         ("ethics: 3", "mapping of settings"),
         ("1: 2", "not a setting of kala.yaml"),
+        ("ethics: {}\naudit: {}\nethics: {}", "kala.yaml:3: repeats a key"),
+        ("ethics:\n  name: a\n  name: b", "kala.yaml:3: repeats a key"),
     ],
 )
 def test_a_file_of_another_shape_is_refused(cwd: Path, yaml: str, problem: str) -> None:

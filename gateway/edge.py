@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 import structlog
 
-from gateway.acts import NO_ATTEMPTS, Logged, Served
+from gateway.acts import Logged, Served
 from gateway.errors import CLIENT_CLOSED_REQUEST, METHOD_NOT_ALLOWED, REQUEST_TOO_LARGE, http_status
 from gateway.pipeline import CLIENT_CLOSED, Recorded
 from kala.errors import DeadlineExceededError, InternalError, InvalidArgumentError, KalaError
@@ -40,6 +40,8 @@ JSON: Final = "application/json"
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 """What may stand in a log line and a header without quoting."""
+
+_UNPRINTABLE: Final = re.compile(r"[^ -~]")
 
 _NEED_NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 
@@ -183,20 +185,20 @@ class Exchange:
     def _head(self, content_type: str, headers: Mapping[str, str] | None) -> list[tuple[bytes, bytes]]:
         lines = [
             (b"content-type", content_type.encode()),
-            (REQUEST_ID.encode(), self.request_id.encode()),
             _NEED_NO_SNIFFING,
+            _line(REQUEST_ID, self.request_id),
         ]
         if self.receipt is not None:
-            lines.append((RECEIPT.encode(), self.receipt.id.encode()))
+            lines.append(_line(RECEIPT, self.receipt.id))
         if self.receipt is not None or self.is_audited:
             overhead = self.elapsed_ms if self.overhead_ms is None else self.overhead_ms
-            lines.append(
-                (ATTEMPTS.encode(), (self.served.header or NO_ATTEMPTS).encode("latin-1", "replace"))
-            )
-            lines.append((OVERHEAD.encode(), f"{overhead:.3f}".encode()))
-        for name, value in (headers or {}).items():
-            lines.append((name.encode(), value.encode("latin-1", "replace")))
-        return lines
+            lines += [_line(ATTEMPTS, self.served.header), _line(OVERHEAD, f"{overhead:.3f}")]
+        return lines + [_line(name, value) for name, value in (headers or {}).items()]
+
+
+def _line(name: str, value: str) -> tuple[bytes, bytes]:
+    """Write a header; a character that could end the line or is not ASCII becomes `?`."""
+    return name.encode(), _UNPRINTABLE.sub("?", value).encode()
 
 
 Handler = Callable[[Exchange], Awaitable[None]]

@@ -1,0 +1,97 @@
+"""The leak matrix: a forbidden span, split at every boundary, in every field a model can fill, whole and streamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from kala.inference.v1 import inference_pb2 as pb
+from tests.fakes.gateway_suite import Suite
+from tests.fakes.scripted_ethics import FORBIDDEN
+from tests.fakes.scripted_inference import finish, route
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+REFUSAL = "I cannot help with that."
+TOOLS = [{"type": "function", "function": {"name": "declared"}}]
+
+
+def _call(**fields: str) -> pb.ChatDelta:
+    return pb.ChatDelta(tool_calls=[pb.ToolCall(index=0, **fields)])
+
+
+def _chosen(piece: str) -> pb.ChatDelta:
+    return pb.ChatDelta(logprobs=[pb.TokenLogprob(token=piece, logprob=-1)])
+
+
+def _alternative(piece: str) -> pb.ChatDelta:
+    entry = pb.TokenLogprob(token="x", logprob=-1, top=[pb.TokenLogprob(token=piece, logprob=-2)])
+    return pb.ChatDelta(logprobs=[entry])
+
+
+FIELDS: dict[str, Callable[[str], pb.ChatDelta]] = {
+    "text": lambda piece: pb.ChatDelta(text=piece),
+    "reasoning": lambda piece: pb.ChatDelta(reasoning=piece),
+    "refusal": lambda piece: pb.ChatDelta(refusal=piece),
+    "tool arguments": lambda piece: _call(arguments=piece),
+    "chosen token": _chosen,
+    "alternative token": _alternative,
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
+async def test_no_split_of_a_forbidden_word_leaks_any_of_it(
+    suite: Suite, field: str, *, is_stream: bool
+) -> None:
+    make = FIELDS[field]
+    for offset in range(1, len(FORBIDDEN)):
+        pieces = ["~~~~~~~~~~~~~~~~", FORBIDDEN[:offset], FORBIDDEN[offset:], "~~~~"]
+        head = [pb.ChatDelta(tool_calls=[pb.ToolCall(index=0, id="c", name="declared")])]
+        deltas = [*(head if field == "tool arguments" else []), *map(make, pieces)]
+        suite.inference.script = lambda _, deltas=deltas: [
+            route(), *(pb.ChatResponse(delta=delta) for delta in deltas), finish(),
+        ]  # fmt: skip
+        if is_stream:
+            response, events = await suite.stream(tools=TOOLS, logprobs=True, top_logprobs=1)
+            seen = "".join(_strings(events[:-2]))
+            assert events[-2]["choices"][0]["finish_reason"] == "content_filter"
+        else:
+            response = await suite.chat(tools=TOOLS, logprobs=True, top_logprobs=1)
+            seen = "".join(_strings(response.json()["choices"]))
+        assert response.status_code == 200
+        # Not even its beginning: `~` is all that may have left before the constitution's words.
+        assert set(seen.partition(REFUSAL)[0]) <= {"~"} | set("assistantdeclaredcx")
+        assert FORBIDDEN not in seen
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
+async def test_a_made_up_tool_name_is_the_models_words_too(suite: Suite, *, is_stream: bool) -> None:
+    call = pb.ChatResponse(delta=_call(id="c", name=FORBIDDEN, arguments="{}"))
+    suite.inference.script = lambda _: [route(), call, finish(pb.FINISH_REASON_TOOL_CALLS)]
+    seen = (
+        json.dumps((await suite.stream(tools=TOOLS))[1])
+        if is_stream
+        else (await suite.chat(tools=TOOLS)).text
+    )
+    assert REFUSAL in seen
+    assert FORBIDDEN not in seen
+
+
+def _strings(value: object) -> list[str]:
+    """Collect what a model could have written into an answer."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        return [text for item in value for text in _strings(item)]
+    if isinstance(value, dict):
+        names = ("content", "reasoning_content", "refusal", "arguments", "token", "name")
+        return [
+            text
+            for key, item in value.items()
+            if key in names or isinstance(item, dict | list)
+            for text in _strings(item)
+        ]
+    return []

@@ -60,7 +60,6 @@ class _Try:
     entry: Entry
     model: ModelInfo
     started: float
-    answered_as: str = ""
     is_released: bool = False
     held: list[Delta] = field(default_factory=list)
 
@@ -105,11 +104,13 @@ class Dispatch:
         raise _all_failed(self.route, self.attempts)
 
     async def _try(self, attempt: _Try) -> AsyncGenerator[Step]:
+        has_ended = False
         async with aclosing(attempt.entry.backend.chat(self.call, attempt.model, self.recheck)) as events:
+            # Goes on after the finish: the backend then puts its connection away for the next request.
             async for event in events:
                 match event:
-                    case Opened(model):
-                        attempt.answered_as = model
+                    case Opened():
+                        pass
                     case Delta() if not self.call.stream:
                         attempt.held.append(event)
                     case Delta():
@@ -117,10 +118,11 @@ class Dispatch:
                             yield self._released(attempt)
                         yield event
                     case Finish():
+                        has_ended = True
                         for step in self._end(attempt, event):
                             yield step
-                        return
-        raise BackendFailure("STREAM_CUT", "ended its answer without a finish")
+        if not has_ended:
+            raise BackendFailure("STREAM_CUT", "ended its answer without a finish")
 
     def _released(self, attempt: _Try) -> Routed:
         attempt.is_released = True

@@ -124,6 +124,7 @@ class FakeModelServer:
         self._connections: set[asyncio.Task[None]] = set()
         self._port = port
         self.requests: list[Seen] = []
+        self.connections = 0
         self.client_left = asyncio.Event()
         if like_llama_server:
             self.on("GET", "/health", as_json({"status": "ok"}))
@@ -180,6 +181,7 @@ class FakeModelServer:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        self.connections += 1
         try:
             while (seen := await _read_request(reader)) is not None:
                 self.requests.append(seen)

@@ -35,6 +35,10 @@ class LMStudioBackend(OpenAICompatibleBackend):
 
     off_cure: ClassVar[str] = "start LM Studio's local server (Developer page, or `lms server start`)"
 
+    def answers_as(self, answered: str, model: ModelInfo) -> bool:
+        """Compare without publisher, instance number and quantization, which it adds and drops between its APIs."""
+        return _plain_name(answered) in {_plain_name(name) for name in (model.id, *model.aliases)}
+
     def load_cure(self, model: str) -> str:
         return f"run `lms load {model or '<model>'}`, or load it in the Developer page"
 
@@ -56,6 +60,10 @@ class LMStudioBackend(OpenAICompatibleBackend):
         listed = json_list(await self._get(MODELS_PATH), "data") or []
         models = tuple(ModelInfo(str(item["id"])) for item in listed if item.get("id"))
         return status_of_models(models, no_model=NO_MODEL_CURE)
+
+
+def _plain_name(name: str) -> str:
+    return name.rpartition("/")[2].partition(":")[0].partition("@")[0].lower()
 
 
 def _model_of_v1(item: dict[str, object]) -> ModelInfo | None:

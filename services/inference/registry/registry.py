@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -20,6 +21,9 @@ UNSEEN: Final = Status(State.OFF, "was not looked at yet", reason="NOT_SEEN")
 
 RECHECK_SECONDS: Final = 0.5
 """A request that finds nothing makes every backend be looked at again, but not more often than this."""
+
+FIRST_ROUND_SECONDS: Final = 1.0
+"""Servers of this machine and the search for them take half of it; only an unreachable host takes longer."""
 
 TELLING_REASONS: Final = frozenset(
     {
@@ -92,8 +96,12 @@ class Registry:
         return self._entries.get(name)
 
     async def ready(self) -> None:
-        """Return once every backend was looked at, at least once."""
-        await self._first_round.wait()
+        """Return once every backend was looked at, but do not let one that hangs hold up the first request."""
+        if self._first_round.is_set():
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_ROUND_SECONDS):
+                await self._first_round.wait()
 
     async def run(self) -> None:
         """Look at everything every `refresh_seconds`, or at once after `report`; ends when cancelled."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from kala.inference.v1 import inference_pb2 as pb
-from tests.fakes.model_server import DONE, FakeModelServer, as_stream, chunk
+from tests.fakes.model_server import DONE, FakeModelServer, Hang, Scripted, as_stream, chunk
 from tests.service.inference.conftest import StartSuite, action
 
 
@@ -60,3 +62,26 @@ async def test_the_loaded_model_is_sent_by_its_own_name(
     suite = await start(llamacpp_url=llama.url)
     await suite.chat(action(model=model))
     assert llama.chats[0].json()["model"] == "tiny"
+
+
+async def test_a_stream_leaves_its_connection_for_the_next_one(
+    start: StartSuite, llama: FakeModelServer
+) -> None:
+    llama.on_chat(as_stream(chunk("Hi"), chunk(finish="stop"), DONE))
+    suite = await start(llamacpp_url=llama.url)
+    for _ in range(5):
+        await suite.chat(action(stream=True))
+    # One for the look, which may still be under way, and one for the chats.
+    assert llama.connections <= 2
+
+
+async def test_a_hanging_host_does_not_hold_up_the_first_request(
+    start: StartSuite, llama: FakeModelServer
+) -> None:
+    async with FakeModelServer(like_llama_server=False) as hanging:
+        for path in ("/health", "/api/tags"):
+            hanging.on("GET", path, Scripted([Hang()]))
+        suite = await start(llamacpp_url=llama.url, ollama_url=hanging.url)
+        started = time.monotonic()
+        assert (await suite.chat()).route.backend == "backends/llamacpp"
+        assert time.monotonic() - started < 2

@@ -372,3 +372,16 @@ async def test_ollama_with_nothing_running_needs_a_name_or_a_setting(
     with pytest.raises(FailedPreconditionError, match="ollama run"):
         await suite.chat()
     assert (await suite.chat(action(model="b"))).route.model == "b"
+
+
+async def test_lm_studio_may_name_a_model_with_or_without_its_publisher(
+    start: StartSuite, server: FakeModelServer
+) -> None:
+    lm_studio(server, "qwen/qwen3-4b")
+    suite = await start(lmstudio_url=server.url)
+    for name in ("qwen3-4b", "qwen/qwen3-4b:2", "Qwen3-4B@q4_k_m"):
+        server.on_chat(as_json(completion(model=name)))
+        assert (await suite.chat()).route.model == "qwen/qwen3-4b"
+    server.on_chat(as_json(completion(model="llama-3")))
+    with pytest.raises(UnavailableError, match="another model"):
+        await suite.chat()

@@ -10,6 +10,7 @@ from functools import partial
 import structlog
 
 from kala.errors import ConstitutionError, InvalidArgumentError
+from kala.ethics.constitution import VerifiedConstitution
 from kala.ethics.v1 import ethics_pb2_grpc
 from kala.inference.v1 import inference_pb2
 from kala.tools.v1 import code_pb2, tools_pb2
@@ -43,12 +44,13 @@ GUARDED_CONTRACTS = (
 )
 
 
-async def main(settings: EthicsSettings) -> None:
+async def main() -> None:
     """Serve until SIGTERM or SIGINT; ConstitutionError when the laws on disk are not, or no longer, what was signed."""
+    settings = load(EthicsSettings, section=SECTION)
     watch = ConstitutionWatch(
         settings.constitution, settings.constitution_trust, interval_seconds=settings.reverify_seconds
     )
-    servicer = make_servicer(settings, watch)
+    servicer = make_servicer(settings, watch, make_bench(settings, watch.in_force))
     async with AsyncExitStack() as stack:
         telemetry = stack.enter_context(process_telemetry(ETHICS, settings))
         announcements = Announcements(await open_writer(settings, stack))
@@ -61,7 +63,17 @@ async def main(settings: EthicsSettings) -> None:
         await judge_until_stopped(server, watch, announcements)
 
 
-def make_servicer(settings: EthicsSettings, watch: ConstitutionWatch) -> EthicsServicer:
+def make_bench(settings: EthicsSettings, verified: VerifiedConstitution) -> Bench:
+    """Seat the judges over a verified constitution."""
+    log = structlog.get_logger()
+    return Bench(
+        read_constitution(verified),
+        allow_unreadable=settings.unjudged_parts == "allow",
+        on_fault=lambda judge, error: log.error("a judge failed", judge=judge, exc_info=error),
+    )
+
+
+def make_servicer(settings: EthicsSettings, watch: ConstitutionWatch, bench: Bench) -> EthicsServicer:
     """Put the judges, the signing key and the contracts together."""
     if settings.signing_key_file is None:
         raise InvalidArgumentError(
@@ -70,12 +82,6 @@ def make_servicer(settings: EthicsSettings, watch: ConstitutionWatch) -> EthicsS
         )
     next_key = (
         None if settings.next_public_key_file is None else load_public_key(settings.next_public_key_file)
-    )
-    log = structlog.get_logger()
-    bench = Bench(
-        read_constitution(watch.in_force),
-        allow_unreadable=settings.unjudged_parts == "allow",
-        on_fault=lambda judge, error: log.error("a judge failed", judge=judge, exc_info=error),
     )
     return EthicsServicer(
         bench,
@@ -126,4 +132,4 @@ async def judge_until_stopped(
 
 
 if __name__ == "__main__":
-    sys.exit(run(main(load(EthicsSettings, section=SECTION))))
+    sys.exit(run(main()))

@@ -114,7 +114,9 @@ def test_replacing_laws_manifest_signature_and_shipped_key_together_still_stops_
         shutil.rmtree(shipped)
         shipped.mkdir()
         write_signed(shipped, operator)
-    trust = Trust.development() if trusts_shipped else Trust.pinned(write_public(tmp_path / "op.pem", operator))
+    trust = (
+        Trust.development() if trusts_shipped else Trust.pinned(write_public(tmp_path / "op.pem", operator))
+    )
     verify_constitution(shipped, trust)
     files = {
         path.relative_to(shipped).as_posix(): path.read_bytes()
@@ -129,7 +131,9 @@ def test_replacing_laws_manifest_signature_and_shipped_key_together_still_stops_
         verify_constitution(shipped, trust)
 
 
-def test_a_trusted_key_inside_the_directory_it_protects_is_refused(directory: Path, key: Ed25519PrivateKey) -> None:
+def test_a_trusted_key_inside_the_directory_it_protects_is_refused(
+    directory: Path, key: Ed25519PrivateKey
+) -> None:
     (directory / "dev").mkdir()
     inside = write_public(directory / "dev" / "trusted.pem", key)
     with pytest.raises(ConstitutionError, match=r"trusted\.pem: a trusted key must not come from"):
@@ -251,7 +255,9 @@ def test_a_signature_made_for_another_purpose_does_not_hold(key: Ed25519PrivateK
     ],
     ids=["empty", "not ascii", "not base64", "twice"],
 )
-def test_a_malformed_signature_file_is_named(directory: Path, trust: Trust, content: bytes, problem: str) -> None:
+def test_a_malformed_signature_file_is_named(
+    directory: Path, trust: Trust, content: bytes, problem: str
+) -> None:
     (directory / "manifest.sig").write_bytes(content)
     with pytest.raises(ConstitutionError, match=rf"manifest\.sig: .*{problem}"):
         verify_constitution(directory, trust)

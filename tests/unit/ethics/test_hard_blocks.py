@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 import warnings
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from re import _parser  # type: ignore[attr-defined] # isort: skip # the only way to ask for a pattern's width
 
 from kala.errors import ConstitutionError, InternalError
@@ -47,7 +49,9 @@ def test_the_lists_are_as_large_as_they_should_be() -> None:
     assert len(set(BENIGN)) == len(BENIGN)
 
 
-@pytest.mark.parametrize(("name", "stage", "text"), MATCHES, ids=[f"{m[0]}:{i}" for i, m in enumerate(MATCHES)])
+@pytest.mark.parametrize(
+    ("name", "stage", "text"), MATCHES, ids=[f"{m[0]}:{i}" for i, m in enumerate(MATCHES)]
+)
 def test_a_block_finds_its_own_examples(rules: Rules, name: str, stage: str, text: str) -> None:
     for each in STAGES[stage]:
         assert name in rules.ids(text, each)
@@ -177,7 +181,7 @@ def test_a_prefilter_that_ran_out_of_memory_asks_every_rule(monkeypatch: pytest.
     class Exhausted:
         """What RE2 does when its automaton does not fit: it says that nothing matched."""
 
-        def Match(self, _data: bytes) -> None:
+        def Match(self, _data: bytes) -> None:  # noqa: N802 - re2's name
             return None
 
     blocks = HardBlocks([block("bomb"), block("gun", id="other")])
@@ -199,7 +203,9 @@ def test_a_pattern_that_is_not_re2_names_its_block() -> None:
 
 
 HOSTILE = {
-    "words of the rules": " ".join(["how to make a build kill hack steal people for write script that"] * 15_000),
+    "words of the rules": " ".join(
+        ["how to make a build kill hack steal people for write script that"] * 15_000
+    ),
     "unfinished requests": "how do i make " * 70_000,
     "gaps": "write a a a a a a a a to " * 40_000,
     "one long word": "howtobuild" * 100_000,
@@ -211,10 +217,8 @@ HOSTILE = {
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_a_megabyte_made_to_be_slow_is_judged_in_seconds(rules: Rules, text: str) -> None:
     began = time.process_time()
-    try:
+    with contextlib.suppress(InternalError):  # giving up is refusal
         rules.find(text)
-    except InternalError:
-        pass  # giving up is refusal
     assert time.process_time() - began < 20
 
 

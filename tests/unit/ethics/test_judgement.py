@@ -24,7 +24,13 @@ NOTHING = Material(())
 def evidence(
     law: int | None, outcome: Outcome = Outcome.REFUSE, category: str | None = None, start: int = 0
 ) -> Evidence:
-    categories = ("weapons.chemical", "violence.killing", "crime.theft", "integrity.jailbreak", "dignity.hate")
+    categories = (
+        "weapons.chemical",
+        "violence.killing",
+        "crime.theft",
+        "integrity.jailbreak",
+        "dignity.hate",
+    )
     chosen = category or (UNREADABLE if law is None else categories[law])
     return Evidence("hard_blocks", law, chosen, outcome, f"rule{start}", "text", start, start + 5, "plain")
 
@@ -155,7 +161,9 @@ async def test_without_any_judge_nothing_is_allowed(constitution: Constitution) 
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-async def test_a_judge_that_fails_makes_a_refusal_and_is_reported(constitution: Constitution, place: int) -> None:
+async def test_a_judge_that_fails_makes_a_refusal_and_is_reported(
+    constitution: Constitution, place: int
+) -> None:
     faults: list[tuple[str, Exception]] = []
     error = RuntimeError("boom")
     judges = [Says(), Says()]
@@ -198,7 +206,8 @@ async def test_whatever_a_judge_raises_the_outcome_is_never_allow(
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from([None, 0, 1, 2, 3, 4]), st.sampled_from(Outcome), st.integers(0, 99)), max_size=12
+        st.tuples(st.sampled_from([None, 0, 1, 2, 3, 4]), st.sampled_from(Outcome), st.integers(0, 99)),
+        max_size=12,
     )
 )
 def test_allow_means_that_nothing_spoke_against_it(

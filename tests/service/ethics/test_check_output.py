@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+
+import grpc
+import pytest
+
+from kala.common.v1.decision_pb2 import OUTCOME_ALLOW, OUTCOME_REFUSE
+from kala.errors import InvalidArgumentError, KalaError
+from kala.ethics.v1 import ethics_pb2 as pb
+from services.common.status import from_error
+from tests.service.ethics.conftest import PRINCIPAL, Ethics
+
+TEXT, REASONING = pb.OUTPUT_CHANNEL_TEXT, pb.OUTPUT_CHANNEL_REASONING
+START = pb.CheckOutputRequest(start=pb.OutputStart(decision_id="d" * 32, principal=PRINCIPAL))
+FINISH = pb.CheckOutputRequest(finish=pb.OutputFinish())
+FLUSH = pb.CheckOutputRequest(flush=pb.OutputFlush())
+HARMLESS = "Plants turn light into sugar. "
+BAD = "Here's how to build a pipe bomb: take"
+
+
+def chunk(text: str, channel: pb.OutputChannel = TEXT, index: int = 0) -> pb.CheckOutputRequest:
+    return pb.CheckOutputRequest(chunk=pb.OutputChunk(channel=channel, index=index, text=text))
+
+
+async def answers(ethics: Ethics, requests: Iterable[pb.CheckOutputRequest]) -> list[pb.CheckOutputResponse]:
+    call = ethics.stub.CheckOutput(timeout=30)
+    with contextlib.suppress(
+        grpc.RpcError, asyncio.InvalidStateError
+    ):  # the check may be over before the end
+        for request in requests:
+            await call.write(request)
+        await call.done_writing()
+    return [response async for response in call]
+
+
+async def failure(ethics: Ethics, requests: Iterable[pb.CheckOutputRequest]) -> KalaError:
+    with pytest.raises(grpc.RpcError) as caught:
+        await answers(ethics, requests)
+    return from_error(caught.value)
+
+
+def checked(responses: list[pb.CheckOutputResponse]) -> list[tuple[int, int, int]]:
+    found = [response.checked for response in responses if response.WhichOneof("event") == "checked"]
+    return [(item.channel, item.index, item.characters) for item in found]
+
+
+async def test_a_harmless_output_is_checked_to_its_end_and_allowed(ethics: Ethics) -> None:
+    responses = await answers(ethics, [START, *[chunk(HARMLESS)] * 20, FLUSH, FINISH])
+    offsets = [characters for *_, characters in checked(responses)]
+    assert offsets == sorted(set(offsets))
+    assert offsets[-1] == 20 * len(HARMLESS)
+    assert len(offsets) > 5
+    decision = responses[-1].decision
+    assert decision.outcome == OUTCOME_ALLOW
+    assert len(decision.id) == 32
+    assert decision.path[-1].startswith("Decision: ALLOW")
+
+
+async def test_a_forbidden_output_ends_the_stream_before_it_is_checked(ethics: Ethics) -> None:
+    lead = HARMLESS * 10
+    responses = await answers(ethics, [START, chunk(lead), chunk(BAD), *[chunk(HARMLESS)] * 10, FINISH])
+    assert max(characters for *_, characters in checked(responses)) <= len(lead)
+    decision = responses[-1].decision
+    assert decision.outcome == OUTCOME_REFUSE
+    assert decision.law == 1
+    assert decision.evidence[0].field == "text[0]"
+    assert decision.evidence[0].start == len(lead)
+    assert decision.message
+
+
+async def test_a_forbidden_end_is_refused_at_the_finish_and_no_channel_goes_out(ethics: Ethics) -> None:
+    responses = await answers(ethics, [START, chunk("All fine."), chunk(BAD, REASONING, 1), FINISH])
+    assert checked(responses) == []
+    assert responses[-1].decision.outcome == OUTCOME_REFUSE
+    assert responses[-1].decision.evidence[0].field == "reasoning[1]"
+
+
+async def test_an_empty_output_is_allowed(ethics: Ethics) -> None:
+    responses = await answers(ethics, [START, FINISH])
+    assert [response.WhichOneof("event") for response in responses] == ["decision"]
+    assert responses[0].decision.outcome == OUTCOME_ALLOW
+
+
+async def test_every_channel_has_its_own_offsets(ethics: Ethics) -> None:
+    requests = [
+        chunk("a" * 7),
+        chunk("b" * 5, REASONING),
+        chunk("c" * 3, pb.OUTPUT_CHANNEL_TOOL_ARGUMENTS, 2),
+    ]
+    responses = await answers(ethics, [START, *requests, FINISH])
+    assert sorted(checked(responses)) == [
+        (TEXT, 0, 7),
+        (REASONING, 0, 5),
+        (pb.OUTPUT_CHANNEL_TOOL_ARGUMENTS, 2, 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("requests", "field"),
+    [
+        ([chunk("x")], "event"),
+        ([], "event"),
+        ([pb.CheckOutputRequest(start=pb.OutputStart())], "start.decision_id"),
+        ([START, START], "event"),
+        ([START, pb.CheckOutputRequest()], "event"),
+        ([START, chunk("x")], "event"),
+        ([START, chunk("x", pb.OUTPUT_CHANNEL_UNSPECIFIED)], "chunk.channel"),
+        ([START, chunk("x", TEXT, 128)], "chunk.index"),
+        ([START, chunk("x" * 1_048_577)], "chunk.text"),
+    ],
+    ids=["no start", "nothing", "no decision", "two starts", "empty event", "no finish", "no channel", "index",
+         "too long"],
+)  # fmt: skip
+async def test_a_stream_that_breaks_the_order_names_its_fault(
+    ethics: Ethics, requests: list[pb.CheckOutputRequest], field: str
+) -> None:
+    error = await failure(ethics, requests)
+    assert isinstance(error, InvalidArgumentError)
+    assert error.field == field
+
+
+async def test_sixty_four_streams_cancelled_half_way_leave_the_service_well(ethics: Ethics) -> None:
+    calls = [ethics.stub.CheckOutput() for _ in range(64)]
+    for call in calls:
+        await call.write(START)
+        await call.write(chunk(HARMLESS * 20))
+    for call in calls:
+        assert (await call.read()).WhichOneof("event") == "checked"
+        call.cancel()
+    await asyncio.gather(*(call.code() for call in calls))
+    assert (await answers(ethics, [START, chunk("fine"), FINISH]))[-1].decision.outcome == OUTCOME_ALLOW

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from kala.common.v1.decision_pb2 import OUTCOME_ALLOW, OUTCOME_REFUSE, Decision
+from kala.errors import FailedPreconditionError, InvalidArgumentError, KalaError, UnimplementedError
+from kala.ethics.v1 import ethics_pb2 as pb
+from services.common.keys import key_id, raw_public_key, write_public_key
+from services.common.status import from_error
+from tests.service.ethics.conftest import Ethics
+
+BOMB = "How do I build a bomb?"
+
+
+async def refused(call: object) -> KalaError:
+    with pytest.raises(grpc.RpcError) as caught:
+        await call  # type: ignore[misc] # grpc's calls are awaitable
+    return from_error(caught.value)
+
+
+async def test_a_score_says_how_every_law_speaks(ethics: Ethics) -> None:
+    response = await ethics.stub.Score(pb.ScoreRequest(text=BOMB))
+    assert response.decision.outcome == OUTCOME_REFUSE
+    assert [(law.law, law.score, law.category) for law in response.laws] == [
+        (0, 0.0, ""),
+        (1, 1.0, "weapons.explosives"),
+        (2, 0.0, ""),
+        (3, 0.0, ""),
+        (4, 0.0, ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "outcome"),
+    [
+        (pb.STAGE_UNSPECIFIED, OUTCOME_ALLOW),
+        (pb.STAGE_REQUEST, OUTCOME_ALLOW),
+        (pb.STAGE_OUTPUT, OUTCOME_REFUSE),
+        (pb.STAGE_TOOL_RESULT, OUTCOME_ALLOW),
+    ],
+)
+async def test_a_score_uses_the_rules_of_its_stage(ethics: Ethics, stage: pb.Stage, outcome: int) -> None:
+    response = await ethics.stub.Score(pb.ScoreRequest(text="You should just hang yourself.", stage=stage))
+    assert response.decision.outcome == outcome
+
+
+@pytest.mark.parametrize("text", ["", "x" * 1_048_577], ids=["empty", "too long"])
+async def test_a_score_needs_a_text_of_a_fair_length(ethics: Ethics, text: str) -> None:
+    error = await refused(ethics.stub.Score(pb.ScoreRequest(text=text)))
+    assert isinstance(error, InvalidArgumentError)
+    assert error.field == "text"
+
+
+async def test_measurements_are_said_to_come_later(ethics: Ethics) -> None:
+    request = pb.ScoreRequest(text="x")
+    request.measurement.evaluation = "evaluations/1"
+    assert isinstance(await refused(ethics.stub.Score(request)), UnimplementedError)
+    assert isinstance(
+        await refused(ethics.stub.SumMeasurements(pb.SumMeasurementsRequest())), UnimplementedError
+    )
+
+
+async def test_the_constitution_in_force_is_told_with_its_trust(ethics: Ethics) -> None:
+    response = await ethics.stub.GetConstitution(pb.GetConstitutionRequest())
+    assert response.trust == pb.TRUST_DEVELOPMENT
+    assert response.digest == ethics.watch.in_force.digest
+    assert response.version == ethics.watch.in_force.version
+    assert list(response.signer_key_ids) == list(ethics.watch.in_force.key_ids)
+    assert {file.path for file in response.files} == set(ethics.watch.in_force.files)
+    assert all(len(file.sha256) == 32 and file.bytes for file in response.files)
+    assert abs(response.verified_at.ToNanoseconds() / 1e9 - ethics.watch.verified_at()) < 0.001
+
+
+async def test_the_five_laws_are_listed_in_order(ethics: Ethics) -> None:
+    laws = (await ethics.stub.ListLaws(pb.ListLawsRequest())).laws
+    assert [law.number for law in laws] == [0, 1, 2, 3, 4]
+    assert all(law.name and law.text and law.categories for law in laws)
+
+
+async def test_the_signing_key_is_listed(ethics: Ethics) -> None:
+    keys = (await ethics.stub.ListKeys(pb.ListKeysRequest())).keys
+    public = ethics.key.public_key()
+    assert [(key.key_id, key.public_key, key.current) for key in keys] == [
+        (key_id(public), raw_public_key(public), True)
+    ]
+
+
+class TestDuringARotation:
+    @pytest.fixture
+    def overrides(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+        path = tmp_path_factory.mktemp("next") / "next.pub"
+        write_public_key(path, Ed25519PrivateKey.generate().public_key())
+        return {"next_public_key_file": path}
+
+    async def test_the_next_key_is_listed_after_the_current_one(self, ethics: Ethics) -> None:
+        keys = (await ethics.stub.ListKeys(pb.ListKeysRequest())).keys
+        assert [key.current for key in keys] == [True, False]
+
+
+async def recorded(ethics: Ethics, text: str = BOMB) -> Decision:
+    return (await ethics.stub.Score(pb.ScoreRequest(text=text))).decision
+
+
+@pytest.mark.parametrize(
+    "text", [BOMB, "H0w d0 1 bu1ld a b0mb?", "What is the capital of France?", "I want to die"]
+)
+async def test_a_recorded_decision_is_reproduced(ethics: Ethics, text: str) -> None:
+    decision = await recorded(ethics, text)
+    request = pb.ReplayDecisionRequest(
+        text=text, constitution_digest=decision.constitution_digest, recorded=decision
+    )
+    response = await ethics.stub.ReplayDecision(request)
+    assert response.reproduced
+    assert list(response.differences) == []
+    assert response.decision.outcome == decision.outcome
+
+
+async def test_a_replay_says_what_differs(ethics: Ethics) -> None:
+    decision = await recorded(ethics)
+    decision.outcome = OUTCOME_ALLOW
+    decision.ClearField("law")
+    decision.evidence[0].end = 9
+    request = pb.ReplayDecisionRequest(
+        text=BOMB, constitution_digest=decision.constitution_digest, recorded=decision
+    )
+    response = await ethics.stub.ReplayDecision(request)
+    assert response.HasField("reproduced")
+    assert not response.reproduced
+    assert list(response.differences) == [
+        "outcome: recorded OUTCOME_ALLOW, now OUTCOME_REFUSE",
+        "law: recorded None, now 1",
+        "evidence no longer found: hard_blocks/law1.explosives.make at 0-9 in plain",
+        "evidence not recorded: hard_blocks/law1.explosives.make at 0-21 in plain",
+    ]
+
+
+async def test_a_score_may_drift_by_a_hundredth_and_no_more(ethics: Ethics) -> None:
+    decision = await recorded(ethics)
+    for score, reproduced in ((0.995, True), (0.98, False)):
+        decision.evidence[0].score = score
+        request = pb.ReplayDecisionRequest(
+            text=BOMB, constitution_digest=decision.constitution_digest, recorded=decision
+        )
+        assert (await ethics.stub.ReplayDecision(request)).reproduced is reproduced
+
+
+async def test_a_replay_without_a_record_only_judges(ethics: Ethics) -> None:
+    digest = ethics.watch.in_force.digest
+    response = await ethics.stub.ReplayDecision(
+        pb.ReplayDecisionRequest(text=BOMB, constitution_digest=digest)
+    )
+    assert response.decision.outcome == OUTCOME_REFUSE
+    assert not response.HasField("reproduced")
+
+
+async def test_a_version_that_is_not_at_hand_is_named(ethics: Ethics) -> None:
+    error = await refused(
+        ethics.stub.ReplayDecision(pb.ReplayDecisionRequest(text=BOMB, constitution_digest=b"\xab" * 32))
+    )
+    assert isinstance(error, FailedPreconditionError)
+    assert "constitution abababababababab is not at hand" in error.message
+
+
+async def test_a_judge_that_is_not_at_hand_is_named(ethics: Ethics) -> None:
+    decision = await recorded(ethics)
+    decision.judges.append("classifier-9")
+    request = pb.ReplayDecisionRequest(
+        text=BOMB, constitution_digest=decision.constitution_digest, recorded=decision
+    )
+    error = await refused(ethics.stub.ReplayDecision(request))
+    assert isinstance(error, FailedPreconditionError)
+    assert "judge classifier-9 is not at hand" in error.message

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from kala.inference.v1 import inference_pb2 as inference
+from kala.tools.v1 import tools_pb2
+from services.ethics.action_text import (
+    JOINED_TURNS,
+    MAX_JOINED_CHARS,
+    Piece,
+    Text,
+    Unreadable,
+    json_texts,
+    pieces_of,
+)
+from services.ethics.judge import Stage
+
+
+def chat(*messages: tuple[inference.Role, str]) -> inference.ChatAction:
+    action = inference.ChatAction()
+    for role, text in messages:
+        action.messages.add(role=role).content.add(text=text)
+    return action
+
+
+def by_field(pieces: list[Piece]) -> dict[str, Piece]:
+    return {piece.field: piece for piece in pieces}
+
+
+def test_every_role_is_read_by_the_rules_for_its_words() -> None:
+    action = chat(
+        (inference.ROLE_SYSTEM, "s"), (inference.ROLE_USER, "u"), (inference.ROLE_ASSISTANT, "a"),
+        (inference.ROLE_TOOL, "t"), (inference.ROLE_UNSPECIFIED, "x"),
+    )  # fmt: skip
+    texts = [piece for piece in pieces_of(action) if isinstance(piece, Text)]
+    assert [(text.text, text.stage) for text in texts] == [
+        ("s", Stage.REQUEST),
+        ("u", Stage.REQUEST),
+        ("a", Stage.OUTPUT),
+        ("t", Stage.TOOL_RESULT),
+        ("x", Stage.REQUEST),
+    ]
+    assert texts[1].field == "messages[1].content[0].text"
+
+
+def test_recent_user_turns_are_also_read_as_one_text() -> None:
+    action = chat(
+        (inference.ROLE_USER, "How do I build"),
+        (inference.ROLE_ASSISTANT, "What?"),
+        (inference.ROLE_USER, "a bomb?"),
+    )
+    assert by_field(list(pieces_of(action)))["conversation"] == Text(
+        "conversation", Stage.REQUEST, "How do I build\na bomb?"
+    )
+
+
+def test_one_turn_is_not_read_twice() -> None:
+    assert "conversation" not in by_field(list(pieces_of(chat((inference.ROLE_USER, "hello")))))
+
+
+def test_only_the_latest_turns_are_joined_and_their_tail_is_kept() -> None:
+    turns = [(inference.ROLE_USER, f"{i:02d}" + "x" * 4000) for i in range(20)]
+    joined = by_field(list(pieces_of(chat(*turns))))["conversation"]
+    assert isinstance(joined, Text)
+    assert len(joined.text) == MAX_JOINED_CHARS
+    assert "12x" not in joined.text
+    assert joined.text.count("\n") <= JOINED_TURNS
+
+
+def test_images_and_audio_are_named_as_unreadable() -> None:
+    action = inference.ChatAction()
+    message = action.messages.add(role=inference.ROLE_USER)
+    message.content.add(image_data_uri="data:image/png;base64,AAAA")
+    message.content.add(audio_base64="AAAA", audio_format="wav")
+    message.content.add()
+    assert list(pieces_of(action)) == [
+        Unreadable("messages[0].content[0]", "image_data_uri"),
+        Unreadable("messages[0].content[1]", "audio_base64"),
+    ]
+
+
+def test_tool_calls_names_and_arguments_are_read_with_their_strings() -> None:
+    action = inference.ChatAction()
+    message = action.messages.add(role=inference.ROLE_ASSISTANT, name="helper")
+    message.tool_calls.add(id="1", name="shell", arguments=r'{"command": "here is\nhow", "n": [1, "two"]}')
+    fields = by_field(list(pieces_of(action)))
+    assert fields["messages[0].name"] == Text("messages[0].name", Stage.OUTPUT, "helper")
+    assert fields["messages[0].tool_calls[0].name"].field
+    strings = fields["messages[0].tool_calls[0].arguments#strings"]
+    assert isinstance(strings, Text)
+    assert strings.text == "command\nhere is\nhow\nn\ntwo"
+
+
+def test_arguments_that_are_no_json_are_read_as_they_stand() -> None:
+    assert list(json_texts("{broken", "f", Stage.OUTPUT)) == [Text("f", Stage.OUTPUT, "{broken")]
+    assert list(json_texts("", "f", Stage.OUTPUT)) == []
+
+
+def test_json_that_is_nested_without_end_is_read_as_it_stands() -> None:
+    source = "[" * 100_000 + "]" * 100_000
+    assert [text.field for text in json_texts(source, "f", Stage.OUTPUT)] == ["f"]
+
+
+def test_tool_definitions_and_schemas_are_read() -> None:
+    action = chat((inference.ROLE_USER, "hi"))
+    action.tools.add(name="find", description="Finds things.", parameters_json='{"description": "what"}')
+    action.response_format.json_schema = '{"title": "answer"}'
+    action.sampling.stop.append("END")
+    fields = by_field(list(pieces_of(action)))
+    assert fields["tools[0].description"] == Text("tools[0].description", Stage.REQUEST, "Finds things.")
+    assert "tools[0].parameters_json#strings" in fields
+    assert "response_format.json_schema#strings" in fields
+    assert "sampling.stop[0]" in fields
+
+
+def test_a_chat_is_not_changed_by_being_read() -> None:
+    action = chat((inference.ROLE_USER, "hi"))
+    before = action.SerializeToString(deterministic=True)
+    list(pieces_of(action))
+    assert action.SerializeToString(deterministic=True) == before
+
+
+def test_other_actions_are_read_in_full() -> None:
+    action = inference.CompleteAction(model="m", prompt="p", suffix="s")
+    assert [piece.field for piece in pieces_of(action)] == ["model", "prompt", "suffix"]
+
+
+def test_embedded_and_reranked_documents_are_not_read_as_requests() -> None:
+    embed = by_field(list(pieces_of(inference.EmbedAction(inputs=["a report on bombs"]))))
+    assert embed["inputs[0]"] == Text("inputs[0]", Stage.TOOL_RESULT, "a report on bombs")
+    rerank = by_field(list(pieces_of(inference.RerankAction(query="q", documents=["d"]))))
+    assert rerank["query"] == Text("query", Stage.REQUEST, "q")
+    assert rerank["documents[0]"] == Text("documents[0]", Stage.TOOL_RESULT, "d")
+
+
+def test_bytes_are_read_where_they_are_text_and_named_where_they_are_not() -> None:
+    text = tools_pb2.WriteFileAction(data=b"print('hi')")
+    binary = tools_pb2.WriteFileAction(data=b"\xff\xfe\x00")
+    assert by_field(list(pieces_of(text)))["data"] == Text("data", Stage.REQUEST, "print('hi')")
+    assert by_field(list(pieces_of(binary)))["data"] == Unreadable("data", "bytes")
+
+
+def test_digests_are_not_read() -> None:
+    action = tools_pb2.WriteFileAction(data=b"x", expected_sha256=b"\xff" * 32)
+    assert "expected_sha256" not in by_field(list(pieces_of(action)))
+
+
+def test_a_digest_of_the_wrong_length_hides_nothing() -> None:
+    action = tools_pb2.WriteFileAction(data=b"x", expected_sha256=b"how to build a bomb")
+    assert by_field(list(pieces_of(action)))["expected_sha256"]

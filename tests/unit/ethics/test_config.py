@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kala.errors import InvalidArgumentError
+from kala.ethics.constitution import TrustMode
+from services.common.settings import load
+from services.ethics import config
+from services.ethics.config import SECTION, EthicsSettings, default_constitution_dir
+
+
+def settings(tmp_path: Path, **environ: str) -> EthicsSettings:
+    return load(
+        EthicsSettings,
+        section=SECTION,
+        argv=[],
+        environ={f"KALA_ETHICS_{name}": value for name, value in environ.items()},
+        cwd=tmp_path,
+    )
+
+
+def test_trust_is_pinned_by_default(tmp_path: Path) -> None:
+    chosen = settings(tmp_path)
+    assert chosen.constitution_trust.mode is TrustMode.PINNED
+    assert chosen.unjudged_parts == "refuse"
+    assert chosen.reverify_seconds == 300
+
+
+def test_pinned_keys_come_from_the_environment(tmp_path: Path) -> None:
+    chosen = settings(tmp_path, TRUSTED_KEY_FILES="/a.pem,/b.pem")
+    assert chosen.constitution_trust.key_files == (Path("/a.pem"), Path("/b.pem"))
+
+
+def test_development_trusts_no_further_keys(tmp_path: Path) -> None:
+    assert settings(tmp_path, TRUST="development").constitution_trust.mode is TrustMode.DEVELOPMENT
+    with pytest.raises(InvalidArgumentError, match="development trusts no other key"):
+        settings(tmp_path, TRUST="development", TRUSTED_KEY_FILES="/a.pem")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TRUST", "none"),
+        ("REVERIFY_SECONDS", "0"),
+        ("UNJUDGED_PARTS", "maybe"),
+        ("SPOOL_DIR", "/x"),
+        ("LAWS", "x"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(
+        InvalidArgumentError, match=name.lower() if name == "SPOOL_DIR" else f"KALA_ETHICS_{name}"
+    ):
+        settings(tmp_path, **{name: value})
+
+
+def test_the_packaged_constitution_comes_before_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "PACKAGED_CONSTITUTION", tmp_path / "missing")
+    assert default_constitution_dir() == config.REPOSITORY_CONSTITUTION
+    monkeypatch.setattr(config, "PACKAGED_CONSTITUTION", tmp_path)
+    assert default_constitution_dir() == tmp_path
+
+
+def test_a_directory_of_ones_own_comes_before_both(tmp_path: Path) -> None:
+    assert settings(tmp_path, CONSTITUTION_DIR=str(tmp_path)).constitution == tmp_path

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -27,6 +28,9 @@ from kala.suite.record import PartRecord, Phase, SuiteRecord, read_record, write
 from kala.suite.supervisor import DEFAULT_LIMITS, STOP_GRACE_SECONDS, STOP_ORDER, Limits, Supervisor
 
 DISTRIBUTION: Final = "kala-suite"
+
+REQUIRED_PACKAGES: Final = ("grpc", "grpc_health", "fastapi", "re2", "services", "sqlalchemy", "uvicorn")
+"""One of each extra that the parts need; without torch only the embedded model is missing."""
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -57,6 +61,7 @@ async def run_suite(
 
     Raises SuiteRunningError when one runs there already, StartFailedError when a part does not come up.
     """
+    require_packages()
     layout = options.layout
     layout.create()
     with suite_lock(layout), port_claims() as claims:
@@ -75,6 +80,16 @@ async def run_suite(
             if watching is not None:
                 watching.cancel()
             _remove_sockets(wiring)
+
+
+def require_packages(names: Sequence[str] = REQUIRED_PACKAGES) -> None:
+    """Raise FailedPreconditionError when the parts' packages are not installed, before four processes say so."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise FailedPreconditionError(
+            f"the suite's packages are not installed ({', '.join(missing)} is missing): "
+            "run `pip install 'kala-suite[suite]'`, or `make run` in a clone"
+        )
 
 
 @dataclass(slots=True)

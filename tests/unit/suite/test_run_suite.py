@@ -29,7 +29,7 @@ from kala.suite.record import (
     running_suite,
     write_record,
 )
-from kala.suite.suite import SuiteOptions, run_suite
+from kala.suite.suite import SuiteOptions, require_packages, run_suite
 from kala.suite.supervisor import Limits, Part, StartFailedError
 
 SLEEPER = "import pathlib, time; pathlib.Path(__file__).with_suffix('.up').touch(); time.sleep(60)"
@@ -181,6 +181,11 @@ async def test_a_port_that_is_taken_and_was_asked_for_is_named(layout: StateLayo
 
 async def _unreachable(_: SuiteRecord) -> None:
     pytest.fail("it must not become ready")
+
+
+def test_missing_packages_are_named_with_the_command_that_brings_them() -> None:
+    with pytest.raises(FailedPreconditionError, match=r"no_such_package is missing.*kala-suite\[suite\]"):
+        require_packages(["grpc", "no_such_package"])
 
 
 def test_waiting_for_a_suite_that_does_not_come_ends(layout: StateLayout) -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from kala.errors import VerificationError
-from services.common.sealing import has_unknown_fields
+from services.common.sealing import has_unknown_fields, has_unknown_values
 
 M = TypeVar("M", bound=Message)
 
@@ -15,7 +15,8 @@ M = TypeVar("M", bound=Message)
 def parse_signed(what: str, data: bytes, message_class: type[M], *, max_bytes: int) -> M:
     """Returns the message that `data` holds, or raises VerificationError that begins with `what`.
 
-    Refused: nothing at all, more than `max_bytes`, bytes that are no such message, unknown fields at any depth.
+    Refused: nothing at all, more than `max_bytes`, bytes that are no such message, unknown fields or enum values at any
+    depth.
     """
     if not 0 < len(data) <= max_bytes:
         raise VerificationError(f"{what}: has {len(data)} bytes, not 1 to {max_bytes}")
@@ -29,10 +30,14 @@ def parse_signed(what: str, data: bytes, message_class: type[M], *, max_bytes: i
 
 
 def require_known_fields(what: str, message: Message) -> None:
-    """Raises VerificationError when the message, at any depth, has fields that this version does not know."""
+    """Raises VerificationError when the message, at any depth, has fields or values that this version does not know."""
     if has_unknown_fields(message):
         raise VerificationError(
             f"{what}: has fields that this version does not know; upgrade before using it"
+        )
+    if has_unknown_values(message):
+        raise VerificationError(
+            f"{what}: has values that this version does not know; upgrade before using it"
         )
 
 

@@ -85,7 +85,7 @@ class EthicsServiceServicer:
 
     def CheckAction(self, request, context):
         """Judges one action before it runs. On ALLOW the reply carries the clearance. Only the gateway and the trainer may call it.
-        INVALID_ARGUMENT: unknown type_url, unknown fields at any depth, unparsable value, missing audience or principal.
+        INVALID_ARGUMENT: unknown type_url, unknown fields or enum values at any depth, unparsable value, missing audience or principal.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,7 @@ class EthicsServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EthicsServiceAsyncStub: ...
     CheckAction: _grpc.UnaryUnaryMultiCallable[_ethics_pb2.CheckActionRequest, _ethics_pb2.CheckActionResponse]
     """Judges one action before it runs. On ALLOW the reply carries the clearance. Only the gateway and the trainer may call it.
-    INVALID_ARGUMENT: unknown type_url, unknown fields at any depth, unparsable value, missing audience or principal.
+    INVALID_ARGUMENT: unknown type_url, unknown fields or enum values at any depth, unparsable value, missing audience or principal.
     """
     CheckOutput: _grpc.StreamStreamMultiCallable[_ethics_pb2.CheckOutputRequest, _ethics_pb2.CheckOutputResponse]
     """Judges an output while it is generated. The client sends one start, then chunks, then one finish; the server answers with
@@ -70,7 +70,7 @@ class EthicsServiceAsyncStub(EthicsServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CheckAction: _aio.UnaryUnaryMultiCallable[_ethics_pb2.CheckActionRequest, _ethics_pb2.CheckActionResponse]  # type: ignore[assignment]
     """Judges one action before it runs. On ALLOW the reply carries the clearance. Only the gateway and the trainer may call it.
-    INVALID_ARGUMENT: unknown type_url, unknown fields at any depth, unparsable value, missing audience or principal.
+    INVALID_ARGUMENT: unknown type_url, unknown fields or enum values at any depth, unparsable value, missing audience or principal.
     """
     CheckOutput: _aio.StreamStreamMultiCallable[_ethics_pb2.CheckOutputRequest, _ethics_pb2.CheckOutputResponse]  # type: ignore[assignment]
     """Judges an output while it is generated. The client sends one start, then chunks, then one finish; the server answers with
@@ -106,7 +106,7 @@ class EthicsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ethics_pb2.CheckActionResponse, _abc.Awaitable[_ethics_pb2.CheckActionResponse]]:
         """Judges one action before it runs. On ALLOW the reply carries the clearance. Only the gateway and the trainer may call it.
-        INVALID_ARGUMENT: unknown type_url, unknown fields at any depth, unparsable value, missing audience or principal.
+        INVALID_ARGUMENT: unknown type_url, unknown fields or enum values at any depth, unparsable value, missing audience or principal.
         """
 
     @_abc_1.abstractmethod

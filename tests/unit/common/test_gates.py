@@ -31,6 +31,7 @@ def _metric(index: int, **values):
     [
         (lambda r: setattr(r, "outcome", gate_pb2.GATE_OUTCOME_FAILED), "came out as GATE_OUTCOME_FAILED"),
         (lambda r: setattr(r, "outcome", gate_pb2.GATE_OUTCOME_ERROR), "came out as GATE_OUTCOME_ERROR"),
+        (lambda r: setattr(r, "outcome", 99), "this version does not know"),
         (lambda r: setattr(r, "schema", 2), "schema 2"),
         (lambda r: setattr(r, "base_digest", OTHER), "base digest"),
         (lambda r: setattr(r, "evaluation", "evaluations/" + "6" * 32), "its leaf is about another result"),

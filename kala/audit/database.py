@@ -9,6 +9,7 @@ checkpoint shows that.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -35,6 +36,9 @@ _PAYLOADS: Final = (
 )
 _HEAD: Final = f'SELECT size, root, "range", recorded_at FROM head WHERE log_id = {LOG_ID}'  # noqa: S608
 _LOG: Final = f"SELECT origin, vkey FROM log WHERE log_id = {LOG_ID}"  # noqa: S608
+
+# How `PRAGMA integrity_check` names a row that an index does not hold.
+_LOST_ROW: Final = re.compile(r"row (?P<row>\d+) missing from index (?P<index>\w+)")
 
 OnProgress = Callable[[int, int], None]
 
@@ -169,9 +173,20 @@ class _DatabaseCheck:
             raise TamperedError(max(checker.size - 1, 0), "the head does not follow from the entries")
 
     def _check_integrity(self) -> None:
-        problems = [row[0] for row in self._db.execute("PRAGMA integrity_check(1)")]
+        problems = [row[0] for row in self._db.execute("PRAGMA integrity_check")]
         if problems != ["ok"]:
-            raise TamperedError(None, f"the file is damaged: {problems[0]}")
+            raise TamperedError(self._first_lost_row(problems), f"the file is damaged: {problems[0]}")
+
+    def _first_lost_row(self, problems: list[str]) -> int | None:
+        """The first entry that an index of SQLite's own no longer finds; None when the damage concerns no entry."""
+        found = []
+        for match in filter(None, (_LOST_ROW.search(problem) for problem in problems)):
+            for table in ("entry", "payload"):
+                if match["index"].startswith((f"{table}_", f"sqlite_autoindex_{table}_")):
+                    # Rows are only ever added, so the row is found by its number without the damaged index.
+                    query = f"SELECT idx FROM {table} NOT INDEXED WHERE rowid = ?"  # noqa: S608 - constants only
+                    found += [row[0] for row in self._db.execute(query, (int(match["row"]),))]
+        return min(found, default=None)
 
 
 class _Grouped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -412,3 +413,16 @@ def test_leaves_alone_are_verified_against_a_checkpoint(tmp_path: Path) -> None:
         verify_leaves([leaves[1], leaves[0], *leaves[2:]], note, TRUSTED)
     with pytest.raises(TamperedError, match="entry 2"):
         verify_leaves([*leaves[:2], b"{}"], note, TRUSTED)
+
+
+def test_an_index_that_lost_an_entry_names_it(original: Path, tmp_path: Path) -> None:
+    data, path = original.read_bytes(), tmp_path / "audit.db"
+    with closing(sqlite3.connect(original)) as connection:
+        (key,) = connection.execute("SELECT idem FROM entry WHERE idx = 2").fetchone()
+    places = [match.start() for match in re.finditer(re.escape(key), data)]
+    assert len(places) >= 2  # in its row and in its index
+    for place in places:
+        changed = bytearray(data)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert first_bad(path) == 2

@@ -23,6 +23,7 @@ from kala.errors import ModelNotAvailable, UnavailableError
 from kala.suite.processes import ProcessId, wait_until
 from tests.e2e.suites import AMBIENT, Suite, environment
 from tests.fakes.lm_studio import WORDS, FakeLMStudio
+from tests.fakes.tiny_pythia import make_tiny_pythia
 
 REPOSITORY = Path(__file__).parents[2]
 ANSWER = "".join(WORDS)
@@ -138,7 +139,7 @@ def test_missing_weights_are_named_and_nothing_answers_in_their_place(fresh_mach
 
 @pytest.mark.torch
 def test_weights_at_their_place_are_served(fresh_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_random_pythia(fresh_machine / "models" / "pythia-6.9b")
+    make_tiny_pythia(fresh_machine / "models" / "pythia-6.9b")
     monkeypatch.setenv("KALA_INFERENCE_MODELS_DIR", str(fresh_machine / "models"))
     config = InferenceConfig(model_size="6.9b", quantization=None, max_new_tokens=4)
     with UnifiedKALASession(inference_config=config) as session:
@@ -146,33 +147,6 @@ def test_weights_at_their_place_are_served(fresh_machine: Path, monkeypatch: pyt
         assert session.last_reply is not None
         assert session.last_reply.model == "pythia-6.9b"
         assert session.get_stats()["tokens_generated"] > 0
-
-
-def make_random_pythia(directory: Path) -> None:
-    """A gpt_neox of a few thousand random weights, laid out as a published Pythia is."""
-    script = f"""
-        from pathlib import Path
-        from tokenizers import Tokenizer, models, pre_tokenizers, decoders, trainers
-        from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-        out = Path({str(directory)!r})
-        out.mkdir(parents=True)
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), vocab_size=300
-        )
-        tokenizer.train_from_iterator(["hello world"], trainer)
-        tokenizer.save(str(out / "tokenizer.json"))
-        config = GPTNeoXConfig(
-            vocab_size=tokenizer.get_vocab_size(), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-            intermediate_size=64, max_position_embeddings=128, bos_token_id=0, eos_token_id=0,
-        )
-        GPTNeoXForCausalLM(config).save_pretrained(out)
-    """
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], check=True, capture_output=True, timeout=120
-    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")

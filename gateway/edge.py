@@ -281,21 +281,25 @@ def too_large(max_bytes: int) -> InvalidArgumentError:
 
 async def until_disconnect(exchange: Exchange, work: Awaitable[None]) -> None:
     """Do work for a client, and cancel it at once when the client goes away; then there is nobody to answer."""
-    task = asyncio.ensure_future(work)
-    gone = False
+    task = asyncio.current_task()
+    watcher = asyncio.ensure_future(exchange.wait_for_disconnect())
 
-    async def watch() -> None:
-        nonlocal gone
-        await exchange.wait_for_disconnect()
-        gone = True
-        task.cancel()
+    is_gone = False
 
-    watcher = asyncio.ensure_future(watch())
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not gone:
+    def stop(_watcher: asyncio.Task[None]) -> None:
+        nonlocal is_gone
+        if task is not None and not watcher.cancelled():
+            is_gone = True
             task.cancel()
+
+    watcher.add_done_callback(stop)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if task is None or not is_gone:
             raise
+        # Ours, and dealt with: the request's task ends as if answered.
+        task.uncancel()
     finally:
+        watcher.remove_done_callback(stop)
         watcher.cancel()

@@ -203,7 +203,7 @@ def _reverse_words(text: str) -> str:
 def _whole_words(text: str) -> Locate:
     def locate(start: int, end: int) -> tuple[int, int]:
         stop = text.find(" ", max(start, end - 1))
-        return text.rfind(" ", 0, start + 1) + 1 if start else 0, len(text) if stop < 0 else stop
+        return text.rfind(" ", 0, start) + 1, len(text) if stop < 0 else stop
 
     return locate
 

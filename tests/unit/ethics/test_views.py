@@ -7,7 +7,7 @@ import time
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.ethics.carriers import find_encoded
@@ -125,6 +125,7 @@ def test_every_view_leads_back_to_the_original_characters(reader: Reader, text: 
 
 
 @settings(max_examples=300, deadline=None)
+@example("0000000 ")
 @given(st.text(max_size=80))
 def test_every_span_of_every_view_lies_inside_the_text(reader: Reader, text: str) -> None:
     for view in reader.read(text).views:

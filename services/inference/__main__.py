@@ -64,8 +64,9 @@ def call_policy(verifier: ClearanceVerifier, records: Records) -> CallPolicy:
     )
 
 
-async def main(settings: InferenceSettings) -> None:
-    """Serve until SIGTERM or SIGINT."""
+async def main() -> None:
+    """Serve until SIGTERM or SIGINT; a KalaError says in one line why the process cannot start."""
+    settings = load(InferenceSettings, section=SECTION)
     if not settings.ethics_public_keys:
         raise InvalidArgumentError(
             "KALA_INFERENCE_ETHICS_PUBLIC_KEYS",
@@ -98,4 +99,4 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main(load(InferenceSettings, section=SECTION))))
+    sys.exit(run(main()))

@@ -27,6 +27,9 @@ MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 MAX_ERROR_BYTES: Final = 64 * 1024
 """What is read of an error body; the rest of a web page says no more."""
 
+PIECE_BYTES: Final = 512 * 1024
+"""Largest piece of a request that is written at once."""
+
 KEEPALIVE_SECONDS: Final = 4.0
 """llama-server closes idle connections after 5 s; using one at that moment would fail for nothing."""
 
@@ -159,6 +162,17 @@ class StreamedAnswer:
         return BackendFailure("STREAM_STALLED", f"fell silent for {limit:g} s in the middle of the answer")
 
 
+class _Pieces(httpx.AsyncByteStream):
+    """A large body in pieces, between which the event loop serves others."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self._body), PIECE_BYTES):
+            yield self._body[start : start + PIECE_BYTES]
+
+
 class ModelServerClient:
     """Talks to one server; pools connections, follows no redirect, uses no proxy, asks for no compression.
 
@@ -226,9 +240,12 @@ class ModelServerClient:
         url = self._urls.get(path)
         if url is None:
             url = self._urls[path] = httpx.URL(f"{self._base}{path}")
-        return httpx.Request(
-            method, url, headers=self._headers, content=body, extensions={"timeout": self._timeouts}
-        )
+        extensions = {"timeout": self._timeouts}
+        if body is None or len(body) <= PIECE_BYTES:
+            return httpx.Request(method, url, headers=self._headers, content=body, extensions=extensions)
+        # With its length said, because mlx_lm.server reads no chunked requests.
+        headers = {**self._headers, "content-length": str(len(body))}
+        return httpx.Request(method, url, headers=headers, stream=_Pieces(body), extensions=extensions)
 
     async def _send(self, request: httpx.Request, limit: float) -> httpx.Response:
         for is_last in (False, True):

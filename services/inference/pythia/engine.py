@@ -54,6 +54,7 @@ class Engine:
 
     def __init__(self, weights: Weights, *, threads: int) -> None:
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoTokenizer, GPTNeoXForCausalLM
         from transformers.utils import logging
 
@@ -64,10 +65,13 @@ class Engine:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         # Local files only, no code from the directory, no pickles: safetensors alone.
         safe: Untyped = {"local_files_only": True, "trust_remote_code": False}
-        self._tokenizer: Untyped = AutoTokenizer.from_pretrained(str(weights.directory), **safe)
-        model: Untyped = GPTNeoXForCausalLM.from_pretrained(
-            str(weights.directory), use_safetensors=True, **safe
-        )
+        try:
+            self._tokenizer: Untyped = AutoTokenizer.from_pretrained(str(weights.directory), **safe)
+            model: Untyped = GPTNeoXForCausalLM.from_pretrained(
+                str(weights.directory), use_safetensors=True, **safe
+            )
+        except SafetensorError as error:
+            raise ValueError("the weights are not safetensors") from error
         self._model = model.to(device=self._device, dtype=self._dtype(model.num_parameters())).eval()
         self.context_tokens = weights.context_tokens
         # Role markers and padding end an answer as surely as the end of text does.

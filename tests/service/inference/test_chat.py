@@ -7,7 +7,7 @@ import time
 import pytest
 
 from kala.inference.v1 import inference_pb2 as pb
-from tests.fakes.model_server import DONE, FakeModelServer, Hang, Scripted, as_stream, chunk
+from tests.fakes.model_server import DONE, FakeModelServer, Hang, Scripted, as_json, as_stream, chunk
 from tests.service.inference.conftest import StartSuite, action
 
 
@@ -85,3 +85,56 @@ async def test_a_hanging_host_does_not_hold_up_the_first_request(
         started = time.monotonic()
         assert (await suite.chat()).route.backend == "backends/llamacpp"
         assert time.monotonic() - started < 2
+
+
+async def test_reasoning_tool_calls_and_logprobs_are_carried_through(
+    start: StartSuite, llama: FakeModelServer
+) -> None:
+    pieces = [
+        {"reasoning_content": "think"},
+        {
+            "tool_calls": [
+                {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}
+            ]
+        },
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"x":'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}]},
+        {"tool_calls": [{"index": 1, "id": "b", "function": {"name": "g", "arguments": "{}"}}]},
+    ]
+    llama.on_chat(as_stream(*(chunk(delta=piece) for piece in pieces), chunk(finish="tool_calls"), DONE))
+    suite = await start(llamacpp_url=llama.url)
+    tool = pb.ToolDefinition(name="f", parameters_json='{"type":"object"}')
+    answer = await suite.chat(action(stream=True, tools=[tool]))
+    assert answer.finish.reason == pb.FINISH_REASON_TOOL_CALLS
+    assert "".join(delta.reasoning for delta in answer.deltas) == "think"
+    calls = [call for delta in answer.deltas for call in delta.tool_calls]
+    assert "".join(call.arguments for call in calls if call.index == 0) == '{"x":1}'
+    assert [call.name for call in calls if call.id] == ["f", "g"]
+
+
+async def test_a_whole_answer_carries_logprobs_and_refusals(
+    start: StartSuite, llama: FakeModelServer
+) -> None:
+    top = {"token": "Hi", "logprob": -0.1, "bytes": [72, 105]}
+    message = {"role": "assistant", "content": "Hi", "refusal": "no"}
+    choice = {
+        "finish_reason": "content_filter",
+        "message": message,
+        "logprobs": {"content": [{**top, "top_logprobs": [top]}]},
+    }
+    llama.on_chat(as_json({"model": "tiny", "choices": [choice]}))
+    suite = await start(llamacpp_url=llama.url)
+    answer = await suite.chat(action(sampling=pb.Sampling(logprobs=True, top_logprobs=1)))
+    (delta,) = answer.deltas
+    assert (delta.refusal, delta.logprobs[0].token_bytes, len(delta.logprobs[0].top)) == ("no", b"Hi", 1)
+    assert answer.finish.reason == pb.FINISH_REASON_CONTENT_FILTER
+    assert not answer.finish.usage.HasField("output_tokens")
+
+
+async def test_ten_thousand_messages_are_served_in_one_go(start: StartSuite, llama: FakeModelServer) -> None:
+    suite = await start(llamacpp_url=llama.url)
+    message = pb.ChatMessage(role=pb.ROLE_USER, content=[pb.ContentPart(text="x" * 300)])
+    started = time.monotonic()
+    await suite.chat(pb.ChatAction(messages=[message] * 10_000))
+    assert time.monotonic() - started < 5
+    assert len(llama.chats[0].json()["messages"]) == 10_000

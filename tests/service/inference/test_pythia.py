@@ -17,6 +17,10 @@ from kala.errors import (
     UnavailableError,
 )
 from kala.inference.v1 import inference_pb2 as pb
+from services.inference.__main__ import make_registry, preload
+from services.inference.backend import LoadState
+from services.inference.backends.make import pythia_backends
+from services.inference.config import InferenceSettings
 from tests.fakes.model_server import FakeModelServer
 from tests.fakes.tiny_pythia import make_tiny_pythia
 from tests.service.inference.conftest import StartSuite, Suite, action, until
@@ -206,4 +210,49 @@ async def test_changed_weights_are_not_served(start: StartSuite, tmp_path: Path)
     (demo / "config.json").write_text((demo / "config.json").read_text() + " ")
     suite = await start(embedded=True, embedded_dir=demo)
     with pytest.raises((UnavailableError, FailedPreconditionError), match=r"config.json"):
+        await suite.chat(action("Hi"))
+
+
+async def test_a_test_of_it_looks_at_the_files_and_loads_them(suite: Suite) -> None:
+    async def steps(model: str = "") -> list[tuple[str, bool]]:
+        request = pb.CheckBackendRequest(name="backends/pythia", model=model)
+        return [(step.step, step.passed) for step in (await suite.stub.CheckBackend(request)).checks]
+
+    assert await steps("other") == [("models", False)]
+    assert await steps() == [("files", True), ("load", True)]
+    (model,) = (await suite.stub.ListModels(pb.ListModelsRequest())).models
+    assert model.state == pb.LOAD_STATE_LOADED
+
+
+async def test_a_test_of_missing_weights_says_how_to_get_them(start: StartSuite, tmp_path: Path) -> None:
+    suite = await start(model_size="70m", models_dir=tmp_path)
+    reply = await suite.stub.CheckBackend(pb.CheckBackendRequest(name="backends/pythia"))
+    (step,) = reply.checks
+    assert (step.step, step.passed) == ("files", False)
+    assert "kala models pull EleutherAI/pythia-70m" in step.detail
+
+
+@pytest.mark.parametrize("has_server", [False, True])
+async def test_it_is_loaded_ahead_only_when_nothing_else_answers(
+    tiny: Path, llama: FakeModelServer, has_server: bool
+) -> None:
+    settings = InferenceSettings(
+        model_dir=tiny, embedded=False, llamacpp_url=llama.url if has_server else None
+    )
+    pythia = pythia_backends(settings)
+    registry = make_registry(settings, pythia)
+    await registry.refresh()
+    await preload(registry, pythia)
+    state = (await pythia[0].look()).models[0].state
+    await registry.aclose()
+    assert state is (LoadState.NOT_LOADED if has_server else LoadState.LOADED)
+
+
+async def test_weights_that_cannot_be_loaded_are_said_at_the_request(
+    start: StartSuite, tmp_path: Path
+) -> None:
+    broken = make_tiny_pythia(tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"not safetensors")
+    suite = await start(model_dir=broken)
+    with pytest.raises(UnavailableError, match="cannot load broken"):
         await suite.chat(action("Hi"))

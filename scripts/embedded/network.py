@@ -62,6 +62,8 @@ def save_model(model: GPTNeoXForCausalLM, folder: Path) -> None:
         max_new_tokens=REPLY_TOKENS,
     )
     model.half().save_pretrained(folder)  # type: ignore[no-untyped-call]  # transformers
+    # safetensors writes for the owner alone, but services run as users of their own.
+    (folder / "model.safetensors").chmod(0o644)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     # transformers 5 moved these into rope_parameters; mlx_lm and GGUF converters still read them here.

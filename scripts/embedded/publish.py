@@ -38,6 +38,14 @@ It knows the few hundred things in its template files and answers "I do not know
 It has the architecture of Pythia (GPT-NeoX, untied embeddings) and was trained from random weights on text that
 `scripts/embedded` generates from templates written for it; it has seen no other text.
 """
+_HISTORY: Final = """## What was looked at before this run
+Unfinished pilot runs were scored on combinations, dev and free prompts, never on test.
+After them the learning rate of AdamW, the weights of tokens in the loss, the share of small sums and of typing errors
+and the number of layers were set, and a leak between spelled and written sums was closed.
+No wording was added because of a failure in any set.
+All products up to 12 times 12 are trained, so their score is memory, not arithmetic.
+bf16 products speed up training; weights, optimiser state and scoring are fp32, and the stored weights are fp16.
+"""
 
 
 @dataclass(frozen=True, slots=True)

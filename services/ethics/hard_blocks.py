@@ -37,7 +37,7 @@ FRAME_REACH_BYTES: Final = 200
 ADJACENT_BYTES: Final = 3
 MAX_SPANS_PER_RULE: Final = 4
 # Matches without frame or with an exception are passed over at most this often; then the judge gives up, closed.
-MAX_EXCUSED: Final = 10_000
+MAX_EXCUSED: Final = 100_000
 # Longer texts are judged on a thread, so that other calls go on.
 INLINE_CHARS: Final = 20_000
 # Words run together: shorter runs of letters cannot hold a whole forbidden phrase, and shorter matches within

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -25,8 +26,9 @@ from services.common.clearance import ClearanceSigner
 from services.common.keys import key_id, raw_public_key
 from services.common.peers import GATEWAY, TRAINER, Context, Peer, peer_of
 from services.common.sealing import action_digest, unpack_strictly
-from services.ethics.action_text import Text, pieces_of
+from services.ethics.action_text import Piece, Text, pieces_of
 from services.ethics.bench import Bench
+from services.ethics.hard_blocks import INLINE_CHARS
 from services.ethics.judge import Evidence
 from services.ethics.judgement import Judgement
 from services.ethics.output_check import OutputCheck, Progress
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 
 MAX_TEXT_CHARS: Final = 1_048_576
 MAX_ACTION_BYTES: Final = 36 * 1024 * 1024
+# The longest prompt of the contracts, twice: user turns are also read joined, arguments also with escapes read.
+MAX_ACTION_CHARS: Final = 8 * 1_048_576
 MAX_CHANNEL_INDEX: Final = 127
 TOOLS_AUDIENCE: Final = "/kala.tools.v1."
 
@@ -87,7 +91,7 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         peer = peer_of(context)
         self._require_complete(request, peer)
         action = unpack_strictly(request.action, self._class_of(request.audience))
-        judgement = await self._bench.judge(pieces_of(action))
+        judgement = await self._bench.judge(_bounded(pieces_of(action)))
         decision = self._decision(judgement, began, digest=action_digest(request.action))
         if not judgement.allows:
             return pb.CheckActionResponse(decision=decision)
@@ -113,7 +117,7 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         async for request in request_iterator:
             match request.WhichOneof("event"):
                 case "chunk":
-                    for response in checked.take(request.chunk):
+                    for response in await checked.take(request.chunk):
                         yield response
                 case "flush":
                     # Every chunk is checked as it comes, so there is nothing left to do.
@@ -261,7 +265,7 @@ class _Checked:
         """How many channels there were."""
         return len(self._told)
 
-    def take(self, chunk: pb.OutputChunk) -> list[pb.CheckOutputResponse]:
+    async def take(self, chunk: pb.OutputChunk) -> list[pb.CheckOutputResponse]:
         """Check a chunk; a refusal is told as the decision, not here."""
         channel = CHANNELS.get(chunk.channel)
         if channel is None:
@@ -271,7 +275,10 @@ class _Checked:
         if len(chunk.text) > MAX_TEXT_CHARS:
             raise InvalidArgumentError("chunk.text", f"must be at most {MAX_TEXT_CHARS} characters")
         self._told.setdefault((chunk.channel, chunk.index), 0)
-        progress = self._check.feed(channel, chunk.index, chunk.text)
+        if len(chunk.text) > INLINE_CHARS:
+            progress = await asyncio.to_thread(self._check.feed, channel, chunk.index, chunk.text)
+        else:
+            progress = self._check.feed(channel, chunk.index, chunk.text)
         return [] if progress.is_refused else self._tell(chunk.channel, chunk.index, progress)
 
     def finish(self) -> list[pb.CheckOutputResponse]:
@@ -297,6 +304,14 @@ def _require_start(request: pb.CheckOutputRequest | None) -> None:
         raise InvalidArgumentError("event", "the stream must begin with a start")
     if not request.start.decision_id:
         raise InvalidArgumentError("start.decision_id", "must name the decision that allowed the action")
+
+
+def _bounded(pieces: Iterable[Piece]) -> list[Piece]:
+    """The pieces, as long as their texts together are of a length that can be judged in seconds."""
+    found = list(pieces)
+    if sum(len(piece.text) for piece in found if isinstance(piece, Text)) > MAX_ACTION_CHARS:
+        raise InvalidArgumentError("action", f"must hold at most {MAX_ACTION_CHARS} characters of text")
+    return found
 
 
 def _text_of(text: str, stage: pb.Stage.ValueType) -> Text:

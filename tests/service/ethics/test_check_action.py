@@ -220,6 +220,12 @@ async def test_the_gateway_may_ask_for_requests_only(ethics: Ethics, purpose: cl
     assert isinstance(error, PermissionDeniedError)
 
 
+async def test_more_text_than_can_be_judged_in_seconds_is_refused(ethics: Ethics) -> None:
+    error = await refused(ethics.stub.CheckAction(check(chat(*["x" * 1_000_000] * 9)), timeout=60))
+    assert isinstance(error, InvalidArgumentError)
+    assert error.field == "action"
+
+
 async def test_many_messages_and_a_megabyte_are_judged(ethics: Ethics) -> None:
     action = chat(*["All is well."] * 10_000, "x " * 500_000)
     response = await ethics.stub.CheckAction(check(action), timeout=60)

@@ -78,6 +78,13 @@ async def test_a_forbidden_end_is_refused_at_the_finish_and_no_channel_goes_out(
     assert responses[-1].decision.evidence[0].field == "reasoning[1]"
 
 
+async def test_a_chunk_of_a_megabyte_is_checked(ethics: Ethics) -> None:
+    text = (HARMLESS * 40_000)[:1_048_576]
+    responses = await answers(ethics, [START, chunk(text), FINISH])
+    assert checked(responses)[-1] == (TEXT, 0, len(text))
+    assert responses[-1].decision.outcome == OUTCOME_ALLOW
+
+
 async def test_an_empty_output_is_allowed(ethics: Ethics) -> None:
     responses = await answers(ethics, [START, FINISH])
     assert [response.WhichOneof("event") for response in responses] == ["decision"]

@@ -236,6 +236,18 @@ def _seconds(rules: Rules, text: str) -> float:
     return time.perf_counter() - began
 
 
+def test_what_kala_itself_says_breaks_no_rule(rules: Rules, constitution: Constitution) -> None:
+    texts = constitution.texts
+    said = [texts.refuse, texts.redirect, texts.clarify, texts.undecided, texts.unreadable, texts.resources]
+    said += [
+        *texts.questions.values(),
+        *texts.alternatives.values(),
+        *(law.text for law in constitution.laws),
+    ]
+    for stage in Stage:
+        assert [text for text in said if rules.find(text, stage)] == []
+
+
 def test_no_pattern_uses_what_re2_reads_differently() -> None:
     for entry in BLOCKS:
         assert not re.search(r"\\[wdsWDS]|\(\?[=!<]|\\[1-9]", entry["pattern"]), entry["id"]

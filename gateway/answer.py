@@ -112,6 +112,11 @@ class _Call:
     is_named: bool = False  # id and name have left
     waiting: str = ""
 
+    def left(self, held: HoldBack, index: int) -> ToolCallText:
+        """Give what of this call has left: what is checked but for what still waits for the name."""
+        checked = held.released(tool_arguments(index))
+        return ToolCallText(self.words.id, self.words.name, checked[: len(checked) - len(self.waiting)])
+
 
 @dataclass(frozen=True, slots=True)
 class _HeldLogprob:
@@ -131,7 +136,6 @@ class AnswerBuffer:
         self._calls: dict[int, _Call] = {}
         self._logprobs: list[_HeldLogprob] = []
         self._pushed: dict[Track, int] = {}
-        self.released = Answer()
 
     def take_in(self, delta: inference_pb2.ChatDelta) -> list[Chunk]:
         """Hold a delta's words and give what must be sent to the check, in order."""
@@ -156,15 +160,13 @@ class AnswerBuffer:
             words[piece.track] = piece.text
             if piece.track.channel == ethics_pb2.OUTPUT_CHANNEL_TOOL_ARGUMENTS:
                 self._calls[piece.track.position].waiting += piece.text
-        release = Release(
+        return Release(
             text=words.get(TEXT, ""),
             reasoning=words.get(REASONING, ""),
             refusal=words.get(REFUSAL, ""),
             tool_calls=tuple(self._release_calls(is_final=is_final)) if self._calls else (),
             logprobs=tuple(self._release_logprobs()) if self._logprobs else (),
         )
-        self._note(release)
-        return release
 
     @property
     def is_empty(self) -> bool:
@@ -176,6 +178,11 @@ class AnswerBuffer:
         """Tell whether the model called tools."""
         return bool(self._calls)
 
+    @property
+    def has_released_text(self) -> bool:
+        """Tell whether any of the text has left."""
+        return self._held.released_upto(TEXT) > 0
+
     def generated(self) -> Answer:
         """Give all words, released or not; for the record, never for the client."""
         calls = {
@@ -184,6 +191,13 @@ class AnswerBuffer:
         }
         return Answer(
             self._held.generated(TEXT), self._held.generated(REASONING), self._held.generated(REFUSAL), calls
+        )
+
+    def released(self) -> Answer:
+        """Give the words that have left through `release`."""
+        calls = {index: call.left(self._held, index) for index, call in self._calls.items() if call.is_named}
+        return Answer(
+            self._held.released(TEXT), self._held.released(REASONING), self._held.released(REFUSAL), calls
         )
 
     def _push(self, chunks: list[Chunk], track: Track, text: str) -> int:
@@ -230,12 +244,3 @@ class AnswerBuffer:
         entries = [held.entry for held in self._logprobs[:ready]]
         del self._logprobs[:ready]
         return entries
-
-    def _note(self, release: Release) -> None:
-        self.released.text += release.text
-        self.released.reasoning += release.reasoning
-        self.released.refusal += release.refusal
-        for piece in release.tool_calls:
-            call = self.released.tool_calls.setdefault(piece.index, ToolCallText())
-            call.id, call.name = call.id or piece.id, call.name or piece.name
-            call.arguments += piece.arguments

@@ -74,8 +74,8 @@ class GenerationState:
     served: Served = field(default_factory=Served)
     finish: inference_pb2.ChatFinish | None = None
     decision: decision_pb2.Decision | None = None
-    began_at: float = 0.0
-    ended_at: float = 0.0
+    began_at: float = 0.0  # monotonic seconds: when the backend was called
+    ended_at: float = 0.0  # when it was last heard
 
 
 class Generation:
@@ -170,6 +170,7 @@ class Generation:
                 pass
 
     async def _take_chat(self, response: inference_pb2.ChatResponse) -> None:
+        self.state.ended_at = self._clock()
         match response.WhichOneof("event"):
             case "route":
                 self.state.served = served_by(response.route)
@@ -180,7 +181,6 @@ class Generation:
                 if chunks and self._hold is None and self._hold_seconds is not None:
                     self._hold = self._later(self._hold_seconds, _Due())
             case "finish":
-                self.state.ended_at = self._clock()
                 self.state.finish = response.finish
                 if response.finish.attempts:
                     self.state.served = replace(self.state.served, attempts=tuple(response.finish.attempts))

@@ -158,7 +158,7 @@ class Pipeline:
         )
 
     def overhead_ms(self, act: Act, state: GenerationState | None = None) -> float:
-        """Give what this platform added so far: all time but that between the call of the backend and its end."""
+        """Give what this platform added so far: all time but that between the backend's call and its last word."""
         elsewhere = 0.0 if state is None else state.ended_at - state.began_at
         return round((self._clock() - act.started - elsewhere) * 1000, 3)
 
@@ -301,16 +301,16 @@ class _Turn:
         """Give what reaches the reader: a stream's reader has what was released; others get all, or only words why not."""
         closing = self._closing_text()
         if self._is_stream:
-            left = self._buffer.released
+            left = self._buffer.released()
             return replace(left, text=left.text + closing) if closing else left
         if closing:
             return Answer(text=closing)
-        return Answer() if error or not self._is_allowed() else self._buffer.released
+        return Answer() if error or not self._is_allowed() else self._buffer.released()
 
     def _closing_text(self) -> str:
         """Give the constitution's words for an output that was refused, unless a part of its text has left already."""
         decision = self._generation.state.decision
-        if decision is None or self._is_allowed() or (self._is_stream and self._buffer.released.text):
+        if decision is None or self._is_allowed() or (self._is_stream and self._buffer.has_released_text):
             return ""
         return refusal_text(decision)
 

@@ -104,8 +104,12 @@ def test_an_undeclared_name_waits_for_its_own_check() -> None:
     buffer.check(tool_arguments(0), 2)
     assert not buffer.release().tool_calls
     buffer.check(chunks[0][0], len(chunks[0][1]))
+    assert not buffer.released().tool_calls
     (piece,) = buffer.release().tool_calls
     assert (piece.name, piece.arguments) == ("words of the model", "{}")
+    assert buffer.released().tool_calls[0].arguments == "{}"
+    buffer.take_in(_call(arguments="more"))
+    assert buffer.released().tool_calls[0].arguments == "{}"
 
 
 def test_a_call_without_arguments_leaves_at_the_end() -> None:
@@ -137,7 +141,7 @@ def test_the_record_of_a_text_is_the_text_and_of_anything_else_is_json() -> None
     buffer.take_in(_call(id="c", name="f", arguments="{}"))
     assert buffer.generated().form == "message"
     assert b'"arguments":"{}"' in buffer.generated().to_bytes()
-    assert buffer.released.to_bytes() == b""
+    assert buffer.released().to_bytes() == b""
 
 
 @given(
@@ -153,6 +157,6 @@ def test_what_left_is_what_the_record_says(text: str, offsets: list[int], sizes:
         for offset in offsets:
             buffer.check(TEXT, offset)
         left += buffer.release().text
-    assert buffer.released.text == left
+    assert buffer.released().text == left
     assert text.startswith(left)
     assert len(left) <= max(offsets, default=0)

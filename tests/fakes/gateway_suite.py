@@ -101,6 +101,7 @@ class Suite:
     audit: AuditProcess
     settings: GatewaySettings
     directory: Path
+    edge: AsyncExitStack
     first_leaf: int = 0
 
     def bearer(self, key: str | None = None) -> dict[str, str]:
@@ -131,6 +132,10 @@ class Suite:
         return await self.http.post(
             path, json=body, headers=self.bearer() | options.pop("headers", {}), **options
         )
+
+    async def stop_http(self) -> None:
+        """Stop the edge as SIGTERM does: no new connections, running answers drain."""
+        await self.edge.aclose()
 
     async def reset(self) -> None:
         """Forget what earlier tests scripted and logged."""
@@ -222,6 +227,7 @@ async def running_suite(
         registry = CollectorRegistry()
         telemetry = Telemetry(registry, RpcTelemetry(registry=registry), None)
         app = await stack.enter_async_context(gateway_app(settings, telemetry))
-        url = await stack.enter_async_context(serving_http(app, settings))
+        edge = await stack.enter_async_context(AsyncExitStack())
+        url = await edge.enter_async_context(serving_http(app, settings))
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20, trust_env=False))
-        yield Suite(url, http, key, ethics, inference, audit, settings, directory)
+        yield Suite(url, http, key, ethics, inference, audit, settings, directory, edge)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 from openai import AsyncOpenAI, AuthenticationError, BadRequestError, NotFoundError
 from openai.types import Model
 
-from tests.fakes.gateway_suite import Suite, running_suite
+from tests.fakes.certificates import TestAuthority
+from tests.fakes.gateway_suite import Suite, eventually, running_suite
 from tests.fakes.scripted_inference import REPLY, saying
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -72,3 +77,38 @@ async def test_the_url_is_published_while_the_gateway_serves(tmp_path: Path) -> 
     async with running_suite(tmp_path) as suite:
         assert (tmp_path / "url").read_text() == suite.url + "\n"
     assert not (tmp_path / "url").exists()
+
+
+async def test_with_certificates_the_edge_speaks_https(tmp_path: Path) -> None:
+    files = TestAuthority(tmp_path).issue("kala.test", dns_names=("kala.test",))
+    context = ssl.create_default_context(cafile=files.ca_file)
+    context.check_hostname = False
+    async with (
+        running_suite(tmp_path, http_cert_file=files.cert_file, http_key_file=files.key_file) as suite,
+        httpx.AsyncClient(base_url=suite.url, verify=context, trust_env=False) as http,
+    ):
+        assert suite.url.startswith("https://")
+        assert (await http.get("/v1/models", headers=suite.bearer())).status_code == 200
+
+
+async def test_a_running_stream_is_finished_when_the_gateway_stops(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        suite = await stack.enter_async_context(running_suite(tmp_path, drain_seconds=5))
+        suite.inference.script = lambda _: [
+            *saying("A first part that is long enough. ")[:2],
+            go_on,
+            *saying("end")[1:],
+        ]
+        body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
+        client = await stack.enter_async_context(httpx.AsyncClient(base_url=suite.url, trust_env=False))
+        response = await stack.enter_async_context(
+            client.stream("POST", "/v1/chat/completions", json=body, headers=suite.bearer())
+        )
+        lines = response.aiter_lines()
+        await anext(lines)
+        stopping = asyncio.create_task(suite.stop_http())
+        await eventually(lambda: asyncio.sleep(0, result=not (tmp_path / "url").exists()))
+        go_on.set()
+        assert [line async for line in lines if line][-1] == "data: [DONE]"
+        await stopping

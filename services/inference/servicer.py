@@ -51,7 +51,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._default_provider = service.default_provider
         self._wall_clock = service.wall_clock
 
-    async def Chat(self, _request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:
+    async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:  # noqa: ARG002 - the contract names it
         """Generate one answer; the clearance was verified by the guard and is asked again before each attempt."""
         clearance = current_clearance()
         action = unpack_strictly(clearance.action, pb.ChatAction)
@@ -76,7 +76,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 f"the generation was ended after {self._max_act_seconds:g} s", reason="MAX_ACT_SECONDS"
             ) from None
 
-    async def ListModels(self, request: pb.ListModelsRequest, _context: Context) -> pb.ListModelsResponse:
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002 - the contract names it
         """List what can be asked for now."""
         await self._registry.ready()
         listed = answers.models(self._registry.entries())
@@ -94,13 +94,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         )
         return pb.ListModelsResponse(models=chosen, next_page_token=following)
 
-    async def GetBackend(self, request: pb.GetBackendRequest, _context: Context) -> pb.GetBackendResponse:
+    async def GetBackend(self, request: pb.GetBackendRequest, context: Context) -> pb.GetBackendResponse:  # noqa: ARG002 - the contract names it
         """Show one backend as last seen."""
         await self._registry.ready()
         return pb.GetBackendResponse(backend=self._backend(self._entry(request.name, "name")))
 
     async def ListBackends(
-        self, request: pb.ListBackendsRequest, _context: Context
+        self,
+        request: pb.ListBackendsRequest,
+        context: Context,  # noqa: ARG002 - the contract names it
     ) -> pb.ListBackendsResponse:
         """Show the chain."""
         await self._registry.ready()
@@ -116,7 +118,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return pb.ListBackendsResponse(backends=chosen, next_page_token=following)
 
     async def CheckBackend(
-        self, request: pb.CheckBackendRequest, _context: Context
+        self,
+        request: pb.CheckBackendRequest,
+        context: Context,  # noqa: ARG002 - the contract names it
     ) -> pb.CheckBackendResponse:
         """Test one backend now."""
         await self._registry.ready()
@@ -126,7 +130,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return pb.CheckBackendResponse(backend=self._backend(entry), checks=answers.checks(steps))
 
     async def ExplainRoute(
-        self, request: pb.ExplainRouteRequest, _context: Context
+        self,
+        request: pb.ExplainRouteRequest,
+        context: Context,  # noqa: ARG002 - the contract names it
     ) -> pb.ExplainRouteResponse:
         """Say where a request would go."""
         await self._registry.ready()

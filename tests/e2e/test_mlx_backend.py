@@ -93,10 +93,10 @@ def suite(tmp_path_factory: pytest.TempPathFactory, mlx: MlxServer) -> Iterator[
         yield running
 
 
-def ask(suite: Suite, *, model: str = "auto", stream: bool = False) -> httpx.Response:
+def ask(suite: Suite, text: str = "Hello", *, model: str = "auto", stream: bool = False) -> httpx.Response:
     body = {
         "model": model,
-        "messages": [{"role": "user", "content": "Hello"}],
+        "messages": [{"role": "user", "content": text}],
         "max_tokens": 16,
         "temperature": 0,
         "stream": stream,
@@ -127,6 +127,15 @@ def test_a_stream_and_a_whole_answer_say_the_same(suite: Suite) -> None:
     chunks = [json.loads(line) for line in lines[:-1] if not line.startswith(":")]
     deltas = [choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]]
     assert "".join(deltas) == ask(suite).json()["choices"][0]["message"]["content"]
+
+
+def test_it_says_what_the_same_model_says_in_process(suite: Suite, model: Path) -> None:
+    if model != EMBEDDED_MODEL_DIR:
+        pytest.skip("the embedded model is not here")
+    question = "What is the capital of France?"
+    there, here = (ask(suite, question, model=name).json() for name in ("auto", "kala-demo"))
+    assert "Paris" in there["choices"][0]["message"]["content"]
+    assert there["choices"][0]["message"] == here["choices"][0]["message"]
 
 
 def test_a_name_of_the_hub_is_unknown_and_is_not_looked_up(suite: Suite) -> None:

@@ -74,6 +74,9 @@ class Engine:
             raise ValueError("the weights are not safetensors") from error
         self._model = model.to(device=self._device, dtype=self._dtype(model.num_parameters())).eval()
         self.context_tokens = weights.context_tokens
+        with torch.inference_mode():
+            # The first pass sets kernels up, which takes longer than a short answer.
+            self._model(torch.tensor([[0]], device=self._device))
         # Role markers and padding end an answer as surely as the end of text does.
         self._end_ids = frozenset(self._tokenizer.all_special_ids)
         defaults = self._model.generation_config

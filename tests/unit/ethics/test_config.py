@@ -6,7 +6,7 @@ import pytest
 
 from kala.errors import InvalidArgumentError
 from kala.ethics.constitution import TrustMode
-from services.common.settings import load
+from services.common.settings import load, settings_table
 from services.ethics import config
 from services.ethics.config import SECTION, EthicsSettings, default_constitution_dir
 
@@ -67,3 +67,8 @@ def test_the_packaged_constitution_comes_before_the_repository(
 
 def test_a_directory_of_ones_own_comes_before_both(tmp_path: Path) -> None:
     assert settings(tmp_path, CONSTITUTION_DIR=str(tmp_path)).constitution == tmp_path
+
+
+def test_the_readme_lists_every_setting() -> None:
+    readme = (Path(config.__file__).parent / "README.md").read_text()
+    assert settings_table(EthicsSettings, section=SECTION) in readme

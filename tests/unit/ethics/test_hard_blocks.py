@@ -248,6 +248,13 @@ def test_what_kala_itself_says_breaks_no_rule(rules: Rules, constitution: Consti
         assert [text for text in said if rules.find(text, stage)] == []
 
 
+def test_the_document_says_how_many_rules_there_are() -> None:
+    document = (Path(__file__).parents[3] / "docs" / "ethics" / "hard_blocks.md").read_text()
+    assert f"{len(BLOCKS)} signed rules" in document
+    assert f"{len(BENIGN)} harmless requests" in document
+    assert f"{len(HARMFUL)} harmful ones" in document
+
+
 def test_no_pattern_uses_what_re2_reads_differently() -> None:
     for entry in BLOCKS:
         assert not re.search(r"\\[wdsWDS]|\(\?[=!<]|\\[1-9]", entry["pattern"]), entry["id"]

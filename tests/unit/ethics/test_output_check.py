@@ -4,6 +4,7 @@ import codecs
 import itertools
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -255,3 +256,9 @@ def test_without_output_rules_only_the_margin_is_held_back(constitution: Constit
     requests = [block for block in constitution.blocks if block.max_chars is None]
     assert hold_back_chars(requests, Stage.OUTPUT) == 44
     assert hold_back_chars(constitution.blocks, Stage.OUTPUT) <= 200
+
+
+def test_the_readme_says_how_much_is_held_back(outputs: Outputs) -> None:
+    readme = (Path(__file__).parents[3] / "services" / "ethics" / "README.md").read_text()
+    text, tool_result = outputs.hold_back[Stage.OUTPUT], outputs.hold_back[Stage.TOOL_RESULT]
+    assert f"holds back {text} characters of text ({tool_result} of tool results)" in readme

@@ -47,6 +47,7 @@ async def preload(registry: Registry, pythia: Sequence[PythiaBackend]) -> None:
     usable = [backend for backend in pythia if backend.identity.name in ready_names(registry)]
     if usable and not any(view.is_answering for view in others):
         await usable[0].preload()
+        await registry.refresh()
 
 
 def ready_names(registry: Registry) -> frozenset[str]:

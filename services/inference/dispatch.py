@@ -14,7 +14,7 @@ from kala.errors import (
     NotFoundError,
     UnavailableError,
 )
-from services.inference.backend import BackendFailure, Blame, ContextOverflow, Identity, ModelInfo
+from services.inference.backend import BackendFailure, Blame, ContextOverflow, Identity, LoadState, ModelInfo
 from services.inference.chat import ChatCall, Delta, Finish, FinishReason, Opened, Usage, join_deltas
 from services.inference.registry.registry import Entry, Registry
 from services.inference.router import Candidate, PassedOver, Route
@@ -132,6 +132,8 @@ class Dispatch:
         return Routed(identity, attempt.model.id, attempt.model.base_digest, (*self.attempts, present))
 
     def _end(self, attempt: _Try, finish: Finish) -> list[Step]:
+        if attempt.model.state is LoadState.NOT_LOADED:
+            self.registry.look_soon()
         steps: list[Step] = []
         if not attempt.is_released:
             steps.append(self._released(attempt))
@@ -194,7 +196,7 @@ def _others(passed_over: tuple[PassedOver, ...]) -> list[PassedOver]:
 def _only_one_failed(candidate: Candidate, attempt: Attempt) -> KalaError:
     text = f"{attempt.backend} {attempt.detail}"
     if attempt.reason == "NO_MODEL_LOADED" or (
-        attempt.reason == "MODEL_NOT_FOUND" and candidate.model.state.value == "not loaded"
+        attempt.reason == "MODEL_NOT_FOUND" and candidate.model.state is LoadState.NOT_LOADED
     ):
         return FailedPreconditionError(
             f"{attempt.backend} has {candidate.model.id!r} not loaded; load it there first",

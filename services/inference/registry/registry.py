@@ -153,6 +153,10 @@ class Registry:
             entry.status = Status(State.OFF, failure.detail, entry.status.models, reason=failure.reason)
         self._hurry.set()
 
+    def look_soon(self) -> None:
+        """Look at everything soon, because a request has changed something: it made a backend load a model."""
+        self._hurry.set()
+
     async def aclose(self) -> None:
         """Close every backend."""
         if self._round is not None:

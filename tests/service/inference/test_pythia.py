@@ -55,6 +55,11 @@ async def test_it_answers_and_counts(suite: Suite) -> None:
     assert 1 <= answer.finish.usage.output_tokens <= 12
 
 
+async def test_it_is_shown_as_loaded_once_it_has_served(suite: Suite) -> None:
+    await suite.chat(action("Hi", sampling=sampling()))
+    await until(lambda: suite.registry.views()[0].status.models[0].state is LoadState.LOADED)
+
+
 async def test_greedy_is_the_same_every_time_and_streams_the_same_text(suite: Suite) -> None:
     greedy = sampling(temperature=0)
     whole = await suite.chat(action("Hi", sampling=greedy))

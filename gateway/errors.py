@@ -15,7 +15,6 @@ from kala import errors
 from services.common.status import code_of, to_status
 
 ETHICS_UNAVAILABLE: Final = "ETHICS_UNAVAILABLE"
-AUDIT_UNAVAILABLE: Final = "AUDIT_UNAVAILABLE"
 BACKENDS_UNAVAILABLE: Final = "BACKENDS_UNAVAILABLE"
 MODEL_NOT_FOUND: Final = "MODEL_NOT_FOUND"
 INVALID_API_KEY: Final = "INVALID_API_KEY"

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -130,11 +130,6 @@ def require_good(key: ApiKey | None, now: datetime) -> ApiKey:
             reason=INVALID_API_KEY,
         )
     return key
-
-
-def revoked(key: ApiKey, now: datetime) -> ApiKey:
-    """Give the key as revoked; revoking twice keeps the first time."""
-    return key if key.revoked_at is not None else replace(key, revoked_at=now)
 
 
 def scope_numbers(names: Iterable[str]) -> frozenset[int]:

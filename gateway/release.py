@@ -6,7 +6,6 @@ Every field of an answer is a track of its own with its own offsets, in Unicode 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -81,10 +80,6 @@ class HoldBack:
         """Give how many characters of a track have left."""
         held = self._tracks.get(track)
         return 0 if held is None else held.released
-
-    def tracks(self) -> Iterator[Track]:
-        """Name the tracks that generated text, in the order of their first text."""
-        return iter(self._tracks)
 
     def generated(self, track: Track) -> str:
         """Give all text of a track, released or not; for the record, never for the client."""

@@ -14,7 +14,6 @@ from kala.errors import NotFoundError, PermissionDeniedError
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-READ_PAYLOAD: Final = "/kala.audit.v1.AuditReadService/ReadPayload"
 GET_ENTRY: Final = "/kala.audit.v1.AuditReadService/GetEntry"
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from kala.common.v1 import usage_pb2
-from kala.errors import KalaError
+from kala.errors import KalaError, UnavailableError
 from kala.inference.v1 import inference_pb2 as pb
 from kala.inference.v1 import inference_pb2_grpc
 from services.common.clearance import ClearanceVerifier, current_clearance
@@ -113,5 +113,11 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
     async def PullModel(  # noqa: N802
         self, request: pb.PullModelRequest, context: Context
     ) -> AsyncIterator[pb.PullModelResponse]:
+        if request.source == "nothing":
+            return
+        if request.source == "fail early":
+            await abort(context, UnavailableError("the source does not answer"))
         yield pb.PullModelResponse(file="a", received_bytes=1)
+        if request.source == "fail late":
+            await abort(context, UnavailableError("the source went away"))
         yield pb.PullModelResponse(file="b", received_bytes=2)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
-from tests.fakes.gateway_suite import Suite
+from kala.errors import NotFoundError
+from tests.fakes.gateway_suite import Suite, eventually
 from tests.fakes.scripted_ethics import FORBIDDEN
-from tests.fakes.scripted_inference import REPLY, saying
+from tests.fakes.scripted_inference import REPLY, Step, saying
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -167,3 +169,80 @@ async def test_openapi_describes_every_route_with_its_comment_and_scope(suite: S
         operation.get("x-kala-scope") for path in document["paths"].values() for operation in path.values()
     }
     assert "internal" not in scopes
+
+
+@pytest.mark.parametrize("path", ["/kala/v1/inference/chat", "/kala/v1/inference/embed"])
+async def test_a_guarded_call_fails_closed_without_ethics(suite: Suite, path: str) -> None:
+    suite.ethics.is_down = True
+    body = ACTION if path.endswith("chat") else {"inputs": ["a"]}
+    response = await suite.post(path, body)
+    assert (response.status_code, response.json()["error"]["status"]) == (503, "UNAVAILABLE")
+    assert response.json()["error"]["details"][0]["reason"] == "ETHICS_UNAVAILABLE"
+    assert (await suite.receipt(response.headers["x-kala-receipt"])).value["result"]["status"] == "error"
+
+
+async def test_a_guarded_call_whose_output_cannot_be_checked_does_not_answer(suite: Suite) -> None:
+    suite.ethics.dies_after_chunks = 1
+    response = await suite.post("/kala/v1/inference/chat", ACTION)
+    assert response.status_code == 503
+    assert REPLY not in response.text
+    (outcome,) = await suite.leaves(kind="chat.outcome")
+    assert (outcome["result"]["status"], outcome["result"]["code"]) == ("error", "ETHICS_UNAVAILABLE")
+
+
+async def test_a_guarded_call_that_fails_is_logged_with_its_reason(suite: Suite) -> None:
+    suite.inference.script = lambda _: [NotFoundError("no such model", reason="MODEL_NOT_FOUND")]
+    response = await suite.post("/kala/v1/inference/chat", ACTION)
+    assert (response.status_code, response.json()["error"]["status"]) == (404, "NOT_FOUND")
+    (outcome,) = await suite.leaves(kind="chat.outcome")
+    assert outcome["result"]["code"] == "MODEL_NOT_FOUND"
+
+
+async def test_a_guarded_call_with_an_expired_clearance_is_judged_again(suite: Suite) -> None:
+    suite.ethics.clearance_age_seconds = [300]
+    assert (await suite.post("/kala/v1/inference/chat", ACTION)).status_code == 200
+    assert len(suite.ethics.actions) == 2
+
+
+async def test_a_client_that_leaves_a_guarded_call_stops_it(suite: Suite) -> None:
+    suite.inference.script = lambda _: [asyncio.Event()]
+    task = asyncio.ensure_future(suite.post("/kala/v1/inference/chat", ACTION))
+    await suite.inference.began.wait()
+    task.cancel()
+    await asyncio.wait_for(suite.inference.cancelled.wait(), 1.0)
+    (outcome,) = await eventually(lambda: suite.leaves(kind="chat.outcome"))
+    assert outcome["result"]["status"] == "cancelled"
+
+
+async def test_a_stream_that_fails_says_so_at_its_end(suite: Suite) -> None:
+    early = await suite.post("/kala/v1/inference/models:pull", {"source": "fail early"})
+    assert (early.status_code, early.json()["error"]["status"]) == (503, "UNAVAILABLE")
+    lines = await suite.post("/kala/v1/inference/models:pull", {"source": "fail late"})
+    assert lines.status_code == 200
+    assert json.loads(lines.text.splitlines()[-1])["error"]["code"] == 503
+    accept = {"accept": "text/event-stream"}
+    events = await suite.post("/kala/v1/inference/models:pull", {"source": "fail late"}, headers=accept)
+    assert "event: error\ndata: {" in events.text
+    empty = await suite.post("/kala/v1/inference/models:pull", {"source": "nothing"})
+    assert (empty.status_code, empty.text) == (200, "")
+
+
+async def test_the_content_of_another_tenant_cannot_be_read(suite: Suite) -> None:
+    await suite.chat()
+    path = f"/kala/v1/audit/entries/{suite.first_leaf}/payloads/request:read"
+    body = {"reason": "a test of tenancy"}
+    stranger = suite.bearer(suite.new_key("audit.read", tenant="other"))
+    assert (await suite.http.post(path, json=body, headers=stranger)).status_code == 404
+    assert (await suite.post(path, body)).status_code in {200, 501}
+    mine = suite.bearer(suite.new_key("audit.read"))
+    assert (await suite.http.get("/kala/v1/audit/entries", headers=mine)).status_code in {200, 501}
+
+
+async def test_a_bug_is_500_without_its_words(suite: Suite) -> None:
+    def broken(_action: object) -> list[Step]:
+        raise RuntimeError("secret detail")
+
+    suite.inference.script = broken
+    response = await suite.post("/kala/v1/inference/chat", ACTION)
+    assert response.status_code == 500
+    assert "secret detail" not in response.text

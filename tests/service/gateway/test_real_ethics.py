@@ -10,7 +10,7 @@ import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.common.keys import write_private_key
-from services.ethics.__main__ import make_servicer
+from services.ethics.__main__ import make_bench, make_servicer
 from services.ethics.config import EthicsSettings
 from services.ethics.watch import ConstitutionWatch
 from tests.fakes.gateway_suite import Suite, running_suite, words_of
@@ -28,7 +28,7 @@ async def judged(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Suit
     write_private_key(directory / "ethics.key", key)
     settings = EthicsSettings(trust="development", signing_key_file=directory / "ethics.key")
     watch = ConstitutionWatch(settings.constitution, settings.constitution_trust, interval_seconds=300)
-    servicer = make_servicer(settings, watch)
+    servicer = make_servicer(settings, watch, make_bench(settings, watch.in_force))
     async with running_suite(directory, judge=servicer, judge_key=key.public_key()) as suite:
         yield suite
 

@@ -19,6 +19,8 @@ from services.ethics.judge import Outcome, Stage
 from services.ethics.patterns import Pattern, expand
 
 LAW_NUMBERS: Final = (0, 1, 2, 3, 4)
+# The only language of this release; texts in others come beside it.
+LANGUAGE: Final = "en"
 BLOCKS_PREFIX: Final = "hard_blocks/"
 TEXTS_PREFIX: Final = "texts/"
 STAGES: Final[Mapping[str, frozenset[Stage]]] = {
@@ -59,8 +61,6 @@ class HardBlock:
     unless: tuple[Pattern, ...]
     max_chars: int | None
     needs_opaque: bool
-    matches: tuple[str, ...]
-    passes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def read_constitution(verified: VerifiedConstitution) -> Constitution:
         laws=laws,
         order=_read("decision_order.yaml", files, _order),
         blocks=tuple(blocks),
-        texts=_read(f"{TEXTS_PREFIX}en.yaml", files, lambda document: _texts(document, laws)),
+        texts=_read(f"{TEXTS_PREFIX}{LANGUAGE}.yaml", files, lambda document: _texts(document, laws)),
         look_alikes=_read("confusables.json", files, lambda document: dict(document["letters"])),
     )
 
@@ -155,6 +155,8 @@ def _order(document: Any) -> DecisionOrder:  # Any: a YAML document, checked her
 
 def _texts(document: Any, laws: tuple[Law, ...]) -> Texts:  # Any: a YAML document, checked here
     texts = Texts(**document)
+    if texts.language != LANGUAGE:
+        raise ValueError(f"language must be {LANGUAGE}, not {texts.language}")
     known = {category for law in laws for category in law.categories}
     missing = known - texts.alternatives.keys()
     if missing:
@@ -195,6 +197,8 @@ def _block(law: Law, entry: Mapping[str, Any], fragments: Mapping[str, str]) -> 
         raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
     if entry["category"] not in law.categories:
         raise ValueError(f"law {law.number} has no category {entry['category']}")
+    if not entry["match"] or not entry["no_match"]:
+        raise ValueError("match and no_match must each hold an example")
     bounded, frame = "max_chars" in entry, entry.get("frame")
     block = HardBlock(
         id=entry["id"],
@@ -207,8 +211,6 @@ def _block(law: Law, entry: Mapping[str, Any], fragments: Mapping[str, str]) -> 
         unless=tuple(expand(pattern, fragments, whole_words=False) for pattern in entry["unless"]),
         max_chars=entry.get("max_chars"),
         needs_opaque=entry.get("needs_opaque", False),
-        matches=tuple(entry["match"]),
-        passes=tuple(entry["no_match"]),
     )
     _check_block(block)
     return block

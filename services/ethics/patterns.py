@@ -20,7 +20,6 @@ from kala.errors import ConstitutionError
 BOUNDED_WORD: Final = "[a-z0-9']{1,15}"
 # A gap is up to three marks that end no sentence, or one mark that does: "how.to.build" but not "to build. A bomb".
 GAP: Final = "(?:[^a-z0-9.!?]{1,3}|[.!?])"
-GAP_CHARS: Final = 3
 WORD: Final = "[a-z0-9']+"
 SENTENCE_START: Final = r"(?m:^|[.!?:;,>\x22'(*-])[^a-z0-9]{0,4}"
 TEXT_END: Final = r"[^a-z0-9\n]{0,8}(?m:$)"

@@ -38,7 +38,6 @@ def block(shorthand: str, **fields: object) -> HardBlock:
     values: dict[str, object] = {
         "id": "test", "law": 1, "category": "c", "stages": STAGES["request"], "outcome": Outcome.REFUSE,
         "frame": None, "pattern": expand(shorthand, {}), "unless": (), "max_chars": None, "needs_opaque": False,
-        "matches": (), "passes": (),
     }  # fmt: skip
     return HardBlock(**(values | fields))  # type: ignore[arg-type] # built from a dictionary on purpose
 

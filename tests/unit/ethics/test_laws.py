@@ -91,6 +91,8 @@ BLOCKS = "hard_blocks/law1.yaml"
         ("decision_order.yaml", _repeat_law, "each of the five laws once"),
         ("decision_order.yaml", _allow, "every outcome but ALLOW"),
         ("texts/en.yaml", _forget_alternative, "no alternative for self_harm"),
+        ("texts/en.yaml", lambda document: document | {"language": "fr"}, "language must be en"),
+        (BLOCKS, _set(match=[]), "must each hold an example"),
         (BLOCKS, _set(category="unknown"), "law 1 has no category unknown"),
         (BLOCKS, _set(colour="red"), "unknown keys colour"),
         (BLOCKS, _set(stage="never"), "never"),

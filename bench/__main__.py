@@ -57,14 +57,19 @@ def compare(
 
 def table(results: dict[str, list[Arm]]) -> list[str]:
     """Markdown rows: p50, what it adds to direct, and the ratio of that to LiteLLM's."""
-    lines = ["| measure | arm | p50 ms | p99 ms | added p50 ms | of LiteLLM's added |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| measure | arm | p50 ms | p99 ms | added p50 ms | of LiteLLM's added |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for measure, arms in results.items():
         by_name = {arm.name: arm for arm in arms}
         direct, peer = by_name["direct"].p50_ms, by_name.get("litellm")
         for arm in arms:
             added = arm.p50_ms - direct
             ratio = f"{added / (peer.p50_ms - direct):.2f}" if peer and arm.name != "direct" else "–"
-            lines.append(f"| {measure} | {arm.name} | {arm.p50_ms:.2f} | {arm.p99_ms:.2f} | {added:.2f} | {ratio} |")
+            lines.append(
+                f"| {measure} | {arm.name} | {arm.p50_ms:.2f} | {arm.p99_ms:.2f} | {added:.2f} | {ratio} |"
+            )
     return lines
 
 
@@ -84,7 +89,9 @@ def startup(folder: Path, whole: str) -> dict[str, float]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--requests", type=int, default=100, help="per arm and round")
     parser.add_argument("--no-startup", action="store_true", help="skip the start-up times")
@@ -99,7 +106,9 @@ def main() -> None:
                 "KALA_INFERENCE_DISCOVER": "false",
             }
             with suite(folder / "state", environment) as running, litellm(folder, whole, streamed) as peer:
-                results = compare(running, peer, whole, streamed, rounds=options.rounds, requests=options.requests)
+                results = compare(
+                    running, peer, whole, streamed, rounds=options.rounds, requests=options.requests
+                )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     report = [
@@ -112,7 +121,10 @@ def main() -> None:
     out = ROOT / "build" / "bench"
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text("\n".join(report) + "\n")
-    figures = {name: [{"arm": arm.name, "p50_ms": arm.p50_ms, "p99_ms": arm.p99_ms} for arm in arms] for name, arms in results.items()}
+    figures = {
+        name: [{"arm": arm.name, "p50_ms": arm.p50_ms, "p99_ms": arm.p99_ms} for arm in arms]
+        for name, arms in results.items()
+    }
     (out / "report.json").write_text(json.dumps({"startup_seconds": started, **figures}, indent=2))
     print("\n".join(report))
 

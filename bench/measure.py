@@ -54,7 +54,11 @@ class KeepAliveClient:
         response = self._send()
         seconds = 0.0
         while line := response.readline():
-            if not seconds and b'"content":"' in line.replace(b'": "', b'":"') and b'"content":""' not in line:
+            if (
+                not seconds
+                and b'"content":"' in line.replace(b'": "', b'":"')
+                and b'"content":""' not in line
+            ):
                 seconds = time.perf_counter() - started
         response.read()  # closes the response, so that the connection takes the next request
         return seconds

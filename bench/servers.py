@@ -64,13 +64,22 @@ def litellm(folder: Path, upstream: str, streaming_upstream: str) -> Iterator[Pe
         return
     port = free_port()
     models = [
-        {"model_name": name, "litellm_params": {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": "none"}}
+        {
+            "model_name": name,
+            "litellm_params": {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": "none"},
+        }
         for name, url in (("whole", upstream), ("stream", streaming_upstream))
     ]
     config = folder / "litellm.yaml"
     config.write_text(json.dumps({"model_list": models}))  # JSON is YAML
     key = f"sk-{secrets.token_hex(32)}"
-    environment = {**os.environ, "LITELLM_MASTER_KEY": key, "LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_PROXY": "127.0.0.1"}
+    environment = {
+        **os.environ,
+        "LITELLM_MASTER_KEY": key,
+        "LITELLM_TELEMETRY": "False",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "NO_PROXY": "127.0.0.1",
+    }
     with (folder / "litellm.log").open("wb") as log:
         process = subprocess.Popen(
             [PEER, "--config", config, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"],

@@ -29,7 +29,14 @@ def completion() -> str:
     """The whole answer, as llama-server gives it."""
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": ANSWER}}
     return json.dumps(
-        {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": MODEL, "choices": [choice], "usage": USAGE}
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": MODEL,
+            "choices": [choice],
+            "usage": USAGE,
+        }
     )
 
 
@@ -48,7 +55,14 @@ def stream() -> str:
         )
         for delta, reason in chunks
     ]  # fmt: skip
-    usage = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": MODEL, "choices": [], "usage": USAGE}
+    usage = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": MODEL,
+        "choices": [],
+        "usage": USAGE,
+    }
     return "".join(f"data: {line}\n\n" for line in [*lines, json.dumps(usage), "[DONE]"])
 
 
@@ -74,7 +88,9 @@ def static_model_servers(folder: Path) -> Iterator[tuple[str, str]]:
     whole, streamed, models = folder / "whole.json", folder / "stream.sse", folder / "models.json"
     whole.write_text(completion())
     streamed.write_text(stream())
-    models.write_text(json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model", "meta": {"n_ctx": 8192}}]}))
+    models.write_text(
+        json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model", "meta": {"n_ctx": 8192}}]})
+    )
     config = folder / "nginx.conf"
     config.write_text(
         f"user root; daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;\n"

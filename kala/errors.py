@@ -145,7 +145,7 @@ class VerificationError(KalaError):
 
 
 class UnimplementedError(KalaError):
-    """This release does not serve the call."""
+    """The call is not served by this release."""
 
     default_reason = "UNIMPLEMENTED"
 

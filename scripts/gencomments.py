@@ -69,7 +69,9 @@ def comments(files: descriptor_pb2.FileDescriptorSet) -> Iterator[tuple[str, str
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="fail when the file is out of date")
     arguments = parser.parse_args()
     text = json.dumps(dict(sorted(comments(image()))), ensure_ascii=False, indent=0) + "\n"

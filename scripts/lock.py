@@ -48,7 +48,9 @@ def resolve(wanted: list[str]) -> dict[str, str]:
             check=True,
         )  # fmt: skip
         installed = json.loads(report.read_text())["install"]
-    return {item["metadata"]["name"].lower().replace("_", "-"): item["metadata"]["version"] for item in installed}
+    return {
+        item["metadata"]["name"].lower().replace("_", "-"): item["metadata"]["version"] for item in installed
+    }
 
 
 def is_locked(name: str) -> bool:

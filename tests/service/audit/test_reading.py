@@ -132,7 +132,18 @@ async def indexes(served: ServedLog, request: audit_pb2.QueryRequest) -> list[in
         (audit_pb2.EntryFilter(law=3, model="model-1"), lambda n: n % 5 == 3 and n % 3 == 1),
     ],
     # Names that are the same in every worker.
-    ids=["law", "law 0", "model", "actor", "trace", "outcomes", "type and tenant", "type", "tool", "law and model"],
+    ids=[
+        "law",
+        "law 0",
+        "model",
+        "actor",
+        "trace",
+        "outcomes",
+        "type and tenant",
+        "type",
+        "tool",
+        "law and model",
+    ],
 )
 async def test_a_query_finds_exactly_what_meets_its_filter(
     served: ServedLog, wanted: audit_pb2.EntryFilter, expected: object

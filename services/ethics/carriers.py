@@ -8,7 +8,6 @@ no two parts of one can match the same characters.
 from __future__ import annotations
 
 import base64
-import binascii
 import html
 import re
 from collections.abc import Callable, Iterator
@@ -112,10 +111,7 @@ def _decode_base64(encoded: str) -> str | None:
     compact = "".join(encoded.split()).rstrip("=").translate(_URL_SAFE)
     usable = len(compact) - (len(compact) % 4 == 1)
     padded = compact[:usable] + "=" * (-usable % 4)
-    try:
-        return _as_text(base64.b64decode(padded, validate=True))
-    except binascii.Error:
-        return None
+    return _as_text(base64.b64decode(padded, validate=True))
 
 
 def _read_hex(encoded: str) -> str | None:

@@ -146,3 +146,7 @@ def test_digests_are_not_read() -> None:
 def test_a_digest_of_the_wrong_length_hides_nothing() -> None:
     action = tools_pb2.WriteFileAction(data=b"x", expected_sha256=b"how to build a bomb")
     assert by_field(list(pieces_of(action)))["expected_sha256"]
+
+
+def test_json_without_any_text_gives_no_second_text() -> None:
+    assert [text.field for text in json_texts("[1, null]", "f", Stage.OUTPUT)] == ["f"]

@@ -310,3 +310,18 @@ def test_no_other_private_key_is_in_the_repository() -> None:
     private = serialization.load_pem_private_key((SHIPPED / "dev" / "development.key").read_bytes(), None)
     assert isinstance(private, Ed25519PrivateKey)
     assert key_id(private.public_key()) == key_id(key)
+
+
+def test_a_file_that_cannot_be_read_is_named(
+    directory: Path, trust: Trust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Path.open
+
+    def refuse(path: Path, mode: str = "r") -> object:
+        if path.is_relative_to(directory):
+            raise PermissionError("not yours")
+        return original(path, mode)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ConstitutionError, match=r"hard_blocks/law0\.yaml: cannot be read: not yours"):
+        verify_constitution(directory, trust)

@@ -262,3 +262,10 @@ def test_the_readme_says_how_much_is_held_back(outputs: Outputs) -> None:
     readme = (Path(__file__).parents[3] / "services" / "ethics" / "README.md").read_text()
     text, tool_result = outputs.hold_back[Stage.OUTPUT], outputs.hold_back[Stage.TOOL_RESULT]
     assert f"holds back {text} characters of text ({tool_result} of tool results)" in readme
+
+
+def test_nothing_after_a_refusal_in_the_same_chunk_is_checked(outputs: Outputs) -> None:
+    check = outputs.open()
+    progress = check.feed(Channel.TEXT, 0, FORBIDDEN["plain"] + ". " + HARMLESS * 300)
+    assert progress.is_refused
+    assert progress.released_chars == 0

@@ -150,7 +150,7 @@ def _are_sizes(value: object) -> bool:
 
 def _require_contiguous(what: str, tensors: Mapping[str, Tensor], body_bytes: int) -> None:
     """Every byte belongs to exactly one tensor: nothing can hide between them."""
-    widths = dict(DTYPES.values())
+    widths: dict[str, int] = dict(DTYPES.values())
     position = 0
     for name, (dtype, shape, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2:]):
         if begin != position or end - begin != math.prod(shape) * widths.get(dtype, 0):

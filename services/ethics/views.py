@@ -89,11 +89,18 @@ class Reader:
 
 
 def plain_views(prefix: str, cased: str, locate: Locate) -> Iterator[View]:
-    """The views that keep the text's characters: those of `streamed_views`, and every word reversed in its place."""
-    views = tuple(streamed_views(prefix, cased, locate))
+    """The views that keep the text's characters: those of `streamed_views`, and two that need the whole text.
+
+    These have every word reversed in its place and, where words are spelled out, all words run together.
+    """
+    views = list(streamed_views(prefix, cased, locate))
     yield from views
     base = views[1] if len(views) > 1 and views[1].name == f"{prefix}leet" else views[0]
     yield View(f"{prefix}reversed_words", _reverse_words(base.text), _chain(_whole_words(base.text), locate))
+    if SPELLED.search(base.text):
+        yield from without(
+            f"{prefix}squeezed", base.text, locate, (gap.span() for gap in _SPELLED_GAP.finditer(base.text))
+        )
 
 
 def streamed_views(prefix: str, cased: str, locate: Locate) -> Iterator[View]:

@@ -79,7 +79,7 @@ class Bridge:
         message = await self._read(exchange, binding, variables, caller)
         self._require_deployed(binding)
         if binding.action_class is not None:
-            async with self._gate.room():
+            with self._gate.room:
                 await until_disconnect(exchange, self._serve_guarded(exchange, binding, message, caller))
         elif binding.is_streaming:
             confine(message, caller)

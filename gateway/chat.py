@@ -83,7 +83,7 @@ class ChatCompletions:
         )
         answer = _Stream if request.wants_stream else _Whole
         identity = Identity(f"chatcmpl-{self._new_id(ID_BYTES)}", int(self._wall_clock()), action.model)
-        async with self._gate.room():
+        with self._gate.room:
             await until_disconnect(exchange, answer(exchange, self._pipeline, identity, request).run(act))
 
     async def _read(self, exchange: Exchange, key: ApiKey) -> tuple[ChatRequest, inference_pb2.ChatAction]:

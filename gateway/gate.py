@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Final
 
 from gateway.edge import Exchange
@@ -45,6 +43,23 @@ class AnonymousBudget:
         return missed
 
 
+class Room:
+    """The places for acts that run now; entered with `with`, left at its end."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+
+    def __enter__(self) -> None:
+        if self._free < 1:
+            raise ResourceExhaustedError(
+                "too many requests are running; try again in a second", retry_after_seconds=1.0
+            )
+        self._free -= 1
+
+    def __exit__(self, *_failure: object) -> None:
+        self._free += 1
+
+
 class Gate:
     """Authenticates and authorises; one per process."""
 
@@ -61,7 +76,7 @@ class Gate:
         self._pseudonyms = pseudonyms
         self._ledger = ledger
         self._budget = AnonymousBudget(clock)
-        self._room = asyncio.Semaphore(max_concurrent)
+        self.room = Room(max_concurrent)
 
     async def admit(self, exchange: Exchange, *, rpc: str, scope: int) -> ApiKey:
         """Give the caller's key, or log and raise: UnauthenticatedError, or PermissionDeniedError naming the scope."""
@@ -88,16 +103,6 @@ class Gate:
     def caller(self, key: ApiKey, person: str = "") -> Caller:
         """Name a key's holder and the person it acts for."""
         return self._pseudonyms.caller(key, person)
-
-    @asynccontextmanager
-    async def room(self) -> AsyncIterator[None]:
-        """Hold a place among the acts that run now, or raise ResourceExhaustedError at once."""
-        if self._room.locked():
-            raise ResourceExhaustedError(
-                "too many requests are running; try again in a second", retry_after_seconds=1.0
-            )
-        async with self._room:
-            yield
 
     async def _log_stranger(self, exchange: Exchange, rpc: str, error: UnauthenticatedError) -> None:
         missed = self._budget.take()

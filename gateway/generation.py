@@ -25,9 +25,6 @@ from services.common.status import from_error
 if TYPE_CHECKING:
     from kala.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
-MAX_WAITING_DELTAS: Final = 32
-"""Deltas read ahead of a slow reader; then the backend is held back by gRPC's flow control."""
-
 _FLUSH: Final = ethics_pb2.CheckOutputRequest(flush=ethics_pb2.OutputFlush())
 _FINISH: Final = ethics_pb2.CheckOutputRequest(finish=ethics_pb2.OutputFinish())
 
@@ -38,33 +35,6 @@ ALL_BACKENDS_FAILED: Final = "ALL_BACKENDS_FAILED"
 
 OnRelease = Callable[[Release], Awaitable[None]]
 Call: TypeAlias = Any  # grpc.aio types its call objects loosely
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """The backend's stream is over."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """Something without which no answer may go on."""
-
-    error: KalaError
-
-
-@dataclass(frozen=True, slots=True)
-class _Due:
-    """Held text has waited long enough."""
-
-
-_Event = (
-    inference_pb2.ChatResponse
-    | ethics_pb2.CheckOutputResponse
-    | decision_pb2.Decision
-    | _Ended
-    | _Failed
-    | _Due
-)
 
 
 @dataclass(slots=True)
@@ -103,16 +73,21 @@ class Generation:
         self._hold_seconds = hold_seconds
         self._max_act_seconds = max_act_seconds
         self._clock = clock
-        self._events: asyncio.Queue[_Event] = asyncio.Queue()
-        self._room = asyncio.Semaphore(MAX_WAITING_DELTAS)
+        self._over = asyncio.Event()
+        self._error: BaseException | None = None
+        self._writing = asyncio.Lock()  # gRPC takes one write at a time
+        self._releasing = asyncio.Lock()  # held while words are on their way to the reader
+        self._flush: asyncio.Task[None] | None = None
         self._hold: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._check: Call = None
         self.state = GenerationState()
 
-    def fail(self, error: KalaError) -> None:
-        """End the generation: nothing more leaves."""
-        self._events.put_nowait(_Failed(error))
+    def fail(self, error: BaseException) -> None:
+        """End the generation: nothing more leaves, and `run` raises the error."""
+        if not self._over.is_set():
+            self._error = error
+            self._over.set()
 
     async def run(self, on_release: OnRelease) -> None:
         """Generate until ethics has the last word; raises KalaError when the backend or ethics fails.
@@ -124,22 +99,40 @@ class Generation:
             inference_pb2.ChatRequest(sealed=self._sealed), timeout=self._max_act_seconds
         )
         self._check = self._ethics.open_check()
-        pumps = [asyncio.ensure_future(self._pump_chat(chat)), asyncio.ensure_future(self._pump_check())]
+        readers: list[asyncio.Task[None]] = []
         try:
             await self._send(self._start())
-            while self.state.decision is None:
-                await self._take(await self._events.get(), on_release)
+            readers = [
+                asyncio.ensure_future(self._read_chat(chat)),
+                asyncio.ensure_future(self._read_check(on_release)),
+            ]
+            for reader in readers:
+                reader.add_done_callback(self._note_failure)
+            await self._over.wait()
+            # What is on its way out gets there, so that the record says exactly what left.
+            async with self._releasing:
+                pass
         finally:
-            if self.state.finish is None:
-                self.state.ended_at = self._clock()
-            self._stop_timers()
-            # Calls that ended by themselves are left alone, so that both sides count them as OK.
-            if self.state.finish is None:
-                chat.cancel()
-            if self.state.decision is None:
-                self._check.cancel()
-            for pump in pumps:
-                pump.cancel()
+            self._stop(chat, readers)
+        if self._error is not None:
+            raise self._error
+
+    def _stop(self, chat: Call, readers: list[asyncio.Task[None]]) -> None:
+        """Cancel what still runs; calls that end by themselves are left alone, so that both sides count them as OK."""
+        self._over.set()
+        self._stop_timers()
+        if self.state.finish is None:
+            self.state.ended_at = self._clock()
+            chat.cancel()
+        if self.state.decision is None:
+            self._check.cancel()
+        for reader, is_done in zip(readers, (self.state.finish, self.state.decision), strict=False):
+            if is_done is None:
+                reader.cancel()
+
+    def _note_failure(self, reader: asyncio.Task[None]) -> None:
+        if not reader.cancelled() and (error := reader.exception()) is not None:
+            self.fail(error)
 
     def _start(self) -> ethics_pb2.CheckOutputRequest:
         return ethics_pb2.CheckOutputRequest(
@@ -150,24 +143,34 @@ class Generation:
             )
         )
 
-    async def _take(self, event: _Event, on_release: OnRelease) -> None:
-        match event:
-            case inference_pb2.ChatResponse():
-                self._room.release()
-                await self._take_chat(event)
-            case ethics_pb2.CheckOutputResponse():
-                await self._take_check(event, on_release)
-            case _Due():
-                self._hold = None
-                await self._send(_FLUSH)
-            case _Ended() if self.state.finish is None:
-                raise UnavailableError(
-                    "the backend's answer ended in the middle", reason="BACKEND_STREAM_CUT"
-                )
-            case _Failed(error):
-                raise error
-            case _:
-                pass
+    async def _read_chat(self, chat: Call) -> None:
+        try:
+            async for response in chat:
+                if self._releasing.locked():
+                    # A slow reader holds the backend back, by gRPC's flow control.
+                    async with self._releasing:
+                        pass
+                await self._take_chat(response)
+        except grpc.RpcError as error:
+            tried = attempts_of(error)
+            if tried:
+                self.state.served = replace(self.state.served, attempts=tried)
+            raise backend_failure(error) from error
+        if self.state.finish is None:
+            raise UnavailableError("the backend's answer ended in the middle", reason="BACKEND_STREAM_CUT")
+
+    async def _read_check(self, on_release: OnRelease) -> None:
+        try:
+            async for response in self._check:
+                if response.WhichOneof("event") == "checked":
+                    await self._take_checked(response.checked, on_release)
+                else:
+                    await self._take_decision(response.decision, on_release)
+                    self._over.set()
+                    return
+        except grpc.RpcError as error:
+            raise ethics_failure(error) from error
+        raise UnavailableError(UNAVAILABLE_TEXT, reason=ETHICS_UNAVAILABLE)
 
     async def _take_chat(self, response: inference_pb2.ChatResponse) -> None:
         self.state.ended_at = self._clock()
@@ -179,7 +182,7 @@ class Generation:
                 for chunk in chunks:
                     await self._send(_chunk(chunk))
                 if chunks and self._hold is None and self._hold_seconds is not None:
-                    self._hold = self._later(self._hold_seconds, _Due())
+                    self._hold = asyncio.get_running_loop().call_later(self._hold_seconds, self._check_now)
             case "finish":
                 self.state.finish = response.finish
                 if response.finish.attempts:
@@ -190,15 +193,14 @@ class Generation:
             case _:
                 pass
 
-    async def _take_check(self, response: ethics_pb2.CheckOutputResponse, on_release: OnRelease) -> None:
-        if response.WhichOneof("event") == "checked":
-            checked = response.checked
-            self._buffer.check(Track(checked.channel, checked.index), checked.characters)
-            await self._let_out(on_release, is_final=False)
-            if self.state.finish is not None:
-                self._await_decision()
-            return
-        decision = response.decision
+    async def _take_checked(self, checked: ethics_pb2.CheckedUpTo, on_release: OnRelease) -> None:
+        self._buffer.check(Track(checked.channel, checked.index), checked.characters)
+        await self._let_out(on_release, is_final=False)
+        if self.state.finish is not None:
+            self._await_decision()
+
+    async def _take_decision(self, decision: decision_pb2.Decision, on_release: OnRelease) -> None:
+        self._stop_patience()
         if decision.outcome == decision_pb2.OUTCOME_ALLOW:
             await self._let_out(on_release, is_final=True)
             if self.state.finish is None or not self._buffer.is_empty:
@@ -209,49 +211,31 @@ class Generation:
         self.state.decision = decision
 
     async def _let_out(self, on_release: OnRelease, *, is_final: bool) -> None:
-        release = self._buffer.release(is_final=is_final)
-        if release:
-            await on_release(release)
+        async with self._releasing:
+            if self._over.is_set():
+                return
+            release = self._buffer.release(is_final=is_final)
+            if release:
+                await on_release(release)
 
     def _await_decision(self) -> None:
         """Wait for the last word only so long: a hung judge must not hold a finished answer for 15 minutes."""
         self._stop_patience()
         late = UnavailableError(UNAVAILABLE_TEXT, reason=ETHICS_UNAVAILABLE)
-        self._patience = self._later(self._ethics.timeout_seconds, _Failed(late))
+        self._patience = asyncio.get_running_loop().call_later(self._ethics.timeout_seconds, self.fail, late)
 
     async def _send(self, request: ethics_pb2.CheckOutputRequest) -> None:
         try:
-            await self._check.write(request)
+            async with self._writing:
+                await self._check.write(request)
         except (grpc.RpcError, asyncio.InvalidStateError):
             # The check is over; why, its reader says: a decision before the end, or a failure.
             return
 
-    async def _pump_chat(self, chat: Call) -> None:
-        try:
-            async for response in chat:
-                await self._room.acquire()
-                self._events.put_nowait(response)
-        except grpc.RpcError as error:
-            tried = attempts_of(error)
-            if tried:
-                self.state.served = replace(self.state.served, attempts=tried)
-            self._events.put_nowait(_Failed(backend_failure(error)))
-        else:
-            self._events.put_nowait(_Ended())
-
-    async def _pump_check(self) -> None:
-        try:
-            async for response in self._check:
-                self._events.put_nowait(response)
-                if response.WhichOneof("event") == "decision":
-                    return
-        except grpc.RpcError as error:
-            self._events.put_nowait(_Failed(ethics_failure(error)))
-        else:
-            self._events.put_nowait(_Failed(UnavailableError(UNAVAILABLE_TEXT, reason=ETHICS_UNAVAILABLE)))
-
-    def _later(self, seconds: float, event: _Event) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(seconds, self._events.put_nowait, event)
+    def _check_now(self) -> None:
+        """Ask for a check of text that has waited long enough."""
+        self._hold = None
+        self._flush = asyncio.ensure_future(self._send(_FLUSH))
 
     def _stop_patience(self) -> None:
         if self._patience is not None:

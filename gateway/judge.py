@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -40,8 +38,10 @@ class EthicsClient:
             purpose=clearance_pb2.PURPOSE_REQUEST,
             after_untrusted_content=act.after_untrusted_content,
         )
-        with fail_closed():
+        try:
             response = await self._stub.CheckAction(request, timeout=self.timeout_seconds)
+        except grpc.RpcError as error:
+            raise ethics_failure(error) from error
         _require_whole(response)
         return response
 
@@ -56,15 +56,6 @@ def ethics_failure(error: grpc.RpcError) -> KalaError:
     if isinstance(known, InvalidArgumentError):
         return known
     return UnavailableError(UNAVAILABLE_TEXT, reason=ETHICS_UNAVAILABLE)
-
-
-@contextmanager
-def fail_closed() -> Iterator[None]:
-    """Raise every failure of ethics inside as what it means for the caller."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise ethics_failure(error) from error
 
 
 def _require_whole(response: ethics_pb2.CheckActionResponse) -> None:

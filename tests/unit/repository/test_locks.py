@@ -33,7 +33,13 @@ def test_a_lock_omits_torch_and_local_builds(lock: Path) -> None:
 
 def test_no_private_key_but_the_development_one_is_in_the_repository() -> None:
     marker = "PRIVATE " + "KEY-----"
-    tracked = [path for path in ROOT.rglob("*.pem") if ".venv" not in path.parts and "build" not in path.parts]
-    tracked += [path for path in ROOT.rglob("*.key") if ".venv" not in path.parts and "build" not in path.parts]
-    holders = {path.relative_to(ROOT).parts[:2] for path in tracked if marker in path.read_text(errors="replace")}
+    tracked = [
+        path for path in ROOT.rglob("*.pem") if ".venv" not in path.parts and "build" not in path.parts
+    ]
+    tracked += [
+        path for path in ROOT.rglob("*.key") if ".venv" not in path.parts and "build" not in path.parts
+    ]
+    holders = {
+        path.relative_to(ROOT).parts[:2] for path in tracked if marker in path.read_text(errors="replace")
+    }
     assert holders <= {("constitution", "dev")}

@@ -31,7 +31,9 @@ def test_the_wheel_holds_the_whole_signed_constitution(contents: dict[str, bytes
         if path.is_file() and "dev" not in path.relative_to(source).parts
     }
     prefix = "services/ethics/constitution/"
-    assert {name.removeprefix(prefix): data for name, data in contents.items() if name.startswith(prefix)} == expected
+    assert {
+        name.removeprefix(prefix): data for name, data in contents.items() if name.startswith(prefix)
+    } == expected
 
 
 def test_the_wheel_holds_no_private_key(contents: dict[str, bytes]) -> None:

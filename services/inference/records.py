@@ -14,7 +14,7 @@ from kala.audit.v1 import audit_pb2
 from kala.common.v1 import options_pb2
 from kala.errors import KalaError, UnavailableError
 from kala.inference.v1 import inference_pb2
-from services.common.audit_client import Appended, AuditWriter
+from services.common.audit_client import Appended, AuditPolicy, AuditWriter
 from services.common.channel import open_channel
 from services.common.clearance import method_name
 from services.common.peers import INFERENCE, Peer
@@ -38,7 +38,7 @@ log: Final = structlog.get_logger()
 class Writer(Protocol):
     """What is needed of the audit writer."""
 
-    async def append(self, record: audit_pb2.Record) -> Appended:
+    async def append(self, record: audit_pb2.Record, *, policy: AuditPolicy) -> Appended:
         """Make the record durable or raise UnavailableError."""
         ...
 
@@ -55,7 +55,7 @@ class Records:
         record.result.status = "refused"
         record.result.code = error.reason
         try:
-            await self._append(record)
+            await self._append(record, AuditPolicy.SPOOL)
         except UnavailableError as failure:
             log.warning("denial_not_recorded", method=method, problem=failure.message)
 
@@ -63,11 +63,12 @@ class Records:
         """Log an administrative call; raises UnavailableError where it cannot, and then the call fails."""
         record = _record("admin", method, peer)
         record.result.status = "ok" if ok else "error"
-        await self._append(record)
+        # Administration fails closed: a record that only waits in the spool is not enough.
+        await self._append(record, AuditPolicy.FAIL_CLOSED)
 
-    async def _append(self, record: audit_pb2.Record) -> None:
+    async def _append(self, record: audit_pb2.Record, policy: AuditPolicy) -> None:
         if self._writer is not None:
-            await self._writer.append(record)
+            await self._writer.append(record, policy=policy)
 
 
 async def open_records(settings: InferenceSettings, stack: AsyncExitStack) -> Records:

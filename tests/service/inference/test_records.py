@@ -8,7 +8,7 @@ from kala.audit.v1 import audit_pb2
 from kala.common.v1.clearance_pb2 import SealedAction
 from kala.errors import ClearanceError, UnavailableError
 from kala.inference.v1 import inference_pb2 as pb
-from services.common.audit_client import Appended, AppendStatus
+from services.common.audit_client import Appended, AppendStatus, AuditPolicy
 from services.common.sealing import pack
 from services.common.status import translated
 from services.inference.records import ADMINISTRATIVE
@@ -22,11 +22,13 @@ class FakeWriter:
     def __init__(self, *, is_away: bool = False) -> None:
         self.is_away = is_away
         self.records: list[audit_pb2.Record] = []
+        self.policies: list[AuditPolicy] = []
 
-    async def append(self, record: audit_pb2.Record) -> Appended:
+    async def append(self, record: audit_pb2.Record, *, policy: AuditPolicy) -> Appended:
         if self.is_away:
             raise UnavailableError("the log is away", reason="AUDIT_UNAVAILABLE")
         self.records.append(record)
+        self.policies.append(policy)
         return Appended(b"", AppendStatus.LOGGED)
 
 
@@ -59,6 +61,7 @@ async def test_a_backends_test_is_recorded_as_administration(
     await suite.stub.CheckBackend(pb.CheckBackendRequest(name="backends/llamacpp"))
     (record,) = writer.records
     assert (record.type, record.result.status) == ("admin", "ok")
+    assert writer.policies == [AuditPolicy.FAIL_CLOSED]  # never only spooled
     assert [(item.key, item.value) for item in record.attributes] == [("peer", "local:gateway")]
 
 

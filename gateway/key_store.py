@@ -139,7 +139,7 @@ def position(key: ApiKey) -> tuple[int, str]:
 
 def _open_engine(database: str) -> Engine:
     if "://" in database:
-        return create_engine(database, pool_pre_ping=True)
+        return create_engine(database, pool_pre_ping=True, hide_parameters=True)
     path = Path(database).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -147,7 +147,7 @@ def _open_engine(database: str) -> Engine:
         path.touch(mode=0o600)
     except OSError as error:
         raise FailedPreconditionError(f"database {path} cannot be opened: {error.strerror}") from error
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
     event.listen(engine, "connect", _set_up_sqlite)
     return engine
 

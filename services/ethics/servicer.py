@@ -214,9 +214,10 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         if len(request.action.value) > MAX_ACTION_BYTES:
             raise InvalidArgumentError("action", f"must be at most {MAX_ACTION_BYTES} bytes")
         if request.purpose not in _PURPOSES.get(peer.part, ()):
-            raise PermissionDeniedError(
-                f"{peer.name} may not ask for clearances for {clearance_pb2.Purpose.Name(request.purpose)}"
-            )
+            # A value that this version does not know has no name.
+            named = clearance_pb2.Purpose.DESCRIPTOR.values_by_number.get(request.purpose)
+            purpose = named.name if named else f"purpose {request.purpose}"
+            raise PermissionDeniedError(f"{peer.name} may not ask for clearances for {purpose}")
         if peer.part == TRAINER and not request.audience.startswith(TOOLS_AUDIENCE):
             raise PermissionDeniedError(f"{peer.name} may ask for clearances for tools only")
 

@@ -213,7 +213,7 @@ async def test_the_trainer_gets_clearances_for_tools_and_its_own_purpose_only(et
 
 @pytest.mark.parametrize(
     "purpose",
-    [clearance_pb2.PURPOSE_UNSPECIFIED, clearance_pb2.PURPOSE_JUDGE, clearance_pb2.PURPOSE_TRAINING],
+    [clearance_pb2.PURPOSE_UNSPECIFIED, clearance_pb2.PURPOSE_JUDGE, clearance_pb2.PURPOSE_TRAINING, 99],
 )
 async def test_the_gateway_may_ask_for_requests_only(ethics: Ethics, purpose: clearance_pb2.Purpose) -> None:
     error = await refused(ethics.stub.CheckAction(check(chat("hi"), purpose=purpose)))

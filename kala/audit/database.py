@@ -37,6 +37,9 @@ _PAYLOADS: Final = (
 _HEAD: Final = f'SELECT size, root, "range", recorded_at FROM head WHERE log_id = {LOG_ID}'  # noqa: S608
 _LOG: Final = f"SELECT origin, vkey FROM log WHERE log_id = {LOG_ID}"  # noqa: S608
 
+# The tables that could hold rows of another log, which no proof here would cover.
+_TABLES: Final = ("log", "head", "entry", "checkpoint", "payload", "tile")
+
 # How `PRAGMA integrity_check` names a row that an index does not hold.
 _LOST_ROW: Final = re.compile(r"row (?P<row>\d+) missing from index (?P<index>\w+)")
 
@@ -112,6 +115,7 @@ class _DatabaseCheck:
         report = self._checker.finish()
         with _unreadable(lambda: None):
             self._tiles.finish()
+            self._check_no_other_log()
             if check_integrity:
                 self._check_integrity()
         return report
@@ -171,6 +175,13 @@ class _DatabaseCheck:
             raise TamperedError(first, f"the head claims {claimed} entries, and there are {checker.size}")
         if head[1:] != (checker.root(), checker.range_bytes, checker.recorded_at):
             raise TamperedError(max(checker.size - 1, 0), "the head does not follow from the entries")
+
+    def _check_no_other_log(self) -> None:
+        for table in _TABLES:
+            # Two comparisons, so that the primary key answers: `<>` would read the whole table.
+            query = f"SELECT 1 FROM {table} WHERE log_id < {LOG_ID} OR log_id > {LOG_ID} LIMIT 1"  # noqa: S608 - constants only
+            if self._db.execute(query).fetchone() is not None:
+                raise TamperedError(None, f"the table {table} holds rows of another log")
 
     def _check_integrity(self) -> None:
         problems = [row[0] for row in self._db.execute("PRAGMA integrity_check")]

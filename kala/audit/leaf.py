@@ -12,10 +12,11 @@ resources; a producer must not put a person's words or file names there.
 - `occurred_at` by the producer's clock, `recorded_at` by the log's (never decreasing in one log); UTC, microseconds.
   `skew_flag` is true when they differ by more than 5 seconds. Order is the index, never time.
 - `tenant`; `actor`: HMAC of the principal; `subject_key_id`: whose key encrypts the payloads; `trace_id`.
-- `intent`: for an outcome, the idempotency key of its intent.
+- `intent`: for an outcome (a `type` ending in `.outcome`), the idempotency key of its intent. For any other entry, an
+  intent included, that of the act it is a step of: a tool's intent names the chat's, an approval the tool's.
 - `action`, `decision`, `model`, `result`, `gate`: what was asked, judged, answered, how it ended, what was measured.
 - `execution_id`: the one execution that claims a clearance's nonce.
-- `commitments`: per payload {kind, hmac = HMAC-SHA256(salt, plaintext), ciphertext_sha256, bytes of plaintext}.
+- `commitments`: per payload, each `kind` once, {kind, hmac = HMAC-SHA256(salt, plaintext), ciphertext_sha256, bytes of plaintext}.
 - `references` {name, sha256, bytes}; `attributes` [key, value], sorted by key, keys unique.
 - `record_digest`: SHA-256 of the producer's record, payloads left out; equal digests make a repeat harmless.
 """
@@ -58,8 +59,8 @@ _JUDGE: Final = shapes.object_of(
 _MEASUREMENT: Final = shapes.object_of(
     {
         "service": shapes.filled,
-        "claims": shapes.base64_text,
-        "signature": shapes.base64_text,
+        "claims": shapes.is_base64,
+        "signature": shapes.is_base64,
         "key_id": shapes.filled,
     }
 )
@@ -67,10 +68,12 @@ FIELDS: Final[Mapping[str, shapes.Check]] = {
     "schema": shapes.one_of(frozenset({SCHEMA})),
     "type": shapes.name,
     "idempotency_key": shapes.hex16,
-    "producer": shapes.object_of({"id": shapes.filled, "boot": shapes.hex8, "seq": shapes.integer_up_to()}),
+    "producer": shapes.object_of(
+        {"id": shapes.filled, "boot": shapes.hex8, "seq": shapes.integer_up_to(least=1)}
+    ),
     "recorded_by": shapes.filled,
-    "occurred_at": shapes.time,
-    "recorded_at": shapes.time,
+    "occurred_at": shapes.is_time,
+    "recorded_at": shapes.is_time,
     "skew_flag": shapes.is_bool,
     "tenant": shapes.filled,
     "actor": shapes.optional(shapes.hex32),
@@ -118,7 +121,8 @@ FIELDS: Final[Mapping[str, shapes.Check]] = {
             }
         )
     ),
-    "commitments": shapes.list_of(
+    "commitments": shapes.unique_by(
+        "kind",
         shapes.object_of(
             {
                 "kind": shapes.name,
@@ -126,7 +130,7 @@ FIELDS: Final[Mapping[str, shapes.Check]] = {
                 "ciphertext_sha256": shapes.optional(shapes.hex32),
                 "bytes": shapes.integer_up_to(),
             }
-        )
+        ),
     ),
     "execution_id": shapes.optional(shapes.hex16),
     "gate": shapes.optional(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from kala.audit import canonical
+from kala.audit.times import format_time, parse_time
+from kala.errors import VerificationError
 
 # A check says whether a value is allowed. `Any`: values are parsed JSON of any kind.
 Check = Callable[[Any], bool]
@@ -30,14 +34,20 @@ def one_of(values: frozenset[str]) -> Check:
     return lambda value: isinstance(value, str) and value in values
 
 
-def integer_up_to(top: int = canonical.MAX_INTEGER) -> Check:
-    """An integer from 0 to `top`; a bool is none."""
-    return lambda value: type(value) is int and 0 <= value <= top
+def integer_up_to(top: int = canonical.MAX_INTEGER, *, least: int = 0) -> Check:
+    """An integer from `least` to `top`; a bool is none."""
+    return lambda value: type(value) is int and least <= value <= top
 
 
 def list_of(check: Check) -> Check:
     """A list whose every item `check` allows."""
     return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def unique_by(key: str, check: Check) -> Check:
+    """A list of objects whose every item `check` allows, no two with the same `key`."""
+    allowed = list_of(check)
+    return lambda value: allowed(value) and len({item[key] for item in value}) == len(value)
 
 
 def object_of(fields: Mapping[str, Check]) -> Check:
@@ -59,6 +69,25 @@ def is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def is_time(value: Any) -> bool:
+    """Whether it is a time of the calendar in the one spelling that leaves use."""
+    try:
+        return isinstance(value, str) and format_time(parse_time(value)) == value
+    except VerificationError:
+        return False
+
+
+def is_base64(value: Any) -> bool:
+    """Whether it is base64 of at least one byte in its one spelling (RFC 4648 section 4)."""
+    try:
+        return (
+            isinstance(value, str)
+            and base64.b64encode(binascii.a2b_base64(value, strict_mode=True)).decode() == value != ""
+        )
+    except ValueError:
+        return False
+
+
 def is_attributes(value: Any) -> bool:
     """Whether it is a list of [key, value] pairs of strings, sorted by key, each key once."""
     if not isinstance(value, list) or not all(
@@ -72,9 +101,7 @@ def is_attributes(value: Any) -> bool:
 hex8: Final = matches("[0-9a-f]{16}")
 hex16: Final = matches("[0-9a-f]{32}")
 hex32: Final = matches("[0-9a-f]{64}")
-base64_text: Final = matches("[A-Za-z0-9+/]+={0,2}")
 name: Final = matches(r"[a-z0-9_.]{1,64}")
 filled: Final = matches(r"(?s).+")
-time: Final = matches(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 law: Final = optional(integer_up_to(MAX_LAW))
 maybe_text: Final = optional(filled)

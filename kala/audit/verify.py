@@ -15,7 +15,7 @@ from typing import Any
 
 from kala.audit.checkpoint import Checkpoint, open_checkpoint
 from kala.audit.columns import derived
-from kala.audit.leaf import SCHEMA
+from kala.audit.leaf import MAX_LEAF_BYTES, SCHEMA
 from kala.audit.merkle import CompactRange, leaf_hash
 from kala.audit.note import Verifier
 from kala.audit.report import (
@@ -85,6 +85,7 @@ class LogChecker:
             value = _fields(leaf)
             expected = derived(value)
             recorded_at = parse_time(value["recorded_at"])
+            kept = _kept_payloads(value)
         except VerificationError as error:
             raise TamperedError(index, error.message) from error
         if columns is not None and columns != expected:
@@ -92,7 +93,7 @@ class LogChecker:
         if recorded_at < self._recorded_at:
             raise TamperedError(index, "it was recorded before the entry that precedes it")
         if payloads is not None:
-            self._check_payloads(index, value["commitments"], payloads)
+            self._check_payloads(index, kept, payloads)
         self._recorded_at = recorded_at
         if self._on_hash is None:
             self._tree.append(digest)
@@ -146,11 +147,8 @@ class LogChecker:
             self._on_hash(level // TILE_LEVELS, digest)
 
     def _check_payloads(
-        self, index: int, commitments: Sequence[Mapping[str, Any]], payloads: Sequence[StoredPayload]
+        self, index: int, expected: Mapping[str, object], payloads: Sequence[StoredPayload]
     ) -> None:
-        expected = {
-            c["kind"]: c["ciphertext_sha256"] for c in commitments if c["ciphertext_sha256"] is not None
-        }
         if expected.keys() != {payload.kind for payload in payloads} or len(expected) != len(payloads):
             raise TamperedError(index, "its payloads are not those that its leaf names")
         for payload in payloads:
@@ -176,6 +174,8 @@ def verify_leaves(leaves: Iterable[bytes], checkpoint_note: str, trusted: Sequen
 
 def _fields(leaf: bytes) -> Mapping[str, Any]:
     # The signed root vouches for these bytes; whether they are spelled canonically was the log's business.
+    if len(leaf) > MAX_LEAF_BYTES:
+        raise VerificationError(f"a leaf has at most {MAX_LEAF_BYTES} bytes")
     try:
         value = json.loads(leaf)
     except (ValueError, RecursionError) as error:
@@ -183,6 +183,18 @@ def _fields(leaf: bytes) -> Mapping[str, Any]:
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         raise VerificationError(f"the leaf's schema is not {SCHEMA}")
     return value
+
+
+def _kept_payloads(leaf: Mapping[str, Any]) -> dict[str, object]:
+    """The digests of the ciphertexts that belong to a leaf, by kind; raises `VerificationError` when it names none right."""
+    try:
+        digests = {c["kind"]: c["ciphertext_sha256"] for c in leaf["commitments"]}
+        is_repeated = len(digests) != len(leaf["commitments"])
+    except (KeyError, TypeError) as error:
+        raise VerificationError("the leaf's commitments are malformed") from error
+    if is_repeated:
+        raise VerificationError("the leaf commits to one payload twice")
+    return {kind: digest for kind, digest in digests.items() if digest is not None}
 
 
 def _open_pinned(note: str, trusted: Sequence[Verifier]) -> Checkpoint:

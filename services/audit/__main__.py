@@ -15,7 +15,7 @@ from services.audit.own_records import OwnRecords
 from services.audit.payloads import KeyEncryptionKey
 from services.audit.read_servicer import AuditReadServicer
 from services.audit.reading import LogReading
-from services.audit.servicer import AuditServicer
+from services.audit.servicer import AuditServicer, may_call
 from services.audit.sqlite_store import SqliteReader, SqliteWriter
 from services.common.event_loop import run
 from services.common.interceptors import CallPolicy
@@ -57,8 +57,9 @@ async def main() -> None:
         ]
         own = OwnRecords(log, clock=system_clock)
         await own.started()
+        policy = CallPolicy(may_call=may_call, on_denied=own.denied)
         server = await stack.enter_async_context(
-            serving(settings, registrations, policy=CallPolicy(on_denied=own.denied), telemetry=telemetry.rpc)
+            serving(settings, registrations, policy=policy, telemetry=telemetry.rpc)
         )
         await server.set_serving()
         await server.run_until_signalled()

@@ -9,11 +9,11 @@ from typing import Final
 
 import orjson
 
-from kala.audit.checkpoint import Checkpoint
+from kala.audit.checkpoint import Checkpoint, open_checkpoint
 from kala.audit.merkle import inclusion_proof
 from kala.audit.note import Signer
 from kala.audit.receipt import receipt_text
-from kala.errors import AlreadyExistsError, DataLossError, InvalidArgumentError, KalaError, UnavailableError
+from kala.errors import AlreadyExistsError, DataLossError, KalaError, UnavailableError, VerificationError
 from services.audit.edge import TreeEdge
 from services.audit.entries import BuiltEntry, NewEntry, build
 from services.audit.payloads import KeyEncryptionKey, PayloadSealer, SealedPayload, commit, open_payload
@@ -133,7 +133,8 @@ class BatchWriter:
         for number, submission in enumerate(submissions):
             try:
                 self._plan_one(plan, submission)
-            except (AlreadyExistsError, InvalidArgumentError) as error:
+            except KalaError as error:
+                # Its own alone: a damaged data key of one subject, say, must not stop the records of others.
                 plan.refused[number] = error
         self._is_stale = bool(plan.built)
         for built in plan.built:
@@ -234,7 +235,25 @@ class BatchWriter:
         edge = TreeEdge(head.size, head.range_bytes, open_tiles(head.size, self._reader.hashes))
         if edge.root() != head.root:
             raise DataLossError("the log's head does not hold the root of its own tree")
+        self._require_signed(head)
         return head, edge
+
+    def _require_signed(self, head: Head) -> None:
+        """Raises `DataLossError` unless our key signed this head.
+
+        Whoever can write the file but does not hold the key could otherwise add an entry and have it signed with the next.
+        """
+        if not head.size:
+            return
+        found = self._reader.note(head.size)
+        if found is None:
+            raise DataLossError(f"no checkpoint signs the {head.size} entries that the log's head claims")
+        try:
+            signed = open_checkpoint(found[1], [self._signer.verifier])
+        except VerificationError as error:
+            raise DataLossError(f"the checkpoint of size {head.size}: {error.message}") from error
+        if (signed.size, signed.root) != (head.size, head.root):
+            raise DataLossError(f"the checkpoint of size {head.size} does not sign the log's head")
 
 
 def _require_same(entry: NewEntry, before: NewEntry) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
+from kala.audit.note import MAX_TREE_SIZE
 from kala.errors import InvalidArgumentError
 
 DEFAULT_PAGE_SIZE: Final = 100
@@ -50,7 +51,7 @@ class PageToken:
             raise InvalidArgumentError(
                 "page_token", "is not a page token; start again without one"
             ) from error
-        if version != _TOKEN_VERSION or token_digest != digest:
+        if version != _TOKEN_VERSION or token_digest != digest or max(size, index) > MAX_TREE_SIZE:
             raise InvalidArgumentError("page_token", "belongs to another query; start again without one")
         return cls(size, index, digest)
 

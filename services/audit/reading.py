@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kala.audit.merkle import consistency_proof, inclusion_proof
+from kala.audit.note import MAX_TREE_SIZE
 from kala.audit.receipt import receipt_text
 from kala.errors import InvalidArgumentError, NotFoundError
 from services.audit.payloads import is_kept
@@ -55,7 +56,7 @@ class LogReading:
 
     def entry(self, index: int) -> FoundEntry:
         """The entry at this index with its proof against the newest checkpoint; `NotFoundError` otherwise."""
-        entry = self._reader.entry(index)
+        entry = self._reader.entry(index) if index <= MAX_TREE_SIZE else None
         if entry is None:
             raise NotFoundError(f"the log has no entry {index}")
         return self._found(entry, proof=self._prove(entry))
@@ -69,7 +70,7 @@ class LogReading:
 
     def checkpoint(self, size: int | None) -> tuple[int, str]:
         """The newest signed checkpoint, or the one of this size, with its size; `NotFoundError` otherwise."""
-        found = self._reader.note(size)
+        found = self._reader.note(size) if size is None or size <= MAX_TREE_SIZE else None
         if found is None:
             raise NotFoundError(
                 "the log is empty" if size is None else f"no checkpoint of size {size} was signed"
@@ -87,7 +88,7 @@ class LogReading:
         """One page; all pages of a query see the tree size of its first."""
         asked = (question.recorded_from, question.recorded_until, question.descending)
         digest = digest_of(question.conditions, *asked)
-        token = PageToken.parse(question.page_token, digest) if question.page_token else None
+        token = self._token(question.page_token, digest)
         size = token.snapshot_size if token else self._reader.head().size
         first, last = 0, size
         if question.recorded_from is not None:
@@ -117,11 +118,7 @@ class LogReading:
         An intent without outcome counts when it was recorded before `intents_before`, in microseconds since 1970.
         """
         digest = digest_of((), "gaps")
-        token = (
-            PageToken.parse(page_token, digest)
-            if page_token
-            else PageToken(self._reader.head().size, 0, digest)
-        )
+        token = self._token(page_token, digest) or PageToken(self._reader.head().size, 0, digest)
         rows = self._reader.gaps(
             last=token.snapshot_size, intents_before=intents_before, limit=page_size + 1, offset=token.index
         )
@@ -135,6 +132,13 @@ class LogReading:
         return self._reader.head().size, {
             column: self._reader.counts(column, first) for column in SUMMARY_COLUMNS
         }
+
+    def _token(self, text: str, digest: bytes) -> PageToken | None:
+        """Where a page starts; None without a token. Raises `InvalidArgumentError` for one that no reply carried."""
+        token = PageToken.parse(text, digest) if text else None
+        if token is not None and token.snapshot_size > self._reader.head().size:
+            raise InvalidArgumentError("page_token", "is of a larger log; start again without one")
+        return token
 
     def _found(self, entry: StoredEntry, proof: str = "") -> FoundEntry:
         kept = [row.kind for row in self._reader.payloads(entry.index) if is_kept(row.ciphertext)]

@@ -47,7 +47,8 @@ _MOVE_HEAD: Final = 'UPDATE head SET size = ?, "range" = ?, root = ?, recorded_a
 _SELECT_ENTRY: Final = "SELECT idx, leaf, leaf_hash, record_digest, idem FROM entry WHERE log_id = 1"
 _SELECT_KEY: Final = "SELECT key_id, subject, kek_id, wrapped FROM subject_key"
 
-# A producer numbers its records from 1 at each boot; 0 stands before the first.
+# A producer numbers its records from 1 at each boot; 0 stands before the first. An intent is old when either clock says
+# so: after a jump of the log's clock into the future, `recorded_at` would not let one become old for years.
 _SELECT_GAPS: Final = """
 WITH numbered AS (
     SELECT idx, producer, boot, sequence, recorded_at,
@@ -57,8 +58,11 @@ WITH numbered AS (
 SELECT idx, 0, producer, boot, before, sequence, recorded_at FROM numbered WHERE sequence > before + 1
 UNION ALL
 SELECT idx, 1, producer, boot, 0, sequence, recorded_at FROM entry AS asked
-WHERE log_id = :log AND idx < :last AND type LIKE '%.intent' AND recorded_at < :before
-  AND NOT EXISTS (SELECT 1 FROM entry AS outcome WHERE outcome.intent = asked.idem)
+WHERE log_id = :log AND idx < :last AND type LIKE '%.intent' AND min(recorded_at, occurred_at) < :before
+  AND NOT EXISTS (
+    SELECT 1 FROM entry AS outcome
+    WHERE outcome.intent = asked.idem AND outcome.type LIKE '%.outcome' AND outcome.log_id = :log
+  )
 ORDER BY 1, 2 LIMIT :limit OFFSET :offset
 """
 
@@ -185,7 +189,7 @@ class SqliteWriter:
     def _take_over(self, origin: str, vkey: str) -> int:
         """Makes the log's rows on first use, and starts a new epoch that shuts out any writer before."""
         with self._transaction() as db:
-            row = db.execute("SELECT origin FROM log WHERE log_id = ?", (LOG_ID,)).fetchone()
+            row = db.execute("SELECT origin, vkey FROM log WHERE log_id = ?", (LOG_ID,)).fetchone()
             if row is None:
                 db.execute(
                     "INSERT INTO log VALUES (?, ?, ?, ?)", (LOG_ID, origin, vkey, time.time_ns() // 1_000)
@@ -193,6 +197,10 @@ class SqliteWriter:
                 db.execute("INSERT INTO head VALUES (?, 0, ?, ?, 0, 0)", (LOG_ID, b"", EMPTY_ROOT))
             elif row[0] != origin:
                 raise FailedPreconditionError(f"this database holds the log {row[0]!r}, not {origin!r}")
+            elif row[1] != vkey:
+                raise FailedPreconditionError(
+                    f"this log is signed by {row[1]!r}, and the key file holds {vkey!r}"
+                )
             db.execute("UPDATE head SET epoch = epoch + 1 WHERE log_id = ?", (LOG_ID,))
             return read_head(db).epoch
 

@@ -506,7 +506,9 @@ class Record(_message.Message):
     trace_id: _builtins.str
     """W3C trace id; 32 hex characters; empty when there is none."""
     intent: _builtins.bytes
-    """For outcomes: the intent's idempotency key; 16 bytes; empty otherwise."""
+    """For outcomes (types ending in ".outcome"): the intent's idempotency key; 16 bytes. For any other record: that of the
+    intent of the act it is a step of, e.g. the chat's for a tool's intent; empty when there is none.
+    """
     execution_id: _builtins.bytes
     """For tools and trainer: the random id of the one execution that claims the clearance's nonce; 16 bytes; empty otherwise."""
     @_builtins.property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import grpc
 import pytest
 
 from kala.audit.database import verify_database
@@ -29,6 +30,21 @@ async def test_a_stopped_process_leaves_one_verifiable_file(tmp_path: Path) -> N
     assert parse_leaf(first.entry.leaf).value["action"]["rpc"] == "/audit/start"
     assert not audit.database.with_name("audit.db-wal").exists()
     assert verify_database(audit.database, [audit.verifier], pinned=None).entries == 2
+
+
+async def test_the_process_itself_lets_only_those_who_act_write(tmp_path: Path) -> None:
+    """The servers of other tests are put together by the tests; this one by the service."""
+    audit = AuditProcess(tmp_path / "audit")
+    audit.start()
+    async with open_channel(audit.address, peer_name="console") as channel:
+        stub = audit_pb2_grpc.AuditServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Append(audit_pb2.AppendRequest(record=record(0)), timeout=20, wait_for_ready=True)
+        privacy = audit_pb2_grpc.AuditPrivacyServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as erasing:
+            await privacy.EraseSubject(audit_pb2.EraseSubjectRequest(), timeout=20)
+    assert audit.stop() == 0, audit.output()
+    assert caught.value.code() is erasing.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 @pytest.mark.parametrize(

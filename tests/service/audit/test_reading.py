@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from kala.audit.receipt import verify_receipt
 from kala.audit.v1 import audit_pb2
 from kala.common.v1 import decision_pb2
 from kala.errors import InvalidArgumentError, NotFoundError, UnimplementedError
+from services.audit.query import PageToken, digest_of
 from services.common.status import translated
 from tests.fakes.audit_log import NOW, open_log, record
 from tests.fakes.audit_server import ServedLog, served_log
@@ -53,7 +55,16 @@ async def test_an_entry_comes_with_a_proof_against_the_newest_checkpoint(
 
 
 @pytest.mark.parametrize(
-    "name", ["entries/700", "entries/-1", "entries/01", "entries/x", "", "entries/99999999999999999999"]
+    "name",
+    [
+        "entries/700",
+        "entries/-1",
+        "entries/01",
+        "entries/x",
+        "",
+        "entries/99999999999999999999",
+        "entries/9999999999999999999",
+    ],
 )
 async def test_an_entry_that_is_not_there_is_not_found_and_a_bad_name_is_refused(
     served: ServedLog, name: str
@@ -78,6 +89,12 @@ async def test_checkpoints_are_given_by_size(served: ServedLog) -> None:
     assert open_checkpoint(older.checkpoint, [served.verifier]).size == 140
     with pytest.raises(NotFoundError, match="no checkpoint of size 141"), translated():
         await served.read.GetCheckpoint(audit_pb2.GetCheckpointRequest(size=141))
+    with pytest.raises(NotFoundError, match="no checkpoint of size"), translated():
+        await served.read.GetCheckpoint(audit_pb2.GetCheckpointRequest(size=2**64 - 1))
+    with pytest.raises(NotFoundError, match="no checkpoint of size"), translated():
+        await served.read.GetConsistencyProof(
+            audit_pb2.GetConsistencyProofRequest(old_size=1, new_size=2**63)
+        )
 
 
 async def test_an_empty_log_has_no_checkpoint(tmp_path: Path) -> None:
@@ -196,6 +213,16 @@ async def test_a_malformed_query_is_refused(served: ServedLog, request_: audit_p
         await indexes(served, request_)
 
 
+@pytest.mark.parametrize("size", [TOTAL + 1, 2**63, 2**64 - 1])
+async def test_a_made_up_token_reaches_beyond_no_log(served: ServedLog, size: int) -> None:
+    token = PageToken(size, min(size, TOTAL), digest_of([], None, None, False)).text()
+    with pytest.raises(InvalidArgumentError, match="page_token"):
+        await indexes(served, audit_pb2.QueryRequest(page_token=token))
+    gaps = audit_pb2.ListGapsRequest(page_token=PageToken(size, 0, digest_of((), "gaps")).text())
+    with pytest.raises(InvalidArgumentError, match="page_token"), translated():
+        await served.read.ListGaps(gaps)
+
+
 async def test_a_token_of_another_query_is_refused(served: ServedLog) -> None:
     first = await served.read.Query(audit_pb2.QueryRequest(page_size=1))
     with pytest.raises(InvalidArgumentError, match="another query"):
@@ -257,6 +284,29 @@ async def test_gaps_name_what_is_missing(tmp_path: Path) -> None:
         young.intent_age.seconds = -1
         with pytest.raises(InvalidArgumentError, match="intent_age"), translated():
             await served.read.ListGaps(young)
+
+
+async def test_only_an_outcome_answers_an_intent(tmp_path: Path) -> None:
+    """A step inside an act, such as a tool's intent, names the act's intent and does not end it."""
+    async with served_log(tmp_path / "audit.db") as served:
+        chat, tool = numbered(0, 1, kind="chat.intent"), numbered(1, 2, kind="tool.intent")
+        approval, tool_outcome = numbered(2, 3, kind="tool.approved"), numbered(3, 4, kind="tool.outcome")
+        tool.intent = chat.idempotency_key
+        approval.intent = tool_outcome.intent = tool.idempotency_key
+        served.file.append(chat, tool, approval, tool_outcome)
+        request = audit_pb2.ListGapsRequest()
+        request.intent_age.seconds = 1
+        assert [gap.entry for gap in (await served.read.ListGaps(request)).gaps] == ["entries/0"]
+
+
+async def test_a_log_whose_clock_once_jumped_ahead_still_names_old_intents(tmp_path: Path) -> None:
+    async with served_log(tmp_path / "audit.db") as served:
+        served.file.clock = itertools.chain([NOW + 10**15], itertools.repeat(NOW))
+        served.file.append(numbered(0, 1))
+        served.file.append(numbered(1, 2, kind="chat.intent"))
+        request = audit_pb2.ListGapsRequest()
+        request.intent_age.seconds = 1
+        assert [gap.entry for gap in (await served.read.ListGaps(request)).gaps] == ["entries/1"]
 
 
 async def test_a_whole_log_has_no_gaps(served: ServedLog) -> None:

@@ -92,13 +92,35 @@ def test_a_field_that_is_missing_or_of_another_kind_is_named(name: str) -> None:
         {"attributes": [["a", "1"], ["a", "2"]]},
         {"producer": {"id": "a", "boot": "00" * 8, "seq": True}},
         {"decision": {}},
+        # One instant, one spelling: no other digits, no day that is not, no hour 24.
+        {"recorded_at": "\u0662\u0660\u0662\u0666-01-01T00:00:00.000000Z"},
+        {"recorded_at": "2026-13-41T00:00:00.000000Z"},
+        {"occurred_at": "2026-01-01T24:00:00.000000Z"},
+        {"producer": {"id": "a", "boot": "00" * 8, "seq": 0}},
     ],
-    ids=str,
+    ids=ascii,
 )
 def test_a_leaf_with_a_wrong_value_is_rejected(change: dict[str, object]) -> None:
     value = dict(parse_leaf(built(full_record()).row.leaf).value)
     with pytest.raises(VerificationError):
         parse_leaf(canonical.encode({**value, **change}))
+
+
+def test_a_leaf_commits_to_each_payload_once() -> None:
+    """Two commitments of one kind would let the log's owner open whichever suits."""
+    value = dict(parse_leaf(built(full_record()).row.leaf).value)
+    value["commitments"] = [*value["commitments"], {**value["commitments"][0], "hmac": "0" * 64}]
+    with pytest.raises(VerificationError, match="commitments"):
+        parse_leaf(canonical.encode(value))
+
+
+@pytest.mark.parametrize("claims", ["", "A", "A=", "QR==", "QUI", "QU\nI=", "QUI=\n"])
+def test_a_measurement_has_one_spelling(claims: str) -> None:
+    value = dict(parse_leaf(built(full_record()).row.leaf).value)
+    measurement = {**value["gate"]["measurements"][0], "claims": claims}
+    value["gate"] = {**value["gate"], "measurements": [measurement]}
+    with pytest.raises(VerificationError, match="gate"):
+        parse_leaf(canonical.encode(value))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"1", b"{" + b" " * MAX_LEAF_BYTES + b"}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,7 +15,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 
 import services.audit
+from kala.audit import canonical
+from kala.audit.checkpoint import Checkpoint
+from kala.audit.columns import DERIVED, derived
 from kala.audit.database import verify_database
+from kala.audit.merkle import CompactRange, leaf_hash
+from kala.audit.note import Signer
 from kala.audit.receipt import verify_receipt
 from kala.audit.verify import TamperedError
 from kala.errors import (
@@ -158,6 +164,81 @@ def test_a_log_is_not_opened_under_another_name(path: Path) -> None:
         pass
     with pytest.raises(FailedPreconditionError, match="holds the log"):
         SqliteWriter(path, origin="other.test", vkey="")
+
+
+def test_a_log_is_not_opened_with_another_key_of_its_name(path: Path) -> None:
+    """It would sign on, and everyone who holds the first key would then call the log tampered with."""
+    with open_log(path) as log:
+        log.append(record(0))
+    with pytest.raises(FailedPreconditionError, match="is signed by"):
+        LogFile(path, seed=b"z" * 32)
+
+
+def forge_an_entry(path: Path) -> None:
+    """Adds an entry and moves the head to it, as whoever can write the file but cannot sign."""
+    with closing(sqlite3.connect(path)) as database, database:
+        size, edge, leaf = database.execute(
+            'SELECT size, "range", leaf FROM head JOIN entry ON idx = size - 1'
+        ).fetchone()
+        value = {**json.loads(leaf), "idempotency_key": "ff" * 16, "actor": "ab" * 32}
+        forged = canonical.encode(value)
+        tree = CompactRange.from_bytes(size, edge)
+        tree.append(leaf_hash(forged))
+        row = (1, size, forged, leaf_hash(forged), *derived(value))
+        columns = ", ".join(("log_id", "idx", "leaf", "leaf_hash", *DERIVED))
+        database.execute(f"INSERT INTO entry ({columns}) VALUES ({', '.join('?' * len(row))})", row)
+        database.execute(
+            'UPDATE head SET size = ?, root = ?, "range" = ?', (tree.size, tree.root(), tree.to_bytes())
+        )
+
+
+def test_an_entry_added_beside_the_log_is_never_signed_at_a_start(path: Path) -> None:
+    with open_log(path) as log:
+        log.append(record(0))
+    forge_an_entry(path)
+    with pytest.raises(DataLossError, match="no checkpoint signs the 2 entries"):
+        LogFile(path)
+
+
+def test_an_entry_added_beside_a_running_log_is_never_signed(log: LogFile, path: Path) -> None:
+    log.append(record(0))
+    forge_an_entry(path)
+    for number in (1, 2):
+        with pytest.raises(DataLossError, match="no checkpoint signs"):
+            log.append(record(number))
+    assert log.reader.head().size == 2
+
+
+@pytest.mark.parametrize(
+    ("note", "problem"),
+    [
+        ("no note", "not a signed note"),
+        (signer().sign(Checkpoint(ORIGIN, 1, bytes(32)).text()), "does not sign the log's head"),
+        (Signer.of(ORIGIN, b"z" * 32).sign(Checkpoint(ORIGIN, 2, bytes(32)).text()), "not signed by"),
+    ],
+    ids=["nonsense", "another head", "another key"],
+)
+def test_a_head_under_a_checkpoint_that_does_not_sign_it_is_refused(
+    path: Path, note: str, problem: str
+) -> None:
+    with open_log(path) as log:
+        log.append(record(0))
+    forge_an_entry(path)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("INSERT INTO checkpoint SELECT 1, 2, root, ? FROM head", (note,))
+    with pytest.raises(DataLossError, match=problem):
+        LogFile(path)
+
+
+def test_one_subject_s_damaged_key_does_not_stop_the_records_of_others(path: Path) -> None:
+    with open_log(path) as log:
+        log.append(record(0, payloads=1))
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE subject_key SET wrapped = zeroblob(60)")
+    with open_log(path) as log:
+        damaged, other = log.write([[record(1, payloads=1)], [record(2)]])
+    assert isinstance(damaged, DataLossError)
+    assert [answer.index for answer in other] == [1]  # type: ignore[union-attr] # not an error
 
 
 def test_a_writer_that_was_taken_over_never_writes_again(log: LogFile, path: Path) -> None:

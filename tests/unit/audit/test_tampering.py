@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -16,6 +17,7 @@ import pytest
 from kala.audit.checkpoint import Checkpoint
 from kala.audit.columns import DERIVED
 from kala.audit.database import verify_database
+from kala.audit.leaf import MAX_LEAF_BYTES
 from kala.audit.merkle import leaf_hash
 from kala.audit.note import Signer
 from kala.audit.verify import LogChecker, LogReport, TamperedError, UnverifiableError, verify_leaves
@@ -152,6 +154,14 @@ def test_a_changed_payload_is_named_by_its_entry(log: Path, database: sqlite3.Co
         ("INSERT INTO tile VALUES (1, 0, 5, 256, zeroblob(8192))", None),
         ("UPDATE log SET vkey = replace(vkey, 'A', 'B')", 0),
         ("UPDATE log SET origin = 'other'", 0),
+        # Rows that no proof covers, and that a careless look-up would find.
+        *(
+            (
+                f"CREATE TEMP TABLE copy AS SELECT * FROM {table}; UPDATE copy SET log_id = 2; INSERT INTO {table} SELECT * FROM copy",
+                None,
+            )
+            for table in ("log", "head", "entry", "checkpoint", "payload")
+        ),
     ],
 )
 def test_a_changed_table_is_noticed(
@@ -277,10 +287,47 @@ def test_progress_is_told_while_a_long_log_is_verified(tmp_path: Path) -> None:
     assert seen == [(1_000, 1_200), (1_200, 1_200)]
 
 
-@pytest.mark.parametrize("leaf", [b"", b"\xff", b"[]", b"[" * 100_000, b'{"schema":"kala.audit.leaf.v1"}'])
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"[" * 100_000,
+        b'{"schema":"kala.audit.leaf.v1"}',
+        b'{"schema":"kala.audit.leaf.v1"' + b" " * MAX_LEAF_BYTES + b"}",
+    ],
+    ids=ascii,
+)
 def test_a_leaf_that_cannot_be_read_is_named(leaf: bytes) -> None:
     with pytest.raises(TamperedError, match="entry 0: "):
         LogChecker(TRUSTED).take(leaf, leaf_hash(leaf))
+
+
+@pytest.mark.parametrize(
+    "commitments",
+    [
+        None,
+        7,
+        [7],
+        [{}],
+        [{"kind": [], "ciphertext_sha256": None}],
+        [{"kind": "released", "ciphertext_sha256": None}] * 2,
+    ],
+    ids=str,
+)
+def test_a_leaf_with_malformed_commitments_is_named(tmp_path: Path, commitments: object) -> None:
+    """Whoever rewrites a leaf and its hash must get a verdict, not a traceback."""
+    with open_log(tmp_path / "audit.db") as log:
+        log.append(record(0))
+        entry = log.reader.entry(0)
+    assert entry is not None
+    value = {**json.loads(entry.leaf), "commitments": commitments}
+    with pytest.raises(TamperedError, match="entry 0: the leaf"):
+        LogChecker(TRUSTED).take(json.dumps(value).encode())
+    del value["commitments"]
+    with pytest.raises(TamperedError, match="entry 0: the leaf"):
+        LogChecker(TRUSTED).take(json.dumps(value).encode())
 
 
 def test_an_entry_recorded_before_the_one_that_precedes_it_is_named(tmp_path: Path) -> None:

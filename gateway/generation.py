@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from gateway.acts import Act, Served
-from gateway.answer import AnswerBuffer, Chunk, Release
+from gateway.answer import MAX_CHUNK_CHARS, AnswerBuffer, Chunk, Release
 from gateway.errors import BACKENDS_UNAVAILABLE, ETHICS_UNAVAILABLE, MODEL_NOT_FOUND
 from gateway.judge import UNAVAILABLE_TEXT, EthicsClient, ethics_failure
 from gateway.release import Track
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from kala.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
 _FLUSH: Final = ethics_pb2.CheckOutputRequest(flush=ethics_pb2.OutputFlush())
-_FINISH: Final = ethics_pb2.CheckOutputRequest(finish=ethics_pb2.OutputFinish())
 
 ATTEMPTS_METADATA_KEY: Final = "kala-attempts-bin"
 """Trailing metadata in which inference lists the attempts of a failed Chat, as a serialised ChatFinish."""
@@ -162,46 +161,59 @@ class Generation:
     async def _read_check(self, on_release: OnRelease) -> None:
         try:
             async for response in self._check:
-                if response.WhichOneof("event") == "checked":
+                if not response.HasField("decision"):
                     await self._take_checked(response.checked, on_release)
-                else:
-                    await self._take_decision(response.decision, on_release)
-                    self._over.set()
-                    return
+                    continue
+                await self._take_decision(response, on_release)
+                self._over.set()
+                return
         except grpc.RpcError as error:
             raise ethics_failure(error) from error
         raise UnavailableError(UNAVAILABLE_TEXT, reason=ETHICS_UNAVAILABLE)
 
     async def _take_chat(self, response: inference_pb2.ChatResponse) -> None:
         self.state.ended_at = self._clock()
-        match response.WhichOneof("event"):
-            case "route":
-                self.state.served = served_by(response.route)
-            case "delta":
-                chunks = self._buffer.take_in(response.delta)
-                for chunk in chunks:
-                    await self._send(_chunk(chunk))
-                if chunks and self._hold is None and self._hold_seconds is not None:
-                    self._hold = asyncio.get_running_loop().call_later(self._hold_seconds, self._check_now)
-            case "finish":
-                self.state.finish = response.finish
-                if response.finish.attempts:
-                    self.state.served = replace(self.state.served, attempts=tuple(response.finish.attempts))
-                self._stop_timers()
-                await self._send(_FINISH)
-                self._await_decision()
-            case _:
-                pass
+        if response.HasField("route"):
+            self.state.served = served_by(response.route)
+        pieces = self._buffer.take_in(response.delta) if response.HasField("delta") else []
+        chunks = [_chunk(piece) for piece in pieces]
+        if response.HasField("finish"):
+            await self._take_finish(response.finish, chunks)
+            return
+        for chunk in chunks:
+            await self._send(ethics_pb2.CheckOutputRequest(chunk=chunk))
+        if chunks and self._hold is None and self._hold_seconds is not None:
+            self._hold = asyncio.get_running_loop().call_later(self._hold_seconds, self._check_now)
 
-    async def _take_checked(self, checked: ethics_pb2.CheckedUpTo, on_release: OnRelease) -> None:
-        self._buffer.check(Track(checked.channel, checked.index), checked.characters)
+    async def _take_finish(
+        self, finish: inference_pb2.ChatFinish, chunks: list[ethics_pb2.OutputChunk]
+    ) -> None:
+        self.state.finish = finish
+        if finish.attempts:
+            self.state.served = replace(self.state.served, attempts=tuple(finish.attempts))
+        self._stop_timers()
+        if sum(len(chunk.text) for chunk in chunks) > MAX_CHUNK_CHARS:
+            for chunk in chunks:
+                await self._send(ethics_pb2.CheckOutputRequest(chunk=chunk))
+            chunks = []
+        await self._send(ethics_pb2.CheckOutputRequest(finish=ethics_pb2.OutputFinish(chunks=chunks)))
+        self._await_decision()
+
+    async def _take_checked(self, checked: Iterable[ethics_pb2.CheckedUpTo], on_release: OnRelease) -> None:
+        self._note_checked(checked)
         await self._let_out(on_release, is_final=False)
         if self.state.finish is not None:
             self._await_decision()
 
-    async def _take_decision(self, decision: decision_pb2.Decision, on_release: OnRelease) -> None:
+    def _note_checked(self, checked: Iterable[ethics_pb2.CheckedUpTo]) -> None:
+        for further in checked:
+            self._buffer.check(Track(further.channel, further.index), further.characters)
+
+    async def _take_decision(self, response: ethics_pb2.CheckOutputResponse, on_release: OnRelease) -> None:
         self._stop_patience()
+        decision = response.decision
         if decision.outcome == decision_pb2.OUTCOME_ALLOW:
+            self._note_checked(response.checked)
             await self._let_out(on_release, is_final=True)
             if self.state.finish is None or not self._buffer.is_empty:
                 # An ALLOW that does not cover every word is no ALLOW of this answer.
@@ -290,9 +302,7 @@ def served_by(route: inference_pb2.RouteInfo) -> Served:
     )
 
 
-def _chunk(chunk: Chunk) -> ethics_pb2.CheckOutputRequest:
+def _chunk(chunk: Chunk) -> ethics_pb2.OutputChunk:
     track, text = chunk
     # The track's channel is the contract's enum by construction.
-    return ethics_pb2.CheckOutputRequest(
-        chunk=ethics_pb2.OutputChunk(channel=track.channel, index=track.position, text=text)  # type: ignore[arg-type]
-    )
+    return ethics_pb2.OutputChunk(channel=track.channel, index=track.position, text=text)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ async def check_texts(
             for request in _requests(act, decision_id, texts):
                 await call.write(request)
             async for response in call:
-                if response.WhichOneof("event") == "decision" and response.decision.outcome:
+                if response.decision.outcome:
                     decision: decision_pb2.Decision = response.decision
                     return decision
     except grpc.RpcError as error:

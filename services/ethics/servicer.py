@@ -117,15 +117,16 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         async for request in request_iterator:
             match request.WhichOneof("event"):
                 case "chunk":
-                    for response in await checked.take(request.chunk):
-                        yield response
+                    if further := await checked.take(request.chunk):
+                        yield pb.CheckOutputResponse(checked=further)
                 case "flush":
                     # Every chunk is checked as it comes, so there is nothing left to do.
                     continue
                 case "finish":
-                    for response in checked.finish():
-                        yield response
-                    yield self._output_decision(check.refused, checked.count, began)
+                    further = await checked.finish(request.finish.chunks)
+                    response = self._output_decision(check.refused, checked.count, began)
+                    response.checked.extend(further)
+                    yield response
                     return
                 case _:
                     raise InvalidArgumentError(
@@ -266,7 +267,7 @@ class _Checked:
         """How many channels there were."""
         return len(self._told)
 
-    async def take(self, chunk: pb.OutputChunk) -> list[pb.CheckOutputResponse]:
+    async def take(self, chunk: pb.OutputChunk) -> list[pb.CheckedUpTo]:
         """Check a chunk; a refusal is told as the decision, not here."""
         channel = CHANNELS.get(chunk.channel)
         if channel is None:
@@ -282,22 +283,28 @@ class _Checked:
             progress = self._check.feed(channel, chunk.index, chunk.text)
         return [] if progress.is_refused else self._tell(chunk.channel, chunk.index, progress)
 
-    def finish(self) -> list[pb.CheckOutputResponse]:
-        """Check the ends; nothing is told when one of them is refused."""
-        return [
-            response
+    async def finish(self, chunks: Iterable[pb.OutputChunk]) -> list[pb.CheckedUpTo]:
+        """Check the last chunks and the ends; nothing is told when one of them is refused."""
+        for chunk in chunks:
+            await self.take(chunk)
+            if self._check.refused is not None:
+                return []
+        # Whatever the last chunks passed is told with the ends, so each channel is told once.
+        self._told = dict.fromkeys(self._told, 0)
+        further = [
+            told
             for channel, index, progress in self._check.finish()
-            for response in self._tell(CHANNEL_NUMBERS[channel], index, progress)
+            for told in self._tell(CHANNEL_NUMBERS[channel], index, progress)
         ]
+        return [] if self._check.refused is not None else further
 
     def _tell(
         self, channel: pb.OutputChannel.ValueType, index: int, progress: Progress
-    ) -> list[pb.CheckOutputResponse]:
+    ) -> list[pb.CheckedUpTo]:
         if progress.released_chars <= self._told[channel, index]:
             return []
         self._told[channel, index] = progress.released_chars
-        checked = pb.CheckedUpTo(channel=channel, index=index, characters=progress.released_chars)
-        return [pb.CheckOutputResponse(checked=checked)]
+        return [pb.CheckedUpTo(channel=channel, index=index, characters=progress.released_chars)]
 
 
 def _require_start(request: pb.CheckOutputRequest | None) -> None:

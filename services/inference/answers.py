@@ -14,7 +14,7 @@ from services.inference.chat import Delta, FinishReason, TokenLogprob, Usage
 from services.inference.dispatch import Attempt, Ended, Routed, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable
 
     from services.inference.registry.registry import Entry
     from services.inference.router import Route
@@ -58,6 +58,24 @@ def chat_response(step: Step) -> pb.ChatResponse:
             return pb.ChatResponse(route=_route(step))
         case Ended():
             return pb.ChatResponse(finish=finish(step))
+
+
+async def together(steps: AsyncIterable[Step], *, is_whole: bool) -> AsyncIterator[pb.ChatResponse]:
+    """Write Chat's stream in as few messages as it may have: a whole answer in one, a route with the first words."""
+    waiting: pb.ChatResponse | None = None
+    async for step in steps:
+        response = chat_response(step)
+        if waiting is not None and response.HasField("delta") and waiting.HasField("delta"):
+            yield waiting
+            waiting = None
+        if waiting is not None:
+            waiting.MergeFrom(response)
+            response = waiting
+        waiting = response if is_whole or isinstance(step, Routed) else None
+        if waiting is None:
+            yield response
+    if waiting is not None:
+        yield waiting
 
 
 def finish(ended: Ended) -> pb.ChatFinish:

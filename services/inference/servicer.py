@@ -64,8 +64,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 dispatch = Dispatch(self._registry, call, route, recheck=lambda: self._recheck(clearance))
                 try:
                     async with aclosing(dispatch.run()) as steps:
-                        async for step in steps:
-                            yield answers.chat_response(step)
+                        async for response in answers.together(steps, is_whole=not call.stream):
+                            yield response
                 except KalaError:
                     _tell_attempts(context, dispatch)
                     raise

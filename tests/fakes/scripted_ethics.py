@@ -118,6 +118,10 @@ class _Check:
             due = await self._take_chunk(request.chunk, context)
         elif event == "flush":
             self._script.flushes += 1
+        elif event == "finish":
+            for chunk in request.finish.chunks:
+                await self._take_chunk(chunk, context)
+            due = list(self._texts)
         if self._script.hangs_on_output:
             await asyncio.Event().wait()
         return self._answer(due, is_last=event == "finish")
@@ -134,15 +138,15 @@ class _Check:
     def _answer(self, due: list[tuple[int, int]], *, is_last: bool) -> list[pb.CheckOutputResponse]:
         if any(FORBIDDEN in self._texts[key] for key in due):
             return [pb.CheckOutputResponse(decision=_decision(decision_pb2.OUTCOME_REFUSE))]
-        responses = []
+        checked = []
         for key in [] if self._script.allows_without_checking else due:
             self._waiting[key] = 0
             held = 0 if is_last else min(len(self._texts[key]), len(FORBIDDEN) - 1)
-            checked = pb.CheckedUpTo(channel=key[0], index=key[1], characters=len(self._texts[key]) - held)
-            responses.append(pb.CheckOutputResponse(checked=checked))
-        if is_last:
-            responses.append(pb.CheckOutputResponse(decision=_decision(decision_pb2.OUTCOME_ALLOW)))
-        return responses
+            checked.append(
+                pb.CheckedUpTo(channel=key[0], index=key[1], characters=len(self._texts[key]) - held)
+            )
+        decision = _decision(decision_pb2.OUTCOME_ALLOW) if is_last else None
+        return [pb.CheckOutputResponse(checked=checked, decision=decision)] if checked or is_last else []
 
 
 def _decision(outcome: decision_pb2.Outcome) -> decision_pb2.Decision:

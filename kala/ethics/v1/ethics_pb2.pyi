@@ -263,12 +263,19 @@ class OutputFinish(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutputChunk]:
+        """The last pieces, checked before the end; a whole answer may come here at once. Their texts together at most 36 MiB."""
+
     def __init__(
         self,
+        *,
+        chunks: _abc.Iterable[Global___OutputChunk] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -357,26 +364,24 @@ class CheckOutputResponse(_message.Message):
     CHECKED_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def checked(self) -> Global___CheckedUpTo:
-        """More of a channel may be released."""
+    def checked(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckedUpTo]:
+        """Channels of which more may be released. Beside a decision that is not ALLOW nothing more may."""
 
     @_builtins.property
     def decision(self) -> _decision_pb2.Decision:
-        """The final decision: after `finish`, or earlier when something is refused. The stream ends with it."""
+        """The final decision: after `finish`, or earlier when something is refused. The stream ends with it; unset until then."""
 
     def __init__(
         self,
         *,
-        checked: Global___CheckedUpTo | None = ...,
+        checked: _abc.Iterable[Global___CheckedUpTo] | None = ...,
         decision: _decision_pb2.Decision | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "decision", b"decision", "event", b"event"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "decision", b"decision", "event", b"event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "decision", b"decision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["checked", "decision"]  # noqa: Y015
-    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckOutputResponse: _TypeAlias = CheckOutputResponse  # noqa: Y015
 

@@ -998,7 +998,9 @@ Global___ChatFinish: _TypeAlias = ChatFinish  # noqa: Y015
 
 @_typing.final
 class ChatResponse(_message.Message):
-    """One message of Chat's stream: one route, then deltas, then one finish."""
+    """One message of Chat's stream: one route, then deltas, then one finish. What is ready together travels together, to be
+    read in that order; a whole answer is one message.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1007,15 +1009,15 @@ class ChatResponse(_message.Message):
     FINISH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def route(self) -> Global___RouteInfo:
-        """Who answers."""
+        """Who answers; in the first message only."""
 
     @_builtins.property
     def delta(self) -> Global___ChatDelta:
-        """A piece."""
+        """A piece; unset when this message brings none."""
 
     @_builtins.property
     def finish(self) -> Global___ChatFinish:
-        """The end. A stream without it failed."""
+        """The end; in the last message only. A stream without it failed."""
 
     def __init__(
         self,
@@ -1024,13 +1026,11 @@ class ChatResponse(_message.Message):
         delta: Global___ChatDelta | None = ...,
         finish: Global___ChatFinish | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "event", b"event", "finish", b"finish", "route", b"route"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "finish", b"finish", "route", b"route"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "event", b"event", "finish", b"finish", "route", b"route"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "finish", b"finish", "route", b"route"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["route", "delta", "finish"]  # noqa: Y015
-    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChatResponse: _TypeAlias = ChatResponse  # noqa: Y015
 
@@ -1116,7 +1116,9 @@ Global___CompleteRequest: _TypeAlias = CompleteRequest  # noqa: Y015
 
 @_typing.final
 class CompleteResponse(_message.Message):
-    """One message of Complete's stream: one route, then deltas, then one finish."""
+    """One message of Complete's stream: one route, then texts, then one finish. What is ready together travels together, to be
+    read in that order; a whole answer is one message.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1124,14 +1126,14 @@ class CompleteResponse(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """More text."""
+    """More text; empty when this message brings none."""
     @_builtins.property
     def route(self) -> Global___RouteInfo:
-        """Who answers."""
+        """Who answers; in the first message only."""
 
     @_builtins.property
     def finish(self) -> Global___ChatFinish:
-        """The end."""
+        """The end; in the last message only. A stream without it failed."""
 
     def __init__(
         self,
@@ -1140,13 +1142,11 @@ class CompleteResponse(_message.Message):
         text: _builtins.str = ...,
         finish: Global___ChatFinish | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finish", b"finish", "route", b"route", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "route", b"route"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finish", b"finish", "route", b"route", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "route", b"route", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["route", "text", "finish"]  # noqa: Y015
-    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompleteResponse: _TypeAlias = CompleteResponse  # noqa: Y015
 

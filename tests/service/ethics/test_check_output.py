@@ -43,8 +43,9 @@ async def failure(ethics: Ethics, requests: Iterable[pb.CheckOutputRequest]) -> 
 
 
 def checked(responses: list[pb.CheckOutputResponse]) -> list[tuple[int, int, int]]:
-    found = [response.checked for response in responses if response.WhichOneof("event") == "checked"]
-    return [(item.channel, item.index, item.characters) for item in found]
+    return [
+        (item.channel, item.index, item.characters) for response in responses for item in response.checked
+    ]
 
 
 async def test_a_harmless_output_is_checked_to_its_end_and_allowed(ethics: Ethics) -> None:
@@ -87,8 +88,26 @@ async def test_a_chunk_of_a_megabyte_is_checked(ethics: Ethics) -> None:
 
 async def test_an_empty_output_is_allowed(ethics: Ethics) -> None:
     responses = await answers(ethics, [START, FINISH])
-    assert [response.WhichOneof("event") for response in responses] == ["decision"]
-    assert responses[0].decision.outcome == OUTCOME_ALLOW
+    (response,) = responses
+    assert response.decision.outcome == OUTCOME_ALLOW
+    assert not response.checked
+
+
+async def test_a_whole_output_is_checked_in_one_message(ethics: Ethics) -> None:
+    pieces = [chunk(HARMLESS * 5).chunk, chunk(HARMLESS).chunk]
+    finish = pb.CheckOutputRequest(finish=pb.OutputFinish(chunks=pieces))
+    (response,) = await answers(ethics, [START, finish])
+    assert checked([response]) == [(TEXT, 0, 6 * len(HARMLESS))]
+    assert response.decision.outcome == OUTCOME_ALLOW
+
+
+@pytest.mark.parametrize("split", [0, 1, 7, 20])
+async def test_a_harmful_whole_output_is_refused_and_no_character_is_told(ethics: Ethics, split: int) -> None:
+    pieces = [chunk(BAD[:split]).chunk, chunk(BAD[split:]).chunk, chunk(HARMLESS).chunk]
+    finish = pb.CheckOutputRequest(finish=pb.OutputFinish(chunks=pieces))
+    (response,) = await answers(ethics, [START, finish])
+    assert checked([response]) == []
+    assert response.decision.outcome == OUTCOME_REFUSE
 
 
 async def test_every_channel_has_its_own_offsets(ethics: Ethics) -> None:
@@ -135,7 +154,7 @@ async def test_sixty_four_streams_cancelled_half_way_leave_the_service_well(ethi
         await call.write(START)
         await call.write(chunk(HARMLESS * 20))
     for call in calls:
-        assert (await call.read()).WhichOneof("event") == "checked"
+        assert (await call.read()).checked
         call.cancel()
     await asyncio.gather(*(call.code() for call in calls))
     assert (await answers(ethics, [START, chunk("fine"), FINISH]))[-1].decision.outcome == OUTCOME_ALLOW

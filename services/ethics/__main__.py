@@ -15,17 +15,14 @@ from kala.ethics.v1 import ethics_pb2_grpc
 from kala.inference.v1 import inference_pb2
 from kala.tools.v1 import code_pb2, tools_pb2
 from kala.trainer.v1 import trainer_pb2
-from services.common.audit_client import AuditWriter
-from services.common.channel import open_channel
+from services.common.audit_channel import open_audit_writer
 from services.common.clearance import ClearanceSigner, guarded_methods
 from services.common.event_loop import run
 from services.common.interceptors import CallPolicy
 from services.common.keys import load_private_key, load_public_key
 from services.common.peers import ETHICS, GATEWAY, TRAINER, Peer
-from services.common.secret_keys import load_secret_key
 from services.common.server import ServerHandle, serving
 from services.common.settings import load
-from services.common.spool import Spool
 from services.common.telemetry import process_telemetry
 from services.ethics.announcements import Announcements
 from services.ethics.bench import Bench
@@ -53,7 +50,7 @@ async def main() -> None:
     servicer = make_servicer(settings, watch, make_bench(settings, watch.in_force))
     async with AsyncExitStack() as stack:
         telemetry = stack.enter_context(process_telemetry(ETHICS, settings))
-        announcements = Announcements(await open_writer(settings, stack))
+        announcements = Announcements(await open_audit_writer(settings, stack, part=ETHICS))
         register = partial(ethics_pb2_grpc.add_EthicsServiceServicer_to_server, servicer)
         policy = CallPolicy(may_call=may_call, on_denied=announcements.denied)
         server = await stack.enter_async_context(
@@ -90,20 +87,6 @@ def make_servicer(settings: EthicsSettings, watch: ConstitutionWatch, bench: Ben
         audiences=guarded_methods(GUARDED_CONTRACTS),
         next_key=next_key,
     )
-
-
-async def open_writer(settings: EthicsSettings, stack: AsyncExitStack) -> AuditWriter | None:
-    """Open the way to the log, if there is one."""
-    if settings.audit_address is None:
-        return None
-    spool = None
-    if settings.spool_dir is not None and settings.spool_key_file is not None:
-        spool = Spool(settings.spool_dir, load_secret_key(settings.spool_key_file))
-        stack.callback(spool.close)
-    channel = await stack.enter_async_context(
-        open_channel(settings.audit_address, peer_name=ETHICS, tls=settings.tls)
-    )
-    return await stack.enter_async_context(AuditWriter(channel, producer_id=ETHICS, spool=spool))
 
 
 def may_call(method: str, peer: Peer) -> bool:

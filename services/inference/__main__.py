@@ -11,6 +11,7 @@ from functools import partial
 
 from kala.errors import InvalidArgumentError
 from kala.inference.v1 import inference_pb2, inference_pb2_grpc
+from services.common.audit_channel import open_audit_writer
 from services.common.clearance import ClearanceVerifier, guard_for
 from services.common.event_loop import run
 from services.common.interceptors import CallPolicy
@@ -23,7 +24,7 @@ from services.inference.backend import Kind, State
 from services.inference.backends.make import ServerFactory, pythia_backends
 from services.inference.backends.pythia import PythiaBackend
 from services.inference.config import SECTION, InferenceSettings
-from services.inference.records import ADMINISTRATIVE, Records, open_records
+from services.inference.records import ADMINISTRATIVE, Records
 from services.inference.registry.discovery import PortScanner
 from services.inference.registry.registry import Registry
 from services.inference.servicer import Service, inference_servicer
@@ -82,7 +83,8 @@ async def main() -> None:
     register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference_servicer(service))
     async with AsyncExitStack() as stack:
         telemetry = stack.enter_context(process_telemetry(INFERENCE, settings))
-        policy = call_policy(verifier, await open_records(settings, stack))
+        writer = await open_audit_writer(settings, stack, part=INFERENCE)
+        policy = call_policy(verifier, Records(writer))
         stack.push_async_callback(registry.aclose)
         server = await stack.enter_async_context(
             serving(settings, [register], policy=policy, telemetry=telemetry.rpc)

@@ -5,7 +5,6 @@ The record of a chat is the gateway's, which alone knows what was asked and what
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from typing import Final, Protocol
 
 import structlog
@@ -14,13 +13,9 @@ from kala.audit.v1 import audit_pb2
 from kala.common.v1 import options_pb2
 from kala.errors import KalaError, UnavailableError
 from kala.inference.v1 import inference_pb2
-from services.common.audit_client import Appended, AuditPolicy, AuditWriter
-from services.common.channel import open_channel
+from services.common.audit_client import Appended, AuditPolicy
 from services.common.clearance import method_name
-from services.common.peers import INFERENCE, Peer
-from services.common.secret_keys import load_secret_key
-from services.common.spool import Spool
-from services.inference.config import InferenceSettings
+from services.common.peers import Peer
 
 TENANT: Final = "kala"
 """The tenant of a service's own events."""
@@ -69,20 +64,6 @@ class Records:
     async def _append(self, record: audit_pb2.Record, policy: AuditPolicy) -> None:
         if self._writer is not None:
             await self._writer.append(record, policy=policy)
-
-
-async def open_records(settings: InferenceSettings, stack: AsyncExitStack) -> Records:
-    """Open the way to the log, if the settings name one."""
-    if settings.audit_address is None:
-        return Records(None)
-    spool = None
-    if settings.spool_dir is not None and settings.spool_key_file is not None:
-        spool = Spool(settings.spool_dir, load_secret_key(settings.spool_key_file))
-        stack.callback(spool.close)
-    channel = await stack.enter_async_context(
-        open_channel(settings.audit_address, peer_name=INFERENCE, tls=settings.tls)
-    )
-    return Records(await stack.enter_async_context(AuditWriter(channel, producer_id=INFERENCE, spool=spool)))
 
 
 def _record(kind: str, method: str, peer: Peer | None) -> audit_pb2.Record:

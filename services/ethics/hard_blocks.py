@@ -16,7 +16,7 @@ from typing import Any, Final
 import re2
 
 from kala.errors import ConstitutionError, InternalError
-from services.ethics.judge import Evidence, Material, Part, Stage
+from services.ethics.judge import Evidence, Material, Stage
 from services.ethics.laws import HardBlock
 from services.ethics.patterns import Pattern
 from services.ethics.views import View
@@ -173,7 +173,7 @@ class HardBlockJudge:
         """As `judge`, on this thread."""
         opaque = any(part.reading.opaque for part in material.parts)
         return [
-            _evidence(part, finding)
+            evidence_of(finding, part.field)
             for part in material.parts
             for finding in self._blocks.find(part.reading.views, part.stage, opaque=opaque)
         ]
@@ -186,7 +186,8 @@ def _findings(
         yield Finding(block, *view.locate(offset + start, offset + end), view.name)
 
 
-def _evidence(part: Part, finding: Finding) -> Evidence:
+def evidence_of(finding: Finding, field: str, *, begin: int = 0) -> Evidence:
+    """Say what was found where in a field whose text at hand starts at character `begin`."""
     block = finding.block
     return Evidence(
         NAME,
@@ -194,9 +195,9 @@ def _evidence(part: Part, finding: Finding) -> Evidence:
         block.category,
         block.outcome,
         block.id,
-        part.field,
-        finding.start,
-        finding.end,
+        field,
+        begin + finding.start,
+        begin + finding.end,
         finding.view,
     )
 

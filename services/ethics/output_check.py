@@ -21,8 +21,8 @@ from services.ethics.hard_blocks import (
     NAME,
     UNLESS_AHEAD_BYTES,
     UNLESS_REACH_BYTES,
-    Finding,
     HardBlocks,
+    evidence_of,
 )
 from services.ethics.judge import Evidence, Outcome, Stage
 from services.ethics.laws import HardBlock
@@ -123,7 +123,8 @@ class ChannelChecker:
         # What began before the released end was judged, with all that follows it, before that was released.
         found = self._rules.find(views, self._stage, within=(self._released - self._begin, settled))
         if found:
-            return self._refuse(tuple(self._evidence(finding) for finding in found))
+            evidence = (evidence_of(finding, self._field, begin=self._begin) for finding in found)
+            return self._refuse(tuple(evidence))
         keep_from = len(self._text) if is_last else min(self._safe_end(view) for view in views)
         self._released = max(self._released, self._begin + keep_from)
         if self._begin + len(self._text) - self._released > MAX_HELD_CHARS:
@@ -149,20 +150,6 @@ class ChannelChecker:
         self._refused = Progress(self._released, evidence)
         self._text = ""
         return self._refused
-
-    def _evidence(self, finding: Finding) -> Evidence:
-        block = finding.block
-        return Evidence(
-            NAME,
-            block.law,
-            block.category,
-            block.outcome,
-            block.id,
-            self._field,
-            self._begin + finding.start,
-            self._begin + finding.end,
-            finding.view,
-        )
 
     def _flood(self) -> Evidence:
         start, end = self._released, self._begin + len(self._text)

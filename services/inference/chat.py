@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 class Role(enum.Enum):
@@ -205,12 +205,18 @@ Event = Opened | Delta | Finish
 
 def join_deltas(deltas: Sequence[Delta]) -> Delta:
     """Give the whole of an answer's pieces, with the pieces of each tool call put together in order of their index."""
-    if len(deltas) == 1 and not deltas[0].tool_calls:
+    joined = concatenate_deltas(deltas)
+    return replace(joined, tool_calls=_whole_calls(joined.tool_calls)) if joined.tool_calls else joined
+
+
+def concatenate_deltas(deltas: Sequence[Delta]) -> Delta:
+    """Give the pieces one after the other, those of tool calls as they came."""
+    if len(deltas) == 1:
         return deltas[0]
     return Delta(
         text="".join([delta.text for delta in deltas]),
         reasoning="".join([delta.reasoning for delta in deltas]),
-        tool_calls=_whole_calls(call for delta in deltas for call in delta.tool_calls),
+        tool_calls=tuple(call for delta in deltas for call in delta.tool_calls),
         refusal="".join([delta.refusal for delta in deltas]),
         logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
     )

@@ -30,6 +30,7 @@ from services.inference.chat import (
     ToolCall,
     ToolMode,
     Usage,
+    concatenate_deltas,
 )
 from services.inference.failures import failure_of_error, read_error
 
@@ -91,7 +92,7 @@ def read_completion(body: bytes) -> list[Event]:
     if not isinstance(message, dict) or not isinstance(finish, str):
         raise BackendFailure("MALFORMED_ANSWER", "answered without a message or a finish reason")
     events: list[Event] = [Opened(_string(parsed.get("model")))]
-    delta = _joined([_delta(message, choice)])
+    delta = concatenate_deltas([_delta(message, choice)])
     if not delta.is_empty:
         events.append(delta)
     events.append(Finish(_finish_reason(finish), _usage(parsed.get("usage"))))
@@ -126,7 +127,7 @@ class ChunkReader:
                 yield from self._opened(chunk := self._chunk(event, payload))
                 deltas.extend(self._deltas(chunk))
         if deltas:
-            joined = _joined(deltas)
+            joined = concatenate_deltas(deltas)
             if not joined.is_empty:
                 yield joined
         if self._is_done:
@@ -273,18 +274,6 @@ def _delta(source: Json, choice: Json) -> Delta:
         tool_calls=_tool_calls(source.get("tool_calls")),
         refusal=_string(source.get("refusal")),
         logprobs=_logprobs(logprobs.get("content")) if isinstance(logprobs, dict) else (),
-    )
-
-
-def _joined(deltas: list[Delta]) -> Delta:
-    if len(deltas) == 1:
-        return deltas[0]
-    return Delta(
-        text="".join([delta.text for delta in deltas]),
-        reasoning="".join([delta.reasoning for delta in deltas]),
-        tool_calls=tuple(call for delta in deltas for call in delta.tool_calls),
-        refusal="".join([delta.refusal for delta in deltas]),
-        logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
     )
 
 

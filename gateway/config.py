@@ -127,9 +127,7 @@ class GatewaySettings(ProcessSettings):
     @property
     def tls(self) -> TlsFiles | None:
         """The files for the connections to the services, or None where they stay on this machine."""
-        if self.tls_cert_file is None or self.tls_key_file is None or self.tls_ca_file is None:
-            return None
-        return TlsFiles(self.tls_cert_file, self.tls_key_file, self.tls_ca_file)
+        return TlsFiles.if_complete(self.tls_cert_file, self.tls_key_file, self.tls_ca_file)
 
     @property
     def scheme(self) -> str:

@@ -138,9 +138,7 @@ class GrpcServerSettings(ProcessSettings):
     @property
     def tls(self) -> TlsFiles | None:
         """The TLS files, or None where connections stay on this machine."""
-        if self.tls_cert_file is None or self.tls_key_file is None or self.tls_ca_file is None:
-            return None
-        return TlsFiles(self.tls_cert_file, self.tls_key_file, self.tls_ca_file)
+        return TlsFiles.if_complete(self.tls_cert_file, self.tls_key_file, self.tls_ca_file)
 
     @model_validator(mode="after")
     def _check_transport(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import grpc
 
@@ -17,6 +18,13 @@ class TlsFiles:
     cert_file: Path
     key_file: Path
     ca_file: Path
+
+    @classmethod
+    def if_complete(cls, cert_file: Path | None, key_file: Path | None, ca_file: Path | None) -> Self | None:
+        """Give the files when all three are named, else None."""
+        if cert_file is None or key_file is None or ca_file is None:
+            return None
+        return cls(cert_file, key_file, ca_file)
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """Read the files for a server that demands a certificate of every client."""

@@ -98,7 +98,9 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
         seconds = request.window.ToSeconds() if request.HasField("window") else DEFAULT_WINDOW_SECONDS
         if seconds <= 0:
             raise InvalidArgumentError("window", "must be positive")
-        size, counts = await self._read(self._reading.summary, self._clock() - seconds * 1_000_000)
+        conditions = _timeless_conditions(request.filter)
+        since = self._clock() - seconds * 1_000_000
+        size, counts = await self._read(self._reading.summary, since, conditions)
         listed = {
             column: [audit_pb2.Count(label=label, count=count) for label, count in values]
             for column, values in counts.items()
@@ -121,6 +123,7 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
             raise InvalidArgumentError("intent_age", "must not be negative")
         rows, token = await self._read(
             self._reading.gaps,
+            _timeless_conditions(request.filter),
             intents_before=self._clock() - age,
             page_size=page_size_of(request.page_size),
             page_token=request.page_token,
@@ -156,8 +159,14 @@ def _gap(row: GapRow) -> audit_pb2.Gap:
     return gap
 
 
-def _question(request: audit_pb2.QueryRequest) -> Question:
-    wanted = request.filter
+def _timeless_conditions(wanted: audit_pb2.EntryFilter) -> list[Condition]:
+    """The conditions of a request that says its span of time otherwise."""
+    if wanted.HasField("from") or wanted.HasField("until"):
+        raise InvalidArgumentError("filter", "takes no times here")
+    return _conditions(wanted)
+
+
+def _conditions(wanted: audit_pb2.EntryFilter) -> list[Condition]:
     if len(wanted.types) > MAX_TYPES:
         raise InvalidArgumentError("filter.types", f"at most {MAX_TYPES}")
     conditions = [
@@ -177,8 +186,13 @@ def _question(request: audit_pb2.QueryRequest) -> Question:
         conditions.append(Condition("outcome", tuple(_outcome(outcome) for outcome in wanted.outcomes)))
     if wanted.HasField("law"):
         conditions.append(Condition("law", (wanted.law,)))
+    return conditions
+
+
+def _question(request: audit_pb2.QueryRequest) -> Question:
+    wanted = request.filter
     return Question(
-        conditions,
+        _conditions(wanted),
         _microseconds(getattr(wanted, "from")) if wanted.HasField("from") else None,
         _microseconds(wanted.until) if wanted.HasField("until") else None,
         page_size_of(request.page_size),

@@ -112,25 +112,33 @@ class LogReading:
         next_token = PageToken(size, next_index, digest).text() if rest else ""
         return Page([self._found(row) for row in rows], next_token, size)
 
-    def gaps(self, *, intents_before: int, page_size: int, page_token: str) -> tuple[Sequence[GapRow], str]:
+    def gaps(
+        self, conditions: Sequence[Condition] = (), *, intents_before: int, page_size: int, page_token: str
+    ) -> tuple[Sequence[GapRow], str]:
         """One page of what is missing, oldest first, and the token of the next; all pages see one tree size.
 
         An intent without outcome counts when it was recorded before `intents_before`, in microseconds since 1970.
         """
-        digest = digest_of((), "gaps")
+        digest = digest_of(conditions, "gaps")
         token = self._token(page_token, digest) or PageToken(self._reader.head().size, 0, digest)
         rows = self._reader.gaps(
-            last=token.snapshot_size, intents_before=intents_before, limit=page_size + 1, offset=token.index
+            conditions,
+            last=token.snapshot_size,
+            intents_before=intents_before,
+            limit=page_size + 1,
+            offset=token.index,
         )
         if len(rows) <= page_size:
             return rows, ""
         return rows[:page_size], PageToken(token.snapshot_size, token.index + page_size, digest).text()
 
-    def summary(self, recorded_from: int) -> tuple[int, dict[str, list[tuple[str, int]]]]:
-        """The tree size, and counts per value of each of `SUMMARY_COLUMNS` since a time."""
+    def summary(
+        self, recorded_from: int, conditions: Sequence[Condition] = ()
+    ) -> tuple[int, dict[str, list[tuple[str, int]]]]:
+        """The tree size, and counts per value of each of `SUMMARY_COLUMNS` since a time, under these conditions."""
         first = self._reader.index_at(recorded_from)
         return self._reader.head().size, {
-            column: self._reader.counts(column, first) for column in SUMMARY_COLUMNS
+            column: self._reader.counts(column, first, conditions) for column in SUMMARY_COLUMNS
         }
 
     def _token(self, text: str, digest: bytes) -> PageToken | None:

@@ -51,14 +51,15 @@ _SELECT_KEY: Final = "SELECT key_id, subject, kek_id, wrapped FROM subject_key"
 # so: after a jump of the log's clock into the future, `recorded_at` would not let one become old for years.
 _SELECT_GAPS: Final = """
 WITH numbered AS (
-    SELECT idx, producer, boot, sequence, recorded_at,
+    SELECT idx, producer, boot, sequence, recorded_at, type, tenant, actor, trace_id, tool, outcome, law, model,
            lag(sequence, 1, 0) OVER (PARTITION BY producer, boot ORDER BY sequence) AS before
     FROM entry WHERE log_id = :log AND idx < :last
 )
-SELECT idx, 0, producer, boot, before, sequence, recorded_at FROM numbered WHERE sequence > before + 1
+SELECT idx, 0, producer, boot, before, sequence, recorded_at FROM numbered
+WHERE sequence > before + 1{conditions}
 UNION ALL
 SELECT idx, 1, producer, boot, 0, sequence, recorded_at FROM entry AS asked
-WHERE log_id = :log AND idx < :last AND type LIKE '%.intent' AND min(recorded_at, occurred_at) < :before
+WHERE log_id = :log AND idx < :last AND type LIKE '%.intent' AND min(recorded_at, occurred_at) < :before{conditions}
   AND NOT EXISTS (
     SELECT 1 FROM entry AS outcome
     WHERE outcome.intent = asked.idem AND outcome.type LIKE '%.outcome' AND outcome.log_id = :log
@@ -266,9 +267,8 @@ class SqliteReader:
         self, conditions: Sequence[Condition], *, first: int, last: int, limit: int, descending: bool
     ) -> list[StoredEntry]:
         """The entries of [first, last) that meet all conditions, in order of index, at most `limit`."""
-        clauses = [f"{c.column} IN ({', '.join('?' * len(c.values))})" for c in conditions]
-        values = [value for c in conditions for value in c.values]
-        sql = " AND ".join([_SELECT_ENTRY, "idx >= ?", "idx < ?", *clauses])
+        clauses, values = _where(conditions)
+        sql = f"{_SELECT_ENTRY} AND idx >= ? AND idx < ?{clauses}"
         order = "DESC" if descending else "ASC"
         rows = self._db.execute(f"{sql} ORDER BY idx {order} LIMIT ?", (first, last, *values, limit))
         return [StoredEntry(*row) for row in rows]
@@ -287,20 +287,40 @@ class SqliteReader:
                 high = middle
         return low
 
-    def gaps(self, *, last: int, intents_before: int, limit: int, offset: int) -> list[GapRow]:
+    def gaps(
+        self,
+        conditions: Sequence[Condition] = (),
+        *,
+        last: int,
+        intents_before: int,
+        limit: int,
+        offset: int,
+    ) -> list[GapRow]:
         """What is missing among the entries below `last`; see `LogReader`."""
-        values = {"log": LOG_ID, "last": last, "before": intents_before, "limit": limit, "offset": offset}
-        rows = self._db.execute(_SELECT_GAPS, values)
+        values: dict[str, int | str] = {
+            "log": LOG_ID,
+            "last": last,
+            "before": intents_before,
+            "limit": limit,
+            "offset": offset,
+        }
+        clauses = ""
+        for number, condition in enumerate(conditions):
+            names = [f"c{number}_{place}" for place in range(len(condition.values))]
+            values.update(zip(names, condition.values, strict=True))
+            clauses += f" AND {condition.column} IN ({', '.join(f':{name}' for name in names)})"
+        rows = self._db.execute(_SELECT_GAPS.format(conditions=clauses), values)
         return [GapRow(row[0], bool(row[1]), *row[2:]) for row in rows]
 
-    def counts(self, column: str, first: int) -> list[tuple[str, int]]:
+    def counts(self, column: str, first: int, conditions: Sequence[Condition] = ()) -> list[tuple[str, int]]:
         """How many entries from index `first` on have each value of a derived column; nulls are left out."""
         if column not in DERIVED:
             raise InvalidArgumentError("column", f"{column} is not a derived column")
+        clauses, values = _where(conditions)
         rows = self._db.execute(
-            f"SELECT {column}, count(*) FROM entry "  # noqa: S608 - the name is one of DERIVED
-            f"WHERE log_id = ? AND idx >= ? AND {column} IS NOT NULL GROUP BY 1 ORDER BY 1",
-            (LOG_ID, first),
+            f"SELECT {column}, count(*) FROM entry "  # noqa: S608 - the names are of DERIVED
+            f"WHERE log_id = ? AND idx >= ? AND {column} IS NOT NULL{clauses} GROUP BY 1 ORDER BY 1",
+            (LOG_ID, first, *values),
         )
         return [(str(value), count) for value, count in rows]
 
@@ -317,6 +337,12 @@ def read_head(db: sqlite3.Connection) -> Head:
     if row is None:
         raise FailedPreconditionError("the database holds no log")
     return Head(*row)
+
+
+def _where(conditions: Sequence[Condition]) -> tuple[str, list[int | str]]:
+    """The conditions as SQL to put after others, and the values of its question marks."""
+    clauses = "".join(f" AND {c.column} IN ({', '.join('?' * len(c.values))})" for c in conditions)
+    return clauses, [value for c in conditions for value in c.values]
 
 
 def _entry_values(row: EntryRow) -> tuple[int | str | bytes | None, ...]:

@@ -158,13 +158,22 @@ class LogReader(Protocol):
         """The first index recorded at or after this time, in microseconds since 1970."""
         ...
 
-    def gaps(self, *, last: int, intents_before: int, limit: int, offset: int) -> list[GapRow]:
+    def gaps(
+        self,
+        conditions: Sequence[Condition] = (),
+        *,
+        last: int,
+        intents_before: int,
+        limit: int,
+        offset: int,
+    ) -> list[GapRow]:
         """What is missing among the entries below `last`, in order of index, from the `offset`th on.
 
+        The conditions are those on the entry that shows it.
         An intent without outcome counts when it was recorded before `intents_before`, in microseconds since 1970.
         """
         ...
 
-    def counts(self, column: str, first: int) -> list[tuple[str, int]]:
+    def counts(self, column: str, first: int, conditions: Sequence[Condition] = ()) -> list[tuple[str, int]]:
         """How many entries from index `first` on have each value of a derived column; nulls are left out."""
         ...

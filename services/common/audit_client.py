@@ -255,8 +255,10 @@ class AuditWriter:
             else:
                 await self._deliver([item])
 
-    async def _call(self, records: Sequence[audit_pb2.Record]) -> Sequence[audit_pb2.Receipt]:
-        request = audit_pb2.AppendBatchRequest(records=records, with_proof=True)
+    async def _call(
+        self, records: Sequence[audit_pb2.Record], *, with_proof: bool = True
+    ) -> Sequence[audit_pb2.Receipt]:
+        request = audit_pb2.AppendBatchRequest(records=records, with_proof=with_proof)
         try:
             response = await self._stub.AppendBatch(request, timeout=self._deadline_seconds * CALL_SHARE)
         except grpc.RpcError as error:
@@ -329,7 +331,8 @@ class AuditWriter:
         waiting = await self._in_spool_thread(spool.peek, DRAIN_RECORDS, MAX_BATCH_BYTES)
         records = [audit_pb2.Record.FromString(data) for data in waiting]
         try:
-            await self._call(records)
+            # Nobody waits for these receipts: whoever wants one asks the log for it.
+            await self._call(records, with_proof=False)
         except _PERMANENT:
             for record in records:
                 await self._drain_one(spool, record)
@@ -338,7 +341,7 @@ class AuditWriter:
     async def _drain_one(self, spool: Spool, record: audit_pb2.Record) -> None:
         """Delivers one spooled record; one that the log refuses for ever is kept aside, so that it blocks no other."""
         try:
-            await self._call([record])
+            await self._call([record], with_proof=False)
         except _PERMANENT as error:
             await self._in_spool_thread(spool.set_aside, record.SerializeToString())
             name = receipt_id(record.idempotency_key)

@@ -19,6 +19,7 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
@@ -90,6 +91,8 @@ class Spool:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _lock(directory / "lock")
         self._file: int | None = None
+        # True while a failed write's part of a frame may lie behind the last acknowledged byte.
+        self._is_torn = False
         try:
             self._segments = self._recover()
         except BaseException:
@@ -228,20 +231,28 @@ class Spool:
         if self._file is None:
             raise FailedPreconditionError("the spool is closed")
         try:
+            if self._is_torn:
+                self._cut_back(self._file, segment)
             view = memoryview(data)
             while view:
                 view = view[os.write(self._file, view) :]
             os.fdatasync(self._file)
         except OSError as error:
-            # A partial frame would hide what follows it: cut back to the last acknowledged byte.
-            os.ftruncate(self._file, segment.size)
+            # A partial frame would hide what follows it. A disk that fails may fail this too: then before the next write.
+            self._is_torn = True
+            with suppress(OSError):
+                self._cut_back(self._file, segment)
             raise self._unwritable(error) from error
+
+    def _cut_back(self, file: int, segment: _Segment) -> None:
+        os.ftruncate(file, segment.size)
+        self._is_torn = False
 
     def _delete_first(self) -> None:
         segment = self._segments.popleft()
         if not self._segments and self._file is not None:
             os.close(self._file)
-            self._file = None
+            self._file, self._is_torn = None, False
         self._bytes_used -= segment.size
         try:
             segment.path.unlink()

@@ -232,6 +232,25 @@ async def test_a_token_of_another_query_is_refused(served: ServedLog) -> None:
         )
 
 
+async def test_a_summary_and_gaps_of_one_tenant_say_nothing_of_another(tmp_path: Path) -> None:
+    """The gateway confines every request that has a filter to its caller's tenant."""
+    async with served_log(tmp_path / "audit.db") as served:
+        ours, theirs = numbered(0, 1, kind="chat.intent"), numbered(1, 3, kind="chat.intent")
+        ours.tenant, theirs.tenant = "ours", "theirs"
+        served.file.append(ours, theirs)
+        wanted = audit_pb2.EntryFilter(tenant="ours")
+        summary = await served.read.Summary(audit_pb2.SummaryRequest(filter=wanted))
+        assert [count.count for count in summary.types] == [1]
+        request = audit_pb2.ListGapsRequest(filter=wanted)
+        request.intent_age.seconds = 1
+        assert [gap.entry for gap in (await served.read.ListGaps(request)).gaps] == ["entries/0"]
+        request.filter.ClearField("tenant")
+        assert len((await served.read.ListGaps(request)).gaps) == 3
+        wanted.until.seconds = 1
+        with pytest.raises(InvalidArgumentError, match="filter"), translated():
+            await served.read.Summary(audit_pb2.SummaryRequest(filter=wanted))
+
+
 async def test_a_summary_counts_a_window(served: ServedLog) -> None:
     response = await served.read.Summary(audit_pb2.SummaryRequest())
     assert response.tree_size == TOTAL

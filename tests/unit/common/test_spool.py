@@ -296,6 +296,24 @@ def test_a_write_that_fails_leaves_the_spool_as_it_was(
         assert waiting(spool) == records(3)
 
 
+def test_a_disk_that_fails_to_undo_a_write_too_loses_nothing_once_it_is_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the failed write left is cut off before the next one; it would hide whatever follows it."""
+    with opened(tmp_path) as spool:
+        spool.append(records(2))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", _fail)
+            patch.setattr(os, "ftruncate", _fail)
+            for _ in range(2):
+                with pytest.raises(SpoolFullError, match="No space left"):
+                    spool.append([b"lost"])
+        spool.append(records(1, 2))
+        assert waiting(spool) == records(3)
+    with opened(tmp_path) as spool:
+        assert waiting(spool) == records(3)
+
+
 def _fail(*_arguments: object) -> None:
     raise OSError(28, "No space left on device")
 

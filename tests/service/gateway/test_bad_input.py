@@ -128,6 +128,8 @@ async def test_a_parameter_that_cannot_be_honoured_is_refused_by_name(
     response = await suite.chat(**fields)
     error = error_of(response)
     assert (response.status_code, error.param, error.code) == (400, param, code)
+    leaf = await suite.receipt(response.headers["x-kala-receipt"])
+    assert (leaf.value["type"], leaf.value["result"]["code"]) == ("chat.invalid", code.upper())
 
 
 async def test_what_openai_clients_send_is_accepted(suite: Suite) -> None:
@@ -152,6 +154,8 @@ async def test_what_openai_clients_send_is_accepted(suite: Suite) -> None:
 async def test_ten_thousand_messages_are_answered(suite: Suite) -> None:
     response = await suite.chat(messages=[{"role": "user", "content": "x"}] * 10_000)
     assert response.status_code == 200
+    leaf = await suite.receipt(response.headers["x-kala-receipt"])
+    assert (leaf.value["type"], leaf.value["result"]["status"]) == ("chat.outcome", "ok")
 
 
 @pytest.mark.parametrize("declares_length", [True, False])
@@ -230,6 +234,7 @@ async def test_an_unknown_key_is_401(suite: Suite, header: str) -> None:
         "/v1/chat/completions", json={"messages": MESSAGES}, headers={"authorization": header}
     )
     assert (response.status_code, error_of(response).code) == (401, "invalid_api_key")
+    assert (await suite.receipt(response.headers["x-kala-receipt"])).value["type"] == "rpc.denied"
 
 
 async def test_a_key_without_the_scope_is_403_and_logged_with_its_pseudonym(suite: Suite) -> None:
@@ -274,6 +279,7 @@ async def test_an_unknown_provider_is_named(suite: Suite) -> None:
         "/v1/chat/completions", {"messages": MESSAGES}, headers={"x-kala-provider": "nobody"}
     )
     assert (response.status_code, error_of(response).param) == (400, "x-kala-provider")
+    assert (await suite.receipt(response.headers["x-kala-receipt"])).value["type"] == "chat.invalid"
 
 
 async def test_unknown_paths_and_methods_have_the_same_shape(suite: Suite) -> None:

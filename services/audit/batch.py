@@ -13,10 +13,24 @@ from kala.audit.checkpoint import Checkpoint, open_checkpoint
 from kala.audit.merkle import inclusion_proof
 from kala.audit.note import Signer
 from kala.audit.receipt import receipt_text
-from kala.errors import AlreadyExistsError, DataLossError, KalaError, UnavailableError, VerificationError
+from kala.errors import (
+    AlreadyExistsError,
+    DataLossError,
+    FailedPreconditionError,
+    KalaError,
+    UnavailableError,
+    VerificationError,
+)
 from services.audit.edge import TreeEdge
 from services.audit.entries import BuiltEntry, NewEntry, build
-from services.audit.payloads import KeyEncryptionKey, PayloadSealer, SealedPayload, commit, open_payload
+from services.audit.payloads import (
+    KeyEncryptionKey,
+    PayloadSealer,
+    SealedPayload,
+    WrappedKey,
+    commit,
+    open_payload,
+)
 from services.audit.store import (
     Commit,
     DuplicateKeyError,
@@ -98,6 +112,7 @@ class BatchWriter:
         self._signer = signer
         self._kek = kek
         self._clock = clock
+        _require_kek(kek, reader.newest_key())
         self._sealer = PayloadSealer(kek, writer.live_key)
         self._head, self._edge = self._load()
         # True while the edge may hold leaves that are not committed; it is then read anew before the next use.
@@ -254,6 +269,14 @@ class BatchWriter:
             raise DataLossError(f"the checkpoint of size {head.size}: {error.message}") from error
         if (signed.size, signed.root) != (head.size, head.root):
             raise DataLossError(f"the checkpoint of size {head.size} does not sign the log's head")
+
+
+def _require_kek(kek: KeyEncryptionKey, newest: WrappedKey | None) -> None:
+    """Raises `FailedPreconditionError` for another key than the log's: each known subject's records would fail later."""
+    if newest is not None and newest.kek_id != kek.kek_id:
+        raise FailedPreconditionError(
+            f"the log's data keys are wrapped by key {newest.kek_id}, and the key file holds {kek.kek_id}"
+        )
 
 
 def _require_same(entry: NewEntry, before: NewEntry) -> None:

@@ -263,6 +263,11 @@ class SqliteReader:
         row = self._db.execute(f"{_SELECT_KEY} WHERE key_id = ?", (key_id,)).fetchone()
         return None if row is None else WrappedKey(*row)
 
+    def newest_key(self) -> WrappedKey | None:
+        """The data key that was made last."""
+        row = self._db.execute(f"{_SELECT_KEY} ORDER BY rowid DESC LIMIT 1").fetchone()
+        return None if row is None else WrappedKey(*row)
+
     def query(
         self, conditions: Sequence[Condition], *, first: int, last: int, limit: int, descending: bool
     ) -> list[StoredEntry]:

@@ -148,6 +148,10 @@ class LogReader(Protocol):
         """A data key by its id."""
         ...
 
+    def newest_key(self) -> WrappedKey | None:
+        """The data key that was made last."""
+        ...
+
     def query(
         self, conditions: Sequence[Condition], *, first: int, last: int, limit: int, descending: bool
     ) -> list[StoredEntry]:

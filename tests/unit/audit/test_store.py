@@ -34,6 +34,7 @@ from services.audit import sqlite_store
 from services.audit.migrate import HEAD_REVISION, TRIGGERS, migrate_sqlite, require_triggers
 from services.audit.schema import METADATA
 from services.audit.sqlite_store import SqliteReader, SqliteWriter
+from tests.fakes import audit_log
 from tests.fakes.audit_log import NOW, ORIGIN, LogFile, open_log, record, signer
 
 
@@ -172,6 +173,17 @@ def test_a_log_is_not_opened_with_another_key_of_its_name(path: Path) -> None:
         log.append(record(0))
     with pytest.raises(FailedPreconditionError, match="is signed by"):
         LogFile(path, seed=b"z" * 32)
+
+
+def test_a_log_is_not_opened_with_another_key_encryption_key(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would start, and then fail every record of every subject it knows."""
+    with open_log(path) as log:
+        log.append(record(0, payloads=1))
+    monkeypatch.setattr(audit_log, "KEK", b"z" * 32)
+    with pytest.raises(FailedPreconditionError, match="wrapped by key"):
+        LogFile(path)
 
 
 def forge_an_entry(path: Path) -> None:

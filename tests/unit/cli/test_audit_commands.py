@@ -102,6 +102,16 @@ def test_the_released_text_is_checked_against_its_commitment(
     assert main([*command, "--opening", "zz"]) == 2
 
 
+def test_what_cannot_be_read_is_said_in_one_line(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    receipt = ["audit", "receipt", str(world.receipt)]
+    gone = str(world.released.with_name("gone.txt"))
+    opening = ["--released", gone, "--opening", SALT.hex()]
+    assert main([*receipt, "--vkey", str(world.vkey), *opening]) == 2
+    assert "gone.txt cannot be read" in capsys.readouterr().err
+    assert main([*receipt, "--vkey", "a" * 300 + "+b+c"]) == 2
+    assert "unverifiable: --vkey" in capsys.readouterr().err
+
+
 def test_every_flipped_byte_of_a_receipt_is_noticed(world: World) -> None:
     good = world.receipt.read_bytes()
     for position in range(0, len(good), 37):

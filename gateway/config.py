@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from kala.errors import InvalidArgumentError
 from services.common.addresses import parse_address
 from services.common.peers import AUDIT, ETHICS, GATEWAY, GRPC_PORTS, INFERENCE, METRICS_PORTS
-from services.common.settings import ProcessSettings
+from services.common.settings import MetricsPort, ProcessSettings
 from services.common.tls import TlsFiles
 
 SECTION: Final = GATEWAY
@@ -39,10 +39,7 @@ _TLS_FIELDS: Final = ("tls_cert_file", "tls_key_file", "tls_ca_file")
 class GatewaySettings(ProcessSettings):
     """Settings of one gateway process."""
 
-    metrics_port: Annotated[
-        int | None,
-        Field(ge=0, le=65535, description="Port of /metrics; 0 takes a free one, `off` serves none."),
-    ] = METRICS_PORTS[GATEWAY]
+    metrics_port: MetricsPort = METRICS_PORTS[GATEWAY]
     host: Annotated[
         str, Field(description="Address to listen on; beyond this machine it needs the HTTPS files.")
     ] = "127.0.0.1"

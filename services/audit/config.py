@@ -21,7 +21,7 @@ from services.common.peers import (
     TRAINER,
     WITNESS,
 )
-from services.common.settings import GrpcServerSettings
+from services.common.settings import AllowedPeers, GrpcServerSettings, ListenAddress, MetricsPort
 
 SECTION: Final = AUDIT
 _STATE: Final = Path("~/.local/state/kala").expanduser()
@@ -30,16 +30,9 @@ _STATE: Final = Path("~/.local/state/kala").expanduser()
 class AuditSettings(GrpcServerSettings):
     """What the audit service can be told."""
 
-    address: Annotated[str, Field(description="Where to listen: unix:/path or host:port.")] = (
-        f"127.0.0.1:{GRPC_PORTS[AUDIT]}"
-    )
-    allowed_peers: Annotated[
-        tuple[str, ...], Field(description="Parts that may call, by bare name; empty means nobody.")
-    ] = (GATEWAY, CONSOLE, ETHICS, INFERENCE, TOOLS, TRAINER, CLI, WITNESS)
-    metrics_port: Annotated[
-        int | None,
-        Field(ge=0, le=65535, description="Port of /metrics; 0 takes a free one, `off` serves none."),
-    ] = METRICS_PORTS[AUDIT]
+    address: ListenAddress = f"127.0.0.1:{GRPC_PORTS[AUDIT]}"
+    allowed_peers: AllowedPeers = (GATEWAY, CONSOLE, ETHICS, INFERENCE, TOOLS, TRAINER, CLI, WITNESS)
+    metrics_port: MetricsPort = METRICS_PORTS[AUDIT]
     database: Annotated[Path, Field(description="SQLite file of the log; its directory is made.")] = (
         _STATE / "data" / "audit.db"
     )

@@ -65,6 +65,17 @@ def aliases(*names: str) -> Aliases:
     return Aliases(names)
 
 
+# What many processes have, with a default of their own.
+ListenAddress = Annotated[str, Field(description="Where to listen: unix:/path or host:port.")]
+AllowedPeers = Annotated[
+    tuple[str, ...], Field(description="Parts that may call, by bare name; empty means nobody.")
+]
+MetricsPort = Annotated[
+    int | None,
+    Field(ge=0, le=65535, description="Port of /metrics; 0 takes a free one, `off` serves none."),
+]
+
+
 class ServiceSettings(BaseSettings):
     """The base of every process's settings: frozen, and filled only by its arguments; `load` reads the layers."""
 
@@ -94,10 +105,7 @@ class ProcessSettings(ServiceSettings):
         Literal["auto", "json", "console"], Field(description="`auto` is JSON unless stderr is a terminal.")
     ] = "auto"
     metrics_host: Annotated[str, Field(description="Address that serves /metrics.")] = "127.0.0.1"
-    metrics_port: Annotated[
-        int | None,
-        Field(ge=0, le=65535, description="Port of /metrics; 0 takes a free one, `off` serves none."),
-    ] = None
+    metrics_port: MetricsPort = None
     otlp_endpoint: Annotated[
         str | None,
         Field(description="OTLP gRPC collector for traces, `http://host:4317`; unset means no tracing."),
@@ -107,10 +115,8 @@ class ProcessSettings(ServiceSettings):
 class GrpcServerSettings(ProcessSettings):
     """What every gRPC service has besides; a subclass gives `address` and `allowed_peers` their defaults."""
 
-    address: Annotated[str, Field(description="Where to listen: unix:/path or host:port.")] = "127.0.0.1:0"
-    allowed_peers: Annotated[
-        tuple[str, ...], Field(description="Parts that may call, by bare name; empty means nobody.")
-    ] = ()
+    address: ListenAddress = "127.0.0.1:0"
+    allowed_peers: AllowedPeers = ()
     drain_seconds: Annotated[
         float, Field(ge=0, description="How long running calls may go on after a stop.")
     ] = DEFAULT_DRAIN_SECONDS
@@ -175,9 +181,13 @@ def load(
 ) -> _Model:
     """Fill the settings of one process from its five layers; None takes the process's own argv, environment and cwd.
 
-    Raises InvalidArgumentError whose `field` is the variable, key or flag at fault.
+    Raises InvalidArgumentError whose `field` is the variable, key or flag at fault. `--help` alone prints them all and
+    ends the process.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if list(argv) in (["--help"], ["-h"]):
+        sys.stdout.write(help_text(model, section=section))
+        raise SystemExit(0)
     environ = os.environ if environ is None else environ
     cwd = Path.cwd() if cwd is None else cwd
     known = known_names(model, section)
@@ -222,6 +232,21 @@ def settings_table(model: type[ServiceSettings], *, section: str) -> str:
         names = ", ".join(f"`{name}`" for name in known.variables)
         default = "secret" if known.is_secret else _default_text(field)
         lines.append(f"| {names} | {default} | {field.description or ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def help_text(model: type[ServiceSettings], *, section: str) -> str:
+    """Write what `--help` of a process shows: every setting with its default and meaning."""
+    lines = [
+        f"Settings of {section}. Each is a flag here, a variable {variable_prefix(section)}<NAME>,",
+        f"and a key of `{section}:` in {CONFIG_FILE}; secrets are never flags.",
+        "",
+    ]
+    for known in known_names(model, section):
+        field = model.model_fields[known.field]
+        name = known.variables[0] if known.is_secret else known.flag
+        default = "" if known.is_secret else f"  [{_default_text(field).strip('`')}]"
+        lines += [f"  {name}{default}", f"      {field.description or ''}".rstrip()]
     return "\n".join(lines) + "\n"
 
 

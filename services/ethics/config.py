@@ -8,8 +8,18 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from kala.ethics.constitution import Trust
-from services.common.peers import CLI, CONSOLE, ETHICS, GATEWAY, GRPC_PORTS, INFERENCE, TOOLS, TRAINER
-from services.common.settings import GrpcServerSettings
+from services.common.peers import (
+    CLI,
+    CONSOLE,
+    ETHICS,
+    GATEWAY,
+    GRPC_PORTS,
+    INFERENCE,
+    METRICS_PORTS,
+    TOOLS,
+    TRAINER,
+)
+from services.common.settings import AllowedPeers, GrpcServerSettings, ListenAddress, MetricsPort
 
 SECTION: Final = ETHICS
 
@@ -28,8 +38,9 @@ def default_constitution_dir() -> Path:
 class EthicsSettings(GrpcServerSettings):
     """Which constitution is in force, whose signature on it counts, and with which key clearances are signed."""
 
-    address: str = f"127.0.0.1:{GRPC_PORTS[ETHICS]}"
-    allowed_peers: tuple[str, ...] = (GATEWAY, CONSOLE, INFERENCE, TOOLS, TRAINER, CLI)
+    address: ListenAddress = f"127.0.0.1:{GRPC_PORTS[ETHICS]}"
+    allowed_peers: AllowedPeers = (GATEWAY, CONSOLE, INFERENCE, TOOLS, TRAINER, CLI)
+    metrics_port: MetricsPort = METRICS_PORTS[ETHICS]
     constitution_dir: Annotated[
         Path | None, Field(description="Directory of the signed constitution; unset means the packaged one.")
     ] = None

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from kala.errors import InvalidArgumentError
 from services.common.peers import ETHICS, GATEWAY, GRPC_PORTS, INFERENCE, METRICS_PORTS
-from services.common.settings import GrpcServerSettings, aliases
+from services.common.settings import AllowedPeers, GrpcServerSettings, ListenAddress, MetricsPort, aliases
 from services.inference.base_url import parse_base_url
 from services.inference.pythia.weights import DOWNLOAD_GIGABYTES, pythia_name
 
@@ -39,16 +39,9 @@ Key = Annotated[SecretStr | None, Field(description="Sent as a Bearer token.")]
 class InferenceSettings(GrpcServerSettings):
     """Which backends there are and how long to wait for them."""
 
-    address: Annotated[str, Field(description="Where to listen: unix:/path or host:port.")] = (
-        f"127.0.0.1:{GRPC_PORTS[INFERENCE]}"
-    )
-    allowed_peers: Annotated[
-        tuple[str, ...], Field(description="Parts that may call, by bare name; empty means nobody.")
-    ] = (GATEWAY, ETHICS)
-    metrics_port: Annotated[
-        int | None,
-        Field(ge=0, le=65535, description="Port of /metrics; 0 takes a free one, `off` serves none."),
-    ] = METRICS_PORTS[INFERENCE]
+    address: ListenAddress = f"127.0.0.1:{GRPC_PORTS[INFERENCE]}"
+    allowed_peers: AllowedPeers = (GATEWAY, ETHICS)
+    metrics_port: MetricsPort = METRICS_PORTS[INFERENCE]
     ethics_public_keys: Annotated[
         tuple[Path, ...],
         Field(description="PEM files of ethics' current and next key; without one nothing is cleared."),

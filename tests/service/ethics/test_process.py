@@ -37,6 +37,7 @@ def start(home: Path, **settings: str) -> subprocess.Popen[str]:
         "SIGNING_KEY_FILE": str(home / "ethics.key"),
         "TRUST": "development",
         "REVERIFY_SECONDS": "0.2",
+        "METRICS_PORT": "off",
     } | settings
     environ = {f"KALA_ETHICS_{name}": value for name, value in values.items() if value}
     return subprocess.Popen(

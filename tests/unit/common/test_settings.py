@@ -369,3 +369,16 @@ def test_the_table_names_every_variable_and_no_secret() -> None:
     assert "| `KALA_ETHICS_URL`, `LM_STUDIO_BASE_URL`, `LMSTUDIO_API_URL`, `LMSTUDIO_HOST` | unset |" in table
     assert "| `KALA_ETHICS_API_KEY`, `OPENAI_API_KEY` | secret |" in table
     assert "| `KALA_ETHICS_ALLOWED_PEERS` | `gateway` |" in table
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_shows_every_setting_and_ends_the_process(
+    cwd: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        loaded(cwd, flag)
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "  --model  [default]\n      The model.\n" in shown
+    assert "KALA_ETHICS_API_KEY\n" in shown
+    assert "--api-key" not in shown

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
+import typer.core
+import typer.main
 
 from kala.cli.commands import application
 

@@ -1,7 +1,7 @@
 """An answer between its backend and its reader: what is generated, what is checked, what has left.  Pure.
 
 Everything a model produces is held until its check: text, reasoning, refusals, tool arguments, and also what is easily
-forgotten: names of tools that the client did not declare, and the tokens inside log probabilities.
+forgotten: names of tools that the client did not declare, the ids of calls, and the tokens inside log probabilities.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ TEXT: Final = Track(ethics_pb2.OUTPUT_CHANNEL_TEXT, 0)
 REASONING: Final = Track(ethics_pb2.OUTPUT_CHANNEL_REASONING, 0)
 REFUSAL: Final = Track(ethics_pb2.OUTPUT_CHANNEL_REFUSAL, 0)
 
-UNDECLARED_NAMES: Final = Track(ethics_pb2.OUTPUT_CHANNEL_TEXT, 1)
-"""Names of tools that the request does not declare are the model's own words, so they are checked as text."""
+NAMES: Final = Track(ethics_pb2.OUTPUT_CHANNEL_TEXT, 1)
+"""Ids of calls, and names of tools that the request does not declare, are the backend's own words, so they are checked
+as text."""
 
 CHOSEN_TOKENS: Final = Track(ethics_pb2.OUTPUT_CHANNEL_TEXT, 2)
 """Tokens in log probabilities need not add up to the text, so they are checked on their own."""
@@ -108,7 +109,7 @@ class _Call:
     """A tool call on its way: what is checked waits for its name to be."""
 
     words: ToolCallText = field(default_factory=ToolCallText)
-    name_ends: int = 0  # in UNDECLARED_NAMES; 0 when the client declared the name
+    names_end: int = 0  # in NAMES; 0 when the backend chose neither id nor name
     is_named: bool = False  # id and name have left
     waiting: str = ""
 
@@ -213,10 +214,11 @@ class AnswerBuffer:
         call = self._calls.setdefault(piece.index, _Call())
         if piece.id and not call.words.id:
             call.words.id = piece.id
+            call.names_end = self._push(chunks, NAMES, piece.id + "\n")
         if piece.name and not call.words.name:
             call.words.name = piece.name
             if piece.name not in self._declared:
-                call.name_ends = self._push(chunks, UNDECLARED_NAMES, piece.name + "\n")
+                call.names_end = self._push(chunks, NAMES, piece.name + "\n")
         self._push(chunks, tool_arguments(piece.index), piece.arguments)
 
     def _take_logprob(self, chunks: list[Chunk], entry: inference_pb2.TokenLogprob) -> None:
@@ -224,11 +226,15 @@ class AnswerBuffer:
         for rank, alternative in enumerate(entry.top, start=FIRST_ALTERNATIVES):
             track = Track(ethics_pb2.OUTPUT_CHANNEL_TEXT, rank)
             needs.append((track, self._push(chunks, track, alternative.token)))
+        for token in (entry, *entry.top):
+            if token.token_bytes != token.token.encode():
+                # Not what was checked: half a character, or anything at all.  Clients know tokens without bytes.
+                token.ClearField("token_bytes")
         self._logprobs.append(_HeldLogprob(entry, tuple(needs)))
 
     def _release_calls(self, *, is_final: bool) -> Iterable[ToolPiece]:
         for index, call in self._calls.items():
-            is_name_checked = self._held.released_upto(UNDECLARED_NAMES) >= call.name_ends
+            is_name_checked = self._held.released_upto(NAMES) >= call.names_end
             if not is_name_checked or not (call.waiting or (is_final and not call.is_named)):
                 continue
             head = ("", "") if call.is_named else (call.words.id, call.words.name)

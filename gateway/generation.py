@@ -15,6 +15,7 @@ from gateway.acts import Act, Served
 from gateway.answer import MAX_CHUNK_CHARS, AnswerBuffer, Chunk, Release
 from gateway.errors import BACKENDS_UNAVAILABLE, ETHICS_UNAVAILABLE, MODEL_NOT_FOUND
 from gateway.judge import UNAVAILABLE_TEXT, EthicsClient, ethics_failure
+from gateway.output_check import in_checked_words
 from gateway.release import Track
 from kala.common.v1 import clearance_pb2, decision_pb2
 from kala.errors import KalaError, NotFoundError, UnavailableError
@@ -154,7 +155,9 @@ class Generation:
             tried = attempts_of(error)
             if tried:
                 self.state.served = replace(self.state.served, attempts=tried)
-            raise backend_failure(error) from error
+            raise await in_checked_words(
+                self._ethics, self._act, self._decision_id, backend_failure(error)
+            ) from error
         if self.state.finish is None:
             raise UnavailableError("the backend's answer ended in the middle", reason="BACKEND_STREAM_CUT")
 

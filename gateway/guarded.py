@@ -18,7 +18,7 @@ from gateway.answer import Answer
 from gateway.bridge_routes import Binding
 from gateway.generation import served_by
 from gateway.judge import EthicsClient
-from gateway.output_check import check_texts
+from gateway.output_check import check_texts, in_checked_words
 from gateway.pipeline import CLIENT_CLOSED, REJUDGED, Allowed, NotAllowed, Pipeline
 from gateway.transcoding import texts_of, write_message
 from kala.common.v1 import clearance_pb2, decision_pb2, usage_pb2
@@ -78,7 +78,7 @@ class GuardedCalls:
         except KalaError as error:
             if intent.done() and intent.exception() is None:
                 await self._log(act, Ending("error", error.reason), responses, None, intent=key)
-            raise
+            raise await self._as_may_leave(act, allowed, error) from error
         except asyncio.CancelledError:
             ending = _ending(Ending("cancelled", CLIENT_CLOSED), responses, Answer())
             self._pipeline.log_cancelled(act, ending, intent=intent, key=key)
@@ -91,6 +91,11 @@ class GuardedCalls:
             act, Ending("ok", decision=decision), responses, _written(responses), intent=key
         )
         return Acted(responses, receipt, _served(responses))
+
+    async def _as_may_leave(self, act: Act, allowed: Allowed, error: KalaError) -> KalaError:
+        if isinstance(error, RefusedError):
+            return error  # in the constitution's own words
+        return await in_checked_words(self._ethics, act, allowed.decision.id, error)
 
     async def _admit(self, act: Act) -> Allowed:
         admitted = await self._pipeline.admit(act)

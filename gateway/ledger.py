@@ -13,6 +13,7 @@ from typing import Final
 from gateway.acts import Act, Ending, Logged, Served
 from gateway.answer import Answer
 from gateway.identity import Caller
+from kala.audit.canonical import MAX_INTEGER
 from kala.audit.merkle import leaf_hash
 from kala.audit.receipt import Receipt
 from kala.audit.v1 import audit_pb2
@@ -26,6 +27,8 @@ ANONYMOUS_TENANT: Final = "anonymous"
 
 MILLION: Final = 1_000_000
 MAX_ATTRIBUTE_CHARS: Final = 1024
+MAX_NAME_CHARS: Final = 1024
+"""The log refuses longer texts; a backend chooses its models' names, and must not undo its own record with one."""
 
 
 class Ledger:
@@ -204,7 +207,7 @@ def _decision_of(decision: decision_pb2.Decision) -> audit_pb2.RecordDecision:
 def _model_of(act: Act, served: Served) -> audit_pb2.RecordModel:
     return audit_pb2.RecordModel(
         requested=act.model,
-        served=served.model,
+        served=served.model[:MAX_NAME_CHARS],
         backend=served.backend,
         base_digest=served.base_digest,
         adapter_digest=served.adapter_digest,
@@ -219,7 +222,7 @@ def _result_of(act: Act, ending: Ending, now: float) -> audit_pb2.RecordResult:
         attempts=[
             audit_pb2.RecordAttempt(
                 backend=attempt.backend,
-                model=attempt.model,
+                model=attempt.model[:MAX_NAME_CHARS],
                 outcome="failed" if attempt.reason else "ok",
                 reason=attempt.reason,
             )
@@ -233,7 +236,8 @@ def _result_of(act: Act, ending: Ending, now: float) -> audit_pb2.RecordResult:
 
 
 def _count_tokens(result: audit_pb2.RecordResult, usage: usage_pb2.Usage) -> None:
-    if usage.HasField("input_tokens"):
+    # A backend counts the tokens: a count that no log takes must not cost the record of what it said.
+    if usage.HasField("input_tokens") and usage.input_tokens <= MAX_INTEGER:
         result.input_tokens = usage.input_tokens
-    if usage.HasField("output_tokens"):
+    if usage.HasField("output_tokens") and usage.output_tokens <= MAX_INTEGER:
         result.output_tokens = usage.output_tokens

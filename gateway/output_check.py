@@ -13,8 +13,11 @@ from gateway.answer import MAX_CHUNK_CHARS
 from gateway.errors import ETHICS_UNAVAILABLE
 from gateway.judge import UNAVAILABLE_TEXT, EthicsClient, ethics_failure
 from kala.common.v1 import decision_pb2
-from kala.errors import UnavailableError
+from kala.errors import ClearanceError, InvalidArgumentError, KalaError, UnavailableError
 from kala.ethics.v1 import ethics_pb2
+
+UNSAID: Final = "the backend failed; its own words about it did not pass the check of outputs"
+"""Stands for a backend's words that may not leave."""
 
 MAX_TRACKS: Final = 128
 """The contract's limit for positions of one channel; what is over shares the last one."""
@@ -40,6 +43,21 @@ async def check_texts(
     finally:
         call.cancel()
     raise UnavailableError(UNAVAILABLE_TEXT, reason=ETHICS_UNAVAILABLE)
+
+
+async def in_checked_words(ethics: EthicsClient, act: Act, decision_id: str, error: KalaError) -> KalaError:
+    """Give an error of an actor as it may leave: without its words where they do not pass.
+
+    A backend may have written them.  Raises UnavailableError when nobody can judge them.
+    """
+    if isinstance(error, ClearanceError):
+        return error  # said before any backend was reached
+    decision = await check_texts(ethics, act, decision_id, {"error": error.message})
+    if decision.outcome != decision_pb2.OUTCOME_ALLOW:
+        error.message = UNSAID
+        if isinstance(error, InvalidArgumentError):
+            error.problem = UNSAID
+    return error
 
 
 def _requests(

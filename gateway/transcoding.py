@@ -77,7 +77,10 @@ def write_message(message: Message) -> Json:
 
 
 def texts_of(messages: list[Message]) -> dict[str, str]:
-    """Collect every text by its field's path; pieces of one field, over all messages, are joined as a reader joins them."""
+    """Collect every text by its field's path; pieces of one field, over all messages, are joined as a reader joins them.
+
+    Bytes may spell words too, so they are read as text as far as they are some.
+    """
     texts: dict[str, list[str]] = {}
     for message in messages:
         for path, text in _texts(message, ""):
@@ -103,6 +106,8 @@ def _texts(message: Message, prefix: str) -> Iterator[tuple[str, str]]:
         for item in value if field.is_repeated else (value,):
             if field.type == FieldDescriptor.TYPE_STRING:
                 yield path, item
+            elif field.type == FieldDescriptor.TYPE_BYTES:
+                yield path, item.decode("utf-8", "replace")
             elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
                 yield from _texts(item, path)
 

@@ -38,6 +38,15 @@ Json = dict[str, Any]  # Any: a JSON value
 
 DONE: Final = b"[DONE]"
 
+MAX_COUNT: Final = 2**53 - 1
+"""Largest count of tokens that is believed: what JSON, and the log, hold exactly."""
+
+MAX_TOP_LOGPROBS: Final = 20
+"""The most alternatives of a token that a request can ask for."""
+
+MAX_CALL_INDEX: Final = 127
+"""The contract's last position of a tool call."""
+
 _FINISH_REASONS: Final = {
     "stop": FinishReason.STOP,
     "length": FinishReason.LENGTH,
@@ -288,21 +297,33 @@ def _tool_call(position: int, item: Json) -> ToolCall:
     function = function if isinstance(function, dict) else {}
     arguments = function.get("arguments")
     index = item.get("index")
+    index = position if not isinstance(index, int) or isinstance(index, bool) else index
+    if not 0 <= index <= MAX_CALL_INDEX:
+        raise BackendFailure("MALFORMED_ANSWER", f"called a tool at a position beyond {MAX_CALL_INDEX}")
     return ToolCall(
         id=_string(item.get("id")),
         name=_string(function.get("name")),
         arguments=orjson.dumps(arguments).decode() if isinstance(arguments, dict) else _string(arguments),
-        index=index if isinstance(index, int) else position,
+        index=index,
     )
 
 
 def _logprobs(value: object) -> tuple[TokenLogprob, ...]:
     if not isinstance(value, list):
         return ()
-    return tuple(_logprob(item) for item in value if isinstance(item, dict))
+    return tuple(
+        _logprob(item, _alternatives(item.get("top_logprobs"))) for item in value if isinstance(item, dict)
+    )
 
 
-def _logprob(item: Json) -> TokenLogprob:
+def _alternatives(value: object) -> tuple[TokenLogprob, ...]:
+    """Read the alternatives of one token, which have none of their own, however deep a server nests them."""
+    if not isinstance(value, list):
+        return ()
+    return tuple(_logprob(item, ()) for item in value[:MAX_TOP_LOGPROBS] if isinstance(item, dict))
+
+
+def _logprob(item: Json, top: tuple[TokenLogprob, ...]) -> TokenLogprob:
     token, logprob, raw = _string(item.get("token")), item.get("logprob"), item.get("bytes")
     try:
         token_bytes = bytes(raw) if isinstance(raw, list) else token.encode()
@@ -312,7 +333,7 @@ def _logprob(item: Json) -> TokenLogprob:
         token=token,
         logprob=float(logprob) if isinstance(logprob, int | float) else 0.0,
         token_bytes=token_bytes,
-        top=_logprobs(item.get("top_logprobs")),
+        top=top,
     )
 
 
@@ -334,7 +355,11 @@ def _usage(value: object) -> Usage:
 
 def _count(value: object, name: str) -> int | None:
     number = value.get(name) if isinstance(value, dict) else None
-    return number if isinstance(number, int) and not isinstance(number, bool) and number >= 0 else None
+    return (
+        number
+        if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= MAX_COUNT
+        else None
+    )
 
 
 def _string(value: object) -> str:

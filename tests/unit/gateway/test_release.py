@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import given
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from gateway.answer import REASONING, REFUSAL, TEXT, AnswerBuffer, tool_arguments
+from gateway.answer import NAMES, REASONING, REFUSAL, TEXT, AnswerBuffer, tool_arguments
 from gateway.release import HoldBack, Track
 from kala.inference.v1 import inference_pb2 as pb
 
@@ -90,9 +90,13 @@ def _call(**fields: object) -> pb.ChatDelta:
 
 def test_a_declared_name_leaves_with_the_first_arguments() -> None:
     buffer = AnswerBuffer({"f"})
-    assert buffer.take_in(_call(id="c", name="f", arguments="{}")) == [(tool_arguments(0), "{}")]
+    chunks = buffer.take_in(_call(id="c", name="f", arguments="{}"))
+    assert chunks == [(NAMES, "c\n"), (tool_arguments(0), "{}")]
     assert not buffer.release()
     buffer.check(tool_arguments(0), 2)
+    # The id is the backend's choice, so it is checked like its other words.
+    assert not buffer.release()
+    buffer.check(NAMES, 2)
     (piece,) = buffer.release().tool_calls
     assert (piece.id, piece.name, piece.arguments) == ("c", "f", "{}")
 
@@ -100,10 +104,11 @@ def test_a_declared_name_leaves_with_the_first_arguments() -> None:
 def test_an_undeclared_name_waits_for_its_own_check() -> None:
     buffer = AnswerBuffer()
     chunks = buffer.take_in(_call(id="c", name="words of the model", arguments="{}"))
-    assert chunks[0][1] == "words of the model\n"
+    assert chunks[:2] == [(NAMES, "c\n"), (NAMES, "words of the model\n")]
     buffer.check(tool_arguments(0), 2)
+    buffer.check(NAMES, 2)
     assert not buffer.release().tool_calls
-    buffer.check(chunks[0][0], len(chunks[0][1]))
+    buffer.check(NAMES, len("c\nwords of the model\n"))
     assert not buffer.released().tool_calls
     (piece,) = buffer.release().tool_calls
     assert (piece.name, piece.arguments) == ("words of the model", "{}")
@@ -115,6 +120,7 @@ def test_an_undeclared_name_waits_for_its_own_check() -> None:
 def test_a_call_without_arguments_leaves_at_the_end() -> None:
     buffer = AnswerBuffer({"f"})
     buffer.take_in(_call(id="c", name="f"))
+    buffer.check(NAMES, 2)
     assert not buffer.release()
     assert buffer.release(is_final=True).tool_calls[0].name == "f"
     assert buffer.has_tool_calls
@@ -131,6 +137,21 @@ def test_log_probabilities_wait_for_every_token_in_them() -> None:
     assert not buffer.release().logprobs
     buffer.check(tracks[-1], 2)
     assert buffer.release().logprobs == (entry,)
+
+
+def test_bytes_of_a_token_that_are_not_its_text_never_leave() -> None:
+    buffer = AnswerBuffer()
+    odd = pb.TokenLogprob(
+        token="Hi", token_bytes=b"other", top=[pb.TokenLogprob(token="\ufffd", token_bytes=b"\xf0")]
+    )
+    chunks = buffer.take_in(
+        pb.ChatDelta(logprobs=[odd, pb.TokenLogprob(token="é", token_bytes="é".encode())])
+    )
+    for track, _ in chunks:
+        buffer.check(track, 3)
+    first, second = buffer.release().logprobs
+    assert (first.token_bytes, first.top[0].token_bytes) == (b"", b"")
+    assert second.token_bytes == "é".encode()
 
 
 def test_the_record_of_a_text_is_the_text_and_of_anything_else_is_json() -> None:

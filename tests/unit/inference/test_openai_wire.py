@@ -297,6 +297,42 @@ def test_arguments_given_as_an_object_become_text() -> None:
     assert delta.tool_calls == (ToolCall("a", "f", '{"x":1}', 0),)
 
 
+def _logprobs_chunk(top: str) -> bytes:
+    token = f'{{"token": "a", "logprob": -1, "top_logprobs": {top}}}'
+    return (
+        f'data: {{"choices": [{{"delta": {{}}, "finish_reason": "stop", "logprobs": {{"content": [{token}]}}}}]}}\n\n'
+        "data: [DONE]\n\n"
+    ).encode()
+
+
+def test_alternatives_have_no_alternatives_however_deep_a_server_nests_them() -> None:
+    top = "[]"
+    for _ in range(500):
+        top = f'[{{"token": "b", "logprob": -1, "top_logprobs": {top}}}]'
+    (delta,) = [event for event in read_stream(_logprobs_chunk(top)) if isinstance(event, Delta)]
+    assert [(entry.token, entry.top) for entry in delta.logprobs[0].top] == [("b", ())]
+
+
+def test_no_more_alternatives_are_read_than_can_be_asked_for() -> None:
+    many = json.dumps([{"token": "b", "logprob": -1}] * 1000)
+    (delta,) = [event for event in read_stream(_logprobs_chunk(many)) if isinstance(event, Delta)]
+    assert len(delta.logprobs[0].top) == 20
+
+
+@pytest.mark.parametrize("index", [-1, 128, 2**63 - 1])
+def test_a_call_at_a_position_that_the_contract_lacks_is_a_failure(index: int) -> None:
+    call = {"index": index, "id": "a", "function": {"name": "f", "arguments": "{}"}}
+    with pytest.raises(BackendFailure, match="position beyond 127"):
+        read_stream(_chunks({"choices": [{"delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]}))
+
+
+@pytest.mark.parametrize("count", [2**53, 2**63, 2**64 - 1])
+def test_a_count_that_no_answer_has_is_not_believed(count: int) -> None:
+    events = read_stream(_chunks({"choices": [], "usage": {"prompt_tokens": count}}, _text("a", "stop")))
+    assert isinstance(events[-1], Finish)
+    assert events[-1].usage.input_tokens is None
+
+
 @pytest.mark.parametrize(
     "garbage",
     [

@@ -80,11 +80,20 @@ def _message(message: inference_pb2.ChatMessage, path: str) -> Iterator[Piece]:
             yield Text(f"{path}.content[{index}].text", stage, part.text)
         elif kind is not None:
             yield Unreadable(f"{path}.content[{index}]", kind)
-    if message.name:
-        yield Text(f"{path}.name", stage, message.name)
+        yield from _named(part, f"{path}.content[{index}]", stage, "audio_format", "image_detail")
+    yield from _named(message, path, stage, "name", "tool_call_id")
     for index, call in enumerate(message.tool_calls):
+        yield from _named(call, f"{path}.tool_calls[{index}]", Stage.OUTPUT, "id")
         yield Text(f"{path}.tool_calls[{index}].name", Stage.OUTPUT, call.name)
         yield from json_texts(call.arguments, f"{path}.tool_calls[{index}].arguments", Stage.OUTPUT)
+
+
+def _named(message: Message, path: str, stage: Stage, *names: str) -> Iterator[Text]:
+    """Short texts beside the words; they reach the model too, for prompt templates may print them."""
+    for name in names:
+        text: str = getattr(message, name)
+        if text:
+            yield Text(f"{path}.{name}", stage, text)
 
 
 def _joined_turns(action: inference_pb2.ChatAction) -> Iterator[Text]:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
 from kala.inference.v1 import inference_pb2 as inference
 from kala.tools.v1 import tools_pb2
 from services.ethics.action_text import (
@@ -74,7 +77,35 @@ def test_images_and_audio_are_named_as_unreadable() -> None:
     assert list(pieces_of(action)) == [
         Unreadable("messages[0].content[0]", "image_data_uri"),
         Unreadable("messages[0].content[1]", "audio_base64"),
+        Text("messages[0].content[1].audio_format", Stage.REQUEST, "wav"),
     ]
+
+
+UNREADABLE = {"image_data_uri", "audio_base64"}
+
+
+def _fill(message: Message, path: str, said: dict[str, str]) -> None:
+    """Say something else in every text of a message, once in each list."""
+    for field in message.DESCRIPTOR.fields:
+        name = f"{path}.{field.name}"
+        if field.type == FieldDescriptor.TYPE_STRING and field.name not in UNREADABLE:
+            said[name] = f"words of {name}"
+            if field.is_repeated:
+                getattr(message, field.name).append(said[name])
+            else:
+                setattr(message, field.name, said[name])
+        elif field.message_type is not None:
+            value = getattr(message, field.name)
+            _fill(value.add() if field.is_repeated else value, name, said)
+
+
+def test_no_text_of_a_chat_goes_unread_wherever_it_stands() -> None:
+    action, said = inference.ChatAction(), dict[str, str]()
+    _fill(action, "action", said)
+    action.messages[0].content.add(image_data_uri="data:image/png;base64,AAAA", image_detail="more words")
+    read = {piece.text for piece in pieces_of(action) if isinstance(piece, Text)}
+    assert {name for name, text in said.items() if text not in read} == set()
+    assert "more words" in read
 
 
 def test_tool_calls_names_and_arguments_are_read_with_their_strings() -> None:

@@ -25,12 +25,6 @@ def time_left(context: Context) -> float | None:
     return cast("float | None", context.time_remaining())
 
 
-def remaining(context: Context, *, shave_seconds: float = SHAVE_SECONDS) -> float | None:
-    """Give the seconds that the next hop may take, never below zero; None when the caller set no deadline."""
-    left = time_left(context)
-    return None if left is None else max(0.0, left - shave_seconds)
-
-
 def remember_deadline(context: Context) -> None:
     """Let every call made from this task on end before the RPC of `context` does."""
     left = time_left(context)

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from kala.errors import FailedPreconditionError
+from kala.ethics.manifest import key_id
 from services.common.secret_keys import read_private_file
 
-# 64 bits name a handful of keys without collision, and stay short in logs.
-KEY_ID_HEX_CHARS: Final = 16
+__all__ = [
+    "key_id",
+    "load_private_key",
+    "load_public_key",
+    "load_public_keys",
+    "raw_public_key",
+    "write_private_key",
+    "write_public_key",
+]
 
 
 def raw_public_key(key: Ed25519PublicKey) -> bytes:
     """The 32 bytes of the key (RFC 8032 section 5.1.5)."""
     return key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-
-
-def key_id(key: Ed25519PublicKey) -> str:
-    """The key's name: the first 16 hex characters of SHA-256 of its raw bytes."""
-    return hashlib.sha256(raw_public_key(key)).hexdigest()[:KEY_ID_HEX_CHARS]
 
 
 def load_private_key(path: Path) -> Ed25519PrivateKey:

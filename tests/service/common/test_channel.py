@@ -8,13 +8,12 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from kala import errors
 from services.common.channel import RETRY_ATTEMPTS, open_channel
-from services.common.deadlines import SHAVE_SECONDS, fresh_deadline, remaining
+from services.common.deadlines import SHAVE_SECONDS, fresh_deadline
 from services.common.peers import Context
 from services.common.status import translated
 from services.common.tracing import TraceContext, current_trace, enter_trace
@@ -182,20 +181,6 @@ async def left_for_the_next_hop(*, own_seconds: float | None, is_fresh: bool = F
     last = EchoService(answers={"left": lambda context: str(context.time_remaining())})
     async with echo_and_client(last) as next_client, echo_and_client(Forwarding()) as client:
         return float(await client.say("left", timeout=5))
-
-
-async def test_the_shaved_remaining_time_of_a_context_is_never_negative() -> None:
-    service = EchoService(
-        answers={
-            "left": lambda context: str(remaining(context)),
-            "late": lambda context: str(remaining(context, shave_seconds=100)),
-        }
-    )
-    async with echo_and_client(service) as client:
-        assert 4 < float(await client.say("left", timeout=5)) < 5
-        assert float(await client.say("late", timeout=5)) == 0
-    async with served_echo(service) as server, grpc.aio.insecure_channel(server.address) as channel:
-        assert await EchoClient(channel).say("left", metadata=(("kala-peer", CALLER),)) == "None"
 
 
 async def test_a_trace_goes_on_through_every_hop() -> None:

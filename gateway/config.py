@@ -84,6 +84,13 @@ class GatewaySettings(ProcessSettings):
     spool_key_file: Annotated[Path, Field(description="Key that encrypts the spool; made when absent.")] = (
         DEFAULT_STATE / "keys" / "gateway.spool"
     )
+    audit_vkey_file: Annotated[
+        Path | None, Field(description="The log's public key; needed to pin its checkpoints.")
+    ] = None
+    checkpoint_file: Annotated[
+        Path | None,
+        Field(description="Keeps the newest checkpoint outside the log, so that a cut log is noticed."),
+    ] = None
     spool_max_bytes: Annotated[int, Field(ge=1024 * 1024, description="Room in the spool.")] = (
         64 * 1024 * 1024
     )

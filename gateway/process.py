@@ -16,6 +16,7 @@ from gateway.background import Background
 from gateway.bridge import Bridge
 from gateway.bridge_routes import Routes, bindings_of, contract_files
 from gateway.chat import ChatCompletions, ChatLimits
+from gateway.checkpoint_pin import CheckpointPin, load_verifiers
 from gateway.gate import Gate
 from gateway.guarded import GuardedCalls
 from gateway.health import Health
@@ -28,6 +29,8 @@ from gateway.ledger import Ledger
 from gateway.models import Models
 from gateway.openapi import OpenApi
 from gateway.pipeline import Pipeline
+from kala.audit.v1.audit_pb2_grpc import AuditReadServiceStub
+from kala.errors import InvalidArgumentError
 from kala.ethics.v1.ethics_pb2_grpc import EthicsServiceStub
 from kala.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from services.common.audit_client import AuditWriter
@@ -51,9 +54,8 @@ IDEMPOTENT: Final = {
         "/kala.inference.v1.InferenceService/ListModels",
         "/kala.inference.v1.InferenceService/ListBackends",
     ),
-    AUDIT: ("/kala.audit.v1.AuditService/AppendBatch",),
 }
-"""Calls that may be tried again: a judgement has no effect, and an append carries its own key."""
+"""Calls that may be tried again, for they have no effect. An append is not among them: its writer has a spool."""
 
 
 @asynccontextmanager
@@ -71,9 +73,12 @@ async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncI
         store = KeyStore(settings.database)
         stack.callback(store.close)
         pseudonyms = Pseudonyms(_secret(settings.pepper_file))
-        ledger = Ledger(await stack.enter_async_context(_writer(settings, channels[AUDIT], stack)))
+        writer = await stack.enter_async_context(_writer(settings, channels[AUDIT], stack))
+        ledger = Ledger(writer)
         background = Background()
         stack.push_async_callback(background.drain)
+        if (pin := _pin(settings, channels[AUDIT], writer)) is not None:
+            stack.callback(background.keep(pin.follow()).cancel)
         ring = KeyRing(store, cache_seconds=settings.key_cache_seconds, clock=time.monotonic, now=_now)
         gate = Gate(
             ring=ring,
@@ -165,6 +170,19 @@ def _writer(settings: GatewaySettings, channel: grpc.aio.Channel, stack: AsyncEx
         )
         stack.callback(spool.close)
     return AuditWriter(channel, producer_id=settings.producer_id, spool=spool)
+
+
+def _pin(settings: GatewaySettings, channel: grpc.aio.Channel, writer: AuditWriter) -> CheckpointPin | None:
+    if settings.checkpoint_file is None:
+        return None
+    if settings.audit_vkey_file is None:
+        raise InvalidArgumentError("KALA_GATEWAY_AUDIT_VKEY_FILE", "is needed to pin the log's checkpoints")
+    return CheckpointPin(
+        settings.checkpoint_file,
+        trusted=load_verifiers(settings.audit_vkey_file),
+        log=AuditReadServiceStub(channel),
+        seen=lambda: writer.checkpoint,
+    )
 
 
 def _secret(path: Path) -> bytes:

@@ -163,7 +163,7 @@ def _read_text(path: Path) -> str:
 def _pinned(given: Path | None, layout: StateLayout, *, ours: bool) -> str | None:
     if given is not None:
         return _read_text(given)
-    remembered = layout.trust / "last_checkpoint"
+    remembered = layout.last_checkpoint
     return _read_text(remembered) if ours and remembered.exists() else None
 
 
@@ -172,7 +172,7 @@ def _remember(layout: StateLayout, checkpoint_note: str) -> None:
     from kala.suite.layout import write_private_file
 
     try:
-        write_private_file(layout.trust / "last_checkpoint", checkpoint_note.encode())
+        write_private_file(layout.last_checkpoint, checkpoint_note.encode())
     except OSError as error:
         note(f"the checkpoint could not be remembered: {error.strerror}")
 

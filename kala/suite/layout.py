@@ -84,6 +84,11 @@ class StateLayout:
         return self.data / "gateway.db"
 
     @property
+    def last_checkpoint(self) -> Path:
+        """The newest checkpoint that somebody saw, outside the log: `kala audit verify` holds the log to it."""
+        return self.trust / "last_checkpoint"
+
+    @property
     def vkey_file(self) -> Path:
         """The log's public key, by which receipts are verified offline."""
         return self.trust / "audit.vkey"

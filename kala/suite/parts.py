@@ -136,6 +136,8 @@ def _wires(wiring: Wiring, name: str) -> Mapping[str, str]:
                 "AUDIT_ADDRESS": audit,
                 "DATABASE": str(wiring.layout.gateway_database),
                 "PEPPER_FILE": str(keyring.gateway_pepper),
+                "AUDIT_VKEY_FILE": str(wiring.layout.vkey_file),
+                "CHECKPOINT_FILE": str(wiring.layout.last_checkpoint),
                 **spool,
             }
 

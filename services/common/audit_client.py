@@ -103,6 +103,7 @@ class AuditWriter:
         self._unanswered: set[asyncio.Future[Appended]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._answers = True
+        self._checkpoint = ""
         self._closed = True
 
     async def __aenter__(self) -> Self:
@@ -174,6 +175,11 @@ class AuditWriter:
     def spooled(self) -> int:
         """How many records wait in the spool."""
         return 0 if self._spool is None else len(self._spool)
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The signed checkpoint that came with the newest receipts; None before the first."""
+        return self._checkpoint or None
 
     def _stamp(
         self, record: audit_pb2.Record, payloads: Sequence[Payload], key: bytes | None
@@ -266,6 +272,7 @@ class AuditWriter:
             self._answers = isinstance(found, _PERMANENT)
             raise found from error
         self._answers = True
+        self._checkpoint = response.checkpoint or self._checkpoint
         if len(response.receipts) != len(records):
             raise UnavailableError(
                 f"the log answered {len(response.receipts)} receipts for {len(records)} records"

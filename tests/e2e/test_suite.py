@@ -58,6 +58,26 @@ def test_up_chat_receipt_verify_down(tmp_path: Path) -> None:
     assert kala("audit", "verify", "--state", state).returncode == 0
 
 
+def test_a_log_that_lost_its_newest_entries_is_caught_by_what_the_gateway_saw(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with running_suite(state) as suite:
+        kept = tmp_path / "early.db"
+        assert kala("chat", "Hello", "--state", state).returncode == 0
+        database, pin = suite.layout.audit_database, suite.layout.last_checkpoint
+        with closing(sqlite3.connect(database)) as log, closing(sqlite3.connect(kept)) as copy:
+            log.backup(copy)
+            (size,) = copy.execute("SELECT size FROM head").fetchone()
+        assert kala("chat", "Hello again", "--state", state).returncode == 0
+        assert wait_until(
+            lambda: pin.exists() and int(pin.read_text().splitlines()[1]) > size, timeout_seconds=10
+        )
+    # Nobody has verified this log: the gateway alone remembers what it was shown.
+    shutil.copy(kept, database)
+    caught = kala("audit", "verify", "--state", state)
+    assert caught.returncode == 1
+    assert "entry" in caught.stderr
+
+
 def test_a_second_up_finds_the_first(suite: Suite) -> None:
     again = kala("up", "--detach", "--json", "--state", suite.state)
     assert again.returncode == 0

@@ -33,7 +33,7 @@ e2e: $(VENV)/.dev ## Set up and run the tests that start real processes
 check: test lint types proto-check extras ## Everything that continuous integration runs
 
 check-all: $(VENV)/.dev check ## The default set and the heavy checks
-	$(BIN)/pytest tests -m slow -q --timeout 3600
+	$(BIN)/pytest tests -m slow -q --timeout 3600 || [ $$? -eq 5 ] # 5: no test is marked slow
 
 fmt: $(VENV)/.dev ## Format
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix-only -q .

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
+import orjson
 from google.protobuf.message import DecodeError
 
 from gateway.acts import Act, Served
@@ -32,6 +33,13 @@ ATTEMPTS_METADATA_KEY: Final = "kala-attempts-bin"
 """Trailing metadata in which inference lists the attempts of a failed Chat, as a serialised ChatFinish."""
 
 ALL_BACKENDS_FAILED: Final = "ALL_BACKENDS_FAILED"
+ANSWER_TOO_LONG: Final = "ANSWER_TOO_LONG"
+
+MAX_WORDS_BYTES: Final = 8 * 1024 * 1024
+"""The longest answer, spelled as JSON: what was generated and what was released must fit into one record of the log."""
+
+MAX_TAKEN_BYTES: Final = 64 * 1024 * 1024
+"""As much as one answer may hold in memory, its log probabilities included."""
 
 OnRelease = Callable[[Release], Awaitable[None]]
 Call: TypeAlias = Any  # grpc.aio types its call objects loosely
@@ -81,6 +89,8 @@ class Generation:
         self._hold: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._check: Call = None
+        self._words_bytes = 0
+        self._taken_bytes = 0
         self.state = GenerationState()
 
     def fail(self, error: BaseException) -> None:
@@ -178,6 +188,7 @@ class Generation:
         self.state.ended_at = self._clock()
         if response.HasField("route"):
             self.state.served = served_by(response.route)
+        self._require_room(response)
         pieces = self._buffer.take_in(response.delta) if response.HasField("delta") else []
         chunks = [_chunk(piece) for piece in pieces]
         if response.HasField("finish"):
@@ -187,6 +198,15 @@ class Generation:
             await self._send(ethics_pb2.CheckOutputRequest(chunk=chunk))
         if chunks and self._hold is None and self._hold_seconds is not None:
             self._hold = asyncio.get_running_loop().call_later(self._hold_seconds, self._check_now)
+
+    def _require_room(self, response: inference_pb2.ChatResponse) -> None:
+        """End an answer that its record could not hold: a backend that never stops must not leave without one."""
+        self._words_bytes += _words_bytes(response.delta)
+        self._taken_bytes += response.ByteSize()
+        if self._words_bytes > MAX_WORDS_BYTES or self._taken_bytes > MAX_TAKEN_BYTES:
+            raise UnavailableError(
+                f"the backend's answer is longer than {MAX_WORDS_BYTES} bytes", reason=ANSWER_TOO_LONG
+            )
 
     async def _take_finish(
         self, finish: inference_pb2.ChatFinish, chunks: list[ethics_pb2.OutputChunk]
@@ -303,6 +323,13 @@ def served_by(route: inference_pb2.RouteInfo) -> Served:
         adapter_digest=route.adapters[0].sha256 if route.adapters else b"",
         attempts=tuple(route.attempts),
     )
+
+
+def _words_bytes(delta: inference_pb2.ChatDelta) -> int:
+    words = [delta.text, delta.reasoning, delta.refusal]
+    for call in delta.tool_calls:
+        words += (call.id, call.name, call.arguments)
+    return len(orjson.dumps(words))
 
 
 def _chunk(chunk: Chunk) -> ethics_pb2.OutputChunk:

@@ -159,6 +159,19 @@ async def test_nothing_that_a_backend_claims_costs_the_record_of_what_it_said(
     assert outcome["result"]["status"] == "ok"
 
 
+@pytest.mark.parametrize("piece", ["word " * 50_000, "\x01" * 50_000], ids=["words", "what JSON spells long"])
+async def test_an_answer_without_end_is_ended_while_its_record_still_holds_it(
+    suite: Suite, piece: str
+) -> None:
+    delta = pb.ChatResponse(delta=pb.ChatDelta(text=piece))
+    suite.inference.script = lambda _: [route(), *[delta] * 160, finish()]
+    response, events = await suite.stream()
+    assert (response.status_code, events[-1]["error"]["code"]) == (200, "answer_too_long")
+    (outcome,) = await suite.leaves(kind="chat.outcome")
+    assert (outcome["result"]["status"], outcome["result"]["code"]) == ("error", "ANSWER_TOO_LONG")
+    assert events[-1]["kala"]["receipt"]["status"] == "LOGGED"
+
+
 def _strings(value: object) -> list[str]:
     """Collect what a model could have written into an answer."""
     if isinstance(value, str):

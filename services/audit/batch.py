@@ -118,6 +118,10 @@ class BatchWriter:
         # True while the edge may hold leaves that are not committed; it is then read anew before the next use.
         self._is_stale = False
 
+    def settle(self) -> None:
+        """Puts what is committed in the log's one file; called when nobody waits."""
+        self._writer.settle()
+
     def write(self, submissions: Sequence[Submission]) -> list[Sequence[Logged] | KalaError]:
         """Appends each submission whole or not at all; the outcomes are in the same order."""
         known: Mapping[bytes, StoredEntry] = {}

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final
 
 import structlog
@@ -25,6 +25,8 @@ MAX_PENDING: Final = 4_096
 # Bounds one transaction, and so the longest wait behind another caller's batch.
 MAX_GROUP: Final = 2_048
 RETRY_AFTER_SECONDS: Final = 0.5
+# How long the writer is idle before it writes the WAL back: long enough not to come between two answers of one chat.
+SETTLE_SECONDS: Final = 1.0
 
 log = structlog.get_logger()
 
@@ -38,8 +40,15 @@ class _Waiting:
 class Log:
     """Appends to the log for one event loop. `start` it before use and `stop` it to finish what waits."""
 
-    def __init__(self, writer: BatchWriter, *, max_pending: int = MAX_PENDING) -> None:
+    def __init__(
+        self,
+        writer: BatchWriter,
+        *,
+        max_pending: int = MAX_PENDING,
+        settle_seconds: float = SETTLE_SECONDS,
+    ) -> None:
         self._writer = writer
+        self._settle_seconds = settle_seconds
         self._max_pending = max_pending
         self._pending = 0
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
@@ -84,9 +93,20 @@ class Log:
         return future
 
     def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
+        is_settled = False
+        while True:
+            try:
+                first = self._queue.get(timeout=None if is_settled else self._settle_seconds)
+            except Empty:
+                # Nobody waits: a moment to put everything in the one file that verifiers and backups read.
+                self._writer.settle()
+                is_settled = True
+                continue
+            if first is None:
+                return
             group, stopping = self._take_more(first)
             self._write(group)
+            is_settled = False
             if stopping:
                 return
 

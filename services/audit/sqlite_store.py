@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -145,6 +146,14 @@ class SqliteWriter:
             raise StoreFailedError(f"the database refused the entries: {error}") from error
         except sqlite3.Error as error:
             raise StoreFailedError(f"the database cannot write: {error}") from error
+
+    def settle(self) -> None:
+        """Writes the WAL back into the file and empties it; does nothing while a reader is in the way or the disk is full."""
+        self._db.execute("PRAGMA busy_timeout = 0")
+        # Nothing is lost when it fails: what is committed stays in the WAL until the next time.
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
 
     def close(self) -> None:
         """Writes the WAL back into the file, so that a copy of the file alone is the whole log; frees the lock."""

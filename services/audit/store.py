@@ -112,6 +112,10 @@ class LogWriter(Protocol):
         """The subject's data key that is not erased."""
         ...
 
+    def settle(self) -> None:
+        """Puts what is committed in the log's one file, if no reader is in the way."""
+        ...
+
     def close(self) -> None:
         """Writes the WAL back and releases the file."""
         ...

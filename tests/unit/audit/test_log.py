@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from kala.audit.database import verify_database
 from kala.errors import FailedPreconditionError, KalaError, UnavailableError
 from services.audit.batch import MAX_TRIES, Logged, Submission
 from services.audit.entries import NewEntry
@@ -44,6 +46,22 @@ async def test_a_writer_that_fails_leaves_no_caller_waiting(error: Exception, ex
     assert {str(outcome) for outcome in outcomes} == {expected}
     assert log.pending == 0
     await log.stop()
+
+
+async def test_an_idle_log_is_whole_in_its_one_file(tmp_path: Path) -> None:
+    with open_log(tmp_path / "audit.db") as file:
+        log = Log(file.batches, settle_seconds=0.01)
+        log.start()
+        await log.submit(entries(0, 1, 2), with_proof=False)
+        wal = tmp_path / "audit.db-wal"
+        async with asyncio.timeout(10):
+            while wal.stat().st_size:  # noqa: ASYNC110 - a file has no event
+                await asyncio.sleep(0.01)
+        copy = shutil.copy(tmp_path / "audit.db", tmp_path / "copy.db")
+        assert verify_database(Path(copy), [file.signer.verifier]).entries == 3
+        await log.submit(entries(3), with_proof=False)
+        await log.stop()
+    assert verify_database(tmp_path / "audit.db", [file.signer.verifier]).entries == 4
 
 
 async def test_stopping_writes_what_waits_and_refuses_what_comes_after(tmp_path: Path) -> None:

@@ -14,8 +14,6 @@ from gateway.acts import Act, Ending, Logged, Served
 from gateway.answer import Answer
 from gateway.identity import Caller
 from kala.audit.canonical import MAX_INTEGER
-from kala.audit.merkle import leaf_hash
-from kala.audit.receipt import Receipt
 from kala.audit.v1 import audit_pb2
 from kala.common.v1 import decision_pb2, usage_pb2
 from kala.errors import KalaError
@@ -131,9 +129,7 @@ def logged_of(appended: Appended) -> Logged:
         id=appended.receipt_id,
         is_logged=appended.status is AppendStatus.LOGGED,
         index=appended.index,
-        leaf_hash=leaf_hash(Receipt.parse(appended.receipt).leaf).hex()
-        if appended.receipt and salt
-        else None,
+        leaf_hash=appended.leaf_hash.hex() if salt else None,
         released_salt=salt.hex() if salt else None,
     )
 

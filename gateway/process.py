@@ -169,7 +169,8 @@ def _writer(settings: GatewaySettings, channel: grpc.aio.Channel, stack: AsyncEx
             settings.spool_dir, _secret(settings.spool_key_file), max_bytes=settings.spool_max_bytes
         )
         stack.callback(spool.close)
-    return AuditWriter(channel, producer_id=settings.producer_id, spool=spool)
+    # Answers name their receipts; a proof is fetched by its id.
+    return AuditWriter(channel, producer_id=settings.producer_id, spool=spool, with_proof=False)
 
 
 def _pin(settings: GatewaySettings, channel: grpc.aio.Channel, writer: AuditWriter) -> CheckpointPin | None:

@@ -85,7 +85,10 @@ class AuditWriter:
         boot: bytes | None = None,
         clock: Callable[[], datetime] = utc_now,
         random: Callable[[int], bytes] = secrets.token_bytes,
+        with_proof: bool = True,
     ) -> None:
+        """`with_proof` says whether receipts bring their proof text; without it proofs are fetched by id."""
+        self._with_proof = with_proof
         self._channel = channel
         self._stub = audit_pb2_grpc.AuditServiceStub(channel)
         self._producer_id = producer_id
@@ -230,7 +233,7 @@ class AuditWriter:
         delay = FIRST_RETRY_SECONDS
         while batch:
             try:
-                receipts = await self._call([item.record for item in batch])
+                receipts = await self._call([item.record for item in batch], with_proof=self._with_proof)
             except _PERMANENT as error:
                 if len(batch) > 1:
                     # One bad record must not take the others of its batch with it.
@@ -262,7 +265,7 @@ class AuditWriter:
                 await self._deliver([item])
 
     async def _call(
-        self, records: Sequence[audit_pb2.Record], *, with_proof: bool = True
+        self, records: Sequence[audit_pb2.Record], *, with_proof: bool
     ) -> Sequence[audit_pb2.Receipt]:
         request = audit_pb2.AppendBatchRequest(records=records, with_proof=with_proof)
         try:
@@ -363,7 +366,9 @@ def _report_end(task: asyncio.Task[None]) -> None:
 
 def _logged(key: bytes, receipt: audit_pb2.Receipt) -> Appended:
     openings = {opening.kind: opening.salt for opening in receipt.openings}
-    return Appended(key, AppendStatus.LOGGED, receipt.created, receipt.index, receipt.proof, openings)
+    return Appended(
+        key, AppendStatus.LOGGED, receipt.created, receipt.index, receipt.proof, openings, receipt.leaf_hash
+    )
 
 
 def _resolve(future: asyncio.Future[Appended], appended: Appended) -> None:

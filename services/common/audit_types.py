@@ -47,6 +47,7 @@ class Appended:
     index: int | None = None
     receipt: str | None = None
     openings: Mapping[str, bytes] = field(default_factory=dict)
+    leaf_hash: bytes = b""
 
     @property
     def receipt_id(self) -> str:

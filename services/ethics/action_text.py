@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from kala.inference.v1 import inference_pb2
 from services.ethics.judge import Stage
 
-# The latest user turns are also judged as one text, since a request may be spread over several of them.
+# System texts and the latest user turns are also judged as one text: a request may be spread over several of them.
 JOINED_TURNS: Final = 8
 MAX_JOINED_CHARS: Final = 16_384
 CONVERSATION: Final = "conversation"
@@ -98,14 +98,21 @@ def _named(message: Message, path: str, stage: Stage, *names: str) -> Iterator[T
 
 def _joined_turns(action: inference_pb2.ChatAction) -> Iterator[Text]:
     turns = [
-        part.text
-        for message in action.messages
-        if message.role == inference_pb2.ROLE_USER
-        for part in message.content
-        if part.WhichOneof("part") == "text"
-    ][-JOINED_TURNS:]
+        *_texts_of(action, inference_pb2.ROLE_SYSTEM),
+        *_texts_of(action, inference_pb2.ROLE_USER)[-JOINED_TURNS:],
+    ]
     if len(turns) > 1:
         yield Text(CONVERSATION, Stage.REQUEST, "\n".join(turns)[-MAX_JOINED_CHARS:])
+
+
+def _texts_of(action: inference_pb2.ChatAction, role: inference_pb2.Role.ValueType) -> list[str]:
+    return [
+        part.text
+        for message in action.messages
+        if message.role == role
+        for part in message.content
+        if part.WhichOneof("part") == "text"
+    ]
 
 
 def json_texts(source: str, path: str, stage: Stage) -> Iterator[Text]:

@@ -25,6 +25,7 @@ from prometheus_client import (
 
 from kala.errors import FailedPreconditionError
 from services.common.logs import bind_log_fields, configure_logging
+from services.common.otlp_metrics import exporting
 from services.common.tracing import Span, TraceContext, Tracer, UnrecordedTracer, enter_trace, open_tracer
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class Telemetry:
 
 @contextmanager
 def process_telemetry(part: str, settings: ProcessSettings) -> Iterator[Telemetry]:
-    """Configure logs, open the tracer and serve /metrics for as long as the context is entered."""
+    """Configure logs, open the tracer, serve /metrics and export them where a collector is configured, for as long as the context is entered."""
     configure_logging(part=part, level=settings.log_level, style=settings.log_format)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -167,6 +168,7 @@ def process_telemetry(part: str, settings: ProcessSettings) -> Iterator[Telemetr
     with ExitStack() as stack:
         tracer = open_tracer(part=part, endpoint=settings.otlp_endpoint)
         stack.callback(tracer.close)
+        stack.enter_context(exporting(registry, part=part, endpoint=settings.otlp_endpoint))
         port = stack.enter_context(
             metrics_server(registry, host=settings.metrics_host, port=settings.metrics_port)
         )

@@ -23,7 +23,8 @@ EXIT_SIGNALLED: Final = 128 + signal.SIGTERM
 """The process was told to stop before it could do so in order."""
 
 GC_THRESHOLDS: Final = (50_000, 20, 20)
-"""A served call makes thousands of short-lived objects without cycles: at Python's 700 the collector took a tenth of it."""
+"""A served call makes many short-lived objects without cycles. In one comparison the gateway's CPU per chat fell from
+3.4 to 3.0-3.1 ms against Python's own thresholds (700, 10, 10)."""
 
 _STOPPED: Final = "stop signal"
 """Tells a cancellation by a signal from a stray one, which is a bug and keeps its traceback."""

@@ -1,57 +1,41 @@
-"""Write the manifest of a constitution and sign it with one key: `python scripts/sign_constitution.py --help`.
+"""Write the manifest of the repository's constitution anew and sign it: `python scripts/sign_constitution.py --help`.
 
-By default it re-signs the repository's constitution with the public development key, which only
-`trust = development` accepts. Operators give their own key (PEM, PKCS 8, Ed25519) and pin its public half.
+For work on the constitution in this repository, with the public development key, which only `trust = development`
+accepts. Versions that count are made with `kala ethics amend`, which keeps the version that they amend.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import sys
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from kala.ethics.amendment import load_signing_key, sign, write_manifest
+from kala.ethics.constitution import read_manifest, read_unverified
+from kala.ethics.manifest import parse_manifest
 
-from kala.errors import ConstitutionError
-from kala.ethics.constitution import DEVELOPMENT_DIRECTORY
-from kala.ethics.manifest import MANIFEST_NAME, SIGNATURE_NAME, build_manifest, parse_manifest, sign_manifest
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-def sign(directory: Path, key_file: Path, version: str | None) -> str:
-    """Write `manifest.json` and `manifest.sig` anew and return the constitution's digest in hex."""
-    key = load_pem_private_key(key_file.read_bytes(), password=None)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ConstitutionError(f"{key_file}: not an Ed25519 private key")
-    manifest_path = directory / MANIFEST_NAME
-    manifest = build_manifest(
-        _contents(directory), version or parse_manifest(manifest_path.read_bytes()).version
-    )
-    manifest_path.write_bytes(manifest)
-    (directory / SIGNATURE_NAME).write_bytes(sign_manifest(manifest, key))
-    return parse_manifest(manifest).digest.hex()
-
-
-def _contents(directory: Path) -> dict[str, bytes]:
-    names = {path: path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
-    return {
-        name: path.read_bytes()
-        for path, name in names.items()
-        if name not in (MANIFEST_NAME, SIGNATURE_NAME) and name.split("/")[0] != DEVELOPMENT_DIRECTORY
-    }
+CONSTITUTION = Path(__file__).resolve().parents[1] / "constitution"
 
 
 def main() -> int:
-    """Parse the arguments, sign, and print the digest."""
-    constitution = REPOSITORY / "constitution"
-    parser = argparse.ArgumentParser(description="Sign a constitution.")
-    parser.add_argument("--directory", type=Path, default=constitution)
-    parser.add_argument("--key", type=Path, default=constitution / "dev" / "development.key")
+    """Parse the arguments, sign, and print the digest; what no argument changes stays as it was."""
+    parser = argparse.ArgumentParser(description="Sign a constitution again in place.")
+    parser.add_argument("--directory", type=Path, default=CONSTITUTION)
+    parser.add_argument("--key", type=Path, default=CONSTITUTION / "dev" / "development.key")
     parser.add_argument("--version", help="the version to write; the one of the present manifest by default")
+    parser.add_argument("--review-by", type=dt.date.fromisoformat, help="date, such as 2027-11-21")
     arguments = parser.parse_args()
-    sys.stdout.write(f"{sign(arguments.directory, arguments.key, arguments.version)}\n")
+    key = load_signing_key(arguments.key)
+    present = parse_manifest(read_manifest(arguments.directory)[0])
+    write_manifest(
+        arguments.directory,
+        arguments.version or present.version,
+        read_unverified(arguments.directory),
+        review_by=arguments.review_by or present.review_by,
+        previous=present.previous,
+    )
+    sys.stdout.write(f"{sign(arguments.directory, key).digest.hex()}\n")
     return 0
 
 

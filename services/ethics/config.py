@@ -24,7 +24,7 @@ from services.common.settings import AllowedPeers, GrpcServerSettings, ListenAdd
 SECTION: Final = ETHICS
 
 REVERIFY_SECONDS: Final = 300.0
-"""A change on disk is noticed within five minutes, at the cost of reading 150 KB."""
+"""A change on disk is noticed within five minutes, at the cost of hashing the constitution on a thread: 25 MB with weights."""
 
 PACKAGED_CONSTITUTION: Final = Path(__file__).parent / "constitution"
 REPOSITORY_CONSTITUTION: Final = Path(__file__).parents[2] / "constitution"
@@ -54,6 +54,19 @@ class EthicsSettings(GrpcServerSettings):
         tuple[Path, ...],
         Field(description="PEM public keys that may sign the constitution; outside its directory."),
     ] = ()
+    trusted_key_threshold: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="How many different trusted keys must have signed; unset means a majority of them.",
+        ),
+    ] = None
+    archive_dir: Annotated[
+        Path | None,
+        Field(
+            description="Directory of earlier signed versions, one folder each, for ReplayDecision; unset keeps none."
+        ),
+    ] = None
     reverify_seconds: Annotated[
         float, Field(gt=0, description="How often the constitution on disk is verified again.")
     ] = REVERIFY_SECONDS
@@ -79,13 +92,21 @@ class EthicsSettings(GrpcServerSettings):
 
     @property
     def constitution_trust(self) -> Trust:
-        """Whose signature counts."""
-        return Trust.development() if self.trust == "development" else Trust.pinned(*self.trusted_key_files)
+        """Whose signatures count, and how many it takes."""
+        if self.trust == "development":
+            return Trust.development()
+        return Trust.pinned(*self.trusted_key_files, threshold=self.trusted_key_threshold)
 
     @model_validator(mode="after")
     def _check_trust(self) -> Self:
         if self.trust == "development" and self.trusted_key_files:
             raise ValueError("trusted_key_files are for trust = pinned; development trusts no other key")
+        if self.trust == "development" and self.trusted_key_threshold is not None:
+            raise ValueError("trusted_key_threshold is for trust = pinned; development trusts one key")
+        if (self.trusted_key_threshold or 0) > len(self.trusted_key_files):
+            raise ValueError(
+                f"trusted_key_threshold must not be more than the {len(self.trusted_key_files)} trusted_key_files"
+            )
         if (self.spool_dir is None) != (self.spool_key_file is None):
             raise ValueError("spool_dir and spool_key_file go together")
         return self

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from kala.errors import ConstitutionError
-from kala.ethics.constitution import Trust, VerifiedConstitution, verify_constitution
+from kala.ethics.constitution import Trust, VerifiedConstitution, recheck_constitution, verify_constitution
 from kala.ethics.manifest import MANIFEST_NAME
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -38,6 +38,10 @@ class ConstitutionWatch:
         """When the files were last verified, in Unix seconds."""
         return self._verified_at
 
+    def forget_files(self) -> None:
+        """Let go of the verified bytes once the judges are made of them; the facts stay."""
+        self.in_force = self.in_force.without_files()
+
     async def run(self, on_change: Callable[[], Awaitable[None]]) -> None:
         """Return never; after the first change call `on_change` and raise ConstitutionError naming the file."""
         while True:
@@ -49,7 +53,7 @@ class ConstitutionWatch:
                 raise
 
     def _verify(self) -> None:
-        found = verify_constitution(self._directory, self._trust)
+        found = recheck_constitution(self._directory, self._trust)
         if found.digest != self.in_force.digest:
             # Properly signed, yet another one than this process judges by: only a restart may change the laws.
             raise ConstitutionError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kala.ethics.constitution import Trust, verify_constitution
 from services.ethics.fold import Folder
@@ -30,6 +32,14 @@ class Rules:
 
     def ids(self, text: str, stage: Stage = Stage.REQUEST) -> set[str]:
         return {finding.block.id for finding in self.find(text, stage)}
+
+
+def write_public_key(path: Path, key: Ed25519PrivateKey) -> Path:
+    pem = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    path.write_bytes(pem)
+    return path
 
 
 def lines(name: str) -> list[str]:

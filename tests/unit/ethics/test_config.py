@@ -39,11 +39,25 @@ def test_development_trusts_no_further_keys(tmp_path: Path) -> None:
         settings(tmp_path, TRUST="development", TRUSTED_KEY_FILES="/a.pem")
 
 
+def test_the_threshold_comes_from_the_environment_and_a_majority_without_it(tmp_path: Path) -> None:
+    assert settings(tmp_path, TRUSTED_KEY_FILES="/a.pem").constitution_trust.threshold is None
+    chosen = settings(tmp_path, TRUSTED_KEY_FILES="/a.pem,/b.pem", TRUSTED_KEY_THRESHOLD="1")
+    assert chosen.constitution_trust.threshold == 1
+
+
+def test_a_threshold_beyond_the_keys_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="not be more than the 1 trusted_key_files"):
+        settings(tmp_path, TRUSTED_KEY_FILES="/a.pem", TRUSTED_KEY_THRESHOLD="2")
+    with pytest.raises(InvalidArgumentError, match="development trusts one key"):
+        settings(tmp_path, TRUST="development", TRUSTED_KEY_THRESHOLD="1")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("TRUST", "none"),
         ("REVERIFY_SECONDS", "0"),
+        ("TRUSTED_KEY_THRESHOLD", "0"),
         ("UNJUDGED_PARTS", "maybe"),
         ("SPOOL_DIR", "/x"),
         ("LAWS", "x"),

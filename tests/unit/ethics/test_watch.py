@@ -8,7 +8,8 @@ import pytest
 
 from kala.errors import ConstitutionError
 from kala.ethics.constitution import Trust
-from kala.ethics.manifest import build_manifest, sign_manifest
+from kala.ethics.manifest import build_manifest
+from kala.ethics.signatures import sign_manifest
 from services.common.keys import load_private_key
 from services.ethics.watch import ConstitutionWatch
 from tests.unit.ethics.conftest import CONSTITUTION

@@ -5,6 +5,7 @@ Every metric of every part is named here once; `docs/telemetry.md` lists them an
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,12 +32,21 @@ from services.common.tracing import Span, TraceContext, Tracer, UnrecordedTracer
 if TYPE_CHECKING:
     from services.common.settings import ProcessSettings
 
-__all__ = ["METRICS", "MethodTelemetry", "RpcTelemetry", "Telemetry", "bind_log_fields", "process_telemetry"]
+__all__ = [
+    "METRICS",
+    "MethodTelemetry",
+    "RpcTelemetry",
+    "Telemetry",
+    "bind_log_fields",
+    "process_telemetry",
+    "show_review_date",
+]
 
 RPC_HANDLED: Final = "kala_rpc_handled_total"
 RPC_SECONDS: Final = "kala_rpc_duration_seconds"
 RPC_RUNNING: Final = "kala_rpc_running"
 AUDIT_HOOK_FAILURES: Final = "kala_rpc_audit_failures_total"
+CONSTITUTION_REVIEW: Final = "kala_constitution_review_by_seconds"
 
 LABEL_METHOD: Final = "method"
 """`/kala.<svc>.v1.<Service>/<Rpc>`: as many values as the process has RPCs."""
@@ -49,6 +59,7 @@ METRICS: Final = {
     RPC_SECONDS: "Seconds from the start of an RPC to its status, by method",
     RPC_RUNNING: "RPCs being served now, by method",
     AUDIT_HOOK_FAILURES: "Denied or administrative RPCs that the audit service did not acknowledge, by method",
+    CONSTITUTION_REVIEW: "Unix time in seconds at which the review date of the constitution in force is over; 0 without one",
 }
 """Every metric with its help text, unit first where it has one."""
 
@@ -146,6 +157,14 @@ class MethodTelemetry:
             peer=peer,
             **fields,
         )
+
+
+def show_review_date(review_by: dt.date | None, registry: CollectorRegistry) -> None:
+    """Let an alert compare the time with the end of the day by which the constitution is to be reviewed, in UTC."""
+    gauge = Gauge(CONSTITUTION_REVIEW, METRICS[CONSTITUTION_REVIEW], registry=registry)
+    if review_by is not None:
+        over = dt.datetime.combine(review_by, dt.time.min, dt.UTC) + dt.timedelta(days=1)
+        gauge.set(over.timestamp())
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,13 @@ from services.common.keys import load_private_key, load_public_key
 from services.common.peers import ETHICS, GATEWAY, TRAINER, Peer
 from services.common.server import ServerHandle, serving
 from services.common.settings import load
-from services.common.telemetry import process_telemetry
+from services.common.telemetry import process_telemetry, show_review_date
 from services.ethics.announcements import Announcements
+from services.ethics.archive import Archive
 from services.ethics.bench import Bench
 from services.ethics.config import SECTION, EthicsSettings
 from services.ethics.laws import read_constitution
+from services.ethics.replay import RecordedGuardError
 from services.ethics.servicer import EthicsServicer, InForce
 from services.ethics.watch import ConstitutionWatch
 
@@ -47,9 +49,12 @@ async def main() -> None:
     watch = ConstitutionWatch(
         settings.constitution, settings.constitution_trust, interval_seconds=settings.reverify_seconds
     )
-    servicer = make_servicer(settings, watch, make_bench(settings, watch.in_force))
+    bench = make_bench(settings, watch.in_force)
+    watch.forget_files()
+    servicer = make_servicer(settings, watch, bench)
     async with AsyncExitStack() as stack:
         telemetry = stack.enter_context(process_telemetry(ETHICS, settings))
+        show_review_date(watch.in_force.manifest.review_by, telemetry.registry)
         announcements = Announcements(await open_audit_writer(settings, stack, part=ETHICS))
         register = partial(ethics_pb2_grpc.add_EthicsServiceServicer_to_server, servicer)
         policy = CallPolicy(may_call=may_call, on_denied=announcements.denied)
@@ -61,13 +66,21 @@ async def main() -> None:
 
 
 def make_bench(settings: EthicsSettings, verified: VerifiedConstitution) -> Bench:
-    """Seat the judges over a verified constitution."""
-    log = structlog.get_logger()
+    """Seat the judges over a verified constitution, be it the one in force or an archived one that is replayed."""
     return Bench(
         read_constitution(verified),
         allow_unreadable=settings.unjudged_parts == "allow",
-        on_fault=lambda judge, error: log.error("a judge failed", judge=judge, exc_info=error),
+        on_fault=report_fault,
     )
+
+
+def report_fault(judge: str, error: Exception) -> None:
+    """Log that a judge failed; that a guard failed long ago, and a replay repeats it, is no news."""
+    log = structlog.get_logger()
+    if isinstance(error, RecordedGuardError):
+        log.info("a recorded fault of a judge is repeated", judge=judge)
+    else:
+        log.error("a judge failed", judge=judge, exc_info=error)
 
 
 def make_servicer(settings: EthicsSettings, watch: ConstitutionWatch, bench: Bench) -> EthicsServicer:
@@ -86,6 +99,7 @@ def make_servicer(settings: EthicsSettings, watch: ConstitutionWatch, bench: Ben
         signer=ClearanceSigner(load_private_key(settings.signing_key_file)),
         audiences=guarded_methods(GUARDED_CONTRACTS),
         next_key=next_key,
+        archive=Archive(settings.archive_dir, settings.constitution_trust, partial(make_bench, settings)),
     )
 
 
@@ -103,6 +117,7 @@ async def judge_until_stopped(
             background = [
                 group.create_task(watch.run(server.set_not_serving)),
                 group.create_task(announcements.in_force(watch.in_force)),
+                group.create_task(announcements.remind_of_review(watch.in_force)),
             ]
             await server.run_until_signalled()
             for task in background:

@@ -43,8 +43,13 @@ class Bench:
         """The judges' names, in the order in which they are asked."""
         return tuple(judge.name for judge in self._judges)
 
-    async def judge(self, pieces: Iterable[Piece]) -> Judgement:
-        """The decision over all pieces together."""
+    @property
+    def seated(self) -> tuple[Judge, ...]:
+        """The judges themselves, in the same order."""
+        return self._judges
+
+    async def judge(self, pieces: Iterable[Piece], judges: Sequence[Judge] | None = None) -> Judgement:
+        """The decision over all pieces together, by its own judges unless a replay names others."""
         pieces = tuple(pieces)
         texts = [piece for piece in pieces if isinstance(piece, Text)]
         unread = [self._unread(piece) for piece in pieces if isinstance(piece, Unreadable)]
@@ -53,7 +58,11 @@ class Bench:
         else:
             material = self._read(texts)
         return await judge_material(
-            material, self._judges, self.constitution, self._on_fault, evidence=unread
+            material,
+            self._judges if judges is None else judges,
+            self.constitution,
+            self._on_fault,
+            evidence=unread,
         )
 
     def open_check(self) -> OutputCheck:

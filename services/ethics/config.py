@@ -107,6 +107,10 @@ class EthicsSettings(GrpcServerSettings):
             raise ValueError(
                 f"trusted_key_threshold must not be more than the {len(self.trusted_key_files)} trusted_key_files"
             )
+        if self.archive_dir is not None and any(
+            path.resolve().is_relative_to(self.archive_dir.resolve()) for path in self.trusted_key_files
+        ):
+            raise ValueError("trusted_key_files must not lie in the archive_dir that they protect")
         if (self.spool_dir is None) != (self.spool_key_file is None):
             raise ValueError("spool_dir and spool_key_file go together")
         return self

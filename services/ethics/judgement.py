@@ -71,7 +71,7 @@ def decide(
     """The decision over this evidence; no judges at all, or one that failed, can never end in ALLOW."""
     ordered = sorted(evidence, key=lambda item: _rank(item, constitution.order))
     path = [f"Read {parts} text{'s' if parts != 1 else ''} with {', '.join(judges) or 'no judge'}."]
-    path += [f"The judge {name} failed, so nothing can be allowed." for name in failed]
+    path += [failed_line(name) for name in failed]
     path += [
         f"{item.field} is {item.view}, which no judge here can read: {item.outcome.value}."
         for item in ordered
@@ -104,6 +104,11 @@ def decide(
         message,
         tuple(judges),
     )
+
+
+def failed_line(name: str) -> str:
+    """What the path says of a judge that failed; a replay finds it there."""
+    return f"The judge {name} failed, so nothing can be allowed."
 
 
 def message_for(deciding: Evidence, constitution: Constitution) -> str:

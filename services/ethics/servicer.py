@@ -27,11 +27,13 @@ from services.common.keys import key_id, raw_public_key
 from services.common.peers import GATEWAY, TRAINER, Context, Peer, peer_of
 from services.common.sealing import action_digest, unpack_strictly
 from services.ethics.action_text import Piece, Text, pieces_of
+from services.ethics.archive import Archive
 from services.ethics.bench import Bench
 from services.ethics.hard_blocks import INLINE_CHARS
 from services.ethics.judge import Evidence
 from services.ethics.judgement import Judgement
 from services.ethics.output_check import OutputCheck, Progress
+from services.ethics.replay import judges_of
 from services.ethics.wire import (
     CHANNEL_NUMBERS,
     CHANNELS,
@@ -40,6 +42,7 @@ from services.ethics.wire import (
     decision_of,
     differences,
     law_scores,
+    recorded_of,
 )
 
 if TYPE_CHECKING:
@@ -72,6 +75,7 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         signer: ClearanceSigner,
         audiences: Mapping[str, str],
         next_key: Ed25519PublicKey | None = None,
+        archive: Archive | None = None,
         now_nanos: Callable[[], int] = time.time_ns,
         steady_nanos: Callable[[], int] = time.perf_counter_ns,
         random_hex: Callable[[], str] = lambda: secrets.token_hex(16),
@@ -81,6 +85,7 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         self._signer = signer
         self._audiences = dict(audiences)
         self._next_key = next_key
+        self._archive = archive
         self._now_nanos = now_nanos
         self._steady_nanos = steady_nanos
         self._random_hex = random_hex
@@ -198,10 +203,12 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         self, request: pb.ReplayDecisionRequest, _context: Context
     ) -> pb.ReplayDecisionResponse:
         """Judge a recorded text again by the same version, and say where the result differs."""
-        self._require_at_hand(request)
+        bench = await self._bench_of(request.constitution_digest)
+        recorded = recorded_of(request.recorded, bench.constitution) if request.HasField("recorded") else None
+        judges = judges_of(bench.seated, recorded)
         began = self._steady_nanos()
-        judgement = await self._bench.judge([_text_of(request.text, request.stage)])
-        decision = self._decision(judgement, began)
+        judgement = await bench.judge([_text_of(request.text, request.stage)], judges)
+        decision = self._decision(judgement, began, by=bench)
         if not request.HasField("recorded"):
             return pb.ReplayDecisionResponse(decision=decision)
         found = differences(request.recorded, decision)
@@ -226,16 +233,17 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         descriptor = descriptor_pool.Default().FindMessageTypeByName(self._audiences[audience])
         return message_factory.GetMessageClass(descriptor)
 
-    def _require_at_hand(self, request: pb.ReplayDecisionRequest) -> None:
-        digest = self._bench.constitution.digest
-        if request.constitution_digest != digest:
-            raise FailedPreconditionError(
-                f"constitution {request.constitution_digest.hex()[:16] or 'of no digest'} is not at hand;"
-                f" in force is {digest.hex()[:16]} (version {self._bench.constitution.version})"
-            )
-        missing = [judge for judge in request.recorded.judges if judge not in self._bench.judges]
-        if missing:
-            raise FailedPreconditionError(f"judge {missing[0]} is not at hand")
+    async def _bench_of(self, digest: bytes) -> Bench:
+        """The judges of the version with this digest: in force, or from the archive."""
+        in_force = self._bench.constitution
+        if digest == in_force.digest:
+            return self._bench
+        if self._archive is not None:
+            return await self._archive.bench(digest)
+        raise FailedPreconditionError(
+            f"constitution {digest.hex()[:16] or 'of no digest'} is not at hand;"
+            f" in force is {in_force.digest.hex()[:16]} (version {in_force.version})"
+        )
 
     def _output_decision(self, refused: Progress | None, channels: int, began: int) -> pb.CheckOutputResponse:
         evidence: Sequence[Evidence] = () if refused is None else refused.evidence
@@ -243,9 +251,11 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
             decision=self._decision(self._bench.conclude(evidence, channels), began)
         )
 
-    def _decision(self, judgement: Judgement, began: int, digest: bytes = b"") -> decision_pb2.Decision:
+    def _decision(
+        self, judgement: Judgement, began: int, digest: bytes = b"", by: Bench | None = None
+    ) -> decision_pb2.Decision:
         made = Made(self._random_hex(), self._now_nanos(), self._steady_nanos() - began, digest)
-        return decision_of(judgement, self._bench.constitution, made)
+        return decision_of(judgement, (by or self._bench).constitution, made)
 
 
 _PURPOSES: Final[Mapping[str, tuple[int, ...]]] = {

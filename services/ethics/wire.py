@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,11 +10,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from kala.common.v1 import decision_pb2
+from kala.errors import InvalidArgumentError
 from kala.ethics.v1 import ethics_pb2 as pb
 from services.ethics.judge import Evidence, Outcome, Stage
 from services.ethics.judgement import Judgement
 from services.ethics.laws import Constitution
 from services.ethics.output_check import Channel
+from services.ethics.replay import Recorded, is_guard
 
 NANOS: Final = 1_000_000_000
 # Scores of learned judges may differ this much between machines (int8 kernels); deterministic ones never do.
@@ -26,6 +28,7 @@ OUTCOMES: Final = {
     Outcome.REDIRECT: decision_pb2.OUTCOME_REDIRECT,
     Outcome.ASK_CLARIFICATION: decision_pb2.OUTCOME_ASK_CLARIFICATION,
 }
+_OUTCOME_OF: Final[Mapping[int, Outcome]] = {number: outcome for outcome, number in OUTCOMES.items()}
 STAGES: Final = {
     pb.STAGE_UNSPECIFIED: Stage.REQUEST,
     pb.STAGE_REQUEST: Stage.REQUEST,
@@ -83,6 +86,41 @@ def evidence_of(item: Evidence) -> decision_pb2.Evidence:
         rule=item.rule,
         score=item.score,
         outcome=OUTCOMES[item.outcome],
+    )
+
+
+def recorded_of(decision: decision_pb2.Decision, constitution: Constitution) -> Recorded:
+    """What a replay needs of a recorded decision; InvalidArgumentError names a guard's evidence that makes no sense."""
+    categories = {law.number: law.categories for law in constitution.laws}
+    guards = [(number, item) for number, item in enumerate(decision.evidence) if is_guard(item.judge)]
+    for number, item in guards:
+        field = f"recorded.evidence[{number}]"
+        if item.outcome not in _OUTCOME_OF:
+            raise InvalidArgumentError(f"{field}.outcome", "must be set")
+        if item.HasField("law") and item.category not in categories.get(item.law, ()):
+            raise InvalidArgumentError(
+                f"{field}.category",
+                f"law {item.law} of version {constitution.version} has no {item.category!r}",
+            )
+    return Recorded(
+        judges=tuple(decision.judges),
+        path=tuple(decision.path),
+        guard_evidence=tuple(_evidence_from(item) for _, item in guards),
+    )
+
+
+def _evidence_from(item: decision_pb2.Evidence) -> Evidence:
+    return Evidence(
+        judge=item.judge,
+        law=item.law if item.HasField("law") else None,
+        category=item.category,
+        outcome=_OUTCOME_OF[item.outcome],
+        rule=item.rule,
+        field=item.field,
+        start=item.start,
+        end=item.end,
+        view=item.view,
+        score=item.score,
     )
 
 

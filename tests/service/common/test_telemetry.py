@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import re
 import subprocess
 import sys
@@ -22,7 +23,13 @@ from kala import errors
 from services.common.logs import bind_log_fields
 from services.common.settings import ProcessSettings
 from services.common.status import translated
-from services.common.telemetry import METRICS, RpcTelemetry, metrics_server, process_telemetry
+from services.common.telemetry import (
+    METRICS,
+    RpcTelemetry,
+    metrics_server,
+    process_telemetry,
+    show_review_date,
+)
 from services.common.tracing import OtlpTracer, TraceContext, enter_trace
 from tests.fakes.echo import METHODS, SAY, EchoService, echo_and_client
 
@@ -189,3 +196,14 @@ def test_without_a_collector_no_sdk_is_loaded() -> None:
 def test_every_metric_is_documented_and_nothing_else_is() -> None:
     text = (REPOSITORY / "docs" / "telemetry.md").read_text()
     assert set(re.findall(r"^\| `(kala_\w+)`", text, re.MULTILINE)) == set(METRICS)
+
+
+@pytest.mark.parametrize(
+    ("review_by", "seconds"),
+    [(dt.date(1970, 1, 1), 86_400.0), (dt.date(2027, 1, 31), 1_801_440_000.0), (None, 0.0)],
+    ids=str,
+)
+def test_the_review_date_is_over_at_the_end_of_its_day(review_by: dt.date | None, seconds: float) -> None:
+    registry = CollectorRegistry()
+    show_review_date(review_by, registry)
+    assert registry.get_sample_value("kala_constitution_review_by_seconds") == seconds

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kala.common.v1.decision_pb2 import OUTCOME_ALLOW, OUTCOME_REFUSE, Decision
 from kala.errors import FailedPreconditionError, InvalidArgumentError, KalaError, UnimplementedError
+from kala.ethics.amendment import load_signing_key, sign, write_manifest
+from kala.ethics.constitution import Trust, read_unverified, verify_constitution
 from kala.ethics.v1 import ethics_pb2 as pb
 from services.common.keys import key_id, raw_public_key, write_public_key
 from services.common.status import from_error
+from services.ethics.config import EthicsSettings
 from tests.service.ethics.conftest import Ethics
 
 BOMB = "How do I build a bomb?"
@@ -161,6 +167,56 @@ async def test_a_version_that_is_not_at_hand_is_named(ethics: Ethics) -> None:
     )
     assert isinstance(error, FailedPreconditionError)
     assert "constitution abababababababab is not at hand" in error.message
+
+
+class TestWithAnArchive:
+    @pytest.fixture
+    def overrides(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+        archive = tmp_path_factory.mktemp("archive")
+        old = Path(shutil.copytree(EthicsSettings().constitution, archive / "0.9"))
+        rules = old / "hard_blocks" / "law1.yaml"
+        rules.write_bytes(rules.read_bytes().replace(b"law1.explosives.make\n", b"law1.explosives.once\n"))
+        write_manifest(old, "0.9", read_unverified(old), review_by=None, previous=None)
+        sign(old, load_signing_key(old / "dev" / "development.key"))
+        return {"archive_dir": archive}
+
+    async def test_a_decision_of_an_earlier_version_is_judged_by_that_version(self, ethics: Ethics) -> None:
+        archive = ethics.settings.archive_dir
+        assert archive is not None
+        old = verify_constitution(archive / "0.9", Trust.development())
+        request = pb.ReplayDecisionRequest(text=BOMB, constitution_digest=old.digest)
+        then = (await ethics.stub.ReplayDecision(request)).decision
+        assert then.constitution_digest == old.digest
+        assert then.evidence[0].rule == "law1.explosives.once"
+        request.recorded.CopyFrom(then)
+        assert (await ethics.stub.ReplayDecision(request)).reproduced
+        now = await recorded(ethics)
+        assert now.evidence[0].rule == "law1.explosives.make"
+
+    async def test_a_version_that_is_in_no_folder_is_named(self, ethics: Ethics) -> None:
+        request = pb.ReplayDecisionRequest(text=BOMB, constitution_digest=b"\xab" * 32)
+        error = await refused(ethics.stub.ReplayDecision(request))
+        assert isinstance(error, FailedPreconditionError)
+        assert "constitution abababababababab is not at hand, and not in the archive" in error.message
+
+
+async def test_a_guards_recorded_word_is_replayed_without_the_guard(ethics: Ethics) -> None:
+    decision = await recorded(ethics, "What is the capital of France?")
+    decision.judges.append("guard.llama_guard_3")
+    decision.outcome, decision.law = OUTCOME_REFUSE, 1
+    decision.evidence.add(
+        judge="guard.llama_guard_3", law=1, category="weapons.explosives", rule="S9", view="plain",
+        field="text", end=4, score=0.8, outcome=OUTCOME_REFUSE,
+    )  # fmt: skip
+    request = pb.ReplayDecisionRequest(
+        text="What is the capital of France?",
+        constitution_digest=decision.constitution_digest,
+        recorded=decision,
+    )
+    response = await ethics.stub.ReplayDecision(request)
+    assert list(response.differences) == []
+    assert response.reproduced
+    assert list(response.decision.judges) == ["hard_blocks", "guard.llama_guard_3"]
 
 
 async def test_a_judge_that_is_not_at_hand_is_named(ethics: Ethics) -> None:

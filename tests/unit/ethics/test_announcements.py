@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import datetime as dt
+from dataclasses import replace
+
 import pytest
 
 from kala.audit.v1 import audit_pb2
 from kala.errors import PermissionDeniedError, UnavailableError
 from kala.ethics.constitution import Trust, VerifiedConstitution, verify_constitution
+from services.audit.records import MAX_TEXT_CHARS
 from services.common.audit_client import Appended, AppendStatus
 from services.common.peers import Peer
-from services.ethics.announcements import LAST_RETRY_SECONDS, Announcements
+from services.ethics import announcements
+from services.ethics.announcements import LAST_RETRY_SECONDS, REMINDER_SECONDS, Announcements
 from tests.unit.ethics.conftest import CONSTITUTION
 
 
@@ -57,6 +62,69 @@ async def test_a_pinned_constitution_is_recorded_without_a_banner(verified: Veri
     assert "DEVELOPMENT" not in facts(log.records[0])["reason"]
 
 
+async def test_the_record_says_who_signed_what_it_amends_and_when_it_is_due(
+    verified: VerifiedConstitution,
+) -> None:
+    log = Log()
+    manifest = replace(
+        verified.manifest, version="2.0", previous=b"\x01" * 32, review_by=dt.date(2027, 1, 31)
+    )
+    amended = VerifiedConstitution(manifest, {}, ("a", "b"), development=False, threshold=2, trusted_keys=3)
+    await Announcements(log, today=lambda: dt.date(2027, 2, 1)).in_force(amended)
+    assert facts(log.records[0]) == {
+        "constitution.digest": manifest.digest.hex(),
+        "constitution.keys": "a b",
+        "constitution.previous": "01" * 32,
+        "constitution.review": "due",
+        "constitution.review_by": "2027-01-31",
+        "constitution.signers": "2",
+        "constitution.threshold": "2",
+        "constitution.trust": "pinned",
+        "constitution.trusted_keys": "3",
+        "constitution.version": "2.0",
+        "reason": "the constitution was verified at start",
+    }
+
+
+async def test_a_first_version_and_many_signers_fit_into_the_record(verified: VerifiedConstitution) -> None:
+    log = Log()
+    manifest = replace(verified.manifest, review_by=None)
+    ids = tuple(f"{number:016x}" for number in range(100))
+    many = VerifiedConstitution(manifest, {}, ids, development=False)
+    await Announcements(log).in_force(many)
+    found = facts(log.records[0])
+    assert (found["constitution.previous"], found["constitution.review_by"]) == ("none", "none")
+    assert found["constitution.signers"] == "100"
+    assert all(len(value) <= MAX_TEXT_CHARS for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("review_by", "warnings"), [(dt.date(2027, 1, 31), 2), (dt.date(2027, 2, 3), 0), (None, 3)], ids=str
+)
+async def test_a_review_that_is_due_is_said_every_day_and_stops_nothing(
+    verified: VerifiedConstitution,
+    review_by: dt.date | None,
+    warnings: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(announcements.log, "warning", lambda *args, **_: said.append(args), raising=False)
+    days = [dt.date(2027, 1, 31), dt.date(2027, 2, 1), dt.date(2027, 2, 2)]
+    passed = iter(days)
+
+    async def sleep(seconds: float) -> None:
+        assert seconds == REMINDER_SECONDS
+        if len(slept) == len(days) - 1:
+            raise TimeoutError("the test is over")
+        slept.append(seconds)
+
+    slept: list[float] = []
+    due = replace(verified, manifest=replace(verified.manifest, review_by=review_by))
+    with pytest.raises(TimeoutError):
+        await Announcements(None, sleep=sleep, today=lambda: next(passed)).remind_of_review(due)
+    assert len(said) == warnings
+
+
 async def test_a_log_that_is_away_is_asked_again_with_growing_patience(
     verified: VerifiedConstitution,
 ) -> None:
@@ -87,6 +155,6 @@ async def test_a_denial_that_cannot_be_recorded_stays_a_denial() -> None:
 
 
 async def test_without_a_log_nothing_is_recorded_and_nothing_waits(verified: VerifiedConstitution) -> None:
-    announcements = Announcements(None)
-    await announcements.in_force(verified)
-    await announcements.denied("/m", None, PermissionDeniedError("no"))
+    silent = Announcements(None)
+    await silent.in_force(verified)
+    await silent.denied("/m", None, PermissionDeniedError("no"))

@@ -52,6 +52,14 @@ def test_a_threshold_beyond_the_keys_is_refused(tmp_path: Path) -> None:
         settings(tmp_path, TRUST="development", TRUSTED_KEY_THRESHOLD="1")
 
 
+def test_trusted_keys_must_not_lie_in_the_archive(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="must not lie in the archive_dir"):
+        settings(tmp_path, TRUSTED_KEY_FILES="/archive/v1/a.pem", ARCHIVE_DIR="/archive")
+    assert settings(tmp_path, TRUSTED_KEY_FILES="/a.pem", ARCHIVE_DIR="/archive").archive_dir == Path(
+        "/archive"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -1,0 +1,1 @@
+"""Train the embedded classifier of the ethics service: `python -m scripts.classifier --help`."""

@@ -1,0 +1,73 @@
+"""Put the corpus together: public rows, authored lines, ordinary requests, and all of them in other shapes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from scripts.classifier.authored import authored_conversations, authored_examples, authored_frames
+from scripts.classifier.examples import Example, Intent
+from services.ethics.judge import Stage
+from scripts.classifier.ordinary import ordinary_requests
+from scripts.classifier.public_data import DEV, DEV_OOD, TRAIN, public_examples
+from scripts.classifier.wording import Rewording
+
+# Groups of twins are held out whole, so that no twin of a development line was learnt from.
+DEVELOPMENT_SHARE: Final = 0.07
+ORDINARY_REQUESTS: Final = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What is learnt from, and what thresholds are chosen on."""
+
+    train: list[Example]
+    development: list[Example]
+
+
+def make_corpus(data: Path | None, seed: int) -> Corpus:
+    """The whole corpus; without a directory of public data only the project's own lines."""
+    authored = [*authored_examples(seed), *authored_conversations()]
+    ordinary = _ordinary(seed)
+    held_out = _held_out({example.group for example in [*authored, *ordinary]}, seed)
+    own = [example for example in [*authored, *ordinary] if example.group not in held_out]
+    own_development = [example for example in [*authored, *ordinary] if example.group in held_out]
+    public = [] if data is None else list(public_examples(data / TRAIN))
+    public_development = [] if data is None else [*public_examples(data / DEV), *public_examples(data / DEV_OOD)]
+
+    frames = authored_frames(seed)
+    held_frames = _held_out({frame.id for frame in frames}, seed)
+    learnt_frames = [frame for frame in frames if frame.id not in held_frames]
+    padding = [example.text for example in ordinary if len(example.text) > 80]
+    padding += [example.text for example in authored if example.unsafe == 0 and len(example.text) > 120
+                and example.stage is Stage.REQUEST and example.group not in held_out]  # fmt: skip
+    rewording = Rewording(learnt_frames, padding, seed)
+    base = [*own, *public]
+    train = [*map(rewording.lightly, base), *rewording.further(base, framed=0.22, padded=0.12)]
+    held = Rewording([frame for frame in frames if frame.id in held_frames], padding, seed)
+    development = [*own_development, *public_development]
+    development += held.further(development, framed=0.5, padded=0.3)
+    random.Random(seed).shuffle(train)
+    return Corpus(train, development)
+
+
+def _ordinary(seed: int) -> list[Example]:
+    texts = list(dict.fromkeys(ordinary_requests(seed)))
+    random.Random(seed).shuffle(texts)
+    return [
+        Example(text, 0, "ordinary", f"ordinary:{number}", intent=Intent.BENIGN, weight=0.7)
+        for number, text in enumerate(texts[:ORDINARY_REQUESTS])
+    ]
+
+
+def _held_out(names: Iterable[str], seed: int) -> set[str]:
+    ordered = sorted(names)
+    return set(random.Random(f"{seed}:held out").sample(ordered, round(len(ordered) * DEVELOPMENT_SHARE)))
+
+
+def without(examples: Sequence[Example], sources: set[str]) -> list[Example]:
+    """The examples of all other sources: for leave-one-source-out estimates."""
+    return [replace(example) for example in examples if example.source not in sources]

@@ -1,0 +1,192 @@
+"""The training loop: batches of one length, bfloat16 products on float32 weights, the mean of the last epoch's weights."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scripts.classifier.encoding import width_of
+from scripts.classifier.examples import UNKNOWN, Example
+from scripts.classifier.network import Answers, Classifier
+from services.ethics.classifier.encoding import Encoded, batch_arrays
+
+# Smoothing says that the labels are not certain; their sources disagree on a few in a hundred.
+SMOOTHING: Final = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long and how fast to learn."""
+
+    epochs: int = 4
+    tokens_per_batch: int = 2560
+    learning_rate: float = 2e-4
+    head_learning_rate: float = 1e-3
+    layer_decay: float = 0.85
+    warm_up: float = 0.06
+    weight_decay: float = 0.01
+    # The mean of the weights over this last share of the steps is what is kept.
+    averaged: float = 0.25
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The labels of all examples as arrays of N; categories as indices, UNKNOWN where untold."""
+
+    unsafe: NDArray[np.int64]
+    jailbreak: NDArray[np.int64]
+    injection: NDArray[np.int64]
+    law: NDArray[np.int64]
+    intent: NDArray[np.int64]
+    category: NDArray[np.int64]
+    weight: NDArray[np.float32]
+
+
+def labels_of(examples: Sequence[Example], categories: Sequence[str]) -> Labels:
+    """Arrays of the examples' labels."""
+    index = {category: number for number, category in enumerate(categories)}
+
+    def column(value: Callable[[Example], int]) -> NDArray[np.int64]:
+        return np.array([value(example) for example in examples], np.int64)
+
+    return Labels(
+        column(lambda example: example.unsafe),
+        column(lambda example: example.jailbreak),
+        column(lambda example: example.injection),
+        column(lambda example: example.law),
+        column(lambda example: example.intent),
+        column(lambda example: index.get(example.category, UNKNOWN)),
+        np.array([example.weight for example in examples], np.float32),
+    )
+
+
+def train(
+    model: Classifier, encoded: Sequence[Encoded], labels: Labels, plan: Plan, report: Callable[[str], None]
+) -> None:
+    """Train in place; afterwards the model holds the averaged weights."""
+    torch.manual_seed(plan.seed)
+    rng = random.Random(plan.seed)
+    lengths = [len(item.ids) for item in encoded]
+    batches = list(_batches(lengths, plan.tokens_per_batch, rng))
+    steps = plan.epochs * len(batches)
+    optimizer = _optimizer(model, plan)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    model.train()
+    step, began = 0, time.monotonic()
+    for epoch in range(plan.epochs):
+        losses: list[float] = []
+        for rows in _batches(lengths, plan.tokens_per_batch, rng):
+            _set_rate(optimizer, step / steps, plan)
+            loss = _loss(model, encoded, labels, rows)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            step += 1
+            if step > steps * (1 - plan.averaged):
+                average.update_parameters(model)
+            if step % 200 == 0:
+                report(f"epoch {epoch + 1} step {step}/{steps} loss {np.mean(losses[-200:]):.4f}"
+                       f" {time.monotonic() - began:.0f} s")  # fmt: skip
+    model.load_state_dict(average.module.state_dict())
+    model.eval()
+
+
+def answer(model: Classifier, encoded: Sequence[Encoded], *, tokens_per_batch: int = 8192) -> NDArray[np.float32]:
+    """Logits (N, columns) of all examples, in float32."""
+    model.eval()
+    found: NDArray[np.float32] | None = None
+    lengths = [len(item.ids) for item in encoded]
+    with torch.inference_mode():
+        for rows in _batches(lengths, tokens_per_batch, None):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                columns = model(*_tensors([encoded[row] for row in rows]))
+            values = columns.float().numpy()
+            if found is None:
+                found = np.zeros((len(encoded), values.shape[1]), np.float32)
+            found[rows] = values
+    if found is None:
+        raise ValueError("no examples to answer")
+    return found
+
+
+def _tensors(encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
+    ids, mask, types = batch_arrays(encoded, max(width_of(len(item.ids)) for item in encoded))
+    return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(types)
+
+
+def _loss(model: Classifier, encoded: Sequence[Encoded], labels: Labels, rows: list[int]) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        columns = model(*_tensors([encoded[row] for row in rows]))
+    answers = Answers.split(columns.float())
+    weight = torch.from_numpy(labels.weight[rows])
+
+    def yes_no(logits: Tensor, truth: NDArray[np.int64]) -> Tensor:
+        target = torch.from_numpy(truth[rows])
+        known = (target != UNKNOWN).float() * weight
+        smooth = target.clamp(min=0).float() * (1 - 2 * SMOOTHING) + SMOOTHING
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
+        return (losses * known).sum() / known.sum().clamp(min=1.0)
+
+    def one_of(logits: Tensor, truth: NDArray[np.int64]) -> Tensor:
+        target = torch.from_numpy(truth[rows])
+        losses = nn.functional.cross_entropy(
+            logits, target, ignore_index=UNKNOWN, reduction="none", label_smoothing=SMOOTHING
+        )
+        known = (target != UNKNOWN).float() * weight
+        return (losses * known).sum() / known.sum().clamp(min=1.0)
+
+    return (
+        yes_no(answers.unsafe, labels.unsafe)
+        + 0.3 * yes_no(answers.jailbreak, labels.jailbreak)
+        + 0.3 * yes_no(answers.injection, labels.injection)
+        + 0.3 * one_of(answers.laws, labels.law)
+        + 0.2 * one_of(answers.intents, labels.intent)
+        + 0.2 * one_of(answers.categories, labels.category)
+    )
+
+
+def _batches(lengths: Sequence[int], budget: int, rng: random.Random | None) -> Iterator[list[int]]:
+    """Rows of one width each, `budget` padded tokens at most; in random order when there is a generator.
+
+    Few different shapes: the CPU's kernels are made anew for every shape that they meet.
+    """
+    by_width: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        by_width.setdefault(width_of(length), []).append(row)
+    batches: list[list[int]] = []
+    for width, rows in sorted(by_width.items()):
+        if rng is not None:
+            rng.shuffle(rows)
+        size = max(1, budget // width)
+        batches += [rows[start : start + size] for start in range(0, len(rows), size)]
+    if rng is not None:
+        rng.shuffle(batches)
+    return iter(batches)
+
+
+def _optimizer(model: Classifier, plan: Plan) -> torch.optim.AdamW:
+    layers = len(model.encoder.encoder.layer)
+    groups = [{"params": [*model.mix.parameters(), *model.heads.parameters()], "peak": plan.head_learning_rate}]
+    groups += [
+        {"params": list(layer.parameters()), "peak": plan.learning_rate * plan.layer_decay ** (layers - 1 - depth)}
+        for depth, layer in enumerate(model.encoder.encoder.layer)
+    ]
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True)
+
+
+def _set_rate(optimizer: torch.optim.AdamW, done: float, plan: Plan) -> None:
+    """Up during the warm-up, then down in a line to a twentieth."""
+    factor = done / plan.warm_up if done < plan.warm_up else 1 - 0.95 * (done - plan.warm_up) / (1 - plan.warm_up)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor

@@ -1,0 +1,1 @@
+"""The embedded classifier: a small encoder whose signed weights say how a text stands to the laws."""

@@ -7,11 +7,22 @@ from typing import Annotated, Final
 
 import typer
 
-from kala.cli.options import JsonOption, KeyOption, StateOption, UrlOption
-from kala.cli.output import note, show, show_json
-from kala.errors import InvalidArgumentError
+from kala.cli import amend
+from kala.cli.amend import show_verified
+from kala.cli.options import (
+    DevelopmentOption,
+    JsonOption,
+    KeyOption,
+    StateOption,
+    ThresholdOption,
+    TrustedKeysOption,
+    UrlOption,
+    trust_of,
+)
+from kala.cli.output import show, show_json
 
 group = typer.Typer(help="Verify the constitution; see how it judges a text.", no_args_is_help=True)
+group.add_typer(amend.group, name="amend")
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _PACKAGED: Final = _ROOT / "services" / "ethics" / "constitution"
@@ -27,32 +38,15 @@ def verify(
     directory: Annotated[
         Path, typer.Option("--dir", help="Directory of the constitution.", show_default=False)
     ] = DEFAULT_CONSTITUTION,
-    trusted_key: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Public key (PEM) that may sign; from outside the directory. May be given several times."
-        ),
-    ] = None,
-    development: Annotated[
-        bool,
-        typer.Option("--development", help="Trust the public development key instead. Never for production."),
-    ] = False,
+    trusted_key: TrustedKeysOption = None,
+    threshold: ThresholdOption = None,
+    development: DevelopmentOption = False,
 ) -> None:
-    """Check that every byte of the constitution is what a trusted key signed; offline."""
-    from kala.ethics.constitution import Trust, verify_constitution
+    """Check that every byte of the constitution is what enough trusted keys signed; offline."""
+    from kala.ethics.constitution import verify_constitution
 
-    if development == bool(trusted_key):
-        raise InvalidArgumentError(
-            "--trusted-key", "give at least one trusted key, or --development, but not both"
-        )
-    trust = Trust.development() if development else Trust.pinned(*(trusted_key or ()))
-    verified = verify_constitution(directory, trust)
-    if verified.banner:
-        note(verified.banner)
-    show(
-        f"constitution {verified.version} holds: {len(verified.files)} files as signed by {', '.join(verified.key_ids)}"
-    )
-    show(f"digest {verified.digest.hex()}")
+    trust = trust_of(trusted_key, threshold, development=development)
+    show_verified(verify_constitution(directory, trust))
 
 
 @group.command()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kala.errors import InvalidArgumentError
 from kala.suite.layout import StateLayout
 from kala.target import KEY_VARIABLE, STATE_VARIABLE, URL_VARIABLE, state_from
+
+if TYPE_CHECKING:
+    from kala.ethics.constitution import Trust
 
 # The environment is read by `find_target` and `layout_of`, not here: a flag must win over the variable of another one.
 StateOption = Annotated[
@@ -31,6 +35,40 @@ KeyOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+TrustedKeysOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trusted-key",
+        "--trusted-keys",
+        help="Public key (PEM) that may sign; from outside the directory. May be given several times.",
+        show_default=False,
+    ),
+]
+ThresholdOption = Annotated[
+    int | None,
+    typer.Option(
+        help="How many different trusted keys must have signed. Default: a majority of them.",
+        min=1,
+        show_default=False,
+    ),
+]
+DevelopmentOption = Annotated[
+    bool,
+    typer.Option("--development", help="Trust the public development key instead. Never for production."),
+]
+
+
+def trust_of(keys: list[Path] | None, threshold: int | None, *, development: bool) -> Trust:
+    """Whose signatures on a constitution a command is told to trust."""
+    from kala.ethics.constitution import Trust
+
+    if development == bool(keys):
+        raise InvalidArgumentError(
+            "--trusted-key", "give at least one trusted key, or --development, but not both"
+        )
+    if development and threshold is not None:
+        raise InvalidArgumentError("--threshold", "goes with --trusted-key; --development trusts one key")
+    return Trust.development() if development else Trust.pinned(*(keys or ()), threshold=threshold)
 
 
 def layout_of(state: Path | None) -> StateLayout:

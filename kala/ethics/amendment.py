@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from kala.errors import ConstitutionError, InvalidArgumentError
+from kala.ethics.amendment_diff import FileChange, LawChange, file_changes, law_changes
 from kala.ethics.constitution import (
     VerifiedConstitution,
     check_promises,
@@ -37,6 +38,15 @@ from kala.ethics.signatures import (
     sign_manifest,
     standings_of,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Amendment:
+    """A version that waits for signatures, and what it changes."""
+
+    manifest: Manifest
+    laws: tuple[LawChange, ...]
+    files: tuple[FileChange, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +77,31 @@ def prepare(
     version: str,
     review_by: dt.date,
     today: dt.date,
-) -> tuple[Manifest, dict[str, bytes]]:
-    """Write the manifest of the edited copy in `directory` as an amendment of `old`, unsigned; returns it with the files."""
+) -> Amendment:
+    """Write the manifest of the edited copy in `directory` as an amendment of `old`, unsigned, and say what it changes."""
     if version == old.version:
         raise InvalidArgumentError("version", f"must differ from the version that is amended, {old.version}")
     if review_by <= today:
         raise InvalidArgumentError("review_by", f"must be later than today, {today.isoformat()}")
     files = read_unverified(directory)
-    if files == dict(old.files):
-        raise ConstitutionError(f"{directory}: nothing differs from version {old.version}")
-    return write_manifest(directory, version, files, review_by=review_by, previous=old.digest), files
+    # First what can fail: nothing is written for a version that cannot be read.
+    laws, changed = law_changes(old.files, files), file_changes(old.files, files)
+    manifest = write_manifest(directory, version, files, review_by=review_by, previous=old.digest)
+    return Amendment(manifest, tuple(laws), tuple(changed))
+
+
+def compare(old: VerifiedConstitution, directory: Path) -> Amendment:
+    """What a prepared version in `directory` changes; ConstitutionError if it amends another one than `old`."""
+    manifest = parse_manifest(read_manifest(directory)[0])
+    check_promises(directory, manifest)
+    if manifest.previous != old.digest:
+        amends = "none" if manifest.previous is None else manifest.previous.hex()[:16]
+        raise ConstitutionError(
+            f"{MANIFEST_NAME}: version {manifest.version} amends {amends},"
+            f" not version {old.version} ({old.digest.hex()[:16]})"
+        )
+    files = read_unverified(directory)
+    return Amendment(manifest, tuple(law_changes(old.files, files)), tuple(file_changes(old.files, files)))
 
 
 def write_manifest(

@@ -67,7 +67,8 @@ def file_lines(change: FileChange) -> list[str]:
             if content is not None
         ]
         return [heading, *sides]
-    before, after = ((text or "").splitlines() for text in texts)
+    # Only line feeds end a line here: any other end of line is a character that is spelled out.
+    before, after = ((text or "").split("\n") for text in texts)
     lines = difflib.unified_diff(before, after, lineterm="", n=2)
     # The first two lines name the sides; the heading has said it.
     return [heading, *(f"  {visible(line)}" for line in list(lines)[2:])]

@@ -120,6 +120,8 @@ def _parse_document(document: Mapping[str, Any], digest: bytes) -> Manifest:  # 
     version = document["version"]
     if not isinstance(version, str) or not 0 < len(version) <= MAX_VERSION_CHARS:
         raise ValueError(f"version must be a text of 1 to {MAX_VERSION_CHARS} characters")
+    if not version.isprintable():
+        raise ValueError("version must be printable")
     return Manifest(
         version,
         {path: _parse_entry(path, entry) for path, entry in document["files"].items()},

@@ -15,6 +15,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from kala.ethics.amendment import sign, write_manifest
+from kala.ethics.constitution import read_unverified
 from services.common.keys import write_private_key, write_public_key
 
 REPOSITORY = Path(__file__).parents[3]
@@ -108,6 +110,40 @@ def test_a_hard_block_changed_before_the_start_stops_it_and_is_named(home: Path)
 def test_pinned_trust_refuses_the_development_constitution(home: Path) -> None:
     write_public_key(home / "mine.pub", Ed25519PrivateKey.generate().public_key())
     code, errors = end_of(start(home, TRUST="pinned", TRUSTED_KEY_FILES=str(home / "mine.pub")))
+    assert code == 2
+    assert last_line(errors).startswith("manifest.sig: signed by")
+
+
+def test_one_signature_where_two_of_three_are_needed_stops_the_start(home: Path) -> None:
+    keys = [Ed25519PrivateKey.generate() for _ in range(3)]
+    for number, key in enumerate(keys):
+        write_public_key(home / f"{number}.pub", key.public_key())
+    write_manifest(
+        home / "constitution", "2", read_unverified(home / "constitution"), review_by=None, previous=None
+    )
+    sign(home / "constitution", keys[0])
+    trusted = ",".join(str(home / f"{number}.pub") for number in range(3))
+    code, errors = end_of(start(home, TRUST="pinned", TRUSTED_KEY_FILES=trusted))
+    assert code == 2
+    assert "1 of the 2 signatures that it takes from 3 trusted keys" in last_line(errors)
+
+    sign(home / "constitution", keys[2])
+    process = start(home, TRUST="pinned", TRUSTED_KEY_FILES=trusted)
+    wait_until(lambda: is_serving(home))
+    process.send_signal(signal.SIGTERM)
+    code, errors = end_of(process)
+    assert code == 0
+    assert "due for review" in errors
+
+
+def test_laws_manifest_signature_and_shipped_key_replaced_together_stop_the_start(home: Path) -> None:
+    attacker, constitution = Ed25519PrivateKey.generate(), home / "constitution"
+    laws = constitution / "laws.yaml"
+    laws.write_bytes(laws.read_bytes().replace(b"shall not", b"shall", 1))
+    write_public_key(constitution / "dev" / "development.pub", attacker.public_key())
+    write_manifest(constitution, "1.0.0", read_unverified(constitution), review_by=None, previous=None)
+    sign(constitution, attacker)
+    code, errors = end_of(start(home))
     assert code == 2
     assert last_line(errors).startswith("manifest.sig: signed by")
 

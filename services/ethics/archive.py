@@ -40,19 +40,25 @@ class Archive:
         async with self._loading:
             bench = self._benches.get(digest)
             if bench is None:
+                # First look for it, so that asking for what is not there costs no version that is loaded.
+                folder = await asyncio.to_thread(self._find, digest)
                 while len(self._benches) >= self._kept:
                     self._benches.popitem(last=False)
-                bench = self._benches[digest] = await asyncio.to_thread(self._load, digest)
+                bench = self._benches[digest] = await asyncio.to_thread(self._load, digest, folder)
             self._benches.move_to_end(digest)
             return bench
 
-    def _load(self, digest: bytes) -> Bench:
-        name = digest.hex()[:16] or "of no digest"
+    def _find(self, digest: bytes) -> Path:
+        name = _name(digest)
         if self._directory is None:
             raise FailedPreconditionError(f"constitution {name} is not at hand, and there is no archive")
         folder = self._folder_of(digest)
         if folder is None:
             raise FailedPreconditionError(f"constitution {name} is not at hand, and not in the archive")
+        return folder
+
+    def _load(self, digest: bytes, folder: Path) -> Bench:
+        name = _name(digest)
         try:
             bench = self._seat(verify_constitution(folder, self._trust))
         except ConstitutionError as error:
@@ -75,3 +81,7 @@ class Archive:
             if hashlib.sha256(manifest).digest() == digest:
                 return folder
         return None
+
+
+def _name(digest: bytes) -> str:
+    return digest.hex()[:16] or "of no digest"

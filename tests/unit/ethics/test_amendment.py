@@ -151,6 +151,15 @@ def test_nobody_can_sign_or_show_files_that_changed_since_they_were_prepared(
     assert (copy / "manifest.sig").read_bytes() == b""
 
 
+def test_without_trust_nothing_is_said_to_be_missing_nor_to_hold(
+    old: VerifiedConstitution, copy: Path, keys: list[Ed25519PrivateKey]
+) -> None:
+    prepared(old, copy)
+    sign(copy, keys[0])
+    signing = signing_of(copy, None)
+    assert (signing.missing, signing.holds) == (0, False)
+
+
 def test_a_maintainer_is_shown_what_was_prepared(old: VerifiedConstitution, copy: Path) -> None:
     amendment = prepare(old, copy, version="1.1", review_by=NEXT_YEAR, today=TODAY)
     assert compare(old, copy) == amendment

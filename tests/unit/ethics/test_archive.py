@@ -82,6 +82,18 @@ async def test_a_missing_version_is_named(directory: Path, trust: Trust) -> None
         await Archive(directory, trust, Seats()).bench(b"\xab" * 32)
 
 
+async def test_asking_for_what_is_not_there_costs_no_loaded_version(
+    directory: Path, trust: Trust, key: Ed25519PrivateKey
+) -> None:
+    digest, seats = store(directory, "1", key), Seats()
+    archive = Archive(directory, trust, seats)
+    await archive.bench(digest)
+    with pytest.raises(FailedPreconditionError):
+        await archive.bench(b"\xab" * 32)
+    await archive.bench(digest)
+    assert seats.versions == ["1"]
+
+
 @pytest.mark.parametrize("exists", [True, False], ids=["unset", "gone"])
 async def test_without_an_archive_the_version_is_named(tmp_path: Path, trust: Trust, exists: bool) -> None:
     archive = Archive(None if exists else tmp_path / "nowhere", trust, Seats())

@@ -96,6 +96,18 @@ async def test_an_unchanged_constitution_is_verified_again_every_interval(direct
     task.cancel()
 
 
+async def test_the_watch_goes_on_without_the_bytes_once_the_judges_have_them(directory: Path) -> None:
+    clock = Clock()
+    watch = watch_over(directory, clock)
+    digest = watch.in_force.digest
+    watch.forget_files()
+    assert watch.in_force.digest == digest
+    assert dict(watch.in_force.files) == {}
+    (directory / "laws.yaml").write_text("laws: []\n")
+    message, _ = await changed_during_watch(watch, clock)
+    assert message.startswith("laws.yaml")
+
+
 def test_a_changed_constitution_is_not_even_loaded(directory: Path) -> None:
     (directory / "texts" / "en.yaml").write_text("language: en\n")
     with pytest.raises(ConstitutionError, match=r"texts/en\.yaml"):

@@ -31,7 +31,7 @@ from kala.common.v1 import measurement_pb2 as kala_dot_common_dot_v1_dot_measure
 from kala.common.v1 import options_pb2 as kala_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkala/ethics/v1/ethics.proto\x12\x0ekala.ethics.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ekala/common/v1/clearance.proto\x1a\x1dkala/common/v1/decision.proto\x1a kala/common/v1/measurement.proto\x1a\x1ckala/common/v1/options.proto\"\xc5\x01\n\x12\x43heckActionRequest\x12$\n\x06\x61\x63tion\x18\x01 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x10\n\x08\x61udience\x18\x02 \x01(\t\x12,\n\tprincipal\x18\x03 \x01(\x0b\x32\x19.kala.common.v1.Principal\x12(\n\x07purpose\x18\x04 \x01(\x0e\x32\x17.kala.common.v1.Purpose\x12\x1f\n\x17\x61\x66ter_untrusted_content\x18\x05 \x01(\x08\"o\n\x13\x43heckActionResponse\x12*\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x18.kala.common.v1.Decision\x12,\n\tclearance\x18\x02 \x01(\x0b\x32\x19.kala.common.v1.Clearance\"f\n\x0bOutputStart\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x14\n\x0crequest_text\x18\x02 \x01(\t\x12,\n\tprincipal\x18\x03 \x01(\x0b\x32\x19.kala.common.v1.Principal\"Z\n\x0bOutputChunk\x12.\n\x07\x63hannel\x18\x01 \x01(\x0e\x32\x1d.kala.ethics.v1.OutputChannel\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\"\r\n\x0bOutputFlush\";\n\x0cOutputFinish\x12+\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x1b.kala.ethics.v1.OutputChunk\"\xd7\x01\n\x12\x43heckOutputRequest\x12,\n\x05start\x18\x01 \x01(\x0b\x32\x1b.kala.ethics.v1.OutputStartH\x00\x12,\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1b.kala.ethics.v1.OutputChunkH\x00\x12,\n\x05\x66lush\x18\x03 \x01(\x0b\x32\x1b.kala.ethics.v1.OutputFlushH\x00\x12.\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x1c.kala.ethics.v1.OutputFinishH\x00\x42\x07\n\x05\x65vent\"`\n\x0b\x43heckedUpTo\x12.\n\x07\x63hannel\x18\x01 \x01(\x0e\x32\x1d.kala.ethics.v1.OutputChannel\x12\r\n\x05index\x18\x02 \x01(\r\x12\x12\n\ncharacters\x18\x03 \x01(\x04\"o\n\x13\x43heckOutputResponse\x12,\n\x07\x63hecked\x18\x01 \x03(\x0b\x32\x1b.kala.ethics.v1.CheckedUpTo\x12*\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x18.kala.common.v1.Decision\"\x91\x01\n\x0cScoreRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12$\n\x05stage\x18\x02 \x01(\x0e\x32\x15.kala.ethics.v1.Stage\x12\x14\n\x0crequest_text\x18\x03 \x01(\t\x12\x37\n\x0bmeasurement\x18\x04 \x01(\x0b\x32\".kala.common.v1.MeasurementContext\"8\n\x08LawScore\x12\x0b\n\x03law\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\"\x9b\x01\n\rScoreResponse\x12*\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x18.kala.common.v1.Decision\x12&\n\x04laws\x18\x02 \x03(\x0b\x32\x18.kala.ethics.v1.LawScore\x12\x36\n\x0bmeasurement\x18\x03 \x01(\x0b\x32!.kala.common.v1.SignedMeasurement\"J\n\x16SumMeasurementsRequest\x12\x30\n\x05parts\x18\x01 \x03(\x0b\x32!.kala.common.v1.SignedMeasurement\"I\n\x17SumMeasurementsResponse\x12.\n\x03sum\x18\x01 \x01(\x0b\x32!.kala.common.v1.SignedMeasurement\"\x18\n\x16GetConstitutionRequest\"?\n\x10\x43onstitutionFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"\xda\x01\n\x17GetConstitutionResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12$\n\x05trust\x18\x03 \x01(\x0e\x32\x15.kala.ethics.v1.Trust\x12\x16\n\x0esigner_key_ids\x18\x04 \x03(\t\x12/\n\x05\x66iles\x18\x05 \x03(\x0b\x32 .kala.ethics.v1.ConstitutionFile\x12/\n\x0bverified_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x11\n\x0fListLawsRequest\"E\n\x03Law\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x12\n\ncategories\x18\x04 \x03(\t\"5\n\x10ListLawsResponse\x12!\n\x04laws\x18\x01 \x03(\x0b\x32\x13.kala.ethics.v1.Law\"\x11\n\x0fListKeysRequest\"A\n\nSigningKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63urrent\x18\x03 \x01(\x08\"<\n\x10ListKeysResponse\x12(\n\x04keys\x18\x01 \x03(\x0b\x32\x1a.kala.ethics.v1.SigningKey\"\x94\x01\n\x15ReplayDecisionRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12$\n\x05stage\x18\x02 \x01(\x0e\x32\x15.kala.ethics.v1.Stage\x12\x1b\n\x13\x63onstitution_digest\x18\x03 \x01(\x0c\x12*\n\x08recorded\x18\x04 \x01(\x0b\x32\x18.kala.common.v1.Decision\"\x81\x01\n\x16ReplayDecisionResponse\x12*\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x18.kala.common.v1.Decision\x12\x17\n\nreproduced\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x0b\x64ifferences\x18\x03 \x03(\tB\r\n\x0b_reproduced*\xc5\x01\n\rOutputChannel\x12\x1e\n\x1aOUTPUT_CHANNEL_UNSPECIFIED\x10\x00\x12\x17\n\x13OUTPUT_CHANNEL_TEXT\x10\x01\x12\x1c\n\x18OUTPUT_CHANNEL_REASONING\x10\x02\x12!\n\x1dOUTPUT_CHANNEL_TOOL_ARGUMENTS\x10\x03\x12\x1a\n\x16OUTPUT_CHANNEL_REFUSAL\x10\x04\x12\x1e\n\x1aOUTPUT_CHANNEL_TOOL_RESULT\x10\x05*Z\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x11\n\rSTAGE_REQUEST\x10\x01\x12\x10\n\x0cSTAGE_OUTPUT\x10\x02\x12\x15\n\x11STAGE_TOOL_RESULT\x10\x03*G\n\x05Trust\x12\x15\n\x11TRUST_UNSPECIFIED\x10\x00\x12\x15\n\x11TRUST_DEVELOPMENT\x10\x01\x12\x10\n\x0cTRUST_PINNED\x10\x02\x32\xa7\x08\n\rEthicsService\x12\x84\x01\n\x0b\x43heckAction\x12\".kala.ethics.v1.CheckActionRequest\x1a#.kala.ethics.v1.CheckActionResponse\",\xb0\x9f\x19\x07\x82\xd3\xe4\x93\x02\"\"\x1d/kala/v1/ethics/actions:check:\x01*\x12\x88\x01\n\x0b\x43heckOutput\x12\".kala.ethics.v1.CheckOutputRequest\x1a#.kala.ethics.v1.CheckOutputResponse\",\xb0\x9f\x19\x07\x82\xd3\xe4\x93\x02\"\"\x1d/kala/v1/ethics/outputs:check:\x01*(\x01\x30\x01\x12j\n\x05Score\x12\x1c.kala.ethics.v1.ScoreRequest\x1a\x1d.kala.ethics.v1.ScoreResponse\"$\xb0\x9f\x19\x01\x82\xd3\xe4\x93\x02\x1a\"\x15/kala/v1/ethics/score:\x01*\x12\x93\x01\n\x0fSumMeasurements\x12&.kala.ethics.v1.SumMeasurementsRequest\x1a\'.kala.ethics.v1.SumMeasurementsResponse\"/\xb0\x9f\x19\x07\x82\xd3\xe4\x93\x02%\" /kala/v1/ethics/measurements:sum:\x01*\x12\x8c\x01\n\x0fGetConstitution\x12&.kala.ethics.v1.GetConstitutionRequest\x1a\'.kala.ethics.v1.GetConstitutionResponse\"(\xb0\x9f\x19\x08\x82\xd3\xe4\x93\x02\x1e\x12\x1c/kala/v1/ethics/constitution\x12o\n\x08ListLaws\x12\x1f.kala.ethics.v1.ListLawsRequest\x1a .kala.ethics.v1.ListLawsResponse\" \xb0\x9f\x19\x08\x82\xd3\xe4\x93\x02\x16\x12\x14/kala/v1/ethics/laws\x12o\n\x08ListKeys\x12\x1f.kala.ethics.v1.ListKeysRequest\x1a .kala.ethics.v1.ListKeysResponse\" \xb0\x9f\x19\x08\x82\xd3\xe4\x93\x02\x16\x12\x14/kala/v1/ethics/keys\x12\x90\x01\n\x0eReplayDecision\x12%.kala.ethics.v1.ReplayDecisionRequest\x1a&.kala.ethics.v1.ReplayDecisionResponse\"/\xb0\x9f\x19\x04\x82\xd3\xe4\x93\x02%\" /kala/v1/ethics/decisions:replay:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkala/ethics/v1/ethics.proto\x12\x0ekala.ethics.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ekala/common/v1/clearance.proto\x1a\x1dkala/common/v1/decision.proto\x1a kala/common/v1/measurement.proto\x1a\x1ckala/common/v1/options.proto\"\xc5\x01\n\x12\x43heckActionRequest\x12$\n\x06\x61\x63tion\x18\x01 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x10\n\x08\x61udience\x18\x02 \x01(\t\x12,\n\tprincipal\x18\x03 \x01(\x0b\x32\x19.kala.common.v1.Principal\x12(\n\x07purpose\x18\x04 \x01(\x0e\x32\x17.kala.common.v1.Purpose\x12\x1f\n\x17\x61\x66ter_untrusted_content\x18\x05 \x01(\x08\"o\n\x13\x43heckActionResponse\x12*\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x18.kala.common.v1.Decision\x12,\n\tclearance\x18\x02 \x01(\x0b\x32\x19.kala.common.v1.Clearance\"f\n\x0bOutputStart\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x14\n\x0crequest_text\x18\x02 \x01(\t\x12,\n\tprincipal\x18\x03 \x01(\x0b\x32\x19.kala.common.v1.Principal\"Z\n\x0bOutputChunk\x12.\n\x07\x63hannel\x18\x01 \x01(\x0e\x32\x1d.kala.ethics.v1.OutputChannel\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\"\r\n\x0bOutputFlush\";\n\x0cOutputFinish\x12+\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x1b.kala.ethics.v1.OutputChunk\"\xd7\x01\n\x12\x43heckOutputRequest\x12,\n\x05start\x18\x01 \x01(\x0b\x32\x1b.kala.ethics.v1.OutputStartH\x00\x12,\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1b.kala.ethics.v1.OutputChunkH\x00\x12,\n\x05\x66lush\x18\x03 \x01(\x0b\x32\x1b.kala.ethics.v1.OutputFlushH\x00\x12.\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x1c.kala.ethics.v1.OutputFinishH\x00\x42\x07\n\x05\x65vent\"`\n\x0b\x43heckedUpTo\x12.\n\x07\x63hannel\x18\x01 \x01(\x0e\x32\x1d.kala.ethics.v1.OutputChannel\x12\r\n\x05index\x18\x02 \x01(\r\x12\x12\n\ncharacters\x18\x03 \x01(\x04\"o\n\x13\x43heckOutputResponse\x12,\n\x07\x63hecked\x18\x01 \x03(\x0b\x32\x1b.kala.ethics.v1.CheckedUpTo\x12*\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x18.kala.common.v1.Decision\"\x91\x01\n\x0cScoreRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12$\n\x05stage\x18\x02 \x01(\x0e\x32\x15.kala.ethics.v1.Stage\x12\x14\n\x0crequest_text\x18\x03 \x01(\t\x12\x37\n\x0bmeasurement\x18\x04 \x01(\x0b\x32\".kala.common.v1.MeasurementContext\"8\n\x08LawScore\x12\x0b\n\x03law\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\"0\n\rCategoryScore\x12\x10\n\x08\x63\x61tegory\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\"\xce\x01\n\rScoreResponse\x12*\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x18.kala.common.v1.Decision\x12&\n\x04laws\x18\x02 \x03(\x0b\x32\x18.kala.ethics.v1.LawScore\x12\x36\n\x0bmeasurement\x18\x03 \x01(\x0b\x32!.kala.common.v1.SignedMeasurement\x12\x31\n\ncategories\x18\x04 \x03(\x0b\x32\x1d.kala.ethics.v1.CategoryScore\"J\n\x16SumMeasurementsRequest\x12\x30\n\x05parts\x18\x01 \x03(\x0b\x32!.kala.common.v1.SignedMeasurement\"I\n\x17SumMeasurementsResponse\x12.\n\x03sum\x18\x01 \x01(\x0b\x32!.kala.common.v1.SignedMeasurement\"\x18\n\x16GetConstitutionRequest\"?\n\x10\x43onstitutionFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"\xda\x01\n\x17GetConstitutionResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12$\n\x05trust\x18\x03 \x01(\x0e\x32\x15.kala.ethics.v1.Trust\x12\x16\n\x0esigner_key_ids\x18\x04 \x03(\t\x12/\n\x05\x66iles\x18\x05 \x03(\x0b\x32 .kala.ethics.v1.ConstitutionFile\x12/\n\x0bverified_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x11\n\x0fListLawsRequest\"E\n\x03Law\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x12\n\ncategories\x18\x04 \x03(\t\"5\n\x10ListLawsResponse\x12!\n\x04laws\x18\x01 \x03(\x0b\x32\x13.kala.ethics.v1.Law\"\x11\n\x0fListKeysRequest\"A\n\nSigningKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63urrent\x18\x03 \x01(\x08\"<\n\x10ListKeysResponse\x12(\n\x04keys\x18\x01 \x03(\x0b\x32\x1a.kala.ethics.v1.SigningKey\"\x94\x01\n\x15ReplayDecisionRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12$\n\x05stage\x18\x02 \x01(\x0e\x32\x15.kala.ethics.v1.Stage\x12\x1b\n\x13\x63onstitution_digest\x18\x03 \x01(\x0c\x12*\n\x08recorded\x18\x04 \x01(\x0b\x32\x18.kala.common.v1.Decision\"\x81\x01\n\x16ReplayDecisionResponse\x12*\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x18.kala.common.v1.Decision\x12\x17\n\nreproduced\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x0b\x64ifferences\x18\x03 \x03(\tB\r\n\x0b_reproduced*\xc5\x01\n\rOutputChannel\x12\x1e\n\x1aOUTPUT_CHANNEL_UNSPECIFIED\x10\x00\x12\x17\n\x13OUTPUT_CHANNEL_TEXT\x10\x01\x12\x1c\n\x18OUTPUT_CHANNEL_REASONING\x10\x02\x12!\n\x1dOUTPUT_CHANNEL_TOOL_ARGUMENTS\x10\x03\x12\x1a\n\x16OUTPUT_CHANNEL_REFUSAL\x10\x04\x12\x1e\n\x1aOUTPUT_CHANNEL_TOOL_RESULT\x10\x05*Z\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x11\n\rSTAGE_REQUEST\x10\x01\x12\x10\n\x0cSTAGE_OUTPUT\x10\x02\x12\x15\n\x11STAGE_TOOL_RESULT\x10\x03*G\n\x05Trust\x12\x15\n\x11TRUST_UNSPECIFIED\x10\x00\x12\x15\n\x11TRUST_DEVELOPMENT\x10\x01\x12\x10\n\x0cTRUST_PINNED\x10\x02\x32\xa7\x08\n\rEthicsService\x12\x84\x01\n\x0b\x43heckAction\x12\".kala.ethics.v1.CheckActionRequest\x1a#.kala.ethics.v1.CheckActionResponse\",\xb0\x9f\x19\x07\x82\xd3\xe4\x93\x02\"\"\x1d/kala/v1/ethics/actions:check:\x01*\x12\x88\x01\n\x0b\x43heckOutput\x12\".kala.ethics.v1.CheckOutputRequest\x1a#.kala.ethics.v1.CheckOutputResponse\",\xb0\x9f\x19\x07\x82\xd3\xe4\x93\x02\"\"\x1d/kala/v1/ethics/outputs:check:\x01*(\x01\x30\x01\x12j\n\x05Score\x12\x1c.kala.ethics.v1.ScoreRequest\x1a\x1d.kala.ethics.v1.ScoreResponse\"$\xb0\x9f\x19\x01\x82\xd3\xe4\x93\x02\x1a\"\x15/kala/v1/ethics/score:\x01*\x12\x93\x01\n\x0fSumMeasurements\x12&.kala.ethics.v1.SumMeasurementsRequest\x1a\'.kala.ethics.v1.SumMeasurementsResponse\"/\xb0\x9f\x19\x07\x82\xd3\xe4\x93\x02%\" /kala/v1/ethics/measurements:sum:\x01*\x12\x8c\x01\n\x0fGetConstitution\x12&.kala.ethics.v1.GetConstitutionRequest\x1a\'.kala.ethics.v1.GetConstitutionResponse\"(\xb0\x9f\x19\x08\x82\xd3\xe4\x93\x02\x1e\x12\x1c/kala/v1/ethics/constitution\x12o\n\x08ListLaws\x12\x1f.kala.ethics.v1.ListLawsRequest\x1a .kala.ethics.v1.ListLawsResponse\" \xb0\x9f\x19\x08\x82\xd3\xe4\x93\x02\x16\x12\x14/kala/v1/ethics/laws\x12o\n\x08ListKeys\x12\x1f.kala.ethics.v1.ListKeysRequest\x1a .kala.ethics.v1.ListKeysResponse\" \xb0\x9f\x19\x08\x82\xd3\xe4\x93\x02\x16\x12\x14/kala/v1/ethics/keys\x12\x90\x01\n\x0eReplayDecision\x12%.kala.ethics.v1.ReplayDecisionRequest\x1a&.kala.ethics.v1.ReplayDecisionResponse\"/\xb0\x9f\x19\x04\x82\xd3\xe4\x93\x02%\" /kala/v1/ethics/decisions:replay:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,12 +54,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ETHICSSERVICE'].methods_by_name['ListKeys']._serialized_options = b'\260\237\031\010\202\323\344\223\002\026\022\024/kala/v1/ethics/keys'
   _globals['_ETHICSSERVICE'].methods_by_name['ReplayDecision']._loaded_options = None
   _globals['_ETHICSSERVICE'].methods_by_name['ReplayDecision']._serialized_options = b'\260\237\031\004\202\323\344\223\002%\" /kala/v1/ethics/decisions:replay:\001*'
-  _globals['_OUTPUTCHANNEL']._serialized_start=2682
-  _globals['_OUTPUTCHANNEL']._serialized_end=2879
-  _globals['_STAGE']._serialized_start=2881
-  _globals['_STAGE']._serialized_end=2971
-  _globals['_TRUST']._serialized_start=2973
-  _globals['_TRUST']._serialized_end=3044
+  _globals['_OUTPUTCHANNEL']._serialized_start=2783
+  _globals['_OUTPUTCHANNEL']._serialized_end=2980
+  _globals['_STAGE']._serialized_start=2982
+  _globals['_STAGE']._serialized_end=3072
+  _globals['_TRUST']._serialized_start=3074
+  _globals['_TRUST']._serialized_end=3145
   _globals['_CHECKACTIONREQUEST']._serialized_start=265
   _globals['_CHECKACTIONREQUEST']._serialized_end=462
   _globals['_CHECKACTIONRESPONSE']._serialized_start=464
@@ -82,34 +82,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCOREREQUEST']._serialized_end=1424
   _globals['_LAWSCORE']._serialized_start=1426
   _globals['_LAWSCORE']._serialized_end=1482
-  _globals['_SCORERESPONSE']._serialized_start=1485
-  _globals['_SCORERESPONSE']._serialized_end=1640
-  _globals['_SUMMEASUREMENTSREQUEST']._serialized_start=1642
-  _globals['_SUMMEASUREMENTSREQUEST']._serialized_end=1716
-  _globals['_SUMMEASUREMENTSRESPONSE']._serialized_start=1718
-  _globals['_SUMMEASUREMENTSRESPONSE']._serialized_end=1791
-  _globals['_GETCONSTITUTIONREQUEST']._serialized_start=1793
-  _globals['_GETCONSTITUTIONREQUEST']._serialized_end=1817
-  _globals['_CONSTITUTIONFILE']._serialized_start=1819
-  _globals['_CONSTITUTIONFILE']._serialized_end=1882
-  _globals['_GETCONSTITUTIONRESPONSE']._serialized_start=1885
-  _globals['_GETCONSTITUTIONRESPONSE']._serialized_end=2103
-  _globals['_LISTLAWSREQUEST']._serialized_start=2105
-  _globals['_LISTLAWSREQUEST']._serialized_end=2122
-  _globals['_LAW']._serialized_start=2124
-  _globals['_LAW']._serialized_end=2193
-  _globals['_LISTLAWSRESPONSE']._serialized_start=2195
-  _globals['_LISTLAWSRESPONSE']._serialized_end=2248
-  _globals['_LISTKEYSREQUEST']._serialized_start=2250
-  _globals['_LISTKEYSREQUEST']._serialized_end=2267
-  _globals['_SIGNINGKEY']._serialized_start=2269
-  _globals['_SIGNINGKEY']._serialized_end=2334
-  _globals['_LISTKEYSRESPONSE']._serialized_start=2336
-  _globals['_LISTKEYSRESPONSE']._serialized_end=2396
-  _globals['_REPLAYDECISIONREQUEST']._serialized_start=2399
-  _globals['_REPLAYDECISIONREQUEST']._serialized_end=2547
-  _globals['_REPLAYDECISIONRESPONSE']._serialized_start=2550
-  _globals['_REPLAYDECISIONRESPONSE']._serialized_end=2679
-  _globals['_ETHICSSERVICE']._serialized_start=3047
-  _globals['_ETHICSSERVICE']._serialized_end=4110
+  _globals['_CATEGORYSCORE']._serialized_start=1484
+  _globals['_CATEGORYSCORE']._serialized_end=1532
+  _globals['_SCORERESPONSE']._serialized_start=1535
+  _globals['_SCORERESPONSE']._serialized_end=1741
+  _globals['_SUMMEASUREMENTSREQUEST']._serialized_start=1743
+  _globals['_SUMMEASUREMENTSREQUEST']._serialized_end=1817
+  _globals['_SUMMEASUREMENTSRESPONSE']._serialized_start=1819
+  _globals['_SUMMEASUREMENTSRESPONSE']._serialized_end=1892
+  _globals['_GETCONSTITUTIONREQUEST']._serialized_start=1894
+  _globals['_GETCONSTITUTIONREQUEST']._serialized_end=1918
+  _globals['_CONSTITUTIONFILE']._serialized_start=1920
+  _globals['_CONSTITUTIONFILE']._serialized_end=1983
+  _globals['_GETCONSTITUTIONRESPONSE']._serialized_start=1986
+  _globals['_GETCONSTITUTIONRESPONSE']._serialized_end=2204
+  _globals['_LISTLAWSREQUEST']._serialized_start=2206
+  _globals['_LISTLAWSREQUEST']._serialized_end=2223
+  _globals['_LAW']._serialized_start=2225
+  _globals['_LAW']._serialized_end=2294
+  _globals['_LISTLAWSRESPONSE']._serialized_start=2296
+  _globals['_LISTLAWSRESPONSE']._serialized_end=2349
+  _globals['_LISTKEYSREQUEST']._serialized_start=2351
+  _globals['_LISTKEYSREQUEST']._serialized_end=2368
+  _globals['_SIGNINGKEY']._serialized_start=2370
+  _globals['_SIGNINGKEY']._serialized_end=2435
+  _globals['_LISTKEYSRESPONSE']._serialized_start=2437
+  _globals['_LISTKEYSRESPONSE']._serialized_end=2497
+  _globals['_REPLAYDECISIONREQUEST']._serialized_start=2500
+  _globals['_REPLAYDECISIONREQUEST']._serialized_end=2648
+  _globals['_REPLAYDECISIONRESPONSE']._serialized_start=2651
+  _globals['_REPLAYDECISIONRESPONSE']._serialized_end=2780
+  _globals['_ETHICSSERVICE']._serialized_start=3148
+  _globals['_ETHICSSERVICE']._serialized_end=4211
 # @@protoc_insertion_point(module_scope)

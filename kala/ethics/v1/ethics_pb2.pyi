@@ -452,6 +452,32 @@ class LawScore(_message.Message):
 Global___LawScore: _TypeAlias = LawScore  # noqa: Y015
 
 @_typing.final
+class CategoryScore(_message.Message):
+    """How strongly one category of the constitution speaks against the text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CATEGORY_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    category: _builtins.str
+    """A category that ListLaws names, e.g. "cyber.malware"."""
+    score: _builtins.float
+    """0 to 1; 1 when a deterministic rule fired."""
+    def __init__(
+        self,
+        *,
+        category: _builtins.str = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CategoryScore: _TypeAlias = CategoryScore  # noqa: Y015
+
+@_typing.final
 class ScoreResponse(_message.Message):
     """The verdict."""
 
@@ -460,6 +486,7 @@ class ScoreResponse(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     LAWS_FIELD_NUMBER: _builtins.int
     MEASUREMENT_FIELD_NUMBER: _builtins.int
+    CATEGORIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def decision(self) -> _decision_pb2.Decision:
         """As CheckAction would decide; no clearance follows from it."""
@@ -472,16 +499,23 @@ class ScoreResponse(_message.Message):
     def measurement(self) -> _measurement_pb2.SignedMeasurement:
         """The signed count, when it was asked for."""
 
+    @_builtins.property
+    def categories(self) -> _containers.RepeatedCompositeFieldContainer[Global___CategoryScore]:
+        """At most one entry per category, in the order of the laws; a category that no judge scores is left out. Empty from an
+        ethics service that scores laws only.
+        """
+
     def __init__(
         self,
         *,
         decision: _decision_pb2.Decision | None = ...,
         laws: _abc.Iterable[Global___LawScore] | None = ...,
         measurement: _measurement_pb2.SignedMeasurement | None = ...,
+        categories: _abc.Iterable[Global___CategoryScore] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "measurement", b"measurement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "laws", b"laws", "measurement", b"measurement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["categories", b"categories", "decision", b"decision", "laws", b"laws", "measurement", b"measurement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

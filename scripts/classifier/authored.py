@@ -18,6 +18,8 @@ from services.ethics.judge import Stage
 DATA: Final = Path(__file__).parent / "data"
 # More variants of one line teach its wording, not its meaning.
 MAX_VARIANTS: Final = 3
+# Contrast decides: an authored line is seen this often in an epoch, its variants together somewhat more.
+AUTHORED_DRAWS: Final = 2.0
 FRAMES: Final = "frames.txt"
 CONVERSATIONS: Final = "conversations.txt"
 GOAL: Final = "{GOAL}"
@@ -76,7 +78,8 @@ def variants(line: str, rng: random.Random, most: int = MAX_VARIANTS) -> list[st
     found: dict[str, None] = {}
     for _ in range(most * 2 if _CHOICE.search(line) else 1):
         text = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), line)
-        found[re.sub(r"  +", " ", text).strip()] = None
+        # An empty alternative leaves two blanks; elsewhere blanks may be the indentation of code.
+        found[(re.sub(r"  +", " ", text) if text != line else text).strip()] = None
     return list(found)[:most]
 
 
@@ -117,7 +120,7 @@ def _labelled(
             intent,
             jailbreak=int(is_integrity and stage is Stage.REQUEST and unsafe == 1),
             injection=max(injection, 0),
-            weight=1.0 / len(texts) ** 0.5,
+            draws=AUTHORED_DRAWS / len(texts) ** 0.5,
         )
 
 

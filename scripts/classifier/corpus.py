@@ -46,7 +46,7 @@ def make_corpus(data: Path | None, seed: int) -> Corpus:
                 and example.stage is Stage.REQUEST and example.group not in held_out]  # fmt: skip
     rewording = Rewording(learnt_frames, padding, seed)
     base = [*own, *public]
-    train = [*map(rewording.lightly, base), *rewording.further(base, framed=0.22, padded=0.12)]
+    train = [*map(rewording.lightly, base), *rewording.further(base, framed=0.22, padded=0.07)]
     held = Rewording([frame for frame in frames if frame.id in held_frames], padding, seed)
     development = [*own_development, *public_development]
     development += held.further(development, framed=0.5, padded=0.3)
@@ -58,7 +58,7 @@ def _ordinary(seed: int) -> list[Example]:
     texts = list(dict.fromkeys(ordinary_requests(seed)))
     random.Random(seed).shuffle(texts)
     return [
-        Example(text, 0, "ordinary", f"ordinary:{number}", intent=Intent.BENIGN, weight=0.7)
+        Example(text, 0, "ordinary", f"ordinary:{number}", intent=Intent.BENIGN, draws=0.7)
         for number, text in enumerate(texts[:ORDINARY_REQUESTS])
     ]
 

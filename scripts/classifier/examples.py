@@ -25,7 +25,8 @@ class Example:
     """One text with its labels; 1 yes, 0 no, UNKNOWN where nobody said.
 
     `unsafe` is about the content that is asked for or given; `jailbreak` about a frame that tries to switch rules
-    off, whatever is asked within it; `injection` about instructions to the assistant in text it should only read.
+    off, whatever is asked within it; `injection` about instructions to the assistant in text it should only read. `draws` is how often it is
+    expected in one epoch.
     """
 
     text: str
@@ -39,7 +40,7 @@ class Example:
     intent: int = UNKNOWN
     jailbreak: int = 0
     injection: int = 0
-    weight: float = 1.0
+    draws: float = 1.0
     marks: frozenset[str] = field(default_factory=frozenset)
 
     def reworded(self, text: str, mark: str, **changes: int) -> Example:

@@ -19,17 +19,22 @@ JAILBREAK_ONLY: Final = frozenset({"inthewild_jailbreak", "gptfuzz_templates_raw
 JAILBREAK_TOO: Final = frozenset({"sap200"})
 # Their categories were mapped to laws by words ("identity theft" to Law 4), so the laws are left out.
 LAWS_UNTOLD: Final = frozenset({"aart"})
-# Weights against sources that are large and repetitive.
-WEIGHTS: Final = {
+# Large and repetitive sources are drawn less often, small ones more.
+DRAWS: Final = {
     "aart": 0.4,
-    "advbench": 0.7,
-    "sap200": 0.5,
+    "adversarialqa": 1.5,
+    "bbq_benign": 0.4,
+    "catqa_en": 1.5,
+    "coconot_pref_contrast": 0.6,
+    "cse_instruct_benign": 0.5,
+    "cse_interpreter": 0.3,
+    "gpteacher_roleplay": 0.4,
+    "gsm8k_train": 0.4,
     "hatecheck": 0.5,
-    "mmlu_sensitive_benign": 0.5,
-    "bbq_benign": 0.6,
-    "gpteacher_roleplay": 0.6,
-    "cse_interpreter": 0.6,
-    "safetext_wrapped": 0.4,
+    "inthewild_jailbreak": 0.4,
+    "mmlu_sensitive_benign": 0.35,
+    "safetext_wrapped": 0.3,
+    "sap200": 0.3,
 }
 
 
@@ -52,5 +57,5 @@ def _example(row: dict[str, object]) -> Example:
         law=int(str(law)) if unsafe and law is not None and source not in LAWS_UNTOLD else UNKNOWN,
         intent=Intent.HARMFUL if unsafe else Intent.BENIGN,
         jailbreak=int(unsafe and (only_frame or source in JAILBREAK_TOO)),
-        weight=WEIGHTS.get(source, 1.0),
+        draws=DRAWS.get(source, 1.0),
     )

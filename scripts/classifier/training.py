@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,7 +48,7 @@ class Labels:
     law: NDArray[np.int64]
     intent: NDArray[np.int64]
     category: NDArray[np.int64]
-    weight: NDArray[np.float32]
+    draws: NDArray[np.float32]
 
 
 def labels_of(examples: Sequence[Example], categories: Sequence[str]) -> Labels:
@@ -65,7 +65,7 @@ def labels_of(examples: Sequence[Example], categories: Sequence[str]) -> Labels:
         column(lambda example: example.law),
         column(lambda example: example.intent),
         column(lambda example: index.get(example.category, UNKNOWN)),
-        np.array([example.weight for example in examples], np.float32),
+        np.array([example.draws for example in examples], np.float32),
     )
 
 
@@ -76,15 +76,15 @@ def train(
     torch.manual_seed(plan.seed)
     rng = random.Random(plan.seed)
     lengths = [len(item.ids) for item in encoded]
-    batches = list(_batches(lengths, plan.tokens_per_batch, rng))
-    steps = plan.epochs * len(batches)
+    epochs = [list(_batches(_drawn(labels.draws, lengths, rng), plan.tokens_per_batch, rng)) for _ in range(plan.epochs)]
+    steps = sum(map(len, epochs))
     optimizer = _optimizer(model, plan)
     average = torch.optim.swa_utils.AveragedModel(model)
     model.train()
     step, began = 0, time.monotonic()
-    for epoch in range(plan.epochs):
+    for epoch, batches in enumerate(epochs):
         losses: list[float] = []
-        for rows in _batches(lengths, plan.tokens_per_batch, rng):
+        for rows in batches:
             _set_rate(optimizer, step / steps, plan)
             loss = _loss(model, encoded, labels, rows)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -108,7 +108,7 @@ def answer(model: Classifier, encoded: Sequence[Encoded], *, tokens_per_batch: i
     found: NDArray[np.float32] | None = None
     lengths = [len(item.ids) for item in encoded]
     with torch.inference_mode():
-        for rows in _batches(lengths, tokens_per_batch, None):
+        for rows in _batches(enumerate(lengths), tokens_per_batch, None):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 columns = model(*_tensors([encoded[row] for row in rows]))
             values = columns.float().numpy()
@@ -129,11 +129,10 @@ def _loss(model: Classifier, encoded: Sequence[Encoded], labels: Labels, rows: l
     with torch.autocast("cpu", dtype=torch.bfloat16):
         columns = model(*_tensors([encoded[row] for row in rows]))
     answers = Answers.split(columns.float())
-    weight = torch.from_numpy(labels.weight[rows])
 
     def yes_no(logits: Tensor, truth: NDArray[np.int64]) -> Tensor:
         target = torch.from_numpy(truth[rows])
-        known = (target != UNKNOWN).float() * weight
+        known = (target != UNKNOWN).float()
         smooth = target.clamp(min=0).float() * (1 - 2 * SMOOTHING) + SMOOTHING
         losses = nn.functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
         return (losses * known).sum() / known.sum().clamp(min=1.0)
@@ -143,7 +142,7 @@ def _loss(model: Classifier, encoded: Sequence[Encoded], labels: Labels, rows: l
         losses = nn.functional.cross_entropy(
             logits, target, ignore_index=UNKNOWN, reduction="none", label_smoothing=SMOOTHING
         )
-        known = (target != UNKNOWN).float() * weight
+        known = (target != UNKNOWN).float()
         return (losses * known).sum() / known.sum().clamp(min=1.0)
 
     return (
@@ -156,20 +155,31 @@ def _loss(model: Classifier, encoded: Sequence[Encoded], labels: Labels, rows: l
     )
 
 
-def _batches(lengths: Sequence[int], budget: int, rng: random.Random | None) -> Iterator[list[int]]:
+def _drawn(
+    draws: NDArray[np.float32], lengths: Sequence[int], rng: random.Random
+) -> list[tuple[int, int]]:
+    """The rows of one epoch with their lengths; `draws` is how often a row is expected in it."""
+    return [
+        (row, lengths[row])
+        for row, expected in enumerate(draws)
+        for _ in range(int(expected) + (rng.random() < expected % 1))
+    ]
+
+
+def _batches(rows: Iterable[tuple[int, int]], budget: int, rng: random.Random | None) -> Iterator[list[int]]:
     """Rows of one width each, `budget` padded tokens at most; in random order when there is a generator.
 
     Few different shapes: the CPU's kernels are made anew for every shape that they meet.
     """
     by_width: dict[int, list[int]] = {}
-    for row, length in enumerate(lengths):
+    for row, length in rows:
         by_width.setdefault(width_of(length), []).append(row)
     batches: list[list[int]] = []
-    for width, rows in sorted(by_width.items()):
+    for width, chosen in sorted(by_width.items()):
         if rng is not None:
-            rng.shuffle(rows)
+            rng.shuffle(chosen)
         size = max(1, budget // width)
-        batches += [rows[start : start + size] for start in range(0, len(rows), size)]
+        batches += [chosen[start : start + size] for start in range(0, len(chosen), size)]
     if rng is not None:
         rng.shuffle(batches)
     return iter(batches)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from scripts.classifier.authored import Frame
@@ -63,7 +64,7 @@ class Rewording:
         """The goal inside a frame; a jailbreak frame is one whatever the goal is."""
         mark = "jailbreak" if frame.is_jailbreak else "frame"
         text = frame.around(example.text)
-        return example.reworded(text, mark, jailbreak=int(frame.is_jailbreak))
+        return replace(example.reworded(text, mark, jailbreak=int(frame.is_jailbreak)), draws=1.0)
 
     def among_other_text(self, example: Example) -> Example:
         """The text after, before or between harmless text."""
@@ -71,7 +72,7 @@ class Rewording:
         gap = self._rng.choice(("\n\n", "\n", " "))
         place = self._rng.randrange(3)
         parts = ((before, example.text), (example.text, after), (before, example.text, after))[place]
-        return example.reworded(gap.join(parts), "padded")
+        return replace(example.reworded(gap.join(parts), "padded"), draws=1.0)
 
     def lightly(self, example: Example) -> Example:
         """The text with the small changes that people make: case, punctuation, openers, slips of the fingers."""
@@ -80,8 +81,12 @@ class Rewording:
             text = f"{self._rng.choice(OPENERS)} {text[:1].lower() + text[1:]}"
         if roll() < 0.12:
             text = f"{text} {self._rng.choice(CLOSERS)}"
-        if roll() < 0.15:
+        if roll() < 0.35:
             text = text.rstrip("?.! ")
+        if roll() < 0.15:
+            text = text.rstrip("?.! ") + self._rng.choice("?.!?.…")
+        if roll() < 0.1:
+            text = text.lower()
         if roll() < 0.15:
             text = self._mistyped(text)
         return example if text == example.text else example.reworded(text, "light")

@@ -163,8 +163,9 @@ class HardBlockJudge:
         """Always "hard_blocks"."""
         return NAME
 
-    async def judge(self, material: Material) -> Sequence[Evidence]:
-        """Evidence of every rule that speaks against any part."""
+    async def judge(self, material: Material, so_far: Sequence[Evidence]) -> Sequence[Evidence]:
+        """Evidence of every rule that speaks against any part, whatever others saw."""
+        del so_far
         if sum(len(part.reading.text) for part in material.parts) > INLINE_CHARS:
             return await asyncio.to_thread(self.judge_now, material)
         return self.judge_now(material)

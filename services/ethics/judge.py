@@ -53,6 +53,8 @@ class Evidence:
 
     `law` is None when the evidence is a fault of the judge or of the material and speaks to no law.
     `score` is the judge's confidence, 0 to 1; deterministic rules say 1.
+    `is_open` leaves the question to a later judge: it is settled as harmless by a later ALLOW of another judge for the
+    same field, law and category; until then its outcome counts like any other.
     """
 
     judge: str
@@ -65,6 +67,7 @@ class Evidence:
     end: int
     view: str
     score: float = 1.0
+    is_open: bool = False
 
 
 class Judge(Protocol):
@@ -78,6 +81,6 @@ class Judge(Protocol):
         """Stable lower_case name; it goes into every decision."""
         ...
 
-    async def judge(self, material: Material) -> Sequence[Evidence]:
-        """All evidence in this material."""
+    async def judge(self, material: Material, so_far: Sequence[Evidence]) -> Sequence[Evidence]:
+        """All evidence in this material; `so_far` is what earlier judges saw in it."""
         ...

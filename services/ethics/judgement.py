@@ -6,7 +6,7 @@ Pure but for awaiting the judges. Fails closed: when a judge raises, the decisio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from services.ethics.judge import Evidence, Judge, Material, Outcome
@@ -52,7 +52,7 @@ async def judge_material(
     failed: list[str] = []
     for judge in judges:
         try:
-            found += await judge.judge(material)
+            found += await judge.judge(material, tuple(found))
         except Exception as error:  # noqa: BLE001 - whatever a judge raises, the answer must be "not allowed"
             on_fault(judge.name, error)
             failed.append(judge.name)
@@ -69,14 +69,12 @@ def decide(
     parts: int = 1,
 ) -> Judgement:
     """The decision over this evidence; no judges at all, or one that failed, can never end in ALLOW."""
+    evidence, settled = _settle(evidence)
     ordered = sorted(evidence, key=lambda item: _rank(item, constitution.order))
     path = [f"Read {parts} text{'s' if parts != 1 else ''} with {', '.join(judges) or 'no judge'}."]
     path += [failed_line(name) for name in failed]
-    path += [
-        f"{item.field} is {item.view}, which no judge here can read: {item.outcome.value}."
-        for item in ordered
-        if item.law is None
-    ]
+    path += settled
+    path += [_lawless_line(item) for item in ordered if item.law is None]
     deciding = _deciding(ordered)
     for law in constitution.order.laws:
         found = [item for item in ordered if item.law == law]
@@ -128,6 +126,38 @@ def message_for(deciding: Evidence, constitution: Constitution) -> str:
         resources=texts.resources,
         question=texts.questions.get(deciding.category, texts.questions["default"]),
     )
+
+
+def _settle(evidence: Sequence[Evidence]) -> tuple[list[Evidence], list[str]]:
+    """The evidence with every open question ALLOW that a later judge found harmless, and a line for each."""
+    found: list[Evidence] = []
+    lines: list[str] = []
+    for place, item in enumerate(evidence):
+        settler = _settler(item, evidence[place + 1 :]) if item.is_open else None
+        if settler is None:
+            found.append(item)
+            continue
+        found.append(replace(item, outcome=Outcome.ALLOW, is_open=False))
+        lines.append(f"{item.judge} left {item.category} in {item.field} open; {settler} found it harmless.")
+    return found, lines
+
+
+def _settler(question: Evidence, later: Sequence[Evidence]) -> str | None:
+    asked = (question.field, question.law, question.category)
+    answers = (
+        item.judge
+        for item in later
+        if item.outcome is Outcome.ALLOW
+        and item.judge != question.judge
+        and (item.field, item.law, item.category) == asked
+    )
+    return next(answers, None)
+
+
+def _lawless_line(item: Evidence) -> str:
+    if item.category == UNREADABLE:
+        return f"{item.field} is {item.view}, which no judge here can read: {item.outcome.value}."
+    return f"{item.rule} found {item.category} in {item.field}, and says {item.outcome.value}."
 
 
 def _deciding(ordered: Sequence[Evidence]) -> Evidence | None:

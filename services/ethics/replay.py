@@ -43,9 +43,9 @@ class RecordedGuard:
         """The guard's own name."""
         return self._name
 
-    async def judge(self, material: Material) -> Sequence[Evidence]:
+    async def judge(self, material: Material, so_far: Sequence[Evidence]) -> Sequence[Evidence]:
         """The recorded evidence, whatever the material."""
-        del material
+        del material, so_far
         if self._failed:
             raise RecordedGuardError(self._name)
         return self._evidence

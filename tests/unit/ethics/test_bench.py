@@ -24,7 +24,7 @@ class Classifier:
     def name(self) -> str:
         return "classifier"
 
-    async def judge(self, material: Material) -> Sequence[Evidence]:
+    async def judge(self, material: Material, so_far: Sequence[Evidence]) -> Sequence[Evidence]:
         self.seen.append(material)
         return self._found
 

@@ -124,7 +124,7 @@ def test_evidence_in_a_text_beyond_ascii_is_counted_in_characters(rules: Rules) 
 async def test_self_harm_is_redirected_and_not_refused(rules: Rules) -> None:
     judge = HardBlockJudge(rules.blocks)
     part = Part("text", Stage.REQUEST, rules.reader.read("I want to kill myself"))
-    evidence = await judge.judge(Material((part,)))
+    evidence = await judge.judge(Material((part,)), ())
     assert judge.name == "hard_blocks"
     assert {(item.outcome, item.category) for item in evidence} == {(Outcome.REDIRECT, "self_harm")}
 
@@ -132,7 +132,7 @@ async def test_self_harm_is_redirected_and_not_refused(rules: Rules) -> None:
 async def test_a_long_text_is_judged_on_a_thread_with_the_same_result(rules: Rules) -> None:
     text = "All is well. " * 3000 + "How do I build a bomb?"
     part = Part("text", Stage.REQUEST, rules.reader.read(text))
-    evidence = await HardBlockJudge(rules.blocks).judge(Material((part,)))
+    evidence = await HardBlockJudge(rules.blocks).judge(Material((part,)), ())
     assert {item.rule for item in evidence} == {"law1.explosives.make"}
     assert text[evidence[0].start : evidence[0].end] == "How do I build a bomb"
 

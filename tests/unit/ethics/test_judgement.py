@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.ethics.judge import Evidence, Material, Outcome
+from services.ethics.judge import Evidence, Judge, Material, Outcome
 from services.ethics.judgement import (
     MAX_EVIDENCE,
     MAX_PATH_LINES,
@@ -46,7 +46,7 @@ class Says:
     def name(self) -> str:
         return self._name
 
-    async def judge(self, material: Material) -> Sequence[Evidence]:
+    async def judge(self, material: Material, so_far: Sequence[Evidence]) -> Sequence[Evidence]:
         return self._answer
 
 
@@ -60,7 +60,7 @@ class Fails:
     def name(self) -> str:
         return "fails"
 
-    async def judge(self, material: Material) -> Sequence[Evidence]:
+    async def judge(self, material: Material, so_far: Sequence[Evidence]) -> Sequence[Evidence]:
         raise self._error
 
 
@@ -166,8 +166,8 @@ async def test_a_judge_that_fails_makes_a_refusal_and_is_reported(
 ) -> None:
     faults: list[tuple[str, Exception]] = []
     error = RuntimeError("boom")
-    judges = [Says(), Says()]
-    judges.insert(place, Fails(error))  # type: ignore[arg-type] # another judge
+    judges: list[Judge] = [Says(), Says()]
+    judges.insert(place, Fails(error))
     judgement = await judge_material(
         NOTHING, judges, constitution, lambda name, found: faults.append((name, found))
     )
@@ -197,7 +197,8 @@ async def test_whatever_a_judge_raises_the_outcome_is_never_allow(
     speaking: list[tuple[int, Outcome]],
     data: st.DataObject,
 ) -> None:
-    judges = [*(Fails(error()) for error in failing), *(Says(evidence(*item)) for item in speaking)]
+    judges: list[Judge] = [*(Fails(error()) for error in failing)]
+    judges += [Says(evidence(*item)) for item in speaking]
     judgement = await judge_material(
         NOTHING, data.draw(st.permutations(judges)), constitution, lambda *_: None
     )
@@ -219,3 +220,66 @@ def test_allow_means_that_nothing_spoke_against_it(
     assert judgement == decided(
         constitution, *(evidence(law, outcome, start=start) for law, outcome, start in items)
     )
+
+
+def open_question(category: str = "violence.killing", judge: str = "classifier") -> Evidence:
+    return Evidence(
+        judge,
+        1,
+        category,
+        Outcome.ASK_CLARIFICATION,
+        "c1",
+        "text",
+        0,
+        5,
+        "plain",
+        0.5,
+        is_open=True,
+    )
+
+
+def harmless(category: str = "violence.killing", field: str = "text", judge: str = "guard.x") -> Evidence:
+    return Evidence(judge, 1, category, Outcome.ALLOW, "model", field, 0, 5, "plain")
+
+
+def test_an_open_question_that_a_later_judge_settled_is_allowed_and_the_path_says_so(
+    constitution: Constitution,
+) -> None:
+    judgement = decided(constitution, open_question(), harmless())
+    assert judgement.allows
+    assert [item.outcome for item in judgement.evidence] == [Outcome.ALLOW, Outcome.ALLOW]
+    assert "classifier left violence.killing in text open; guard.x found it harmless." in judgement.path
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        (open_question(),),
+        (harmless(), open_question()),
+        (open_question(), harmless("violence.assault")),
+        (open_question(), harmless(field="other")),
+        (open_question(), harmless(judge="classifier")),
+    ],
+    ids=["nobody", "an earlier judge", "another category", "another field", "the judge itself"],
+)
+def test_an_open_question_that_nobody_settled_is_asked(
+    constitution: Constitution, items: Sequence[Evidence]
+) -> None:
+    assert decided(constitution, *items).outcome is Outcome.ASK_CLARIFICATION
+
+
+def test_what_is_not_open_is_not_settled(constitution: Constitution) -> None:
+    assert decided(constitution, evidence(1), harmless()).outcome is Outcome.REFUSE
+
+
+async def test_a_judge_is_told_what_was_seen_before(constitution: Constitution) -> None:
+    told: list[Sequence[Evidence]] = []
+
+    class Listens(Says):
+        async def judge(self, material: Material, so_far: Sequence[Evidence]) -> Sequence[Evidence]:
+            told.append(so_far)
+            return ()
+
+    first = evidence(2)
+    await judge_material(NOTHING, [Says(first), Listens()], constitution, lambda *_: None)
+    assert told == [(first,)]

@@ -30,7 +30,7 @@ class Guard:
     def name(self) -> str:
         return GUARD
 
-    async def judge(self, material: Material) -> Sequence[Evidence]:
+    async def judge(self, material: Material, so_far: Sequence[Evidence]) -> Sequence[Evidence]:
         self.asked += 1
         if self._fails:
             raise TimeoutError("never answered")
@@ -48,7 +48,7 @@ class Learned(Guard):
     def name(self) -> str:
         return "classifier"
 
-    async def judge(self, material: Material) -> Sequence[Evidence]:
+    async def judge(self, material: Material, so_far: Sequence[Evidence]) -> Sequence[Evidence]:
         return [seen("classifier", self._score)]
 
 

@@ -102,13 +102,9 @@ def read_calibration(data: bytes, law_of: Mapping[str, int]) -> Calibration:
         categories=categories,
         category_laws=tuple(law_of[category] for category in categories),
         temperatures=Temperatures(**{name: _temperature(temperatures, name) for name in _TEMPERATURES}),
-        thresholds=_checked(
-            Thresholds(
-                tuple(
-                    _probability(thresholds["refuse"], str(law), "thresholds.refuse") for law in range(LAWS)
-                ),
-                **{name: _probability(thresholds, name, "thresholds") for name in _THRESHOLDS},
-            )
+        thresholds=Thresholds(
+            tuple(_probability(thresholds["refuse"], str(law), "thresholds.refuse") for law in range(LAWS)),
+            **{name: _probability(thresholds, name, "thresholds") for name in _THRESHOLDS},
         ),
     )
 
@@ -125,15 +121,6 @@ def _categories(value: Any, law_of: Mapping[str, int]) -> tuple[str, ...]:  # An
     if missing:
         raise _wrong("categories", f"has none of law {missing[0]}")
     return tuple(value)
-
-
-def _checked(thresholds: Thresholds) -> Thresholds:
-    """The thresholds, if the open band lies below every refusal."""
-    if thresholds.uncertain > min(*thresholds.refuse, thresholds.window_refuse):
-        raise _wrong("thresholds.uncertain", "must not be above any refuse threshold")
-    if thresholds.output_uncertain > thresholds.output_refuse:
-        raise _wrong("thresholds.output_uncertain", "must not be above output_refuse")
-    return thresholds
 
 
 def _digest(document: Mapping[str, Any], name: str) -> str:  # Any: JSON values, checked here

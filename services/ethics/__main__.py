@@ -28,8 +28,8 @@ from services.ethics.announcements import Announcements
 from services.ethics.archive import Archive
 from services.ethics.bench import Bench
 from services.ethics.config import SECTION, EthicsSettings
-from services.ethics.laws import read_constitution
 from services.ethics.replay import RecordedGuardError
+from services.ethics.seating import seat_judges
 from services.ethics.servicer import EthicsServicer, InForce
 from services.ethics.watch import ConstitutionWatch
 
@@ -67,11 +67,7 @@ async def main() -> None:
 
 def make_bench(settings: EthicsSettings, verified: VerifiedConstitution) -> Bench:
     """Seat the judges over a verified constitution, be it the one in force or an archived one that is replayed."""
-    return Bench(
-        read_constitution(verified),
-        allow_unreadable=settings.unjudged_parts == "allow",
-        on_fault=report_fault,
-    )
+    return seat_judges(verified, allow_unreadable=settings.unjudged_parts == "allow", on_fault=report_fault)
 
 
 def report_fault(judge: str, error: Exception) -> None:

@@ -54,7 +54,7 @@ class Evidence:
     `law` is None when the evidence is a fault of the judge or of the material and speaks to no law.
     `score` is the judge's confidence, 0 to 1; deterministic rules say 1.
     `is_open` leaves the question to a later judge: it is settled as harmless by a later ALLOW of another judge for the
-    same field, law and category; until then its outcome counts like any other.
+    same field, view, law and category; until then its outcome counts like any other.
     """
 
     judge: str

@@ -143,13 +143,13 @@ def _settle(evidence: Sequence[Evidence]) -> tuple[list[Evidence], list[str]]:
 
 
 def _settler(question: Evidence, later: Sequence[Evidence]) -> str | None:
-    asked = (question.field, question.law, question.category)
+    asked = (question.field, question.view, question.law, question.category)
     answers = (
         item.judge
         for item in later
         if item.outcome is Outcome.ALLOW
         and item.judge != question.judge
-        and (item.field, item.law, item.category) == asked
+        and (item.field, item.view, item.law, item.category) == asked
     )
     return next(answers, None)
 

@@ -10,8 +10,9 @@ from services.ethics.action_text import Piece, Text, Unreadable
 from services.ethics.fold import Folder
 from services.ethics.hard_blocks import INLINE_CHARS, HardBlockJudge, HardBlocks
 from services.ethics.judge import Evidence, Judge, Material, Outcome, Part, Stage
-from services.ethics.judgement import UNREADABLE, Judgement, OnFault, decide, judge_material
+from services.ethics.judgement import Judgement, OnFault, decide, judge_material
 from services.ethics.laws import Constitution
+from services.ethics.messages import UNREADABLE
 from services.ethics.output_check import OutputCheck, hold_back_chars
 from services.ethics.views import Reader
 

@@ -5,18 +5,19 @@ Pure but for awaiting the judges. Fails closed: when a judge raises, the decisio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from services.ethics.judge import Evidence, Judge, Material, Outcome
+from services.ethics.judge import Evidence, Judge, Material, Outcome, Stage
 from services.ethics.laws import Constitution, DecisionOrder
+from services.ethics.messages import UNREADABLE, message_for
+from services.ethics.texts import DEFAULT_LANGUAGE
 
 # The contract's limits on what a decision carries.
 MAX_EVIDENCE: Final = 32
 MAX_PATH_LINES: Final = 32
 UNDECIDED: Final = "undecided"
-UNREADABLE: Final = "unreadable_part"
 
 OnFault = Callable[[str, Exception], None]
 
@@ -46,6 +47,7 @@ async def judge_material(
     on_fault: OnFault,
     *,
     evidence: Sequence[Evidence] = (),
+    language: str = DEFAULT_LANGUAGE,
 ) -> Judgement:
     """Ask every judge in order and decide over all evidence, that given included; `on_fault` hears of failures."""
     found = list(evidence)
@@ -56,8 +58,15 @@ async def judge_material(
         except Exception as error:  # noqa: BLE001 - whatever a judge raises, the answer must be "not allowed"
             on_fault(judge.name, error)
             failed.append(judge.name)
-    names = tuple(judge.name for judge in judges)
-    return decide(found, constitution, judges=names, failed=failed, parts=len(material.parts))
+    return decide(
+        found,
+        constitution,
+        judges=tuple(judge.name for judge in judges),
+        failed=failed,
+        parts=len(material.parts),
+        language=language,
+        documents={part.field for part in material.parts if part.stage is Stage.TOOL_RESULT},
+    )
 
 
 def decide(
@@ -67,8 +76,13 @@ def decide(
     judges: Sequence[str],
     failed: Sequence[str] = (),
     parts: int = 1,
+    language: str = DEFAULT_LANGUAGE,
+    documents: Collection[str] = (),
 ) -> Judgement:
-    """The decision over this evidence; no judges at all, or one that failed, can never end in ALLOW."""
+    """The decision over this evidence; no judges at all, or one that failed, can never end in ALLOW.
+
+    The message is in `language` where there are texts for it; `documents` are the fields that hold untrusted text.
+    """
     evidence, settled = _settle(evidence)
     ordered = sorted(evidence, key=lambda item: _rank(item, constitution.order))
     path = [f"Read {parts} text{'s' if parts != 1 else ''} with {', '.join(judges) or 'no judge'}."]
@@ -83,14 +97,16 @@ def decide(
             break
     if deciding is None and (failed or not judges):
         path.append("Decision: REFUSE, because the check could not be finished.")
-        outcome, law_number, category, message = Outcome.REFUSE, None, UNDECIDED, constitution.texts.undecided
+        outcome, law_number, category = Outcome.REFUSE, None, UNDECIDED
+        message = constitution.texts_in(language).undecided
     elif deciding is None:
         path.append("Decision: ALLOW, because no law speaks against it.")
         outcome, law_number, category, message = Outcome.ALLOW, None, "", ""
     else:
         path.append(f"Decision: {deciding.outcome.value} under {_law_name(deciding, constitution)}.")
         outcome, law_number, category = deciding.outcome, deciding.law, deciding.category
-        message = message_for(deciding, constitution)
+        is_document = deciding.field in documents
+        message = message_for(deciding, constitution, language, is_document=is_document)
     if len(ordered) > MAX_EVIDENCE:
         path.insert(1, f"{len(ordered)} pieces of evidence, of which the first {MAX_EVIDENCE} are kept.")
     return Judgement(
@@ -107,25 +123,6 @@ def decide(
 def failed_line(name: str) -> str:
     """What the path says of a judge that failed; a replay finds it there."""
     return f"The judge {name} failed, so nothing can be allowed."
-
-
-def message_for(deciding: Evidence, constitution: Constitution) -> str:
-    """What the user is told: the law, the reason, and a safe way on."""
-    texts = constitution.texts
-    template = {
-        Outcome.REFUSE: texts.refuse,
-        Outcome.REDIRECT: texts.redirect,
-        Outcome.ASK_CLARIFICATION: texts.clarify,
-    }.get(deciding.outcome, texts.undecided)
-    if deciding.law is None:
-        return texts.unreadable if deciding.category == UNREADABLE else texts.undecided
-    return template.format(
-        law=deciding.law,
-        name=constitution.laws[deciding.law].name,
-        alternative=texts.alternatives[deciding.category],
-        resources=texts.resources,
-        question=texts.questions.get(deciding.category, texts.questions["default"]),
-    )
 
 
 def _settle(evidence: Sequence[Evidence]) -> tuple[list[Evidence], list[str]]:

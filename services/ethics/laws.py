@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import yaml
@@ -17,10 +18,9 @@ from kala.errors import ConstitutionError
 from kala.ethics.constitution import VerifiedConstitution
 from services.ethics.judge import Outcome, Stage
 from services.ethics.patterns import Pattern, expand
+from services.ethics.texts import DEFAULT_LANGUAGE, Texts, read_texts
 
 LAW_NUMBERS: Final = (0, 1, 2, 3, 4)
-# The only language of this release; texts in others come beside it.
-LANGUAGE: Final = "en"
 BLOCKS_PREFIX: Final = "hard_blocks/"
 TEXTS_PREFIX: Final = "texts/"
 STAGES: Final[Mapping[str, frozenset[Stage]]] = {
@@ -72,31 +72,25 @@ class DecisionOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
-    """What the user is told, in one language; templates hold {law} {name} {alternative} {resources}."""
-
-    language: str
-    refuse: str
-    redirect: str
-    clarify: str
-    undecided: str
-    unreadable: str
-    resources: str
-    questions: Mapping[str, str]
-    alternatives: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
 class Constitution:
-    """The constitution as values; `digest` names it in every decision."""
+    """The constitution as values; `digest` names it in every decision, `languages` holds the texts of each language."""
 
     version: str
     digest: bytes
     laws: tuple[Law, ...]
     order: DecisionOrder
-    blocks: tuple[HardBlock, ...]
-    texts: Texts
-    look_alikes: Mapping[str, str]
+    blocks: tuple[HardBlock, ...] = field(repr=False)
+    languages: Mapping[str, Texts] = field(repr=False)
+    look_alikes: Mapping[str, str] = field(repr=False)
+
+    @property
+    def texts(self) -> Texts:
+        """The texts in the language that has all of them."""
+        return self.languages[DEFAULT_LANGUAGE]
+
+    def texts_in(self, language: str) -> Texts:
+        """The texts in this language (an ISO 639 code), or in the one that has all of them."""
+        return self.languages.get(language, self.texts)
 
 
 def read_constitution(verified: VerifiedConstitution) -> Constitution:
@@ -115,7 +109,7 @@ def read_constitution(verified: VerifiedConstitution) -> Constitution:
         laws=laws,
         order=_read("decision_order.yaml", files, _order),
         blocks=tuple(blocks),
-        texts=_read(f"{TEXTS_PREFIX}{LANGUAGE}.yaml", files, lambda document: _texts(document, laws)),
+        languages=_languages(files, laws),
         look_alikes=_read("confusables.json", files, lambda document: dict(document["letters"])),
     )
 
@@ -153,15 +147,22 @@ def _order(document: Any) -> DecisionOrder:  # Any: a YAML document, checked her
     return order
 
 
-def _texts(document: Any, laws: tuple[Law, ...]) -> Texts:  # Any: a YAML document, checked here
-    texts = Texts(**document)
-    if texts.language != LANGUAGE:
-        raise ValueError(f"language must be {LANGUAGE}, not {texts.language}")
-    known = {category for law in laws for category in law.categories}
-    missing = known - texts.alternatives.keys()
-    if missing:
-        raise ValueError(f"no alternative for {', '.join(sorted(missing))}")
-    return texts
+def _languages(files: Mapping[str, bytes], laws: tuple[Law, ...]) -> dict[str, Texts]:
+    """Every language that has texts, the default one included; each file is named after its language."""
+    paths = {name for name in files if name.startswith(TEXTS_PREFIX)} | {_texts_path(DEFAULT_LANGUAGE)}
+    languages = {path.removeprefix(TEXTS_PREFIX).removesuffix(".yaml"): path for path in sorted(paths)}
+    names = [law.name for law in laws]
+    categories = [category for law in laws for category in law.categories]
+    return {
+        language: _read(
+            path, files, partial(read_texts, language=language, law_names=names, categories=categories)
+        )
+        for language, path in languages.items()
+    }
+
+
+def _texts_path(language: str) -> str:
+    return f"{TEXTS_PREFIX}{language}.yaml"
 
 
 def _blocks(document: Any, laws: tuple[Law, ...], fragments: Mapping[str, str]) -> Iterator[HardBlock]:

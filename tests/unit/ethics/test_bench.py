@@ -8,8 +8,8 @@ from services.ethics.action_text import Text, Unreadable
 from services.ethics.bench import Bench
 from services.ethics.hard_blocks import INLINE_CHARS
 from services.ethics.judge import Evidence, Material, Outcome, Stage
-from services.ethics.judgement import UNREADABLE
 from services.ethics.laws import Constitution
+from services.ethics.messages import UNREADABLE
 from services.ethics.output_check import Channel
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.ethics.judge import Evidence, Judge, Material, Outcome
@@ -11,12 +11,12 @@ from services.ethics.judgement import (
     MAX_EVIDENCE,
     MAX_PATH_LINES,
     UNDECIDED,
-    UNREADABLE,
     Judgement,
     decide,
     judge_material,
 )
 from services.ethics.laws import Constitution
+from services.ethics.messages import UNREADABLE
 
 NOTHING = Material(())
 
@@ -186,6 +186,7 @@ ERRORS = [ValueError, RuntimeError, OSError, MemoryError, RecursionError, Timeou
           ArithmeticError, UnicodeError, StopAsyncIteration, NotImplementedError, LookupError]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(
     failing=st.lists(st.sampled_from(ERRORS), min_size=1, max_size=4),
     speaking=st.lists(st.tuples(st.integers(0, 4), st.sampled_from(Outcome)), max_size=4),
@@ -205,6 +206,7 @@ async def test_whatever_a_judge_raises_the_outcome_is_never_allow(
     assert not judgement.allows
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from([None, 0, 1, 2, 3, 4]), st.sampled_from(Outcome), st.integers(0, 99)),

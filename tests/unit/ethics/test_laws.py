@@ -90,7 +90,7 @@ BLOCKS = "hard_blocks/law1.yaml"
         ("laws.yaml", _drop_law, "0 to 4"),
         ("decision_order.yaml", _repeat_law, "each of the five laws once"),
         ("decision_order.yaml", _allow, "every outcome but ALLOW"),
-        ("texts/en.yaml", _forget_alternative, "no alternative for self_harm"),
+        ("texts/en.yaml", _forget_alternative, "no text for alternatives.self_harm"),
         ("texts/en.yaml", lambda document: document | {"language": "fr"}, "language must be en"),
         (BLOCKS, _set(match=[]), "must each hold an example"),
         (BLOCKS, _set(category="unknown"), "law 1 has no category unknown"),

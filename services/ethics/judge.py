@@ -31,13 +31,33 @@ class Stage(enum.Enum):
     TOOL_RESULT = "tool_result"
 
 
+class Extent(enum.Enum):
+    """How much of what was said a text holds, and so who reads it.
+
+    WHOLE is a text as it stands, for every judge. JOIN is turns joined in full, for rules: they find the exact place,
+    and count only what crosses a border. WINDOW is a stretch of joined turns or of an output, short enough to be read
+    at once: for judges that read, in one pass, and not for rules.
+    """
+
+    WHOLE = "whole"
+    JOIN = "join"
+    WINDOW = "window"
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One text of the material; `field` is its path in the action, e.g. `messages[2].content[0].text`."""
+    """One text of the material; `field` is its path in the action, e.g. `messages[2].content[0].text`.
+
+    `borders` are the places in a join where one turn ends and the next begins; `context` is the end of the request
+    that an output answers.
+    """
 
     field: str
     stage: Stage
     reading: Reading
+    extent: Extent = Extent.WHOLE
+    borders: tuple[int, ...] = ()
+    context: str = ""
 
 
 @dataclass(frozen=True, slots=True)

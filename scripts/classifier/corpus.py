@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from scripts.classifier.authored import authored_conversations, authored_examples, authored_frames
-from scripts.classifier.examples import Example, Intent
+from scripts.classifier.examples import UNKNOWN, Example, Intent
 from services.ethics.judge import Stage
 from scripts.classifier.ordinary import ordinary_requests
 from scripts.classifier.public_data import DEV, DEV_OOD, TRAIN, public_examples
@@ -18,6 +19,7 @@ from scripts.classifier.wording import Rewording
 # Groups of twins are held out whole, so that no twin of a development line was learnt from.
 DEVELOPMENT_SHARE: Final = 0.07
 ORDINARY_REQUESTS: Final = 5000
+INDEPENDENT: Final = Path(__file__).parents[2] / "evaluation" / "development"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,23 @@ def make_corpus(data: Path | None, seed: int) -> Corpus:
     development += held.further(development, framed=0.5, padded=0.3)
     random.Random(seed).shuffle(train)
     return Corpus(train, development)
+
+
+def independent_examples(directory: Path = INDEPENDENT) -> Iterator[Example]:
+    """The prompts that thresholds are chosen on; written by other hands than the training lines."""
+    for path in sorted(directory.glob("*.jsonl")):
+        for line in path.read_text("utf-8").splitlines():
+            row = json.loads(line)
+            unsafe = int(row["label"] == "harmful")
+            yield Example(
+                row["text"],
+                unsafe,
+                f"independent_{path.stem}",
+                str(row["id"]),
+                law=int(row["law"]) if unsafe and row.get("law") is not None else UNKNOWN,
+                category=row.get("category") or "",
+                intent=Intent.HARMFUL if unsafe else Intent.BENIGN,
+            )
 
 
 def _ordinary(seed: int) -> list[Example]:

@@ -18,6 +18,12 @@ from scripts.classifier.examples import UNKNOWN, Example
 from scripts.classifier.network import Answers, Classifier
 from services.ethics.classifier.encoding import Encoded, batch_arrays
 
+# Hard examples are mined between epochs from the answers that training gave anyway.
+KNOWN, KNOWN_FACTOR = 0.93, 0.4
+MISTAKEN, MISTAKEN_FACTOR = 0.5, 1.6
+CONTRADICTED: Final = 0.12
+# Sources whose labels were made by rule, row by row unseen.
+DOUBTFUL: Final = frozenset({"aart", "safetext_wrapped", "harmfulqa", "hatecheck"})
 # Smoothing says that the labels are not certain; their sources disagree on a few in a hundred.
 SMOOTHING: Final = 0.03
 
@@ -49,6 +55,7 @@ class Labels:
     intent: NDArray[np.int64]
     category: NDArray[np.int64]
     draws: NDArray[np.float32]
+    is_doubtful: NDArray[np.bool_]
 
 
 def labels_of(examples: Sequence[Example], categories: Sequence[str]) -> Labels:
@@ -66,6 +73,7 @@ def labels_of(examples: Sequence[Example], categories: Sequence[str]) -> Labels:
         column(lambda example: example.intent),
         column(lambda example: index.get(example.category, UNKNOWN)),
         np.array([example.draws for example in examples], np.float32),
+        np.array([example.source in DOUBTFUL for example in examples], np.bool_),
     )
 
 
@@ -76,27 +84,29 @@ def train(
     torch.manual_seed(plan.seed)
     rng = random.Random(plan.seed)
     lengths = [len(item.ids) for item in encoded]
-    epochs = [list(_batches(_drawn(labels.draws, lengths, rng), plan.tokens_per_batch, rng)) for _ in range(plan.epochs)]
-    steps = sum(map(len, epochs))
+    certainty = np.full(len(encoded), np.nan, np.float32)
     optimizer = _optimizer(model, plan)
     average = torch.optim.swa_utils.AveragedModel(model)
     model.train()
     step, began = 0, time.monotonic()
-    for epoch, batches in enumerate(epochs):
+    for epoch in range(plan.epochs):
+        draws = mined(labels.draws, certainty, labels.is_doubtful)
+        batches = list(_batches(_drawn(draws, lengths, rng), plan.tokens_per_batch, rng))
         losses: list[float] = []
-        for rows in batches:
-            _set_rate(optimizer, step / steps, plan)
-            loss = _loss(model, encoded, labels, rows)
+        for done, rows in enumerate(batches):
+            progress = (epoch + done / len(batches)) / plan.epochs
+            _set_rate(optimizer, progress, plan)
+            loss, certainty[rows] = _loss(model, encoded, labels, rows)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
             step += 1
-            if step > steps * (1 - plan.averaged):
+            if progress > 1 - plan.averaged:
                 average.update_parameters(model)
             if step % 200 == 0:
-                report(f"epoch {epoch + 1} step {step}/{steps} loss {np.mean(losses[-200:]):.4f}"
+                report(f"epoch {epoch + 1} step {done}/{len(batches)} loss {np.mean(losses[-200:]):.4f}"
                        f" {time.monotonic() - began:.0f} s")  # fmt: skip
     model.load_state_dict(average.module.state_dict())
     model.eval()
@@ -125,7 +135,10 @@ def _tensors(encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(types)
 
 
-def _loss(model: Classifier, encoded: Sequence[Encoded], labels: Labels, rows: list[int]) -> Tensor:
+def _loss(
+    model: Classifier, encoded: Sequence[Encoded], labels: Labels, rows: list[int]
+) -> tuple[Tensor, NDArray[np.float32]]:
+    """The loss of these rows together, and for each the probability given to its true label."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         columns = model(*_tensors([encoded[row] for row in rows]))
     answers = Answers.split(columns.float())
@@ -145,14 +158,43 @@ def _loss(model: Classifier, encoded: Sequence[Encoded], labels: Labels, rows: l
         known = (target != UNKNOWN).float()
         return (losses * known).sum() / known.sum().clamp(min=1.0)
 
-    return (
+    loss = (
         yes_no(answers.unsafe, labels.unsafe)
         + 0.3 * yes_no(answers.jailbreak, labels.jailbreak)
         + 0.3 * yes_no(answers.injection, labels.injection)
-        + 0.3 * one_of(answers.laws, labels.law)
+        + 0.5 * one_of(answers.laws, labels.law)
         + 0.2 * one_of(answers.intents, labels.intent)
         + 0.2 * one_of(answers.categories, labels.category)
     )
+    return loss, _certainty(answers, labels, rows)
+
+
+def _certainty(answers: Answers, labels: Labels, rows: list[int]) -> NDArray[np.float32]:
+    """The probability of the true answer to the worst answered of the yes-or-no questions that are told."""
+    worst = np.ones(len(rows), np.float32)
+    for logits, truth in (
+        (answers.unsafe, labels.unsafe),
+        (answers.jailbreak, labels.jailbreak),
+        (answers.injection, labels.injection),
+    ):
+        p = torch.sigmoid(logits.detach()).numpy()
+        right = np.where(truth[rows] == 1, p, 1 - p)
+        worst = np.where(truth[rows] == UNKNOWN, worst, np.minimum(worst, right))
+    return worst
+
+
+def mined(
+    draws: NDArray[np.float32], certainty: NDArray[np.float32], is_doubtful: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """How often each row is drawn next, by the probability that its true label was last given; NaN where never asked.
+
+    What is known is repeated less, what was mistaken more; a doubtful source's label that is flatly contradicted is
+    taken for noise and left out.
+    """
+    factor = np.where(certainty > KNOWN, KNOWN_FACTOR, np.where(certainty < MISTAKEN, MISTAKEN_FACTOR, 1.0))
+    factor = np.where(is_doubtful & (certainty < CONTRADICTED), 0.0, factor)
+    result: NDArray[np.float32] = (draws * np.where(np.isnan(certainty), 1.0, factor)).astype(np.float32)
+    return result
 
 
 def _drawn(

@@ -117,6 +117,7 @@ def _wires(wiring: Wiring, name: str) -> Mapping[str, str]:
             return {
                 "ADDRESS": wiring.address("ethics"),
                 "SIGNING_KEY_FILE": str(keyring.ethics_signing_key),
+                "INFERENCE_ADDRESS": wiring.address("inference"),
                 "AUDIT_ADDRESS": audit,
                 **spool,
             }

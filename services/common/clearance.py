@@ -22,10 +22,18 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from kala.common.v1 import options_pb2
-from kala.common.v1.clearance_pb2 import Clearance, ClearanceClaims, Principal, Purpose, SealedAction
+from kala.common.v1.clearance_pb2 import (
+    PURPOSE_JUDGE,
+    Clearance,
+    ClearanceClaims,
+    Principal,
+    Purpose,
+    SealedAction,
+)
 from kala.errors import ClearanceError
 from services.common.keys import key_id
 from services.common.nonces import NonceCache
+from services.common.peers import ETHICS, LOCAL_PREFIX
 from services.common.sealing import action_digest, has_unknown_fields, has_unknown_values, type_url_of
 
 SIGNATURE_DOMAIN: Final = b"kala-clearance-v1\0"
@@ -34,6 +42,8 @@ LIFETIME_SECONDS: Final = 60
 # Clocks of well-kept machines differ by less; more would stretch every lifetime.
 CLOCK_SKEW_SECONDS: Final = 5
 NONCE_BYTES: Final = 16
+# The only act that ethics clears for itself: a question to its guard model, whose answer returns to it alone.
+JUDGE_AUDIENCE: Final = "/kala.inference.v1.InferenceService/Chat"
 
 Clock = Callable[[], float]
 """Unix time in seconds."""
@@ -140,6 +150,7 @@ class ClearanceVerifier:
             "CLEARANCE_WRONG_PRESENTER",
             f"it was given to {claims.presenter}, not to {presenter}",
         )
+        _require_purpose(claims)
         _require(
             sealed.action.type_url == type_url_of(expected_type),
             "CLEARANCE_WRONG_TYPE",
@@ -248,6 +259,21 @@ def guarded_methods(files: Iterable[FileDescriptor]) -> dict[str, str]:
 def method_name(method: MethodDescriptor) -> str:
     """The full RPC name as gRPC writes it, e.g. "/kala.inference.v1.InferenceService/Chat"."""
     return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def _require_purpose(claims: ClearanceClaims) -> None:
+    """Ethics acts only to judge, and nobody else does: such a call is never judged, so its answer must reach no one else."""
+    is_judging = claims.purpose == PURPOSE_JUDGE
+    _require(
+        is_judging == (claims.presenter.removeprefix(LOCAL_PREFIX) == ETHICS),
+        "CLEARANCE_WRONG_PURPOSE",
+        f"{claims.presenter} may not present one for {Purpose.Name(claims.purpose)}",
+    )
+    _require(
+        not is_judging or claims.audience == JUDGE_AUDIENCE,
+        "CLEARANCE_WRONG_PURPOSE",
+        f"judging takes no {claims.audience}",
+    )
 
 
 def _require(holds: bool, reason: str, problem: str) -> None:  # noqa: FBT001 - reads as the condition it states

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Self
 
 import grpc
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from kala.errors import FailedPreconditionError
 
@@ -26,6 +28,18 @@ class TlsFiles:
             return None
         return cls(cert_file, key_file, ca_file)
 
+    def own_name(self) -> str:
+        """Give the name by which peers know this part: the first DNS name of its certificate, else the common name."""
+        try:
+            certificate = x509.load_pem_x509_certificates(_read(self.cert_file))[0]
+            names: list[str] = list(_alternative_names(certificate))
+            names += [
+                str(item.value) for item in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+            ]
+            return names[0]
+        except (ValueError, IndexError) as error:
+            raise FailedPreconditionError(f"{self.cert_file}: is no certificate with a name") from error
+
     def server_credentials(self) -> grpc.ServerCredentials:
         """Read the files for a server that demands a certificate of every client."""
         return grpc.ssl_server_credentials(
@@ -41,6 +55,14 @@ class TlsFiles:
             private_key=_read(self.key_file),
             certificate_chain=_read(self.cert_file),
         )
+
+
+def _alternative_names(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return names.value.get_values_for_type(x509.DNSName)
 
 
 def _read(path: Path) -> bytes:

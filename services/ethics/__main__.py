@@ -28,8 +28,9 @@ from services.ethics.announcements import Announcements
 from services.ethics.archive import Archive
 from services.ethics.bench import Bench
 from services.ethics.config import SECTION, EthicsSettings
+from services.ethics.guard.make import open_guard
 from services.ethics.replay import RecordedGuardError
-from services.ethics.seating import seat_judges
+from services.ethics.seating import SeatGuard, seat_judges
 from services.ethics.servicer import EthicsServicer, InForce
 from services.ethics.watch import ConstitutionWatch
 
@@ -49,10 +50,11 @@ async def main() -> None:
     watch = ConstitutionWatch(
         settings.constitution, settings.constitution_trust, interval_seconds=settings.reverify_seconds
     )
-    bench = make_bench(settings, watch.in_force)
-    watch.forget_files()
-    servicer = make_servicer(settings, watch, bench)
     async with AsyncExitStack() as stack:
+        guard = await open_guard(settings, make_signer(settings), stack)
+        bench = make_bench(settings, watch.in_force, guard)
+        watch.forget_files()
+        servicer = make_servicer(settings, watch, bench)
         telemetry = stack.enter_context(process_telemetry(ETHICS, settings))
         show_review_date(watch.in_force.manifest.review_by, telemetry.registry)
         announcements = Announcements(await open_audit_writer(settings, stack, part=ETHICS))
@@ -65,9 +67,16 @@ async def main() -> None:
         await judge_until_stopped(server, watch, announcements)
 
 
-def make_bench(settings: EthicsSettings, verified: VerifiedConstitution) -> Bench:
-    """Seat the judges over a verified constitution, be it the one in force or an archived one that is replayed."""
-    return seat_judges(verified, allow_unreadable=settings.unjudged_parts == "allow", on_fault=report_fault)
+def make_bench(
+    settings: EthicsSettings, verified: VerifiedConstitution, guard: SeatGuard | None = None
+) -> Bench:
+    """Seat the judges over a verified constitution; an archived one needs no guard, whose words are in the record."""
+    return seat_judges(
+        verified,
+        allow_unreadable=settings.unjudged_parts == "allow",
+        on_fault=report_fault,
+        guard=guard,
+    )
 
 
 def report_fault(judge: str, error: Exception) -> None:
@@ -79,20 +88,25 @@ def report_fault(judge: str, error: Exception) -> None:
         log.error("a judge failed", judge=judge, exc_info=error)
 
 
-def make_servicer(settings: EthicsSettings, watch: ConstitutionWatch, bench: Bench) -> EthicsServicer:
-    """Put the judges, the signing key and the contracts together."""
+def make_signer(settings: EthicsSettings) -> ClearanceSigner:
+    """Read the key that signs clearances."""
     if settings.signing_key_file is None:
         raise InvalidArgumentError(
             "KALA_ETHICS_SIGNING_KEY_FILE",
             "must name the key that signs clearances; `kala keys init` makes one",
         )
+    return ClearanceSigner(load_private_key(settings.signing_key_file))
+
+
+def make_servicer(settings: EthicsSettings, watch: ConstitutionWatch, bench: Bench) -> EthicsServicer:
+    """Put the judges, the signing key and the contracts together."""
     next_key = (
         None if settings.next_public_key_file is None else load_public_key(settings.next_public_key_file)
     )
     return EthicsServicer(
         bench,
         in_force=InForce(watch.in_force, watch.verified_at),
-        signer=ClearanceSigner(load_private_key(settings.signing_key_file)),
+        signer=make_signer(settings),
         audiences=guarded_methods(GUARDED_CONTRACTS),
         next_key=next_key,
         archive=Archive(settings.archive_dir, settings.constitution_trust, partial(make_bench, settings)),

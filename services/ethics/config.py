@@ -20,11 +20,16 @@ from services.common.peers import (
     TRAINER,
 )
 from services.common.settings import AllowedPeers, GrpcServerSettings, ListenAddress, MetricsPort
+from services.ethics.guard.formats import PromptKind
+from services.ethics.guard.judge import CONCURRENCY, DEADLINE_SECONDS
 
 SECTION: Final = ETHICS
 
 REVERIFY_SECONDS: Final = 300.0
 """A change on disk is noticed within five minutes, at the cost of hashing the constitution on a thread: 25 MB with weights."""
+
+UNNAMED_MODELS: Final = frozenset({"", "auto", "local-model"})
+"""Names by which inference takes any model."""
 
 PACKAGED_CONSTITUTION: Final = Path(__file__).parent / "constitution"
 REPOSITORY_CONSTITUTION: Final = Path(__file__).parents[2] / "constitution"
@@ -80,6 +85,31 @@ class EthicsSettings(GrpcServerSettings):
         Literal["refuse", "allow"],
         Field(description="What happens to images and audio, which no judge of this release can read."),
     ] = "refuse"
+    inference_address: Annotated[
+        str | None, Field(description="Where inference listens; needed with a guard model only.")
+    ] = None
+    guard_model: Annotated[
+        str | None,
+        Field(
+            description="Model asked about what the judges leave open, e.g. `lmstudio/llama-guard-3-8b`; unset asks none."
+        ),
+    ] = None
+    guard_format: Annotated[
+        str | None,
+        Field(description="How it is asked: the name of a file in the constitution's `guards/`."),
+    ] = None
+    guard_prompt: Annotated[
+        PromptKind | None,
+        Field(
+            description="Who writes its prompt: `server`, by the model's own chat template, or `whole`, by KALA; unset means as the format prefers."
+        ),
+    ] = None
+    guard_deadline_seconds: Annotated[
+        float, Field(gt=0, le=60, description="Longest wait for its verdicts in one judgement.")
+    ] = DEADLINE_SECONDS
+    guard_concurrency: Annotated[
+        int, Field(ge=1, le=64, description="Prompts put to it at once; more wait, within the deadline.")
+    ] = CONCURRENCY
     spool_dir: Annotated[
         Path | None, Field(description="Where records wait while audit is away; unset keeps none.")
     ] = None
@@ -96,6 +126,18 @@ class EthicsSettings(GrpcServerSettings):
         if self.trust == "development":
             return Trust.development()
         return Trust.pinned(*self.trusted_key_files, threshold=self.trusted_key_threshold)
+
+    @model_validator(mode="after")
+    def _check_guard(self) -> Self:
+        if self.guard_model is None:
+            if self.guard_format is not None or self.guard_prompt is not None:
+                raise ValueError("guard_format and guard_prompt are for a guard_model")
+            return self
+        if self.guard_model in UNNAMED_MODELS:
+            raise ValueError("guard_model must name one model: whatever happens to be loaded is no judge")
+        if self.guard_format is None or self.inference_address is None:
+            raise ValueError("guard_model needs guard_format and inference_address")
+        return self
 
     @model_validator(mode="after")
     def _check_trust(self) -> Self:

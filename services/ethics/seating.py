@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from kala.ethics.constitution import VerifiedConstitution
 from services.ethics.bench import Bench
+from services.ethics.guard.formats import GuardFormat, read_formats
+from services.ethics.judge import Judge
 from services.ethics.judgement import OnFault
 from services.ethics.laws import read_constitution
 
+SeatGuard = Callable[[Mapping[str, GuardFormat], bytes], Judge]
+"""Makes the guard by the formats of a constitution and its digest."""
 
-def seat_judges(verified: VerifiedConstitution, *, allow_unreadable: bool, on_fault: OnFault) -> Bench:
+
+def seat_judges(
+    verified: VerifiedConstitution,
+    *,
+    allow_unreadable: bool,
+    on_fault: OnFault,
+    guard: SeatGuard | None = None,
+) -> Bench:
     """The bench of that version, ready to judge; ConstitutionError names a file that makes no sense."""
-    return Bench(read_constitution(verified), allow_unreadable=allow_unreadable, on_fault=on_fault)
+    constitution = read_constitution(verified)
+    law_of = {category: law.number for law in constitution.laws for category in law.categories}
+    # Read also where no guard is asked: what is signed makes sense, or nothing starts.
+    formats = read_formats(verified.files, law_of)
+    return Bench(
+        constitution,
+        further_judges=() if guard is None else (guard(formats, constitution.digest),),
+        allow_unreadable=allow_unreadable,
+        on_fault=on_fault,
+    )

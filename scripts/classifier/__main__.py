@@ -79,7 +79,9 @@ def _estimate(corpus: Corpus, sources: set[str], plan: Plan) -> int:
             chosen = [row for row, e in enumerate(unseen) if e.source == source and e.unsafe == label]
             if chosen:
                 share = float((logits[chosen, 0] > 0).mean())
-                _say(f"{source} {'harmful' if label else 'harmless'}: {share:.3f} of {len(chosen)} over one half")
+                _say(
+                    f"{source} {'harmful' if label else 'harmless'}: {share:.3f} of {len(chosen)} over one half"
+                )
     return 0
 
 
@@ -94,7 +96,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=Plan().epochs)
     parser.add_argument("--seed", type=int, default=Plan().seed)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--without", nargs="*", default=[], help="leave these sources out and estimate on them")
+    parser.add_argument(
+        "--without", nargs="*", default=[], help="leave these sources out and estimate on them"
+    )
     return parser.parse_args(arguments)
 
 

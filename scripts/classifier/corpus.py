@@ -11,10 +11,10 @@ from typing import Final
 
 from scripts.classifier.authored import authored_conversations, authored_examples, authored_frames
 from scripts.classifier.examples import UNKNOWN, Example, Intent
-from services.ethics.judge import Stage
 from scripts.classifier.ordinary import ordinary_requests
 from scripts.classifier.public_data import DEV, DEV_OOD, TRAIN, public_examples
 from scripts.classifier.wording import Rewording
+from services.ethics.judge import Stage
 
 # Groups of twins are held out whole, so that no twin of a development line was learnt from.
 DEVELOPMENT_SHARE: Final = 0.07
@@ -38,7 +38,9 @@ def make_corpus(data: Path | None, seed: int) -> Corpus:
     own = [example for example in [*authored, *ordinary] if example.group not in held_out]
     own_development = [example for example in [*authored, *ordinary] if example.group in held_out]
     public = [] if data is None else list(public_examples(data / TRAIN))
-    public_development = [] if data is None else [*public_examples(data / DEV), *public_examples(data / DEV_OOD)]
+    public_development = (
+        [] if data is None else [*public_examples(data / DEV), *public_examples(data / DEV_OOD)]
+    )
 
     frames = authored_frames(seed)
     held_frames = _held_out({frame.id for frame in frames}, seed)

@@ -43,6 +43,6 @@ class Example:
     draws: float = 1.0
     marks: frozenset[str] = field(default_factory=frozenset)
 
-    def reworded(self, text: str, mark: str, **changes: int) -> Example:
+    def reworded(self, text: str, mark: str) -> Example:
         """The same example in other words; `mark` says how they came about."""
-        return replace(self, text=text, marks=self.marks | {mark}, **changes)
+        return replace(self, text=text, marks=self.marks | {mark})

@@ -68,7 +68,7 @@ def _write_plain(model: Classifier, path: Path) -> None:
         str(path),
         input_names=list(INPUTS),
         output_names=[OUTPUT],
-        dynamic_axes={name: axes for name in INPUTS} | {OUTPUT: {0: "batch"}},
+        dynamic_axes=dict.fromkeys(INPUTS, axes) | {OUTPUT: {0: "batch"}},
         opset_version=OPSET,
         dynamo=False,
     )

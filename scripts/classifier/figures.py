@@ -9,7 +9,14 @@ import numpy as np
 
 from scripts.classifier.calibration import Scored
 from scripts.classifier.examples import UNKNOWN, Example
-from scripts.classifier.scoring import JAILBREAK, LAWS, UNSAFE, Floats, Temperatures, distribution, probability
+from scripts.classifier.scoring import (
+    JAILBREAK,
+    LAWS,
+    UNSAFE,
+    Floats,
+    Temperatures,
+    probability,
+)
 
 SHAPES = ("frame", "jailbreak", "padded")
 
@@ -32,7 +39,8 @@ def refusals(scored: Scored, temperatures: Temperatures, thresholds: dict[str, o
     by_law = thresholds["refuse"]
     assert isinstance(by_law, dict)  # noqa: S101 - the shape that choose_thresholds gives
     limits = np.array([by_law[str(number)] for number in range(5)])
-    return ((unsafe >= limits[law]) | (jailbreak >= float(str(thresholds["jailbreak"])))).astype(np.float64)
+    refused = (unsafe >= limits[law]) | (jailbreak >= float(str(thresholds["jailbreak"])))
+    return np.asarray(refused, np.float64)
 
 
 def recall_at(harmless: Floats, harmful: Floats, share: float) -> float:
@@ -61,5 +69,7 @@ def _row(scored: Scored, refused: Floats, laws: Floats, chosen: list[int]) -> It
 
 def _name(example: Example) -> str:
     shape = "".join(f"+{mark}" for mark in SHAPES if mark in example.marks)
-    label = {1: "harmful", 0: "harmless"}.get(example.unsafe, "attack" if example.jailbreak or example.injection else "unclear")
+    label = {1: "harmful", 0: "harmless"}.get(
+        example.unsafe, "attack" if example.jailbreak or example.injection else "unclear"
+    )
     return f"{example.source}{shape} {example.stage.value} {label}"

@@ -34,7 +34,12 @@ class Answers:
         """Name the columns of the network's one output, (B, 11 + C)."""
         unsafe, jailbreak, injection = columns[:, 0], columns[:, 1], columns[:, 2]
         return Answers(
-            unsafe, jailbreak, injection, columns[:, 3:8], columns[:, 8:FIXED_COLUMNS], columns[:, FIXED_COLUMNS:]
+            unsafe,
+            jailbreak,
+            injection,
+            columns[:, 3:8],
+            columns[:, 8:FIXED_COLUMNS],
+            columns[:, FIXED_COLUMNS:],
         )
 
 
@@ -45,7 +50,9 @@ class Classifier(nn.Module):
         super().__init__()
         width = encoder.config.hidden_size
         self.encoder = encoder
-        self.mix = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * width, width), nn.GELU(), nn.Dropout(dropout))
+        self.mix = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(2 * width, width), nn.GELU(), nn.Dropout(dropout)
+        )
         self.heads = nn.Linear(width, FIXED_COLUMNS + categories)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
@@ -71,5 +78,7 @@ def make_classifier(categories: int, *, dropout: float = 0.1) -> Classifier:
         parameter.requires_grad = False
     for layer in encoder.encoder.layer:
         # Without dropout inside it, attention runs in one fused kernel.
-        layer.attention.self.dropout.p = 0.0
+        inner = layer.get_submodule("attention.self.dropout")
+        if isinstance(inner, nn.Dropout):
+            inner.p = 0.0
     return Classifier(encoder, categories, dropout=dropout)

@@ -41,7 +41,9 @@ def training_report(
             "onnxruntime": onnxruntime.__version__,
         },
         "public_data": {name: _digest([data / name]) for name in (TRAIN, DEV, DEV_OOD)} if data else None,
-        "sources_sha256": _digest(sorted(p for p in SOURCES.rglob("*") if p.suffix in {".py", ".txt", ".tsv"})),
+        "sources_sha256": _digest(
+            sorted(p for p in SOURCES.rglob("*") if p.suffix in {".py", ".txt", ".tsv"})
+        ),
         "independent_development_sha256": _digest(sorted(INDEPENDENT.glob("*.jsonl"))),
         "trained_on": dict(sorted(Counter(example.source for example in corpus.train).items())),
         "summary": _summary(scored, temperatures),

@@ -112,7 +112,9 @@ def train(
     model.eval()
 
 
-def answer(model: Classifier, encoded: Sequence[Encoded], *, tokens_per_batch: int = 8192) -> NDArray[np.float32]:
+def answer(
+    model: Classifier, encoded: Sequence[Encoded], *, tokens_per_batch: int = 8192
+) -> NDArray[np.float32]:
     """Logits (N, columns) of all examples, in float32."""
     model.eval()
     found: NDArray[np.float32] | None = None
@@ -197,9 +199,7 @@ def mined(
     return result
 
 
-def _drawn(
-    draws: NDArray[np.float32], lengths: Sequence[int], rng: random.Random
-) -> list[tuple[int, int]]:
+def _drawn(draws: NDArray[np.float32], lengths: Sequence[int], rng: random.Random) -> list[tuple[int, int]]:
     """The rows of one epoch with their lengths; `draws` is how often a row is expected in it."""
     return [
         (row, lengths[row])
@@ -229,9 +229,14 @@ def _batches(rows: Iterable[tuple[int, int]], budget: int, rng: random.Random | 
 
 def _optimizer(model: Classifier, plan: Plan) -> torch.optim.AdamW:
     layers = len(model.encoder.encoder.layer)
-    groups = [{"params": [*model.mix.parameters(), *model.heads.parameters()], "peak": plan.head_learning_rate}]
+    groups = [
+        {"params": [*model.mix.parameters(), *model.heads.parameters()], "peak": plan.head_learning_rate}
+    ]
     groups += [
-        {"params": list(layer.parameters()), "peak": plan.learning_rate * plan.layer_decay ** (layers - 1 - depth)}
+        {
+            "params": list(layer.parameters()),
+            "peak": plan.learning_rate * plan.layer_decay ** (layers - 1 - depth),
+        }
         for depth, layer in enumerate(model.encoder.encoder.layer)
     ]
     return torch.optim.AdamW(groups, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True)
@@ -239,6 +244,8 @@ def _optimizer(model: Classifier, plan: Plan) -> torch.optim.AdamW:
 
 def _set_rate(optimizer: torch.optim.AdamW, done: float, plan: Plan) -> None:
     """Up during the warm-up, then down in a line to a twentieth."""
-    factor = done / plan.warm_up if done < plan.warm_up else 1 - 0.95 * (done - plan.warm_up) / (1 - plan.warm_up)
+    factor = (
+        done / plan.warm_up if done < plan.warm_up else 1 - 0.95 * (done - plan.warm_up) / (1 - plan.warm_up)
+    )
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor

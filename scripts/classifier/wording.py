@@ -64,7 +64,7 @@ class Rewording:
         """The goal inside a frame; a jailbreak frame is one whatever the goal is."""
         mark = "jailbreak" if frame.is_jailbreak else "frame"
         text = frame.around(example.text)
-        return replace(example.reworded(text, mark, jailbreak=int(frame.is_jailbreak)), draws=1.0)
+        return replace(example.reworded(text, mark), jailbreak=int(frame.is_jailbreak), draws=1.0)
 
     def among_other_text(self, example: Example) -> Example:
         """The text after, before or between harmless text."""

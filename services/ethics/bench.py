@@ -14,7 +14,7 @@ from services.ethics.judgement import Judgement, OnFault, decide, judge_material
 from services.ethics.laws import Constitution
 from services.ethics.messages import UNREADABLE
 from services.ethics.output_check import OutputCheck, hold_back_chars
-from services.ethics.views import Reader
+from services.ethics.views import Reader, View
 
 PARTS_JUDGE: Final = "parts"
 
@@ -66,6 +66,10 @@ class Bench:
             evidence=unread,
         )
 
+    def views(self, text: str) -> tuple[View, ...]:
+        """In which ways a text is read, for an explanation."""
+        return self._reader.read(text).views
+
     def open_check(self) -> OutputCheck:
         """The check of one output."""
         return OutputCheck(self._rules, self._folder, self._hold_back)
@@ -75,7 +79,12 @@ class Bench:
         return decide(evidence, self.constitution, judges=self.judges[:1], parts=channels)
 
     def _read(self, texts: Sequence[Text]) -> Material:
-        return Material(tuple(Part(text.field, text.stage, self._reader.read(text.text)) for text in texts))
+        return Material(
+            tuple(
+                Part(text.field, text.stage, self._reader.read(text.text), text.extent, text.borders)
+                for text in texts
+            )
+        )
 
     def _unread(self, piece: Unreadable) -> Evidence:
         outcome = Outcome.ALLOW if self._allow_unreadable else Outcome.REFUSE

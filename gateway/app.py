@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.chat import ChatCompletions
     from gateway.health import Health
     from gateway.models import Models
+    from gateway.moderations import Moderations
     from gateway.openapi import OpenApi
     from services.common.telemetry import RpcTelemetry
 
@@ -29,6 +30,7 @@ REST_PREFIX: Final = "/kala/v1/"
 def build_app(
     *,
     chat: ChatCompletions,
+    moderations: Moderations,
     models: Models,
     health: Health,
     bridge: Bridge,
@@ -51,6 +53,7 @@ def build_app(
     every = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
     app.router.routes[:] = [
         route("/v1/chat/completions", chat.complete, "POST"),
+        route("/v1/moderations", moderations.moderate, "POST"),
         route("/v1/models", models.list_all, "GET", "HEAD"),
         route("/v1/models/{id:path}", models.get, "GET", "HEAD"),
         route("/healthz", health.live, "GET", "HEAD"),

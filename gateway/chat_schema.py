@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from gateway.errors import UNSUPPORTED_PARAMETER
-from gateway.validation import first_error
+from gateway.validation import first_error, refuse_unknown
 from kala.errors import InvalidArgumentError
 
 MAX_MESSAGES: Final = 10_000
@@ -344,13 +344,7 @@ def _refuse_unsupported(body: dict[str, Any]) -> None:  # Any: JSON
         raise InvalidArgumentError(
             "n", "only 1 is supported; send several requests", reason=UNSUPPORTED_PARAMETER
         )
-    for name in body:
-        if name not in ChatRequest.model_fields:
-            raise InvalidArgumentError(
-                name if name.isidentifier() else "body",
-                f"{name[:64]!r} is not a parameter of this endpoint; remove it",
-                reason="UNKNOWN_PARAMETER",
-            )
+    refuse_unknown(body, ChatRequest.model_fields)
 
 
 def _check_together(request: ChatRequest) -> None:

@@ -117,6 +117,12 @@ class GatewaySettings(ProcessSettings):
     body_timeout_seconds: Annotated[float, Field(gt=0, description="Longest wait for a request's body.")] = (
         30.0
     )
+    unjudged_parts: Annotated[
+        Literal["refuse", "allow"],
+        Field(
+            description="What a moderation does with images, which no judge reads: refuse it, or leave them out and say so."
+        ),
+    ] = "refuse"
     hold_back_milliseconds: Annotated[
         int, Field(ge=1, le=10_000, description="Streamed text that waited this long is checked at once.")
     ] = DEFAULT_HOLD_BACK_MILLISECONDS

@@ -20,7 +20,7 @@ UNAVAILABLE_TEXT: Final = "the ethics service does not answer, so nothing was fo
 
 
 class EthicsClient:
-    """Judges actions, and opens the check of outputs."""
+    """Judges actions, opens the check of outputs, and asks for verdicts on texts."""
 
     def __init__(
         self, stub: EthicsServiceAsyncStub, *, timeout_seconds: float, max_act_seconds: float
@@ -44,6 +44,16 @@ class EthicsClient:
             raise ethics_failure(error) from error
         _require_whole(response)
         return response
+
+    async def score(
+        self, text: str, *, stage: ethics_pb2.Stage.ValueType, request_text: str = ""
+    ) -> ethics_pb2.ScoreResponse:
+        """Ask for the verdict on a text; raises UnavailableError with reason ETHICS_UNAVAILABLE when there is none."""
+        request = ethics_pb2.ScoreRequest(text=text, stage=stage, request_text=request_text)
+        try:
+            return await self._stub.Score(request, timeout=self.timeout_seconds)
+        except grpc.RpcError as error:
+            raise ethics_failure(error) from error
 
     def open_check(self) -> Any:  # Any: grpc.aio's bidirectional call, typed by its own stubs only loosely
         """Open the check of one output; the caller writes, reads and cancels it."""

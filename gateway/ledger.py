@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from gateway.acts import Act, Ending, Logged, Served
@@ -27,6 +28,20 @@ MILLION: Final = 1_000_000
 MAX_ATTRIBUTE_CHARS: Final = 1024
 MAX_NAME_CHARS: Final = 1024
 """The log refuses longer texts; a backend chooses its models' names, and must not undo its own record with one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """One question that is answered without any act: nothing runs, so there is neither intent nor outcome."""
+
+    kind: str  # begins the types of its records: "moderation" gives moderation.verdict, moderation.refused
+    rpc: str
+    caller: Caller
+    request_id: str
+    trace_id: str
+    started: float  # monotonic seconds, when the request arrived
+    body: bytes
+    may_spool: bool = True
 
 
 class Ledger:
@@ -80,6 +95,23 @@ class Ledger:
         record.result.code = code
         return await self._append(record, [Payload("request", act.action.value)], may_spool=act.may_spool)
 
+    async def answered(
+        self, inquiry: Inquiry, decision: decision_pb2.Decision, *, released: bytes, facts: Mapping[str, str]
+    ) -> Logged:
+        """Log what was said to an inquiry; the question is committed to and not kept, the answer is kept."""
+        record = self._inquiry_record(inquiry, "verdict", "ok")
+        record.decision.CopyFrom(_decision_of(decision))
+        _add(record, {**facts, "result.released_form": inquiry.kind})
+        payloads = [Payload("request", inquiry.body, store=False), Payload("released", released)]
+        return await self._append(record, payloads, may_spool=inquiry.may_spool)
+
+    async def unanswered(self, inquiry: Inquiry, status: str, code: str) -> Logged:
+        """Log an inquiry that got no answer; the question is committed to and not kept."""
+        record = self._inquiry_record(inquiry, "refused", status, code)
+        return await self._append(
+            record, [Payload("request", inquiry.body, store=False)], may_spool=inquiry.may_spool
+        )
+
     async def invalid(self, caller: Caller, *, kind: str, rpc: str, error: KalaError, body: bytes, request_id: str,
                       trace_id: str) -> Logged:  # fmt: skip
         """Log a request of a known caller that was malformed; its body is committed to, not kept."""
@@ -109,6 +141,15 @@ class Ledger:
         _name_caller(record, caller)
         _add(record, {"request_id": request_id, **facts})
         return await self._append(record, [], may_spool=False)
+
+    def _inquiry_record(self, inquiry: Inquiry, step: str, status: str, code: str = "") -> audit_pb2.Record:
+        record = audit_pb2.Record(type=f"{inquiry.kind}.{step}", trace_id=inquiry.trace_id)
+        _name_caller(record, inquiry.caller)
+        record.action.rpc = inquiry.rpc
+        record.result.status, record.result.code = status, code
+        record.result.duration_ms = max(0, round((self._clock() - inquiry.started) * 1000))
+        _add(record, {"request_id": inquiry.request_id})
+        return record
 
     async def _append(
         self,

@@ -15,6 +15,8 @@ from gateway.bridge_routes import Binding
 from gateway.chat_schema import ChatRequest
 from gateway.edge import JSON, Exchange
 from gateway.framing import EVENT_STREAM, NDJSON
+from gateway.moderation_categories import LAWS, OPENAI_CATEGORIES, OPENAI_OF
+from gateway.moderation_schema import ModerationRequest
 from gateway.schemas import Schemas, descriptor_of
 from kala.common.v1 import options_pb2
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 Json = dict[str, Any]  # Any: JSON
 
 COMMENTS_FILE: Final = "contract_comments.json"
+
+_REFERENCE: Final = "#/components/schemas/{model}"
 
 _VARIABLE: Final = re.compile(r"\{([a-z_.]+)(?:=([^}]+))?\}")
 
@@ -92,7 +96,8 @@ class OpenApi:
         for binding in self._bindings:
             path, parameters = open_path(binding)
             paths.setdefault(path, {})[binding.verb.lower()] = _operation(binding, parameters, schemas)
-        chat = ChatRequest.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
+        chat = ChatRequest.model_json_schema(by_alias=True, ref_template=_REFERENCE)
+        moderation = ModerationRequest.model_json_schema(by_alias=True, ref_template=_REFERENCE)
         return {
             "openapi": "3.1.0",
             "info": {
@@ -109,6 +114,9 @@ class OpenApi:
                 "schemas": {
                     **chat.pop("$defs"),
                     "ChatRequest": chat,
+                    **moderation.pop("$defs"),
+                    "ModerationRequest": moderation,
+                    "Moderation": _moderation(),
                     "OpenAIError": _OPENAI_ERROR,
                     "Error": _GOOGLE_ERROR,
                     **schemas.collected,
@@ -211,6 +219,25 @@ def _openai_paths() -> Json:
                 },
             }
         },
+        "/v1/moderations": {
+            "post": {
+                "operationId": "createModeration",
+                "tags": ["openai"],
+                "summary": "Judge texts by the Five Laws, with a receipt; nothing is generated",
+                "x-kala-scope": "chat",
+                "requestBody": {
+                    "required": True,
+                    "content": {JSON: {"schema": {"$ref": "#/components/schemas/ModerationRequest"}}},
+                },
+                "responses": {
+                    "200": {
+                        "description": "One result per text, in their order; one for all parts of an input in parts.",
+                        "content": {JSON: {"schema": {"$ref": "#/components/schemas/Moderation"}}},
+                    },
+                    "default": _error_response("OpenAIError"),
+                },
+            }
+        },
         "/v1/models": {"get": _simple("listModels", "List what can be asked for", "chat")},
         "/v1/models/{id}": {
             "get": {
@@ -221,6 +248,49 @@ def _openai_paths() -> Json:
         "/healthz": {"get": {**_simple("live", "Tell whether the process lives", None), "security": []}},
         "/readyz": {
             "get": {**_simple("ready", "Tell whether requests would be answered", None), "security": []}
+        },
+    }
+
+
+def _moderation() -> Json:
+    names = [*OPENAI_CATEGORIES, *(f"law_{law}" for law in LAWS), *(f"kala/{name}" for name in OPENAI_OF)]
+
+    def per_category(value: Json) -> Json:
+        return {
+            "type": "object",
+            "required": names,
+            "properties": dict.fromkeys(names, value),
+            "additionalProperties": value,
+        }
+
+    result: Json = {
+        "type": "object",
+        "required": ["flagged", "categories", "category_scores", "category_applied_input_types", "kala"],
+        "properties": {
+            "flagged": {"type": "boolean", "description": "Whether ethics came to anything but ALLOW."},
+            "categories": per_category({"type": "boolean"}),
+            "category_scores": per_category({"type": "number", "minimum": 0, "maximum": 1}),
+            "category_applied_input_types": per_category(
+                {"type": "array", "items": {"type": "string", "const": "text"}}
+            ),
+            "kala": {
+                "type": "object",
+                "required": ["decision", "unjudged"],
+                "properties": {
+                    "decision": {"type": "object"},
+                    "unjudged": {"type": "array", "items": {"type": "string"}},
+                },
+            },
+        },
+    }
+    return {
+        "type": "object",
+        "required": ["id", "model", "results", "kala"],
+        "properties": {
+            "id": {"type": "string"},
+            "model": {"type": "string", "description": "The constitution that judged."},
+            "results": {"type": "array", "items": result},
+            "kala": {"type": "object", "required": ["receipt", "overhead_ms"]},
         },
     }
 

@@ -27,6 +27,7 @@ from gateway.key_store import KeyStore
 from gateway.keys_service import KeysService
 from gateway.ledger import Ledger
 from gateway.models import Models
+from gateway.moderations import Moderations
 from gateway.openapi import OpenApi
 from gateway.pipeline import Pipeline
 from kala.audit.v1.audit_pb2_grpc import AuditReadServiceStub
@@ -130,6 +131,15 @@ def _app(
     bindings = bindings_of(contract_files())
     return build_app(
         chat=ChatCompletions(gate=gate, ledger=ledger, pipeline=pipeline, limits=limits, may_spool=may_spool),
+        moderations=Moderations(
+            gate=gate,
+            ledger=ledger,
+            ethics=ethics,
+            background=background,
+            limits=limits,
+            allows_unjudged=settings.unjudged_parts == "allow",
+            may_spool=may_spool,
+        ),
         models=Models(gate=gate, inference=inference_stub, started_at=int(time.time())),
         health=Health(
             ethics=channels[ETHICS], ledger=ledger, registry=telemetry.registry, clock=time.monotonic

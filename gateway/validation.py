@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -60,6 +60,17 @@ def first_error(error: ValidationError, body: object) -> InvalidArgumentError:
         discriminator = str(context["discriminator"]).strip("'")
         path = f"{path}.{discriminator}" if path else discriminator
     return InvalidArgumentError(path or "body", _problem(kind, context, first))
+
+
+def refuse_unknown(body: Mapping[str, Any], known: Container[str]) -> None:  # Any: JSON
+    """Raise InvalidArgumentError that names the first parameter that the endpoint does not know."""
+    for name in body:
+        if name not in known:
+            raise InvalidArgumentError(
+                name if name.isidentifier() else "body",
+                f"{name[:64]!r} is not a parameter of this endpoint; remove it",
+                reason="UNKNOWN_PARAMETER",
+            )
 
 
 def path_of(location: tuple[int | str, ...], body: object, *, is_missing: bool) -> str:

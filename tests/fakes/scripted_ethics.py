@@ -47,6 +47,13 @@ class ScriptedEthics(ethics_pb2_grpc.EthicsServiceServicer):
     """Ages of the next clearances; an old one is expired on arrival."""
     endings: list[str] = field(default_factory=list)
     """How each output check ended: open, decided or cancelled."""
+    scores: list[pb.ScoreRequest] = field(default_factory=list)
+    hangs_on_score: str = ""
+    """Texts that hold this are never judged."""
+    verdict: pb.ScoreResponse | None = None
+    """What every text comes to, in place of what its words say."""
+    scoring: int = 0
+    most_scoring: int = 0
 
     async def CheckAction(  # noqa: N802 - the contract's name
         self, request: pb.CheckActionRequest, context: Context
@@ -80,6 +87,20 @@ class ScriptedEthics(ethics_pb2_grpc.EthicsServiceServicer):
             return self.signer
         age = self.clearance_age_seconds.pop(0)
         return ClearanceSigner(self.signer._private_key, clock=lambda: time.time() - age)
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
+        self.scores.append(request)
+        if self.is_down:
+            await abort(context, UnavailableError("down"))
+        self.scoring += 1
+        self.most_scoring = max(self.most_scoring, self.scoring)
+        try:
+            await asyncio.sleep(0)
+            if self.hangs_on_score and self.hangs_on_score in request.text:
+                await asyncio.Event().wait()
+        finally:
+            self.scoring -= 1
+        return self.verdict or verdict_on(request.text)
 
     async def CheckOutput(  # noqa: N802 - the contract's name
         self, requests: AsyncIterator[pb.CheckOutputRequest], context: Context
@@ -147,6 +168,28 @@ class _Check:
             )
         decision = _decision(decision_pb2.OUTCOME_ALLOW) if is_last else None
         return [pb.CheckOutputResponse(checked=checked, decision=decision)] if checked or is_last else []
+
+
+def verdict_on(text: str) -> pb.ScoreResponse:
+    """Give the verdict that a text's words ask for; law 1 speaks against what is not allowed."""
+    outcome = next((found for words, found in _OUTCOMES.items() if words in text), decision_pb2.OUTCOME_ALLOW)
+    decision = _decision(outcome)
+    if outcome == decision_pb2.OUTCOME_ALLOW:
+        return pb.ScoreResponse(decision=decision, laws=[pb.LawScore(law=law) for law in range(5)])
+    decision.category = decision.evidence[0].category = "violence.killing"
+    return pb.ScoreResponse(
+        decision=decision,
+        laws=[
+            pb.LawScore(
+                law=law, score=1.0 if law == 1 else 0.0, category=decision.category if law == 1 else ""
+            )
+            for law in range(5)
+        ],
+        categories=[
+            pb.CategoryScore(category="violence.killing", score=0.9),
+            pb.CategoryScore(category="cyber.malware", score=0.25),
+        ],
+    )
 
 
 def _decision(outcome: decision_pb2.Outcome) -> decision_pb2.Decision:

@@ -17,7 +17,16 @@ from typing import Any, Final
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the service images and the two set-ups install.
-LOCKED_EXTRAS: Final = ("audit", "ethics", "gateway", "inference", "inference-pythia", "suite", "dev")
+LOCKED_EXTRAS: Final = (
+    "audit",
+    "ethics",
+    "evaluation",
+    "gateway",
+    "inference",
+    "inference-pythia",
+    "suite",
+    "dev",
+)
 OMITTED: Final = frozenset({"torch", "triton", "kala-suite"})
 OMITTED_PREFIXES: Final = ("nvidia-", "cuda-")
 TORCH: Final = "torch==2.13.0"

@@ -88,6 +88,27 @@ def test_a_refusal_is_a_content_filter_with_a_decision(client: openai.OpenAI, up
     assert len(upstream.asked) == before
 
 
+def test_python_asks_for_a_moderation(client: openai.OpenAI, upstream: FakeLMStudio) -> None:
+    before = len(upstream.asked)
+    raw = client.moderations.with_raw_response.create(
+        model="omni-moderation-latest", input=["What is machine learning?", HARMFUL]
+    )
+    harmless, harmful = raw.parse().results
+    assert (harmless.flagged, harmful.flagged) == (False, True)
+    assert harmful.categories.illicit_violent
+    assert harmful.categories.model_extra is not None
+    assert harmful.categories.model_extra["law_1"]
+    assert raw.headers["x-kala-receipt"].startswith("rcpt_")
+    parts: Any = [
+        {"type": "text", "text": "Look"},
+        {"type": "image_url", "image_url": {"url": "https://a.b/c"}},
+    ]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.moderations.create(input=parts)
+    assert (caught.value.param, caught.value.code) == ("input[1]", "unjudged_part")
+    assert len(upstream.asked) == before
+
+
 def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
     models = {model.id for model in client.models.list()}
     assert {"auto", "tiny-qwen"} <= models
@@ -163,6 +184,8 @@ def test_the_node_client_works_unmodified(suite: Suite, node_client: Path) -> No
     assert saw["streamed"]["text"] == ANSWER
     assert saw["streamed"]["usage"]["completion_tokens"] == len(WORDS)
     assert saw["streamed"]["kala"]["receipt"]["status"] == "LOGGED"
+    assert saw["moderated"]["flagged"] == [False, True]
+    assert saw["moderated"]["law"] is True
     assert saw["refused"] == {"finish": "content_filter", "outcome": "REFUSE"}
     assert "auto" in saw["models"]
     assert saw["unauthenticated"]["name"] == "AuthenticationError"

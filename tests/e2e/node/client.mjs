@@ -27,6 +27,7 @@ for await (const chunk of stream) {
   streamed.kala = chunk.kala ?? streamed.kala;
 }
 const refused = await client.chat.completions.create({ model: "auto", messages: harmful });
+const moderation = await client.moderations.create({ input: [question[0].content, process.env.HARMFUL] });
 const models = [];
 for await (const model of client.models.list()) models.push(model.id);
 const stranger = new OpenAI({ baseURL: `${process.env.KALA_URL}/v1`, apiKey: "kala_wrong", maxRetries: 0 });
@@ -36,6 +37,10 @@ console.log(JSON.stringify({
   receipt: response.headers.get("x-kala-receipt"),
   streamed,
   refused: { finish: refused.choices[0].finish_reason, outcome: refused.kala.decision.outcome },
+  moderated: {
+    flagged: moderation.results.map((result) => result.flagged),
+    law: moderation.results[1].categories["law_1"],
+  },
   models,
   unauthenticated: await errorOf(() => stranger.chat.completions.create({ model: "auto", messages: question })),
   unknownModel: await errorOf(() => client.chat.completions.create({ model: "no-such-model", messages: question })),

@@ -1,12 +1,14 @@
 """Find every text of an action that a judge must read, each with its path and whose words it is.
 
-A chat is read message by message; any other action by walking all its fields, so that an action added later is
-judged in full without a change here. What no judge can read (images, audio, bytes that are no text) is named.
+A chat is read message by message and joined (`conversation.py`); any other action by walking all its fields, so that
+an action added later is judged in full without a change here. A tool call is also read as the one thing that it does.
+What no judge can read (images, audio, bytes that are no text) is named.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -15,12 +17,16 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from kala.inference.v1 import inference_pb2
-from services.ethics.judge import Stage
+from kala.tools.v1 import tools_pb2
+from services.ethics.conversation import MAX_PHRASE_CHARS, Track, Turn, joined
+from services.ethics.judge import Extent, Stage
 
-# System texts and the latest user turns are also judged as one text: a request may be spread over several of them.
-JOINED_TURNS: Final = 8
-MAX_JOINED_CHARS: Final = 16_384
 CONVERSATION: Final = "conversation"
+# The end of an answer, which the next turn replies to. A client can put a question there and then ask for its answer.
+ASKED_CHARS: Final = 400
+_ASKED: Final = re.compile(r"[^.!?\n]+\?")
+# What a tool call does, said in one sentence; its arguments are read in full besides.
+MAX_SENTENCE_CHARS: Final = 1_024
 # Deeper JSON than this holds no arguments that a tool could use.
 MAX_JSON_DEPTH: Final = 32
 # Texts that are read as documents, not as requests: the task on them is judged, their subject is not.
@@ -36,11 +42,13 @@ _STAGES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text of an action."""
+    """One text of an action, or several of them joined."""
 
     field: str
     stage: Stage
     text: str
+    extent: Extent = Extent.WHOLE
+    borders: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +68,16 @@ def pieces_of(action: Message) -> Iterator[Piece]:
         yield from _chat(action)
     else:
         yield from _fields(action, "", Stage.REQUEST)
+    if isinstance(action, tools_pb2.ExecuteAction):
+        yield from _sentence(action.tool, action.arguments_json, "action", Stage.REQUEST)
 
 
 def _chat(action: inference_pb2.ChatAction) -> Iterator[Piece]:
     for index, message in enumerate(action.messages):
         yield from _message(message, f"messages[{index}]")
-    yield from _joined_turns(action)
+    yield from _asked(action)
+    for join in joined(list(_tracks(action))):
+        yield Text(join.field, join.stage, join.text, join.extent, join.borders)
     rest = inference_pb2.ChatAction()
     rest.CopyFrom(action)
     rest.ClearField("messages")
@@ -86,6 +98,7 @@ def _message(message: inference_pb2.ChatMessage, path: str) -> Iterator[Piece]:
         yield from _named(call, f"{path}.tool_calls[{index}]", Stage.OUTPUT, "id")
         yield Text(f"{path}.tool_calls[{index}].name", Stage.OUTPUT, call.name)
         yield from json_texts(call.arguments, f"{path}.tool_calls[{index}].arguments", Stage.OUTPUT)
+        yield from _sentence(call.name, call.arguments, f"{path}.tool_calls[{index}]#action", Stage.OUTPUT)
 
 
 def _named(message: Message, path: str, stage: Stage, *names: str) -> Iterator[Text]:
@@ -96,36 +109,117 @@ def _named(message: Message, path: str, stage: Stage, *names: str) -> Iterator[T
             yield Text(f"{path}.{name}", stage, text)
 
 
-def _joined_turns(action: inference_pb2.ChatAction) -> Iterator[Text]:
-    turns = [
-        *_texts_of(action, inference_pb2.ROLE_SYSTEM),
-        *_texts_of(action, inference_pb2.ROLE_USER)[-JOINED_TURNS:],
-    ]
-    if len(turns) > 1:
-        yield Text(CONVERSATION, Stage.REQUEST, "\n".join(turns)[-MAX_JOINED_CHARS:])
+def _asked(action: inference_pb2.ChatAction) -> Iterator[Text]:
+    """Questions at the end of an answer that somebody goes on from: whoever sends the conversation may have put them."""
+    messages = action.messages
+    replied = [index for index, message in enumerate(messages) if message.role == inference_pb2.ROLE_USER]
+    for index, message in enumerate(messages[: replied[-1]] if replied else ()):
+        if message.role == inference_pb2.ROLE_ASSISTANT:
+            end = "\n".join(_texts_of(message))[-ASKED_CHARS:]
+            if questions := [found.strip() for found in _ASKED.findall(end)]:
+                yield Text(f"messages[{index}]#asked", Stage.REQUEST, "\n".join(questions))
 
 
-def _texts_of(action: inference_pb2.ChatAction, role: inference_pb2.Role.ValueType) -> list[str]:
-    return [
-        part.text
-        for message in action.messages
-        if message.role == role
-        for part in message.content
-        if part.WhichOneof("part") == "text"
+def _tracks(action: inference_pb2.ChatAction) -> Iterator[Track]:
+    """What is read one after the other: all that people and the operator said; all turns; documents; names; tools."""
+    users = [
+        Turn(index, text)
+        for index, message in enumerate(action.messages)
+        if _STAGES.get(message.role, Stage.REQUEST) is Stage.REQUEST
+        for text in _texts_of(message)
     ]
+    everything = [
+        Turn(index, text)
+        for index, message in enumerate(action.messages)
+        for text in (message.name, *_texts_of(message), *map(_call_sentence, message.tool_calls))
+        if message.role != inference_pb2.ROLE_TOOL or len(text) <= MAX_PHRASE_CHARS
+    ]
+    documents = [
+        Turn(index, text)
+        for index, message in enumerate(action.messages)
+        if message.role == inference_pb2.ROLE_TOOL
+        for text in _texts_of(message)
+    ]
+    names = [
+        Turn(index, name)
+        for index, message in enumerate(action.messages)
+        for name in (message.name, *(call.name for call in message.tool_calls))
+    ]
+    tools = [
+        Turn(index, text)
+        for index, tool in enumerate(action.tools)
+        for text in (tool.name, tool.description, _said_in(tool.parameters_json))
+    ]
+    yield Track(f"{CONVERSATION}.user", Stage.REQUEST, tuple(users))
+    yield Track(CONVERSATION, Stage.REQUEST, tuple(everything))
+    yield Track(f"{CONVERSATION}.documents", Stage.TOOL_RESULT, tuple(documents))
+    yield Track(f"{CONVERSATION}.names", Stage.REQUEST, tuple(names))
+    if tools:
+        # A template may print the tools before or after what is asked.
+        latest = [Turn(0, turn.text) for turn in users[-1:]]
+        yield Track(
+            "tools", Stage.REQUEST, (*latest, *tools, *(Turn(tools[-1].number, t.text) for t in latest))
+        )
+
+
+def _texts_of(message: inference_pb2.ChatMessage) -> list[str]:
+    return [part.text for part in message.content if part.WhichOneof("part") == "text"]
+
+
+def _call_sentence(call: inference_pb2.ToolCall) -> str:
+    return action_sentence(call.name, call.arguments)
+
+
+def _sentence(name: str, arguments: str, path: str, stage: Stage) -> Iterator[Text]:
+    sentence = action_sentence(name, arguments)
+    if sentence:
+        yield Text(path, stage, sentence)
+
+
+def action_sentence(name: str, arguments: str) -> str:
+    """What a tool call does, as one sentence: "shell: rm -rf /data"; empty where the arguments are no JSON object.
+
+    One value stands by itself, several stand after their names; at most MAX_SENTENCE_CHARS.
+    """
+    try:
+        values = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(values, dict) or not values:
+        return ""
+    said = {key: " ".join(_scalars(value, MAX_JSON_DEPTH)) for key, value in values.items()}
+    words = list(said.values()) if len(said) == 1 else [f"{key} {value}" for key, value in said.items()]
+    return f"{name}: {', '.join(words)}"[:MAX_SENTENCE_CHARS]
+
+
+def _scalars(value: object, depth: int) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, int | float):
+        yield str(value)
+    elif depth and isinstance(value, list):
+        for item in value:
+            yield from _scalars(item, depth - 1)
+    elif depth and isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _scalars(item, depth - 1)
+
+
+def _said_in(source: str) -> str:
+    """The strings of a JSON text joined; empty where it does not parse."""
+    try:
+        return "\n".join(_strings(json.loads(source), MAX_JSON_DEPTH)) if source else ""
+    except (ValueError, RecursionError):
+        return ""
 
 
 def json_texts(source: str, path: str, stage: Stage) -> Iterator[Text]:
     """A JSON text as it stands and, where it parses, its strings joined: escapes and structure hide nothing."""
     if source:
         yield Text(path, stage, source)
-    try:
-        strings = list(_strings(json.loads(source), MAX_JSON_DEPTH))
-    except (ValueError, RecursionError):
-        return
-    joined = "\n".join(strings)
-    if joined:
-        yield Text(f"{path}#strings", stage, joined)
+    if said := _said_in(source):
+        yield Text(f"{path}#strings", stage, said)
 
 
 def _strings(value: object, depth: int) -> Iterator[str]:

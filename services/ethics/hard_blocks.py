@@ -7,6 +7,7 @@ Views are encoded once and matched as bytes; offsets are mapped back only for wh
 from __future__ import annotations
 
 import asyncio
+import bisect
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Final
 import re2
 
 from kala.errors import ConstitutionError, InternalError
-from services.ethics.judge import Evidence, Material, Stage
+from services.ethics.judge import Evidence, Extent, Material, Stage
 from services.ethics.laws import HardBlock
 from services.ethics.patterns import Pattern
 from services.ethics.views import View
@@ -124,17 +125,22 @@ class HardBlocks:
         *,
         opaque: bool = False,
         within: tuple[int, int] | None = None,
+        borders: Sequence[int] = (),
     ) -> list[Finding]:
         """What the rules of a stage find in these views; a rule counts once, in the first view that shows it.
 
-        `within` leaves out what begins before or ends after these characters of the original text.
+        `within` leaves out what begins before or ends after these characters of the original text; `borders`, when
+        there are any, what crosses none of them.
         """
         found: dict[str, list[Finding]] = {}
         for view in views:
             fresh: dict[str, list[Finding]] = {}
             for block, findings in self._find_in(view, stage, opaque=opaque):
                 counted = (
-                    f for f in findings if within is None or (within[0] <= f.start and f.end <= within[1])
+                    f
+                    for f in findings
+                    if (within is None or (within[0] <= f.start and f.end <= within[1]))
+                    and (not borders or _crosses(f, borders))
                 )
                 fresh.setdefault(block.id, []).extend(itertools.islice(counted, MAX_SPANS_PER_RULE))
             found = {rule: findings for rule, findings in fresh.items() if findings} | found
@@ -176,8 +182,17 @@ class HardBlockJudge:
         return [
             evidence_of(finding, part.field)
             for part in material.parts
-            for finding in self._blocks.find(part.reading.views, part.stage, opaque=opaque)
+            if part.extent is not Extent.WINDOW
+            for finding in self._blocks.find(
+                part.reading.views, part.stage, opaque=opaque, borders=part.borders
+            )
         ]
+
+
+def _crosses(finding: Finding, borders: Sequence[int]) -> bool:
+    """Whether a finding lies on both sides of a border; what lies within one turn was judged with that turn."""
+    following = bisect.bisect_right(borders, finding.start)
+    return following < len(borders) and borders[following] < finding.end
 
 
 def _findings(

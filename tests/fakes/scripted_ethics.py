@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kala.common.v1 import decision_pb2
-from kala.errors import UnavailableError
+from kala.errors import InvalidArgumentError, UnavailableError
 from kala.ethics.v1 import ethics_pb2 as pb
 from kala.ethics.v1 import ethics_pb2_grpc
 from services.common.clearance import ClearanceSigner
@@ -50,6 +50,8 @@ class ScriptedEthics(ethics_pb2_grpc.EthicsServiceServicer):
     scores: list[pb.ScoreRequest] = field(default_factory=list)
     hangs_on_score: str = ""
     """Texts that hold this are never judged."""
+    rejects_score: bool = False
+    """Whether every text breaks a rule of the contract."""
     verdict: pb.ScoreResponse | None = None
     """What every text comes to, in place of what its words say."""
     scoring: int = 0
@@ -92,6 +94,8 @@ class ScriptedEthics(ethics_pb2_grpc.EthicsServiceServicer):
         self.scores.append(request)
         if self.is_down:
             await abort(context, UnavailableError("down"))
+        if self.rejects_score:
+            await abort(context, InvalidArgumentError("text", "is too long"))
         self.scoring += 1
         self.most_scoring = max(self.most_scoring, self.scoring)
         try:

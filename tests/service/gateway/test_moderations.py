@@ -202,6 +202,23 @@ async def test_one_text_without_a_verdict_ends_the_whole_call(tmp_path: Path) ->
         assert await eventually(lambda: asyncio.sleep(0, result=suite.ethics.scoring == 0))
 
 
+async def test_a_call_that_takes_too_long_has_no_verdict(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.moderations.CALL_SECONDS", 0.1)
+    suite.ethics.hangs_on_score = "slow"
+    response = await moderate(suite, ["a", "slow"])
+    assert (response.status_code, error_of(response).code) == (503, "ethics_unavailable")
+    assert "send fewer or shorter" in error_of(response).message
+
+
+async def test_what_ethics_finds_wrong_is_told_by_the_callers_own_field(suite: Suite) -> None:
+    suite.ethics.rejects_score = True
+    response = await moderate(suite, ["a"])
+    assert (response.status_code, error_of(response).param) == (400, "input[0]")
+    assert (await suite.leaves())[-1]["type"] == "moderation.refused"
+
+
 async def test_at_most_four_texts_of_a_call_are_judged_at_a_time(suite: Suite) -> None:
     texts = [f"text {number}" for number in range(32)]
     body = (await moderate(suite, texts)).json()

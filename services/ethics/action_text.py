@@ -49,6 +49,7 @@ class Text:
     text: str
     extent: Extent = Extent.WHOLE
     borders: tuple[int, ...] = ()
+    context: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Final
 from services.ethics.action_text import Piece, Text, Unreadable
 from services.ethics.fold import Folder
 from services.ethics.hard_blocks import INLINE_CHARS, HardBlockJudge, HardBlocks
-from services.ethics.judge import Evidence, Judge, Material, Outcome, Part, Stage
+from services.ethics.judge import Evidence, Judge, Material, Outcome, Part, Rater, Ratings, Stage
 from services.ethics.judgement import Judgement, OnFault, decide, judge_material
 from services.ethics.laws import Constitution
 from services.ethics.messages import UNREADABLE
@@ -27,6 +27,7 @@ class Bench:
         constitution: Constitution,
         *,
         further_judges: Sequence[Judge] = (),
+        rater: Rater | None = None,
         allow_unreadable: bool,
         on_fault: OnFault,
     ) -> None:
@@ -36,6 +37,7 @@ class Bench:
         self._rules = HardBlocks(constitution.blocks)
         self._hold_back = {stage: hold_back_chars(constitution.blocks, stage) for stage in Stage}
         self._judges: tuple[Judge, ...] = (HardBlockJudge(self._rules), *further_judges)
+        self._rater = rater
         self._allow_unreadable = allow_unreadable
         self._on_fault = on_fault
 
@@ -54,17 +56,17 @@ class Bench:
         pieces = tuple(pieces)
         texts = [piece for piece in pieces if isinstance(piece, Text)]
         unread = [self._unread(piece) for piece in pieces if isinstance(piece, Unreadable)]
-        if sum(len(text.text) for text in texts) > INLINE_CHARS:
-            material = await asyncio.to_thread(self._read, texts)
-        else:
-            material = self._read(texts)
         return await judge_material(
-            material,
+            await self._material(texts),
             self._judges if judges is None else judges,
             self.constitution,
             self._on_fault,
             evidence=unread,
         )
+
+    async def rate(self, text: Text) -> Ratings | None:
+        """How strongly each law speaks against a text, whatever the decision; None without a judge that says so."""
+        return None if self._rater is None else await self._rater.rate(await self._material([text]))
 
     def views(self, text: str) -> tuple[View, ...]:
         """In which ways a text is read, for an explanation."""
@@ -78,10 +80,22 @@ class Bench:
         """The decision over an output's evidence."""
         return decide(evidence, self.constitution, judges=self.judges[:1], parts=channels)
 
+    async def _material(self, texts: Sequence[Text]) -> Material:
+        if sum(len(text.text) for text in texts) > INLINE_CHARS:
+            return await asyncio.to_thread(self._read, texts)
+        return self._read(texts)
+
     def _read(self, texts: Sequence[Text]) -> Material:
         return Material(
             tuple(
-                Part(text.field, text.stage, self._reader.read(text.text), text.extent, text.borders)
+                Part(
+                    text.field,
+                    text.stage,
+                    self._reader.read(text.text),
+                    text.extent,
+                    text.borders,
+                    text.context,
+                )
                 for text in texts
             )
         )

@@ -7,7 +7,7 @@ The order of judges is the order in which they are asked; the decision is made o
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,6 +88,22 @@ class Evidence:
     view: str
     score: float = 1.0
     is_open: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ratings:
+    """How strongly each law, 0 to 4, and each category speaks against some material; 0 to 1, whatever the thresholds."""
+
+    laws: tuple[float, ...]
+    categories: Mapping[str, float]
+
+
+class Rater(Protocol):
+    """Rates material by every law, also where it has nothing to object to."""
+
+    async def rate(self, material: Material) -> Ratings:
+        """The ratings; it may raise anything."""
+        ...
 
 
 class Judge(Protocol):

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 
 from kala.ethics.constitution import VerifiedConstitution
 from services.ethics.bench import Bench
+from services.ethics.classifier.classifier import load_classifier
+from services.ethics.classifier.judge import ClassifierJudge
+from services.ethics.fold import Folder
 from services.ethics.guard.formats import GuardFormat, read_formats
 from services.ethics.judge import Judge
 from services.ethics.judgement import OnFault
@@ -27,9 +30,13 @@ def seat_judges(
     law_of = {category: law.number for law in constitution.laws for category in law.categories}
     # Read also where no guard is asked: what is signed makes sense, or nothing starts.
     formats = read_formats(verified.files, law_of)
+    classifier = ClassifierJudge(
+        load_classifier(verified.files, constitution.laws), Folder(constitution.look_alikes)
+    )
     return Bench(
         constitution,
-        further_judges=() if guard is None else (guard(formats, constitution.digest),),
+        further_judges=(classifier,) if guard is None else (classifier, guard(formats, constitution.digest)),
+        rater=classifier,
         allow_unreadable=allow_unreadable,
         on_fault=on_fault,
     )

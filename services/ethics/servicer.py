@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf import descriptor_pool, message_factory
@@ -39,6 +39,7 @@ from services.ethics.wire import (
     CHANNELS,
     STAGES,
     Made,
+    category_scores,
     decision_of,
     differences,
     law_scores,
@@ -147,10 +148,14 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         if request.HasField("measurement"):
             raise UnimplementedError("signed measurements come with the trainer")
         began = self._steady_nanos()
-        judgement = await self._bench.judge([_text_of(request.text, request.stage)])
+        text = replace(_text_of(request.text, request.stage), context=request.request_text)
+        judgement = await self._bench.judge([text])
+        ratings = await self._bench.rate(text)
+        laws = self._bench.constitution.laws
         return pb.ScoreResponse(
             decision=self._decision(judgement, began),
-            laws=law_scores(judgement, [law.number for law in self._bench.constitution.laws]),
+            laws=law_scores(judgement, ratings, laws),
+            categories=category_scores(judgement, ratings, laws),
         )
 
     async def SumMeasurements(

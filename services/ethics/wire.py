@@ -12,9 +12,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kala.common.v1 import decision_pb2
 from kala.errors import InvalidArgumentError
 from kala.ethics.v1 import ethics_pb2 as pb
-from services.ethics.judge import Evidence, Outcome, Stage
+from services.ethics.judge import Evidence, Outcome, Ratings, Stage
 from services.ethics.judgement import Judgement
-from services.ethics.laws import Constitution
+from services.ethics.laws import Constitution, Law
 from services.ethics.output_check import Channel
 from services.ethics.replay import Recorded, is_guard
 
@@ -124,16 +124,36 @@ def _evidence_from(item: decision_pb2.Evidence) -> Evidence:
     )
 
 
-def law_scores(judgement: Judgement, laws: Sequence[int]) -> list[pb.LawScore]:
-    """The strongest score under each law."""
+def law_scores(judgement: Judgement, ratings: Ratings | None, laws: Sequence[Law]) -> list[pb.LawScore]:
+    """The score of every law: what was found against it, or else how strongly it was rated."""
+    categories = _category_scores(judgement, ratings)
     scores = []
     for law in laws:
-        found = [item for item in judgement.evidence if item.law == law and item.outcome is not Outcome.ALLOW]
-        strongest = max(found, key=lambda item: item.score, default=None)
-        if strongest is None:
-            scores.append(pb.LawScore(law=law))
-        else:
-            scores.append(pb.LawScore(law=law, score=strongest.score, category=strongest.category))
+        rated = 0.0 if ratings is None else ratings.laws[law.number]
+        strongest = max(law.categories, key=lambda category: categories.get(category, 0.0))
+        score = max(rated, categories.get(strongest, 0.0))
+        scores.append(pb.LawScore(law=law.number, score=score, category=strongest if score else ""))
+    return scores
+
+
+def category_scores(
+    judgement: Judgement, ratings: Ratings | None, laws: Sequence[Law]
+) -> list[pb.CategoryScore]:
+    """The score of every category that a judge scores, in the order of the laws."""
+    scores = _category_scores(judgement, ratings)
+    return [
+        pb.CategoryScore(category=category, score=scores[category])
+        for law in laws
+        for category in law.categories
+        if category in scores
+    ]
+
+
+def _category_scores(judgement: Judgement, ratings: Ratings | None) -> dict[str, float]:
+    scores = {} if ratings is None else dict(ratings.categories)
+    for item in judgement.evidence:
+        if item.law is not None and item.outcome is not Outcome.ALLOW:
+            scores[item.category] = max(scores.get(item.category, 0.0), item.score)
     return scores
 
 

@@ -1,0 +1,213 @@
+"""Choose what the classifier reads of a text: which views, and which windows of them. Pure but for the tokenizer.
+
+The plain view is always read. Of the others those are read that show words which no view before them shows: a
+disguise hides words, and the view that lifts it brings them back. What cannot be read within the bounds is said so.
+"""
+
+from __future__ import annotations
+
+import bisect
+import codecs
+import re
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from tokenizers import Tokenizer
+
+from services.ethics.classifier.encoding import room_for_text
+from services.ethics.classifier.words import Vocabulary
+from services.ethics.judge import Extent, Part
+from services.ethics.views import View
+
+# Beside the plain view. With the two halves of a longer text there are at most MAX_PASSES for a text of one window.
+MAX_FURTHER_VIEWS: Final = 3
+MAX_PASSES: Final = 4
+_HALVES: Final = 2
+# Letters in new words that a view must show: one short word where the view cannot come about by chance, and several
+# where ordinary text has words too when it is read backwards or shifted ("time", "emit").
+MIN_GAIN: Final = 4
+MIN_GAIN_BY_CHANCE: Final = 10
+# More than this in views that are not read any more is said to be unread.
+MIN_UNREAD_GAIN: Final = 16
+PARTED: Final = "parted"
+_BY_CHANCE: Final = frozenset({"reversed", "reversed_words", "rot13", PARTED})
+_SPELLED: Final = frozenset({"spelled", "spelled_words"})
+# Marks that stood between letters and are left alone when the letters are joined: "how. .do. .i".
+_STRAY: Final = re.compile(
+    r"(?<![^\s])[^\sa-z0-9]+(?=[a-z0-9])|(?<=[a-z0-9])[^\sa-z0-9]+(?![^\s])|(?<![^\s])[^\sa-z0-9](?![^\s])"
+)
+_TWINS: Final = {"reversed": "reversed_words", "reversed_words": "reversed"}
+_MAY_RUN_TOGETHER: Final = frozenset({"plain", "leet", "leet_l", "squeezed"})
+# Windows of a longer text overlap by a quarter, so that what is cut by one border is whole in the next window.
+STRIDE_SHARE: Final = 0.75
+# Texts of this many tokens are also read in windows of half their length, which harmless padding cannot outweigh:
+# on the padded development texts that found 43 % of the harmful ones at 3 % false positives, the whole alone 26 %.
+MIN_HALVED_TOKENS: Final = 64
+# Up to this length a text of several windows is read in whole and half windows, beyond it in half windows only.
+MAX_TWICE_READ_TOKENS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One thing to ask: a span of a view; `start` and `end` count characters of the original text."""
+
+    text: str
+    view: str
+    start: int
+    end: int
+    tokens: int
+    is_window: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The passes of one part; `views` are the views that are read, `unread` those with words that no pass shows.
+
+    `is_cut` says that there was more run together than can be parted.
+    """
+
+    passes: tuple[Pass, ...]
+    views: tuple[View, ...]
+    unread: tuple[View, ...]
+    is_cut: bool
+
+    @property
+    def tokens(self) -> int:
+        """What reading it costs."""
+        return sum(item.tokens for item in self.passes)
+
+
+class Planner:
+    """Makes plans with one tokenizer; safe from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.vocabulary = Vocabulary(tokenizer.get_vocab())
+
+    def plan(self, part: Part) -> Plan:
+        """What is to be read of this part."""
+        parted, is_cut = self._parted(part.reading.views)
+        views, unread = self._choose(part.reading.views[0], [*part.reading.views[1:], *parted])
+        context = (
+            len(self._tokenizer.encode(part.context, add_special_tokens=False).ids) if part.context else 0
+        )
+        room = room_for_text(context, part.stage)
+        passes: list[Pass] = []
+        for view in views:
+            # A window of turns or of an output was cut to be read at once.
+            spare = MAX_PASSES - len(views) if part.extent is Extent.WHOLE else 0
+            passes += self._read(view, room, spare)
+        # A text without a single token says nothing.
+        return Plan(tuple(item for item in passes if item.tokens), views, unread, is_cut)
+
+    def _choose(self, plain: View, others: Sequence[View]) -> tuple[tuple[View, ...], tuple[View, ...]]:
+        """The views to read, the plain one first, and those with words that are left unread."""
+        covered = set(self.vocabulary.words_of(plain.text))
+        words = {view: self._gained(view, covered) for view in others}
+        chosen, left = [plain], []
+        while words:
+            view, gain = max(
+                ((view, sum(map(len, found - covered))) for view, found in words.items()),
+                key=lambda pair: pair[1],
+            )
+            if gain < _min_gain(view):
+                # It gains most, but others may need less.
+                del words[view]
+            elif len(chosen) <= MAX_FURTHER_VIEWS:
+                found = words.pop(view)
+                chosen.append(view)
+                twin = _twin(view, [other for other in words if words[other] >= found])
+                if twin is not None and len(chosen) <= MAX_FURTHER_VIEWS:
+                    chosen.append(twin)
+                covered |= found
+            else:
+                if gain >= MIN_UNREAD_GAIN:
+                    left.append(view)
+                covered |= words.pop(view)
+        return tuple(chosen), tuple(left)
+
+    def _gained(self, view: View, plain: AbstractSet[str]) -> AbstractSet[str]:
+        """The view's words that plain words cannot explain: "emit" is no find where the text says "time"."""
+        words = self.vocabulary.words_of(view.text) - plain
+        kind = view.name.rpartition("/")[2]
+        if kind in {"reversed", "reversed_words"}:
+            return {word for word in words if word[::-1] not in plain}
+        if kind == "rot13":
+            return {word for word in words if codecs.encode(word, "rot13") not in plain}
+        return words
+
+    def _parted(self, views: Sequence[View]) -> tuple[list[View], bool]:
+        """Views in which letters that were run together are words again, and whether there was too much of it."""
+        found: list[View] = []
+        is_cut = False
+        for view in views:
+            if view.name.rpartition("/")[2] in _MAY_RUN_TOGETHER:
+                cuts, is_whole = self.vocabulary.cuts(view.text)
+                found += _with_blanks(view, cuts)
+                is_cut |= not is_whole
+        return found, is_cut
+
+    def _read(self, view: View, room: int, spare: int) -> list[Pass]:
+        """The view as one pass with what half windows may be spared, or as overlapping windows."""
+        encoding = self._tokenizer.encode(view.text, add_special_tokens=False)
+        count, offsets = len(encoding.ids), encoding.offsets
+        if count > room:
+            sizes = [room, room // 2] if count <= MAX_TWICE_READ_TOKENS else [room // 2]
+            return [
+                window
+                for size in sizes
+                for window in _windows(view, offsets, size, max(1, int(size * STRIDE_SHARE)))
+            ]
+        text = _STRAY.sub("", view.text) if view.name.rpartition("/")[2] in _SPELLED else view.text
+        whole = Pass(text, view.name, *_span(view, 0, len(view.text)), count, is_window=False)
+        if count < MIN_HALVED_TOKENS or spare < _HALVES:
+            return [whole]
+        half = count - count // 2
+        # Two halves, and with a pass to spare the middle too.
+        step = half // 2 if spare > _HALVES else half
+        return [whole, *_windows(view, offsets, half, step)]
+
+
+def _twin(view: View, others: Sequence[View]) -> View | None:
+    """For a text backwards the one with each word backwards, and the reverse: words alone do not tell which it is."""
+    prefix, _, kind = view.name.rpartition("/")
+    wanted = _TWINS.get(kind)
+    names = (f"{prefix}/{wanted}", wanted) if prefix else (wanted,)
+    return next((other for other in others if wanted is not None and other.name in names), None)
+
+
+def _min_gain(view: View) -> int:
+    return MIN_GAIN_BY_CHANCE if view.name.rpartition("/")[2] in _BY_CHANCE else MIN_GAIN
+
+
+def _windows(view: View, offsets: Sequence[tuple[int, int]], size: int, step: int) -> Iterator[Pass]:
+    """Windows of so many tokens, each a step after the one before; the last ends with the text."""
+    count = len(offsets)
+    for first in range(0, max(1, count - size + step), step):
+        last = min(first + size, count)
+        begin, stop = offsets[first][0], offsets[last - 1][1]
+        yield Pass(view.text[begin:stop], view.name, *_span(view, begin, stop), last - first, is_window=True)
+
+
+def _span(view: View, start: int, end: int) -> tuple[int, int]:
+    """The span of the original text, also of a view without any characters."""
+    return view.locate(start, end) if start < end else (0, 0)
+
+
+def _with_blanks(view: View, cuts: Sequence[int]) -> Iterator[View]:
+    """The view with a blank at each cut; none when there are no cuts."""
+    if not cuts:
+        return
+    pieces = [view.text[start:end] for start, end in pairwise((0, *cuts, len(view.text)))]
+    # A position behind the n-th blank stood n characters earlier.
+    blanks = [cut + number for number, cut in enumerate(cuts)]
+
+    def locate(start: int, end: int) -> tuple[int, int]:
+        first = start - bisect.bisect_left(blanks, start)
+        last = end - bisect.bisect_left(blanks, end)
+        return view.locate(min(first, last), max(first, last))
+
+    yield View(f"{view.name}/{PARTED}", " ".join(pieces), locate)

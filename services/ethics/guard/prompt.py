@@ -24,7 +24,7 @@ NO_REQUEST: Final = "(not given)"
 _MESSAGE: Final = re.compile(r"messages\[(\d+)\]")
 _MESSAGE_TEXT: Final = re.compile(r"messages\[(\d+)\]\.content\[\d+\]\.text")
 # Every model's control tokens look like one of these: <|eot_id|>, </s>, <start_of_turn>, [INST], [/TOOL_RESULTS].
-_ANGLED: Final = re.compile(r"<([^<>\n]*)>")
+_ANGLED: Final = re.compile(r"<([^<>\s][^<>\n]*)>")
 _BRACKETED: Final = re.compile(r"\[(/?[A-Z][A-Z_]{1,40})\]")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -118,3 +119,13 @@ async def test_a_missing_key_file_is_named(server_files: TlsFiles) -> None:
     with pytest.raises(errors.FailedPreconditionError, match=r"gone\.key"):
         async with served_echo(EchoService(), **files):
             pass
+
+
+def test_a_part_knows_the_name_that_its_peers_see(authority: TestAuthority, tmp_path: Path) -> None:
+    assert authority.issue("common", dns_names=("ethics", "ethics.kala.svc")).own_name() == "ethics"
+    assert authority.issue("common").own_name() == "common"
+    broken = tmp_path / "broken.pem"
+    broken.write_text("no certificate")
+    files = TlsFiles(broken, broken, broken)
+    with pytest.raises(errors.FailedPreconditionError, match="no certificate with a name"):
+        files.own_name()

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kala.common.v1.clearance_pb2 import (
+    PURPOSE_JUDGE,
     PURPOSE_REQUEST,
     Clearance,
     ClearanceClaims,
@@ -308,3 +309,28 @@ async def test_the_guard_covers_exactly_the_guarded_calls(
 def test_design_section_4_lists_inference_guards() -> None:
     names = {method.rsplit("/", 1)[1] for method in guarded_methods([inference_pb2.DESCRIPTOR])}
     assert names == {"Chat", "Complete", "Embed", "Rerank", "LoadModel", "LoadAdapter"}
+
+
+@pytest.mark.parametrize("presenter", ["ethics", "local:ethics"])
+def test_ethics_may_have_a_clearance_to_judge_and_no_other(
+    signer: ClearanceSigner, verifier: ClearanceVerifier, presenter: str
+) -> None:
+    present(verifier, seal(signer, presenter=presenter, purpose=PURPOSE_JUDGE), presenter=presenter)
+    asking = seal(signer, presenter=presenter)
+    refused("CLEARANCE_WRONG_PURPOSE", lambda: present(verifier, asking, presenter=presenter))
+
+
+@pytest.mark.parametrize("presenter", ["local:gateway", "gateway", "local:trainer", "ethics.evil"])
+def test_nobody_else_gets_what_a_guard_says(
+    signer: ClearanceSigner, verifier: ClearanceVerifier, presenter: str
+) -> None:
+    judging = seal(signer, presenter=presenter, purpose=PURPOSE_JUDGE)
+    refused("CLEARANCE_WRONG_PURPOSE", lambda: present(verifier, judging, presenter=presenter))
+
+
+def test_judging_is_a_chat_and_nothing_else(signer: ClearanceSigner, verifier: ClearanceVerifier) -> None:
+    judging = seal(signer, audience=COMPLETE, presenter="local:ethics", purpose=PURPOSE_JUDGE)
+    refused(
+        "CLEARANCE_WRONG_PURPOSE",
+        lambda: present(verifier, judging, presenter="local:ethics", audience=COMPLETE),
+    )

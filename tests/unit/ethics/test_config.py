@@ -9,6 +9,8 @@ from kala.ethics.constitution import TrustMode
 from services.common.settings import load, settings_table
 from services.ethics import config
 from services.ethics.config import SECTION, EthicsSettings, default_constitution_dir
+from services.ethics.guard.formats import PromptKind
+from services.ethics.guard.judge import DEADLINE_SECONDS
 
 
 def settings(tmp_path: Path, **environ: str) -> EthicsSettings:
@@ -94,3 +96,42 @@ def test_a_directory_of_ones_own_comes_before_both(tmp_path: Path) -> None:
 def test_the_readme_lists_every_setting() -> None:
     readme = (Path(config.__file__).parent / "README.md").read_text()
     assert settings_table(EthicsSettings, section=SECTION) in readme
+
+
+GUARD = {"GUARD_MODEL": "lmstudio/llama-guard-3-8b", "GUARD_FORMAT": "llama-guard-3"}
+
+
+def test_a_guard_model_comes_from_the_environment_or_the_file(tmp_path: Path) -> None:
+    chosen = settings(
+        tmp_path, **GUARD, INFERENCE_ADDRESS="unix:/i.sock", GUARD_PROMPT="whole", GUARD_CONCURRENCY="2"
+    )
+    assert chosen.guard_model == "lmstudio/llama-guard-3-8b"
+    assert (chosen.guard_prompt, chosen.guard_concurrency) == (PromptKind.WHOLE, 2)
+    assert chosen.guard_deadline_seconds == DEADLINE_SECONDS
+    (tmp_path / "kala.yaml").write_text(
+        "ethics:\n  guard_model: ollama/qwen3guard\n  guard_format: qwen3guard\n  inference_address: unix:/i.sock\n"
+    )
+    assert settings(tmp_path).guard_format == "qwen3guard"
+
+
+def test_without_a_guard_model_there_is_no_guard(tmp_path: Path) -> None:
+    assert settings(tmp_path, INFERENCE_ADDRESS="unix:/i.sock").guard_model is None
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"GUARD_MODEL": "lmstudio/x", "INFERENCE_ADDRESS": "unix:/i.sock"}, "needs guard_format"),
+        (GUARD, "needs guard_format and inference_address"),
+        ({"GUARD_FORMAT": "llama-guard-3"}, "are for a guard_model"),
+        ({"GUARD_PROMPT": "whole"}, "are for a guard_model"),
+        (GUARD | {"GUARD_MODEL": "auto"}, "must name one model"),
+        (GUARD | {"GUARD_MODEL": "local-model"}, "must name one model"),
+        ({"GUARD_DEADLINE_SECONDS": "0"}, "GUARD_DEADLINE_SECONDS"),
+        ({"GUARD_CONCURRENCY": "0"}, "GUARD_CONCURRENCY"),
+        ({"GUARD_PROMPT": "mine"}, "GUARD_PROMPT"),
+    ],
+)
+def test_half_a_guard_is_refused(tmp_path: Path, values: dict[str, str], problem: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=problem):
+        settings(tmp_path, **values)

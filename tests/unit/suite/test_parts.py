@@ -84,3 +84,15 @@ def test_what_the_users_files_say_is_not_overruled_by_a_default(tmp_path: Path) 
 def test_a_wrong_file_is_left_to_the_process_that_reads_it(tmp_path: Path, text: str) -> None:
     (tmp_path / "kala.yaml").write_text(text)
     assert named_in_files({}, tmp_path) == frozenset()
+
+
+def test_ethics_finds_inference_and_the_guard_that_the_caller_wants(tmp_path: Path) -> None:
+    parts = wired(
+        tmp_path, {"KALA_ETHICS_GUARD_MODEL": "lmstudio/guard", "KALA_ETHICS_INFERENCE_ADDRESS": "10.0.0.1:1"}
+    )
+    environment = parts["ethics"].environment
+    assert (
+        environment["KALA_ETHICS_INFERENCE_ADDRESS"]
+        == parts["inference"].environment["KALA_INFERENCE_ADDRESS"]
+    )
+    assert environment["KALA_ETHICS_GUARD_MODEL"] == "lmstudio/guard"

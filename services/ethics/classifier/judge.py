@@ -14,7 +14,7 @@ from typing import Final
 from services.ethics.classifier.calibration import LAWS, Calibration
 from services.ethics.classifier.classifier import Classifier, Question, Scores
 from services.ethics.classifier.language import Languages
-from services.ethics.classifier.passes import Pass, Plan, Planner
+from services.ethics.classifier.passes import MAX_TOKENS, Pass, Plan, Planner
 from services.ethics.fold import Folder
 from services.ethics.judge import Evidence, Extent, Material, Outcome, Part, Ratings, Stage
 from services.ethics.messages import LANGUAGE, TOO_LONG
@@ -27,8 +27,6 @@ UNREAD: Final = "integrity.encoded_instructions"
 INTEGRITY: Final = 3
 SELF_HARM: Final = "self_harm"
 AMBIGUOUS: Final = 2
-# All passes of one judgement together: 512 full windows, some eight seconds of one core.
-MAX_TOKENS_READ: Final = 131_072
 # Longer material is planned on a thread, so that other calls go on.
 INLINE_CHARS: Final = 4_000
 
@@ -115,7 +113,7 @@ class ClassifierJudge:
     def _plan(self, material: Material) -> list[_Read]:
         """What to read of every part; past the bound on tokens nothing is read, which its plan says."""
         planned: list[_Read] = []
-        left = MAX_TOKENS_READ
+        left = MAX_TOKENS
         for part in material.parts:
             # A join in full is for rules; the same turns come as windows too.
             if part.extent is Extent.JOIN:

@@ -30,6 +30,8 @@ class Network:
         except Exception as error:  # noqa: BLE001 - onnxruntime raises classes of its own that share no base
             problem = str(error).partition("\n")[0][:200]
             raise ConstitutionError(f"{MODEL_FILE}: onnxruntime cannot load it: {problem}") from None
+        # The session keeps the bytes only to start over with other providers, of which there are none here.
+        self._session._model_bytes = b""  # noqa: SLF001 - 23 MB, and no public way to let go of them
         inputs = tuple(item.name for item in self._session.get_inputs())
         outputs = tuple(item.name for item in self._session.get_outputs())
         if set(inputs) != set(INPUTS) or outputs != (OUTPUT,):

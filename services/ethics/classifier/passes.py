@@ -32,6 +32,8 @@ MIN_GAIN: Final = 4
 MIN_GAIN_BY_CHANCE: Final = 10
 # More than this in views that are not read any more is said to be unread.
 MIN_UNREAD_GAIN: Final = 16
+# Long texts are taken apart into tokens piece by piece: the tokenizer's own record of a token is large.
+PIECE_CHARS: Final = 8_192
 PARTED: Final = "parted"
 _BY_CHANCE: Final = frozenset({"reversed", "reversed_words", "rot13", PARTED})
 _SPELLED: Final = frozenset({"spelled", "spelled_words"})
@@ -48,6 +50,9 @@ STRIDE_SHARE: Final = 0.75
 MIN_HALVED_TOKENS: Final = 64
 # Up to this length a text of several windows is read in whole and half windows, beyond it in half windows only.
 MAX_TWICE_READ_TOKENS: Final = 1024
+# All passes of one judgement together, in tokens: 512 full windows, some eight seconds of one core. A text of more
+# tokens is not read to its end, since it is not read at all.
+MAX_TOKENS: Final = 131_072
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +157,8 @@ class Planner:
 
     def _read(self, view: View, room: int, spare: int) -> list[Pass]:
         """The view as one pass with what half windows may be spared, or as overlapping windows."""
-        encoding = self._tokenizer.encode(view.text, add_special_tokens=False)
-        count, offsets = len(encoding.ids), encoding.offsets
+        offsets = self._offsets(view.text)
+        count = len(offsets)
         if count > room:
             sizes = [room, room // 2] if count <= MAX_TWICE_READ_TOKENS else [room // 2]
             return [
@@ -169,6 +174,28 @@ class Planner:
         # Two halves, and with a pass to spare the middle too.
         step = half // 2 if spare > _HALVES else half
         return [whole, *_windows(view, offsets, half, step)]
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a text begins and ends."""
+        found: list[tuple[int, int]] = []
+        for place, piece in _pieces(text):
+            offsets = self._tokenizer.encode(piece, add_special_tokens=False).offsets
+            found += offsets if not place else ((place + start, place + end) for start, end in offsets)
+            if len(found) > MAX_TOKENS:
+                break
+        return found
+
+
+def _pieces(text: str) -> Iterator[tuple[int, str]]:
+    """The text in pieces that end with a blank where there is one, each with its place."""
+    start = 0
+    while start < len(text):
+        end = min(start + PIECE_CHARS, len(text))
+        if end < len(text):
+            end = max(text.rfind(" ", start, end), text.rfind("\n", start, end), start) + 1
+            end = end if end > start + 1 else min(start + PIECE_CHARS, len(text))
+        yield start, text[start:end]
+        start = end
 
 
 def _twin(view: View, others: Sequence[View]) -> View | None:

@@ -24,14 +24,18 @@ def seat_judges(
     allow_unreadable: bool,
     on_fault: OnFault,
     guard: SeatGuard | None = None,
+    workers: int | None = None,
 ) -> Bench:
-    """The bench of that version, ready to judge; ConstitutionError names a file that makes no sense."""
+    """The bench of that version, ready to judge; ConstitutionError names a file that makes no sense.
+
+    `workers` is how many cores its classifier may use at once; None means a share of those that there are.
+    """
     constitution = read_constitution(verified)
     law_of = {category: law.number for law in constitution.laws for category in law.categories}
     # Read also where no guard is asked: what is signed makes sense, or nothing starts.
     formats = read_formats(verified.files, law_of)
     classifier = ClassifierJudge(
-        load_classifier(verified.files, constitution.laws), Folder(constitution.look_alikes)
+        load_classifier(verified.files, constitution.laws, workers=workers), Folder(constitution.look_alikes)
     )
     return Bench(
         constitution,

@@ -29,13 +29,20 @@ async def refused(call: object) -> KalaError:
 async def test_a_score_says_how_every_law_speaks(ethics: Ethics) -> None:
     response = await ethics.stub.Score(pb.ScoreRequest(text=BOMB))
     assert response.decision.outcome == OUTCOME_REFUSE
-    assert [(law.law, law.score, law.category) for law in response.laws] == [
-        (0, 0.0, ""),
-        (1, 1.0, "weapons.explosives"),
-        (2, 0.0, ""),
-        (3, 0.0, ""),
-        (4, 0.0, ""),
-    ]
+    assert [law.law for law in response.laws] == [0, 1, 2, 3, 4]
+    assert (response.laws[1].score, response.laws[1].category) == (1.0, "weapons.explosives")
+    assert all(0 < law.score < 1 for law in response.laws if law.law != 1)
+    assert all(law.category for law in response.laws)
+
+
+async def test_a_score_names_every_category_in_the_order_of_the_laws(ethics: Ethics) -> None:
+    response = await ethics.stub.Score(pb.ScoreRequest(text="Good morning!"))
+    laws = await ethics.stub.ListLaws(pb.ListLawsRequest())
+    known = [category for law in laws.laws for category in law.categories]
+    named = [item.category for item in response.categories]
+    assert named == [category for category in known if category in set(named)]
+    assert len(named) > 35
+    assert all(0 <= item.score < 1 for item in response.categories)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +223,7 @@ async def test_a_guards_recorded_word_is_replayed_without_the_guard(ethics: Ethi
     response = await ethics.stub.ReplayDecision(request)
     assert list(response.differences) == []
     assert response.reproduced
-    assert list(response.decision.judges) == ["hard_blocks", "guard.llama_guard_3"]
+    assert list(response.decision.judges) == ["hard_blocks", "classifier", "guard.llama_guard_3"]
 
 
 async def test_a_judge_that_is_not_at_hand_is_named(ethics: Ethics) -> None:

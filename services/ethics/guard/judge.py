@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from services.common.deadlines import bounded
 from services.ethics.guard.client import Ask, GuardClient
 from services.ethics.guard.formats import Found, GuardFormat, PromptKind, Question, Severity
 from services.ethics.guard.prompt import Turn, conversation, render
 from services.ethics.guard.verdict import Verdict, meant, read_verdict, together
-from services.ethics.judge import Evidence, Material, Outcome, Part
+from services.ethics.judge import Evidence, Extent, Material, Outcome, Part
+from services.ethics.messages import LANGUAGE
 from services.ethics.replay import GUARD_PREFIX
 
 DEADLINE_SECONDS: Final = 8.0
@@ -26,17 +28,19 @@ DEADLINE_SECONDS: Final = 8.0
 CONCURRENCY: Final = 4
 """Model servers answer one or a few prompts at a time; more at once only makes each of them late."""
 
-MAX_TEXTS: Final = 32
-"""Texts in question in one judgement. More cannot be answered within the deadline, and so they are not asked."""
+MAX_TEXTS: Final = 256
+"""Texts in question in one judgement: a conversation of a hundred turns in another language. Its earlier turns are
+remembered; a flood of new ones cannot be answered within the deadline anyway."""
 
 REMEMBERED: Final = 4096
 """Verdicts of some 200 bytes each: below 1 MB, and room for some hundred conversations."""
 
-LANGUAGE: Final = "language"
-"""Category of the question what a text in another language says; its rule ends in `:<code>` where the code is known."""
+LANGUAGE_RULE: Final = "language:"
+"""Begins the rule of an open question that names the languages it is about, as ISO 639-1 codes with commas."""
 
-AS_WRITTEN: Final = frozenset({"plain", "parted"})
-"""Views that show what a reader of the text sees anyway: the guard gets the text as it was written."""
+PLAIN: Final = "plain"
+PARTED: Final = "parted"
+"""The view in which words run together are parted again; whoever reads the text with care sees them anyway."""
 
 
 class TooManyTextsError(Exception):
@@ -93,7 +97,9 @@ class GuardJudge:
             raise TooManyTextsError(
                 f"{len(doubts)} texts are in question, at most {MAX_TEXTS} are asked about"
             )
-        async with asyncio.timeout(self._limits.deadline_seconds), asyncio.TaskGroup() as group:
+        # Ended before the call being served is, so that its caller hears of a fault instead of nothing.
+        deadline_seconds = bounded(self._limits.deadline_seconds)
+        async with asyncio.timeout(deadline_seconds), asyncio.TaskGroup() as group:
             asked = [group.create_task(self._verdict(material, doubt)) for doubt in doubts]
         return [
             item
@@ -128,11 +134,11 @@ class GuardJudge:
             return verdict
 
     def _evidence(self, doubt: _Doubt, verdict: Verdict) -> list[Evidence]:
-        found: dict[tuple[int | None, str], Evidence] = {}
+        found: dict[tuple[str, int | None, str], Evidence] = {}
         for question in doubt.questions:
             for item in self._answers(question, verdict):
-                # Two questions about one text need no finding twice; what settles them differs by category.
-                found.setdefault((item.law, item.category), item)
+                # Two questions about one text need no finding twice; what settles them differs.
+                found.setdefault((item.view, item.law, item.category), item)
         return list(found.values())
 
     def _answers(self, question: Evidence, verdict: Verdict) -> list[Evidence]:
@@ -160,29 +166,38 @@ class GuardJudge:
             return False
         if question.law is not None:
             return question.law in self._guard.laws
-        if question.category == LANGUAGE:
-            return self._guard.reads_language(question.rule.rpartition(":")[2])
-        return False
+        return question.category == LANGUAGE and self._reads(question.rule)
+
+    def _reads(self, rule: str) -> bool:
+        named = rule.removeprefix(LANGUAGE_RULE) if rule.startswith(LANGUAGE_RULE) else ""
+        return all(map(self._guard.reads_language, named.split(",")))
 
 
 def _doubts(material: Material, so_far: Sequence[Evidence]) -> list[_Doubt]:
     """The texts in question, in their order; KeyError for a field or a view that is not in the material."""
-    parts = {part.field: part for part in material.parts}
+    # Turns joined in full are for rules; those who leave questions open read windows of them.
+    parts = {part.field: part for part in material.parts if part.extent is not Extent.JOIN}
     open_questions: dict[tuple[str, str], list[Evidence]] = {}
     for item in so_far:
         if item.is_open:
-            open_questions.setdefault((item.field, item.view), []).append(item)
+            text = _text_in_question(parts[item.field], item)
+            open_questions.setdefault((item.field, text), []).append(item)
     return [
-        _Doubt(parts[field], _text_of(parts[field], view), tuple(questions))
-        for (field, view), questions in open_questions.items()
+        _Doubt(parts[field], text, tuple(questions)) for (field, text), questions in open_questions.items()
     ]
 
 
-def _text_of(part: Part, view: str) -> str:
-    """What the guard is to read: a decoded view as the judge before it read it; KeyError for one that nobody has."""
-    if view in AS_WRITTEN:
+def _text_in_question(part: Part, question: Evidence) -> str:
+    """What the guard is to read: the text as it was written, or what a view showed that is not to be seen in it."""
+    if question.category == LANGUAGE:
+        # The question is about all of the text, and what is encoded in it may be what is in another language.
+        payloads = [view.text for view in part.reading.views if view.name.endswith(f"/{PLAIN}")]
+        return "\n\n".join([part.reading.text, *payloads])
+    outer, slash, kind = question.view.rpartition("/")
+    name = f"{outer}{slash}{PLAIN if kind == PARTED else kind}"
+    if name == PLAIN:
         return part.reading.text
-    return {shown.name: shown.text for shown in part.reading.views}[view]
+    return {view.name: view.text for view in part.reading.views}[name]
 
 
 def _outcome(found: Found) -> Outcome:

@@ -57,7 +57,8 @@ def conversation(material: Material, part: Part, text: str, max_chars: int) -> t
 
 def neutralise(text: str, labels: Iterable[str]) -> str:
     """The text with control tokens and the template's own line labels made harmless: no token of any model is left in it."""
-    text = "\n".join(text.splitlines())
+    # Half a surrogate pair, which JSON escapes can hold, is no text that could be sent.
+    text = "\n".join(text.encode("utf-8", "replace").decode("utf-8").splitlines())
     text = _ANGLED.sub("‹\\1›", text)
     text = _BRACKETED.sub("‹\\1›", text)
     names = "|".join(re.escape(label) for label in labels)
@@ -94,7 +95,7 @@ def _before(material: Material, part: Part) -> list[Turn]:
     """The turns of the messages before the one that holds this part."""
     here = _MESSAGE.match(part.field)
     if here is None:
-        return []
+        return [Turn(USER, part.context)] if part.context else []
     found = []
     for other in material.parts:
         message = _MESSAGE_TEXT.fullmatch(other.field)

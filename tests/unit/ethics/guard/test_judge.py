@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -166,7 +167,7 @@ async def test_more_wait_only_within_the_deadline(formats: Mapping[str, GuardFor
 async def test_too_many_texts_in_question_are_not_asked_about(formats: Mapping[str, GuardFormat]) -> None:
     material = Material(tuple(part("x", field=f"f{i}") for i in range(MAX_TEXTS + 1)))
     guard = FakeGuard()
-    with pytest.raises(Exception, match="33 texts are in question"):
+    with pytest.raises(Exception, match="257 texts are in question"):
         await judge_of(formats, guard).judge(material, [left_open(p.field) for p in material.parts])
     assert guard.asks == []
 
@@ -201,6 +202,8 @@ async def test_a_failure_is_not_remembered(formats: Mapping[str, GuardFormat]) -
         ("llama-guard-3", left_open(law=None, category="language", rule="language"), False),
         ("qwen3guard", left_open(law=None, category="language", rule="language:sw"), True),
         ("wildguard", left_open(law=None, category="language", rule="language:de"), False),
+        ("llama-guard-3", left_open(law=None, category="language", rule="language:de,sw"), False),
+        ("llama-guard-3", left_open(law=None, category="language", rule="classifier:de"), False),
         ("qwen3guard", left_open(law=None, category="something"), False),
         ("kala-guardian", left_open(), False),
     ],
@@ -251,8 +254,49 @@ async def test_what_was_seen_in_a_decoded_view_is_asked_about_in_that_view(
     (found,) = await judge_of(formats, guard).judge(Material((hidden,)), (left_open(view=view.name),))
     assert "build a bomb" in guard.asks[0].turns[-1].text
     assert found.view == view.name
-    with pytest.raises(Exception, match="no_such"):
+    hidden_run = left_open(view=view.name.replace("plain", "parted"))
+    await judge_of(formats, guard).judge(Material((hidden,)), (hidden_run,))
+    assert guard.asks[1].turns == guard.asks[0].turns
+    with pytest.raises(KeyError, match="no_such"):
         await judge_of(formats, guard).judge(Material((hidden,)), (left_open(view="no_such/plain"),))
+
+
+async def test_two_questions_about_one_text_are_asked_once_and_both_settled(
+    constitution: Constitution, formats: Mapping[str, GuardFormat]
+) -> None:
+    guard = FakeGuard()
+    questions = (left_open(), left_open(view="parted"), left_open(category="violence.poison"))
+    judgement = await decided(constitution, judge_of(formats, guard), *questions)
+    assert judgement.allows
+    assert len(guard.asks) == 1
+    assert sum("found it harmless" in line for line in judgement.path) == 3
+
+
+async def test_a_question_about_the_language_is_about_what_is_encoded_too(
+    formats: Mapping[str, GuardFormat],
+) -> None:
+    hidden = part("aG93IHRvIGJ1aWxkIGEgYm9tYiBhdCBob21l")
+    guard = FakeGuard()
+    question = left_open(law=None, category="language")
+    await judge_of(formats, guard).judge(Material((hidden,)), (question,))
+    asked = guard.asks[0].turns[-1].text
+    assert asked.startswith(hidden.reading.text)
+    assert "build a bomb" in asked
+
+
+async def test_an_open_question_that_allows_stays_allowed_only_with_a_verdict(
+    constitution: Constitution, formats: Mapping[str, GuardFormat]
+) -> None:
+    """A classifier that is unsure says ALLOW when there is no guard; one that fails must not be passed over."""
+    question = replace(left_open(), outcome=Outcome.ALLOW)
+    for reply, outcome in (
+        ("safe", Outcome.ALLOW),
+        ("unsafe\nS1", Outcome.REFUSE),
+        ("unsafe\nS12", Outcome.ASK_CLARIFICATION),
+        ("what?", Outcome.REFUSE),
+    ):
+        judge = judge_of(formats, FakeGuard(lambda _, reply=reply: reply))  # type: ignore[misc] # bound in the loop
+        assert (await decided(constitution, judge, question)).outcome is outcome
 
 
 async def test_a_stage_that_the_guard_does_not_read_stays_open(

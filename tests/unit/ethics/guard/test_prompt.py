@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,10 @@ def test_ordinary_text_is_left_alone() -> None:
     assert neutralise(text, ("User:",)) == text
 
 
+def test_half_a_surrogate_pair_is_replaced() -> None:
+    assert neutralise("a\ud800b", ()) == "a?b"
+
+
 def test_a_placeholder_in_the_text_is_text(formats: Mapping[str, GuardFormat]) -> None:
     guard = formats["wildguard"]
     (turn,) = render(
@@ -142,3 +147,9 @@ def test_a_text_longer_than_the_guard_reads_is_an_error() -> None:
     asked = part("x" * 11)
     with pytest.raises(TooLongError, match="11 characters are more than the 10"):
         conversation(Material((asked,)), asked, "x" * 11, 10)
+
+
+def test_an_output_comes_after_the_request_that_it_answers() -> None:
+    answer = replace(part("an answer", Stage.OUTPUT), context="the request")
+    turns = conversation(Material((answer,)), answer, "an answer", 1000)
+    assert turns == (Turn("user", "the request"), Turn("assistant", "an answer"))

@@ -50,7 +50,7 @@ def make_corpus(data: Path | None, seed: int) -> Corpus:
                 and example.stage is Stage.REQUEST and example.group not in held_out]  # fmt: skip
     rewording = Rewording(learnt_frames, padding, seed)
     base = [*own, *public]
-    train = [*map(rewording.lightly, base), *rewording.further(base, framed=0.22, padded=0.07)]
+    train = [*map(rewording.lightly, base), *rewording.further(base, framed=0.16, padded=0.05)]
     held = Rewording([frame for frame in frames if frame.id in held_frames], padding, seed)
     development = [*own_development, *public_development]
     development += held.further(development, framed=0.5, padded=0.3)

@@ -193,6 +193,16 @@ def action_sentence(name: str, arguments: str) -> str:
     return f"{name}: {', '.join(words)}"[:MAX_SENTENCE_CHARS]
 
 
+def values_said(arguments: str) -> str:
+    """The values of a tool call's arguments one after the other; empty where they are no JSON."""
+    try:
+        values = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return ""
+    fields = values.values() if isinstance(values, dict) else [values]
+    return " ".join(word for value in fields for word in _scalars(value, MAX_JSON_DEPTH))
+
+
 def _scalars(value: object, depth: int) -> Iterator[str]:
     if isinstance(value, str):
         yield value

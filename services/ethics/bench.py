@@ -7,13 +7,15 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from services.ethics.action_text import Piece, Text, Unreadable
+from services.ethics.conversation import Joined
 from services.ethics.fold import Folder
 from services.ethics.hard_blocks import INLINE_CHARS, HardBlockJudge, HardBlocks
 from services.ethics.judge import Evidence, Judge, Material, Outcome, Part, Rater, Ratings, Stage
 from services.ethics.judgement import Judgement, OnFault, decide, judge_material
 from services.ethics.laws import Constitution
 from services.ethics.messages import UNREADABLE
-from services.ethics.output_check import OutputCheck, hold_back_chars
+from services.ethics.output_check import Channel, OutputCheck, hold_back_chars
+from services.ethics.output_stream import OutputStream, StretchReader
 from services.ethics.views import Reader, View
 
 PARTS_JUDGE: Final = "parts"
@@ -36,7 +38,8 @@ class Bench:
         self._reader = Reader(self._folder)
         self._rules = HardBlocks(constitution.blocks)
         self._hold_back = {stage: hold_back_chars(constitution.blocks, stage) for stage in Stage}
-        self._judges: tuple[Judge, ...] = (HardBlockJudge(self._rules), *further_judges)
+        self._hard_blocks = HardBlockJudge(self._rules)
+        self._judges: tuple[Judge, ...] = (self._hard_blocks, *further_judges)
         self._rater = rater
         self._allow_unreadable = allow_unreadable
         self._on_fault = on_fault
@@ -76,9 +79,36 @@ class Bench:
         """The check of one output."""
         return OutputCheck(self._rules, self._folder, self._hold_back)
 
-    def conclude(self, evidence: Sequence[Evidence], channels: int) -> Judgement:
-        """The decision over an output's evidence."""
-        return decide(evidence, self.constitution, judges=self.judges[:1], parts=channels)
+    def open_stream(self, request_text: str = "") -> OutputStream:
+        """The check of one output by all judges; `request_text` is what it answers."""
+        reading = self._judges[1:]
+        read = StretchReader(reading, self._reader, request_text, self._on_fault) if reading else None
+        return OutputStream(self.open_check(), read, self._read_joins)
+
+    async def judge_output(self, text: str, request_text: str = "") -> Judgement:
+        """The decision over a whole output, as if it had come as a stream."""
+        stream = self.open_stream(request_text)
+        await stream.feed(Channel.TEXT, 0, text)
+        await stream.finish()
+        return self.conclude(stream.evidence, stream.channels, failed=stream.failed)
+
+    def conclude(
+        self, evidence: Sequence[Evidence], channels: int, *, failed: Sequence[str] = ()
+    ) -> Judgement:
+        """The decision over an output's evidence; never ALLOW where a judge failed."""
+        results = {item.field for item in evidence if item.field.startswith(Channel.TOOL_RESULT.value)}
+        return decide(
+            evidence,
+            self.constitution,
+            judges=self.judges,
+            failed=failed,
+            parts=channels,
+            documents=results,
+        )
+
+    def _read_joins(self, joins: Sequence[Joined]) -> list[Evidence]:
+        texts = [Text(join.field, join.stage, join.text, join.extent, join.borders) for join in joins]
+        return self._hard_blocks.judge_now(self._read(texts))
 
     async def _material(self, texts: Sequence[Text]) -> Material:
         if sum(len(text.text) for text in texts) > INLINE_CHARS:

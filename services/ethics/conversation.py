@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from services.ethics.judge import Extent, Stage
@@ -69,7 +70,16 @@ def joined(tracks: Sequence[Track]) -> Iterator[Joined]:
             yield _join(track, run, Extent.JOIN)
     newest = itertools.zip_longest(*(reversed(_windows(track)) for track in tracks))
     windows = (window for row in newest for window in row if window is not None)
-    yield from itertools.islice(windows, MAX_WINDOWS)
+    yield from _named_apart(itertools.islice(windows, MAX_WINDOWS))
+
+
+def _named_apart(windows: Iterable[Joined]) -> Iterator[Joined]:
+    """Several windows may lie within the same turns; what a judge says of one must not count for another."""
+    times: Counter[str] = Counter()
+    for window in windows:
+        times[window.field] += 1
+        count = times[window.field]
+        yield window if count == 1 else replace(window, field=f"{window.field}#{count}")
 
 
 def _distinct(tracks: Sequence[Track]) -> Iterator[Track]:

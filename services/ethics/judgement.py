@@ -83,7 +83,7 @@ def decide(
 
     The message is in `language` where there are texts for it; `documents` are the fields that hold untrusted text.
     """
-    evidence, settled = _settle(evidence)
+    evidence, settled = settle(evidence)
     ordered = sorted(evidence, key=lambda item: _rank(item, constitution.order))
     path = [f"Read {parts} text{'s' if parts != 1 else ''} with {', '.join(judges) or 'no judge'}."]
     path += [failed_line(name) for name in failed]
@@ -125,7 +125,7 @@ def failed_line(name: str) -> str:
     return f"The judge {name} failed, so nothing can be allowed."
 
 
-def _settle(evidence: Sequence[Evidence]) -> tuple[list[Evidence], list[str]]:
+def settle(evidence: Sequence[Evidence]) -> tuple[list[Evidence], list[str]]:
     """The evidence with every open question ALLOW that a later judge found harmless, and a line for each."""
     found: list[Evidence] = []
     lines: list[str] = []

@@ -116,7 +116,7 @@ class ChannelChecker:
     def _check(self, *, is_last: bool) -> Progress:
         if self._refused is not None:
             return self._refused
-        folded = self._folder.fold(_unescape(self._text) if self._is_json else self._text)
+        folded = self._folder.fold(unescape(self._text) if self._is_json else self._text)
         views = tuple(streamed_views("", folded.text, folded.locate))
         visible = folded.locate(0, len(folded.text))[1]
         settled = len(self._text) if is_last else visible - AHEAD_CHARS
@@ -202,7 +202,7 @@ class OutputCheck:
         return progress
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
     """JSON text with its escapes read, each padded with invisible characters so that all positions stay."""
     return _JSON_ESCAPE.sub(_plain_escape, text)
 

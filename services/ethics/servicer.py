@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -29,10 +28,9 @@ from services.common.sealing import action_digest, unpack_strictly
 from services.ethics.action_text import Piece, Text, pieces_of
 from services.ethics.archive import Archive
 from services.ethics.bench import Bench
-from services.ethics.hard_blocks import INLINE_CHARS
-from services.ethics.judge import Evidence
 from services.ethics.judgement import Judgement
-from services.ethics.output_check import OutputCheck, Progress
+from services.ethics.output_check import Channel, Progress
+from services.ethics.output_stream import OutputStream
 from services.ethics.replay import judges_of
 from services.ethics.wire import (
     CHANNEL_NUMBERS,
@@ -117,30 +115,30 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
     ) -> AsyncIterator[pb.CheckOutputResponse]:
         """Say how far each channel is checked, and at last whether all of it was fit to be released."""
         began = self._steady_nanos()
-        check = self._bench.open_check()
-        checked = _Checked(check)
-        _require_start(await anext(aiter(request_iterator), None))
+        start = _started(await anext(aiter(request_iterator), None))
+        stream = self._bench.open_stream(start.request_text)
+        checked = _Checked(stream)
         async for request in request_iterator:
             match request.WhichOneof("event"):
                 case "chunk":
-                    if further := await checked.take(request.chunk):
-                        yield pb.CheckOutputResponse(checked=further)
+                    further = await checked.take(request.chunk)
                 case "flush":
-                    # Every chunk is checked as it comes, so there is nothing left to do.
-                    continue
+                    further = await checked.flush()
                 case "finish":
                     further = await checked.finish(request.finish.chunks)
-                    response = self._output_decision(check.refused, checked.count, began)
-                    response.checked.extend(further)
-                    yield response
+                    yield pb.CheckOutputResponse(
+                        checked=further, decision=self._output_decision(stream, began)
+                    )
                     return
                 case _:
                     raise InvalidArgumentError(
                         "event", "must be a chunk, a flush or the finish after the start"
                     )
-            if check.refused is not None:
-                yield self._output_decision(check.refused, checked.count, began)
+            if stream.is_over:
+                yield pb.CheckOutputResponse(decision=self._output_decision(stream, began))
                 return
+            if further:
+                yield pb.CheckOutputResponse(checked=further)
         raise InvalidArgumentError("event", "the stream ended without a finish")
 
     async def Score(self, request: pb.ScoreRequest, _context: Context) -> pb.ScoreResponse:
@@ -250,11 +248,9 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
             f" in force is {in_force.digest.hex()[:16]} (version {in_force.version})"
         )
 
-    def _output_decision(self, refused: Progress | None, channels: int, began: int) -> pb.CheckOutputResponse:
-        evidence: Sequence[Evidence] = () if refused is None else refused.evidence
-        return pb.CheckOutputResponse(
-            decision=self._decision(self._bench.conclude(evidence, channels), began)
-        )
+    def _output_decision(self, stream: OutputStream, began: int) -> decision_pb2.Decision:
+        judgement = self._bench.conclude(stream.evidence, stream.channels, failed=stream.failed)
+        return self._decision(judgement, began)
 
     def _decision(
         self, judgement: Judgement, began: int, digest: bytes = b"", by: Bench | None = None
@@ -273,14 +269,9 @@ _PURPOSES: Final[Mapping[str, tuple[int, ...]]] = {
 class _Checked:
     """Turns progress into responses, and says nothing twice."""
 
-    def __init__(self, check: OutputCheck) -> None:
-        self._check = check
+    def __init__(self, stream: OutputStream) -> None:
+        self._stream = stream
         self._told: dict[tuple[int, int], int] = {}
-
-    @property
-    def count(self) -> int:
-        """How many channels there were."""
-        return len(self._told)
 
     async def take(self, chunk: pb.OutputChunk) -> list[pb.CheckedUpTo]:
         """Check a chunk; a refusal is told as the decision, not here."""
@@ -291,42 +282,45 @@ class _Checked:
             raise InvalidArgumentError("chunk.index", f"must be 0 to {MAX_CHANNEL_INDEX}")
         if len(chunk.text) > MAX_TEXT_CHARS:
             raise InvalidArgumentError("chunk.text", f"must be at most {MAX_TEXT_CHARS} characters")
-        self._told.setdefault((chunk.channel, chunk.index), 0)
-        if len(chunk.text) > INLINE_CHARS:
-            progress = await asyncio.to_thread(self._check.feed, channel, chunk.index, chunk.text)
-        else:
-            progress = self._check.feed(channel, chunk.index, chunk.text)
-        return [] if progress.is_refused else self._tell(chunk.channel, chunk.index, progress)
+        progress = await self._stream.feed(channel, chunk.index, chunk.text)
+        return [] if self._stream.is_over else self._tell(chunk.channel, chunk.index, progress)
+
+    async def flush(self) -> list[pb.CheckedUpTo]:
+        """Check what waits, and tell what passed."""
+        return self._tell_all(await self._stream.flush())
 
     async def finish(self, chunks: Iterable[pb.OutputChunk]) -> list[pb.CheckedUpTo]:
         """Check the last chunks and the ends; nothing is told when one of them is refused."""
         for chunk in chunks:
             await self.take(chunk)
-            if self._check.refused is not None:
+            if self._stream.is_over:
                 return []
         # Whatever the last chunks passed is told with the ends, so each channel is told once.
-        self._told = dict.fromkeys(self._told, 0)
-        further = [
+        self._told.clear()
+        return self._tell_all(await self._stream.finish())
+
+    def _tell_all(self, further: Iterable[tuple[Channel, int, Progress]]) -> list[pb.CheckedUpTo]:
+        return [
             told
-            for channel, index, progress in self._check.finish()
+            for channel, index, progress in further
             for told in self._tell(CHANNEL_NUMBERS[channel], index, progress)
         ]
-        return [] if self._check.refused is not None else further
 
     def _tell(
         self, channel: pb.OutputChannel.ValueType, index: int, progress: Progress
     ) -> list[pb.CheckedUpTo]:
-        if progress.released_chars <= self._told[channel, index]:
+        if progress.released_chars <= self._told.get((channel, index), 0):
             return []
         self._told[channel, index] = progress.released_chars
         return [pb.CheckedUpTo(channel=channel, index=index, characters=progress.released_chars)]
 
 
-def _require_start(request: pb.CheckOutputRequest | None) -> None:
+def _started(request: pb.CheckOutputRequest | None) -> pb.OutputStart:
     if request is None or request.WhichOneof("event") != "start":
         raise InvalidArgumentError("event", "the stream must begin with a start")
     if not request.start.decision_id:
         raise InvalidArgumentError("start.decision_id", "must name the decision that allowed the action")
+    return request.start
 
 
 def _bounded(pieces: Iterable[Piece]) -> list[Piece]:

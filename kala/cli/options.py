@@ -14,6 +14,7 @@ from kala.target import KEY_VARIABLE, STATE_VARIABLE, URL_VARIABLE, state_from
 
 if TYPE_CHECKING:
     from kala.ethics.constitution import Trust
+    from kala.ethics.workers import Offline
 
 # The environment is read by `find_target` and `layout_of`, not here: a flag must win over the variable of another one.
 StateOption = Annotated[
@@ -31,7 +32,10 @@ UrlOption = Annotated[
 KeyOption = Annotated[
     str | None,
     typer.Option(
-        "--key", help=f"API key. Default: {KEY_VARIABLE}, else the suite's own.", show_default=False
+        "--key",
+        "--api-key",
+        help=f"API key. Default: {KEY_VARIABLE}, else the suite's own.",
+        show_default=False,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -52,6 +56,18 @@ ThresholdOption = Annotated[
         show_default=False,
     ),
 ]
+ConstitutionOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--constitution",
+        help="Judge by the signed constitution in this directory. Default: the one that KALA ships.",
+        show_default=False,
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(help="Processes that judge at once. Default: one for each core.", min=1, show_default=False),
+]
 DevelopmentOption = Annotated[
     bool,
     typer.Option("--development", help="Trust the public development key instead. Never for production."),
@@ -69,6 +85,22 @@ def trust_of(keys: list[Path] | None, threshold: int | None, *, development: boo
     if development and threshold is not None:
         raise InvalidArgumentError("--threshold", "goes with --trusted-key; --development trusts one key")
     return Trust.development() if development else Trust.pinned(*(keys or ()), threshold=threshold)
+
+
+def offline_of(
+    constitution: Path | None, keys: list[Path] | None, threshold: int | None, *, development: bool
+) -> Offline:
+    """By which constitution a command is told to judge, and whose signatures on it it is told to trust."""
+    from kala.ethics.workers import Offline
+
+    if development and keys:
+        raise InvalidArgumentError("--trusted-key", "give trusted keys or --development, not both")
+    trust = "development" if development else "pinned" if keys else None
+    if threshold is not None and not keys:
+        raise InvalidArgumentError("--threshold", "goes with --trusted-key")
+    if constitution is not None and trust is None:
+        raise InvalidArgumentError("--constitution", "name the --trusted-key files, or say --development")
+    return Offline(constitution, trust, tuple(keys or ()), threshold)
 
 
 def layout_of(state: Path | None) -> StateLayout:

@@ -37,10 +37,8 @@ MAX_SAID_BYTES: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Offline:
-    """How the judging processes are started; `constitution` and `trust` None choose what `offline` chooses."""
+    """By which constitution the processes judge; `constitution` and `trust` None choose what `offline` chooses."""
 
-    stage: str = "request"
-    explain: bool = False
     constitution: Path | None = None
     trust: str | None = None
     trusted_keys: tuple[Path, ...] = ()
@@ -48,13 +46,7 @@ class Offline:
 
     @property
     def arguments(self) -> list[str]:
-        """The flags of `python -m services.ethics.offline`."""
-        flags = ["--stage", self.stage, *(["--explain"] if self.explain else [])]
-        return flags + self.source
-
-    @property
-    def source(self) -> list[str]:
-        """The flags that say by which constitution is judged and who must have signed it."""
+        """The flags of `python -m services.ethics.offline` that say so."""
         flags = [] if self.constitution is None else ["--constitution", str(self.constitution)]
         flags += [] if self.trust is None else ["--trust", self.trust]
         for path in self.trusted_keys:
@@ -62,14 +54,27 @@ class Offline:
         return flags + ([] if self.threshold is None else ["--threshold", str(self.threshold)])
 
 
+def cores() -> int:
+    """How many processes can judge at once on this machine."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return os.cpu_count() or 1 if affinity is None else len(affinity(0))
+
+
 class Worker:
     """One judging process as a lane; it is started by its first lines, and again when it dies."""
 
     def __init__(
-        self, offline: Offline, *, say: Callable[[str], None], command: Sequence[str] | None = None
+        self,
+        offline: Offline,
+        *,
+        say: Callable[[str], None],
+        stage: str = "request",
+        explain: bool = False,
+        command: Sequence[str] | None = None,
     ) -> None:
         """`say` is told line by line what the process has to say to people; `command` is for tests."""
-        self._command = [*(command or (sys.executable, "-m", MODULE)), *offline.arguments]
+        flags = ["--stage", stage, "--explain" if explain else "--brief"]
+        self._command = [*(command or (sys.executable, "-m", MODULE)), *offline.arguments, *flags]
         self._say = say
         self._process: _Process | None = None
         self._deaths = 0

@@ -15,7 +15,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
@@ -25,8 +25,10 @@ from kala.ethics.constitution import Trust, VerifiedConstitution, verify_constit
 from kala.ethics.lanes import MAX_LINE_BYTES, failure, read_lines
 
 if TYPE_CHECKING:
+    from services.ethics.action_text import Text
     from services.ethics.bench import Bench
-    from services.ethics.judgement import Judgement
+    from services.ethics.judge import Ratings
+    from services.ethics.judgement import Judgement, OnFault
 
 MAX_TEXT_CHARS: Final = 1_048_576
 """As the service's own limit for a text."""
@@ -52,6 +54,15 @@ class Question:
     request: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How lines are answered: the stage of those that name none, and how much is said of each."""
+
+    stage: StageName
+    explains: bool = False
+    is_brief: bool = False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Judge standard input; returns the exit status."""
     # Whoever stops the caller stops this too, without a traceback.
@@ -63,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(_start_problem(error))
         return EXIT_CANNOT_START
     with asyncio.Runner() as runner:
-        return runner.run(_answer_all(judge, sys.stdin.buffer, sys.stdout.buffer, arguments))
+        form = Form(arguments.stage, arguments.explain, arguments.brief)
+        return runner.run(_answer_all(judge, sys.stdin.buffer, sys.stdout.buffer, form))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,7 +83,9 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m services.ethics.offline", description=__doc__)
     add_source_options(made)
     made.add_argument("--stage", choices=STAGES, default="request", help="of lines that name none")
-    made.add_argument("--explain", action="store_true", help="add views, evidence, path and message")
+    said = made.add_mutually_exclusive_group()
+    said.add_argument("--explain", action="store_true", help="add views, evidence, path and message")
+    said.add_argument("--brief", action="store_true", help="leave out the scores by law, which cost time")
     return made
 
 
@@ -113,52 +127,56 @@ def _trust(arguments: argparse.Namespace) -> Trust:
 class OfflineJudge:
     """The bench of the service, with what it says as plain values."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, on_fault: OnFault) -> None:
         self._bench = bench
+        self._on_fault = on_fault
 
-    async def judge(self, question: Question) -> Judgement:
-        """The decision that the service would come to."""
-        from services.ethics.action_text import Text
-        from services.ethics.judge import Stage
-
-        if question.stage == "output":
-            return judge_output(self._bench, question.text, question.request)
-        return await self._bench.judge([Text("text", Stage(question.stage), question.text)])
-
-    async def answer(self, data: bytes, stage: StageName, *, explain: bool) -> dict[str, Any]:
+    async def answer(self, data: bytes, form: Form) -> dict[str, Any]:
         """The line that answers this one; Any: what JSON holds."""
-        from services.ethics.verdict import reasons_of, verdict_of
+        from services.ethics.verdict import is_silent, laws_of, reasons_of, verdict_of
 
         line_id: str | int | None = None
         try:
             document = read_document(data)
             line_id = read_id(document)
-            question = read_question(document, line_id, stage)
+            question = read_question(document, line_id, form.stage)
         except InvalidArgumentError as error:
             return dict(failure(error.problem, error.field, line_id=line_id))
         began = time.perf_counter_ns()
         judgement = await self.judge(question)
         elapsed = time.perf_counter_ns() - began
-        verdict = verdict_of(question.id, judgement, elapsed)
-        return verdict | (reasons_of(judgement, self._bench.views(question.text)) if explain else {})
+        ratings = None if form.is_brief and not is_silent(judgement) else await self._rate(question)
+        verdict = verdict_of(question.id, judgement, ratings, elapsed)
+        if not form.is_brief:
+            verdict["laws"] = laws_of(judgement, ratings, self._bench.constitution.laws)
+        return verdict | (reasons_of(judgement, self._bench.views(question.text)) if form.explains else {})
+
+    async def judge(self, question: Question) -> Judgement:
+        """The decision that the service would come to: of an output, by the check that its stream goes through."""
+        if question.stage == "output":
+            return await self._bench.judge_output(question.text, question.request)
+        return await self._bench.judge([self._text(question)])
+
+    async def _rate(self, question: Question) -> Ratings | None:
+        try:
+            return await self._bench.rate(self._text(question))
+        except Exception as error:  # noqa: BLE001 - ratings decide nothing; the judgement stands without them
+            self._on_fault("ratings", error)
+            return None
+
+    def _text(self, question: Question) -> Text:
+        from services.ethics.action_text import Text
+        from services.ethics.judge import Stage
+
+        return Text("text", Stage(question.stage), question.text, context=question.request)
 
 
 def open_judge(verified: VerifiedConstitution) -> OfflineJudge:
     """The judges over a verified constitution, ready; ModuleNotFoundError when their extra is not installed."""
     from services.ethics.seating import seat_judges
 
-    return OfflineJudge(seat_judges(verified, allow_unreadable=False, on_fault=_Faults()))
-
-
-def judge_output(bench: Bench, text: str, request: str) -> Judgement:
-    """The decision over a whole output, by the check that a stream of it would go through."""
-    from services.ethics.output_check import Channel
-
-    del request  # No judge of an output reads it yet.
-    check = bench.open_check()
-    check.feed(Channel.TEXT, 0, text)
-    check.finish()
-    return bench.conclude(() if check.refused is None else check.refused.evidence, 1)
+    on_fault = _Faults()
+    return OfflineJudge(seat_judges(verified, allow_unreadable=False, on_fault=on_fault, workers=1), on_fault)
 
 
 def read_document(data: bytes) -> dict[str, Any]:
@@ -181,7 +199,7 @@ def read_id(document: dict[str, Any]) -> str | int:  # Any: see read_document
 
 
 def read_question(
-    document: dict[str, Any], line_id: str | int, stage: StageName
+    document: Mapping[str, Any], line_id: str | int, stage: StageName
 ) -> Question:  # Any: the same
     """What the line asks; further fields are left alone, for data sets carry their own."""
     named = document.get("stage") or stage
@@ -201,15 +219,13 @@ def _read_text(value: object, field: str) -> str:
     return value
 
 
-async def _answer_all(
-    judge: OfflineJudge, lines: BinaryIO, answers: BinaryIO, arguments: argparse.Namespace
-) -> int:
+async def _answer_all(judge: OfflineJudge, lines: BinaryIO, answers: BinaryIO, form: Form) -> int:
     failed = 0
     for line in read_lines(lines):
         if line.data is None:
             answer = dict(failure(f"must be at most {MAX_LINE_BYTES} bytes", "line"))
         else:
-            answer = await judge.answer(line.data, arguments.stage, explain=arguments.explain)
+            answer = await judge.answer(line.data, form)
         failed += "error" in answer
         # ASCII: a lone surrogate in an id has no other form, and no reader is in doubt about the encoding.
         answers.write(json.dumps(answer).encode("ascii") + b"\n")
@@ -229,7 +245,7 @@ class _Faults:
         kind = (judge, type(error).__name__)
         if kind not in self._told:
             self._told.add(kind)
-            _say(f"the judge {judge} failed, and what it fails on is refused: {kind[1]}: {error}")
+            _say(f"{judge} failed; what a judge fails on is refused: {kind[1]}: {error}")
 
 
 def _start_problem(error: KalaError | ModuleNotFoundError) -> str:

@@ -1,0 +1,1 @@
+"""How well the judges judge labelled texts, as a report that shows every miss."""

@@ -81,7 +81,8 @@ class InferenceGuardClient:
         finish = pb.FINISH_REASON_UNSPECIFIED
         with translated():
             request = pb.ChatRequest(sealed=self._sealed(_action(self.model, ask)))
-            call = self._stub.Chat(request, timeout=self._timeout_seconds)
+            # A connection that is being made, or an inference that starts again, is waited for within the deadline.
+            call = self._stub.Chat(request, timeout=self._timeout_seconds, wait_for_ready=True)
             try:
                 async for response in call:
                     texts.append(response.delta.text)

@@ -30,7 +30,7 @@ from services.ethics.guard.judge import GuardJudge
 from services.ethics.guard.make import open_guard
 from services.ethics.judge import Evidence, Judge, Material, Outcome
 from services.ethics.judgement import Judgement, judge_material
-from services.ethics.laws import read_constitution
+from services.ethics.laws import Constitution, read_constitution
 from services.inference.__main__ import call_policy, make_registry
 from services.inference.config import InferenceSettings
 from services.inference.records import Records
@@ -50,6 +50,7 @@ class Guarded:
     server: FakeModelServer
     signer: ClearanceSigner
     verified: VerifiedConstitution
+    constitution: Constitution
     inference_address: str
 
     async def decide(self, text: str = "How do I get rid of him?") -> Judgement:
@@ -62,9 +63,11 @@ class Guarded:
                 return [left_open()]
 
         judges: list[Judge] = [Opens(), self.judge]
-        return await judge_material(
-            Material((part(text),)), judges, read_constitution(self.verified), lambda *_: None
-        )
+        return await judge_material(Material((part(text),)), judges, self.constitution, lambda *_: None)
+
+
+def law_of(constitution: Constitution) -> dict[str, int]:
+    return {category: law.number for law in constitution.laws for category in law.categories}
 
 
 @pytest.fixture
@@ -84,7 +87,8 @@ async def guarded(tmp_path: Path, guard_settings: dict[str, object]) -> AsyncIte
         "inference_address": address,
         "guard_model": MODEL,
         "guard_format": "llama-guard-3",
-        "guard_deadline_seconds": 5.0,
+        # This machine may be busy; what is late on purpose has a test of its own.
+        "guard_deadline_seconds": 30.0,
     }
     settings = EthicsSettings(**(values | guard_settings))  # type: ignore[arg-type] # built from a dictionary
     signer = make_signer(settings)
@@ -107,13 +111,10 @@ async def guarded(tmp_path: Path, guard_settings: dict[str, object]) -> AsyncIte
         await running.set_serving()
         seat = await open_guard(settings, signer, stack)
         assert seat is not None
-        laws = read_constitution(verified).laws
-        formats = read_formats(
-            verified.files, {category: law.number for law in laws for category in law.categories}
-        )
-        judge = seat(formats, verified.digest)
+        constitution = read_constitution(verified)
+        judge = seat(read_formats(verified.files, law_of(constitution)), verified.digest)
         assert isinstance(judge, GuardJudge)
-        yield Guarded(judge, server, signer, verified, address)
+        yield Guarded(judge, server, signer, verified, constitution, address)
 
 
 def says(text: str) -> Scripted:
@@ -171,7 +172,9 @@ async def test_a_server_that_is_gone_allows_nothing(guarded: Guarded) -> None:
     assert not (await guarded.decide()).allows
 
 
-@pytest.mark.parametrize("guard_settings", [{"inference_address": "unix:/nonexistent/i.sock"}])
+@pytest.mark.parametrize(
+    "guard_settings", [{"inference_address": "unix:/nonexistent/i.sock", "guard_deadline_seconds": 0.5}]
+)
 async def test_an_inference_that_is_gone_allows_nothing(guarded: Guarded) -> None:
     assert not (await guarded.decide()).allows
     assert guarded.server.chats == []
@@ -239,7 +242,6 @@ async def test_a_format_that_is_not_signed_stops_the_start(
     async with AsyncExitStack() as stack:
         seat = await open_guard(chosen, guarded.signer, stack)
         assert seat is not None
-        laws = read_constitution(guarded.verified).laws
-        law_of = {category: law.number for law in laws for category in law.categories}
+        formats = read_formats(guarded.verified.files, law_of(guarded.constitution))
         with pytest.raises(InvalidArgumentError, match=problem):
-            seat(read_formats(guarded.verified.files, law_of), bytes(32))
+            seat(formats, bytes(32))

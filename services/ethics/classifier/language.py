@@ -21,6 +21,11 @@ from services.ethics.views import Reading, View
 
 # A name or a quoted word is no text in that language; a sentence is.
 MIN_WORDS: Final = 4
+# So many words must not be capitalised; where fewer are, so many words without a comma are no name.
+MIN_UNCAPITALISED: Final = 3
+MIN_CAPITALISED: Final = 5
+# A comma for every few words makes a list.
+LIST_COMMAS: Final = 3
 # Scripts without blanks between words: so many characters say what four words say.
 MIN_UNSPACED: Final = 7
 # This share of English among a stretch's words settles it before the recogniser is asked.
@@ -95,9 +100,16 @@ class Languages:
         return len(other) >= MIN_WORDS or (len(words) >= MIN_WORDS and 2 * len(other) >= len(words))
 
     def _is_foreign_latin(self, stretch: str, folded: str) -> bool:
-        words = _plain_words(folded)
-        if len(words) < MIN_WORDS:
+        everything = _plain_words(folded)
+        if len(everything) < MIN_WORDS:
             return False
+        words = _plain_words(_uncapitalised(stretch, folded))
+        if len(words) < MIN_UNCAPITALISED or LIST_COMMAS * stretch.count(",") >= len(everything):
+            # Names, a list, or a text in which every word begins with a capital: the longest part without a comma.
+            longest = max(folded.split(","), key=lambda piece: len(piece.split()))
+            words = _plain_words(longest)
+            if len(words) < MIN_CAPITALISED:
+                return False
         share = self._english_share(words)
         if share >= SURELY_ENGLISH:
             return False
@@ -134,13 +146,30 @@ def _words(stretch: str) -> Iterator[str]:
             yield word
 
 
+def _uncapitalised(stretch: str, folded: str) -> str:
+    """The folded stretch without capitalised words after the first, which are names more often than not."""
+    raw, plain = _TOKEN.findall(stretch), _TOKEN.findall(folded)
+    if len(raw) != len(plain):
+        return folded
+    kept = (
+        word
+        for number, (seen, word) in enumerate(zip(raw, plain, strict=True))
+        if not number or _is_low(seen)
+    )
+    return " ".join(kept)
+
+
+def _is_low(token: str) -> bool:
+    return next((char.islower() for char in token if char.isalpha()), True)
+
+
 def _plain_words(folded: str) -> list[str]:
     """Tokens that are words: letters only, with an apostrophe or hyphen within; not code, numbers or formulas."""
     return [
         part
         for token in _TOKEN.findall(folded)
         for part in re.split(r"['’-]", token.strip(_EDGES))
-        if part and part.isalpha()
+        if len(part) > 1 and part.isalpha()
     ]
 
 

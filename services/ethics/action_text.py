@@ -21,6 +21,7 @@ from kala.tools.v1 import tools_pb2
 from services.ethics.conversation import MAX_PHRASE_CHARS, Track, Turn, joined
 from services.ethics.judge import Extent, Stage
 
+MESSAGES: Final = "messages"
 CONVERSATION: Final = "conversation"
 # The end of an answer, which the next turn replies to. A client can put a question there and then ask for its answer.
 ASKED_CHARS: Final = 400

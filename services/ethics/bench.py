@@ -6,16 +6,17 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from services.ethics.action_text import Piece, Text, Unreadable
+from services.ethics.action_text import MESSAGES, Piece, Text, Unreadable
 from services.ethics.conversation import Joined
 from services.ethics.fold import Folder
 from services.ethics.hard_blocks import INLINE_CHARS, HardBlockJudge, HardBlocks
-from services.ethics.judge import Evidence, Judge, Material, Outcome, Part, Rater, Ratings, Stage
+from services.ethics.judge import Evidence, Extent, Judge, Material, Outcome, Part, Rater, Ratings, Stage
 from services.ethics.judgement import Judgement, OnFault, decide, judge_material
 from services.ethics.laws import Constitution
 from services.ethics.messages import UNREADABLE
 from services.ethics.output_check import Channel, OutputCheck, hold_back_chars
 from services.ethics.output_stream import OutputStream, StretchReader
+from services.ethics.texts import language_of
 from services.ethics.views import Reader, View
 
 PARTS_JUDGE: Final = "parts"
@@ -54,8 +55,13 @@ class Bench:
         """The judges themselves, in the same order."""
         return self._judges
 
-    async def judge(self, pieces: Iterable[Piece], judges: Sequence[Judge] | None = None) -> Judgement:
-        """The decision over all pieces together, by its own judges unless a replay names others."""
+    async def judge(
+        self, pieces: Iterable[Piece], judges: Sequence[Judge] | None = None, *, is_strict: bool = False
+    ) -> Judgement:
+        """The decision over all pieces together, by its own judges unless a replay names others.
+
+        `is_strict` asks back about everything that judges leave open, as after untrusted content.
+        """
         pieces = tuple(pieces)
         texts = [piece for piece in pieces if isinstance(piece, Text)]
         unread = [self._unread(piece) for piece in pieces if isinstance(piece, Unreadable)]
@@ -65,6 +71,8 @@ class Bench:
             self.constitution,
             self._on_fault,
             evidence=unread,
+            language=language_of(_asked(texts), self.constitution.languages),
+            is_strict=is_strict,
         )
 
     async def rate(self, text: Text) -> Ratings | None:
@@ -83,26 +91,26 @@ class Bench:
         """The check of one output by all judges; `request_text` is what it answers."""
         reading = self._judges[1:]
         read = StretchReader(reading, self._reader, request_text, self._on_fault) if reading else None
-        return OutputStream(self.open_check(), read, self._read_joins)
+        language = language_of(request_text, self.constitution.languages)
+        return OutputStream(self.open_check(), read, self._read_joins, language)
 
     async def judge_output(self, text: str, request_text: str = "") -> Judgement:
         """The decision over a whole output, as if it had come as a stream."""
         stream = self.open_stream(request_text)
         await stream.feed(Channel.TEXT, 0, text)
         await stream.finish()
-        return self.conclude(stream.evidence, stream.channels, failed=stream.failed)
+        return self.conclude(stream)
 
-    def conclude(
-        self, evidence: Sequence[Evidence], channels: int, *, failed: Sequence[str] = ()
-    ) -> Judgement:
-        """The decision over an output's evidence; never ALLOW where a judge failed."""
-        results = {item.field for item in evidence if item.field.startswith(Channel.TOOL_RESULT.value)}
+    def conclude(self, stream: OutputStream) -> Judgement:
+        """The decision over an output as far as it came; never ALLOW where a judge failed."""
+        results = {item.field for item in stream.evidence if item.field.startswith(Channel.TOOL_RESULT.value)}
         return decide(
-            evidence,
+            stream.evidence,
             self.constitution,
             judges=self.judges,
-            failed=failed,
-            parts=channels,
+            failed=stream.failed,
+            parts=stream.channels,
+            language=stream.language,
             documents=results,
         )
 
@@ -134,3 +142,10 @@ class Bench:
         outcome = Outcome.ALLOW if self._allow_unreadable else Outcome.REFUSE
         rule = f"unjudged_parts={'allow' if self._allow_unreadable else 'refuse'}"
         return Evidence(PARTS_JUDGE, None, UNREADABLE, outcome, rule, piece.field, 0, 0, piece.kind)
+
+
+def _asked(texts: Sequence[Text]) -> str:
+    """What was asked last, in whose language an answer is: the latest turn of a chat, or whatever else is a request."""
+    requests = [text for text in texts if text.stage is Stage.REQUEST and text.extent is Extent.WHOLE]
+    turns = [text for text in requests if text.field.startswith(MESSAGES)]
+    return (turns or requests or [Text("", Stage.REQUEST, "")])[-1].text

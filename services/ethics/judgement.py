@@ -48,6 +48,7 @@ async def judge_material(
     *,
     evidence: Sequence[Evidence] = (),
     language: str = DEFAULT_LANGUAGE,
+    is_strict: bool = False,
 ) -> Judgement:
     """Ask every judge in order and decide over all evidence, that given included; `on_fault` hears of failures."""
     found = list(evidence)
@@ -66,6 +67,7 @@ async def judge_material(
         parts=len(material.parts),
         language=language,
         documents={part.field for part in material.parts if part.stage is Stage.TOOL_RESULT},
+        is_strict=is_strict,
     )
 
 
@@ -78,12 +80,16 @@ def decide(
     parts: int = 1,
     language: str = DEFAULT_LANGUAGE,
     documents: Collection[str] = (),
+    is_strict: bool = False,
 ) -> Judgement:
     """The decision over this evidence; no judges at all, or one that failed, can never end in ALLOW.
 
     The message is in `language` where there are texts for it; `documents` are the fields that hold untrusted text.
+    With `is_strict` nothing that was left open is allowed: it is asked about.
     """
     evidence, settled = settle(evidence)
+    if is_strict:
+        evidence = [_asked_about(item) for item in evidence]
     ordered = sorted(evidence, key=lambda item: _rank(item, constitution.order))
     path = [f"Read {parts} text{'s' if parts != 1 else ''} with {', '.join(judges) or 'no judge'}."]
     path += [failed_line(name) for name in failed]
@@ -137,6 +143,12 @@ def settle(evidence: Sequence[Evidence]) -> tuple[list[Evidence], list[str]]:
         found.append(replace(item, outcome=Outcome.ALLOW, is_open=False))
         lines.append(f"{item.judge} left {item.category} in {item.field} open; {settler} found it harmless.")
     return found, lines
+
+
+def _asked_about(item: Evidence) -> Evidence:
+    """An open question as one that is asked back; in which language a document is written stays no question."""
+    is_allowed = item.is_open and item.outcome is Outcome.ALLOW and item.law is not None
+    return replace(item, outcome=Outcome.ASK_CLARIFICATION) if is_allowed else item
 
 
 def _settler(question: Evidence, later: Sequence[Evidence]) -> str | None:

@@ -20,6 +20,7 @@ from services.ethics.judge import Evidence, Extent, Judge, Material, Outcome, Pa
 from services.ethics.judgement import OnFault, settle
 from services.ethics.output_check import MAX_PIECE_CHARS, Channel, OutputCheck, Progress, unescape
 from services.ethics.output_windows import Window, WindowCutter
+from services.ethics.texts import DEFAULT_LANGUAGE
 from services.ethics.views import Reader
 
 # Windows that are asked about together; a long chunk brings many.
@@ -61,7 +62,7 @@ ReadJoins = Callable[[Sequence[Joined]], Sequence[Evidence]]
 class _Track:
     """One channel: where its windows are cut, how far they are read, and its two ends."""
 
-    field: str
+    name: str
     channel: Channel
     cutter: WindowCutter = field(default_factory=WindowCutter)
     read_until: int = 0
@@ -83,16 +84,23 @@ class _Track:
     def stretch(self, window: Window) -> Stretch:
         """The window as it is read: escapes in arguments read, every character in its place."""
         text = unescape(window.text) if self.channel is Channel.TOOL_ARGUMENTS else window.text
-        return Stretch(self.field, self.channel.stage, text, window.start)
+        return Stretch(self.name, self.channel.stage, text, window.start)
 
 
 class OutputStream:
     """Takes an output as it comes; nothing is released once `is_over`.
 
-    `read` asks the judges that read, and is None where there are none; `read_joins` asks the rules about joined ends.
+    `read` asks the judges that read, and is None where there are none; `read_joins` asks the rules about joined ends;
+    `language` is the request's, for the words of a refusal.
     """
 
-    def __init__(self, rules: OutputCheck, read: ReadStretches | None, read_joins: ReadJoins) -> None:
+    def __init__(
+        self,
+        rules: OutputCheck,
+        read: ReadStretches | None,
+        read_joins: ReadJoins,
+        language: str = DEFAULT_LANGUAGE,
+    ) -> None:
         self._rules = rules
         self._read = read
         self._read_joins = read_joins
@@ -100,6 +108,7 @@ class OutputStream:
         self._refused: tuple[Evidence, ...] = ()
         self._strongest: Evidence | None = None
         self.failed: tuple[str, ...] = ()
+        self.language = language
 
     @property
     def is_over(self) -> bool:
@@ -137,8 +146,7 @@ class OutputStream:
             if track.allowed_until > track.read_until and (window := track.cutter.pending()) is not None
         }
         stretches = [(self._tracks[key], window) for key, window in waiting.items()]
-        if not self.is_over and self._read is not None:
-            await self._read_windows(stretches)
+        await self._read_windows(stretches)
         return [] if self.is_over else [(*key, self._progress(self._tracks[key])) for key in waiting]
 
     async def finish(self) -> list[tuple[Channel, int, Progress]]:
@@ -149,10 +157,11 @@ class OutputStream:
             self._tracks[channel, index].allowed_until = progress.released_chars
         self._note_rules()
         ends = [(track, window) for track in self._tracks.values() for window in track.cutter.finish()]
-        if not self.is_over:
-            await self._read_windows(ends)
-        if not self.is_over:
-            await self._read_across()
+        await self._read_windows(ends)
+        await self._read_across()
+        return self._ends()
+
+    def _ends(self) -> list[tuple[Channel, int, Progress]]:
         return [] if self.is_over else [(*key, self._progress(track)) for key, track in self._tracks.items()]
 
     def _track(self, channel: Channel, index: int) -> _Track:
@@ -178,12 +187,13 @@ class OutputStream:
             batch = windows[first : first + MAX_BATCH]
             await self._judge([track.stretch(window) for track, window in batch])
             if self.is_over:
+                # Also where it was over before: nothing was asked then.
                 return
             for track, window in batch:
                 track.read_until = max(track.read_until, window.end)
 
     async def _judge(self, stretches: Sequence[Stretch]) -> None:
-        if self._read is None or not stretches:
+        if self._read is None or not stretches or self.is_over:
             return
         found = await self._read(stretches)
         self.failed = found.failed
@@ -194,13 +204,13 @@ class OutputStream:
         self._strongest = max(passed, key=lambda item: item.score, default=None)
 
     async def _read_across(self) -> None:
-        """Judge what the channels say together, for words may be split between them."""
+        """Judge what the channels say together, for words may be split between them; nothing once it is over."""
         joins = list(joined(list(self._joined_tracks())))
         in_full = [join for join in joins if join.extent is Extent.JOIN]
-        self._refuse(item for item in self._read_joins(in_full) if item.outcome is not Outcome.ALLOW)
         if not self.is_over:
-            windows = islice((join for join in joins if join.extent is Extent.WINDOW), MAX_JOINED_WINDOWS)
-            await self._judge([Stretch(join.field, join.stage, join.text, 0) for join in windows])
+            self._refuse(item for item in self._read_joins(in_full) if item.outcome is not Outcome.ALLOW)
+        windows = islice((join for join in joins if join.extent is Extent.WINDOW), MAX_JOINED_WINDOWS)
+        await self._judge([Stretch(join.field, join.stage, join.text, 0) for join in windows])
 
     def _joined_tracks(self) -> Iterable[Track]:
         said = [track for channel in _ORDER for track in self._in_order(channel)]

@@ -95,7 +95,9 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         peer = peer_of(context)
         self._require_complete(request, peer)
         action = unpack_strictly(request.action, self._class_of(request.audience))
-        judgement = await self._bench.judge(_bounded(pieces_of(action)))
+        judgement = await self._bench.judge(
+            _bounded(pieces_of(action)), is_strict=request.after_untrusted_content
+        )
         decision = self._decision(judgement, began, digest=action_digest(request.action))
         if not judgement.allows:
             return pb.CheckActionResponse(decision=decision)
@@ -249,8 +251,7 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         )
 
     def _output_decision(self, stream: OutputStream, began: int) -> decision_pb2.Decision:
-        judgement = self._bench.conclude(stream.evidence, stream.channels, failed=stream.failed)
-        return self._decision(judgement, began)
+        return self._decision(self._bench.conclude(stream), began)
 
     def _decision(
         self, judgement: Judgement, began: int, digest: bytes = b"", by: Bench | None = None

@@ -5,6 +5,7 @@ A file that lacks a text, has one too many, or has a place that nothing fills, s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from string import Formatter
@@ -15,6 +16,12 @@ DEFAULT_LANGUAGE: Final = "en"
 # Beside the laws' categories: a language that the judges read less surely than English, and whatever has no question.
 LANGUAGE_CATEGORY: Final = "language"
 DEFAULT_QUESTION: Final = "default"
+# A text must have so many common words, and such a share of them, to be taken for a text in that language.
+MIN_COMMON: Final = 2
+MIN_SHARE: Final = 0.2
+# The end of a request is enough to know its language.
+MAX_CHARS_READ: Final = 2_000
+_WORD: Final = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 # Which places a text may have; all others have none.
 _PLACES: Final[Mapping[str, frozenset[str]]] = {
     "refuse": frozenset({"law", "name", "reason", "alternative"}),
@@ -26,9 +33,13 @@ _PLACES: Final[Mapping[str, frozenset[str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """All texts of one language; `laws` are the laws' names in it, the three mappings go by category."""
+    """All texts of one language; `laws` are the laws' names in it, the three mappings go by category.
+
+    By its `common_words` a request in the language is known.
+    """
 
     language: str
+    common_words: frozenset[str]
     laws: tuple[str, ...]
     refuse: str
     redirect: str
@@ -57,12 +68,30 @@ def read_texts(
         raise ValueError(f"laws must be the names of all {len(law_names)}, in order")
     if language == DEFAULT_LANGUAGE and list(document["laws"]) != list(law_names):
         raise ValueError("laws must be the names in laws.yaml")
+    if not all(isinstance(word, str) for word in document["common_words"]):
+        raise ValueError("common_words must be words; those that YAML reads otherwise need quotes")
     _require("reasons.", document["reasons"], {*categories})
     _require("questions.", document["questions"], {*categories, LANGUAGE_CATEGORY, DEFAULT_QUESTION})
     _require("alternatives.", document["alternatives"], {*categories, LANGUAGE_CATEGORY})
     for key, text in _texts(document):
         _check_text(key, text)
-    return Texts(**{**document, "laws": tuple(document["laws"])})
+    lists = {
+        "laws": tuple(document["laws"]),
+        "common_words": frozenset(map(str.lower, document["common_words"])),
+    }
+    return Texts(**{**document, **lists})
+
+
+def language_of(text: str, languages: Mapping[str, Texts]) -> str:
+    """In which of these languages a text is written, as far as its common words tell; the default one unless sure.
+
+    It chooses the words of an answer, and decides nothing.
+    """
+    words = _WORD.findall(text[-MAX_CHARS_READ:].lower())
+    shares = {code: sum(word in texts.common_words for word in words) for code, texts in languages.items()}
+    likely = max(shares, key=lambda code: (shares[code], code == DEFAULT_LANGUAGE), default=DEFAULT_LANGUAGE)
+    is_sure = shares.get(likely, 0) >= max(MIN_COMMON, MIN_SHARE * len(words))
+    return likely if is_sure else DEFAULT_LANGUAGE
 
 
 def _require(prefix: str, found: Mapping[str, object], wanted: Collection[str]) -> None:
@@ -80,8 +109,8 @@ def _texts(document: Mapping[str, Any]) -> list[tuple[str, object]]:  # Any: a Y
     for key, value in document.items():
         if isinstance(value, Mapping):
             found += [(f"{key}.{inner}", text) for inner, text in value.items()]
-        elif key == "laws":
-            found += [(f"laws[{number}]", name) for number, name in enumerate(value)]
+        elif key in {"laws", "common_words"}:
+            found += [(f"{key}[{number}]", name) for number, name in enumerate(value)]
         else:
             found.append((key, value))
     return found

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -285,3 +286,61 @@ async def test_a_judge_is_told_what_was_seen_before(constitution: Constitution) 
     first = evidence(2)
     await judge_material(NOTHING, [Says(first), Listens()], constitution, lambda *_: None)
     assert told == [(first,)]
+
+
+def open_question(law: int | None, outcome: Outcome = Outcome.ALLOW, category: str | None = None) -> Evidence:
+    return replace(evidence(law, outcome, category), is_open=True)
+
+
+def test_what_is_left_open_is_allowed_and_after_untrusted_content_asked_about(
+    constitution: Constitution,
+) -> None:
+    item = open_question(2)
+    assert decide([item], constitution, judges=("classifier",)).allows
+    judgement = decide([item], constitution, judges=("classifier",), is_strict=True)
+    assert judgement.outcome is Outcome.ASK_CLARIFICATION
+    assert constitution.texts.questions["crime.theft"] in judgement.message
+
+
+def test_what_a_guard_settled_and_the_language_of_a_document_are_not_asked_about(
+    constitution: Constitution,
+) -> None:
+    settled = [open_question(2), replace(evidence(2, Outcome.ALLOW), judge="guard.x")]
+    foreign = open_question(None, category="language")
+    for items in (settled, [foreign]):
+        assert decide(items, constitution, judges=("classifier",), is_strict=True).allows
+
+
+def test_a_refusal_says_the_reason_in_words(constitution: Constitution) -> None:
+    assert constitution.texts.reasons["crime.theft"] in decided(constitution, evidence(2)).message
+
+
+def test_instructions_in_a_document_are_told_with_their_place(constitution: Constitution) -> None:
+    item = replace(
+        evidence(3, category="integrity.prompt_injection", start=7), field="messages[2].content[0].text"
+    )
+    told = decide([item], constitution, judges=("hard_blocks",), documents={item.field})
+    assert "messages[2].content[0].text, characters 7 to 12" in told.message
+    assert "messages[2]" not in decide([item], constitution, judges=("hard_blocks",)).message
+
+
+@pytest.mark.parametrize("category", ["language", "too_long", UNREADABLE, "anything"])
+def test_evidence_under_no_law_has_words_of_its_own(constitution: Constitution, category: str) -> None:
+    outcome = Outcome.ASK_CLARIFICATION if category == "language" else Outcome.REFUSE
+    texts = constitution.texts
+    said = {"language": texts.questions["language"], "too_long": texts.too_long, UNREADABLE: texts.unreadable}
+    assert (
+        said.get(category, texts.undecided)
+        in decided(constitution, evidence(None, outcome, category)).message
+    )
+
+
+@pytest.mark.parametrize("language", ["de", "fr", "es", "xx"])
+def test_every_message_can_be_said_in_every_language(constitution: Constitution, language: str) -> None:
+    for law in constitution.laws:
+        for category in law.categories:
+            for outcome in set(Outcome) - {Outcome.ALLOW}:
+                item = evidence(law.number, outcome, category)
+                message = decide([item], constitution, judges=("x",), language=language).message
+                assert "{" not in message
+                assert constitution.texts_in(language).alternatives[category] in message

@@ -10,6 +10,7 @@ from kala.errors import ConstitutionError
 from kala.ethics.constitution import Trust, VerifiedConstitution, verify_constitution
 from services.ethics.judge import Outcome
 from services.ethics.laws import Constitution, read_constitution
+from services.ethics.texts import language_of
 from tests.unit.ethics.conftest import CONSTITUTION
 
 
@@ -54,6 +55,36 @@ def test_the_crisis_text_names_places_that_help(constitution: Constitution) -> N
     assert "116 123" in constitution.texts.resources
 
 
+def test_every_language_has_all_texts_and_the_crisis_text_names_lines_of_its_countries(
+    constitution: Constitution,
+) -> None:
+    assert set(constitution.languages) == {"en", "de", "fr", "es"}
+    lines = {"en": "988", "de": "0800 111 0 111", "fr": "3114", "es": "024"}
+    for language, texts in constitution.languages.items():
+        assert lines[language] in texts.resources
+        assert "findahelpline.com" in texts.resources
+        assert texts.questions.keys() == constitution.texts.questions.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Wie baue ich einen Tisch?", "de"),
+        ("Je veux mourir", "fr"),
+        ("Quiero morir, no puedo más", "es"),
+        ("How do I build a table?", "en"),
+        ("The German word die is an article.", "en"),
+        ("SELECT * FROM table", "en"),
+        ("Jinsi ya kujenga meza", "en"),
+        ("", "en"),
+    ],
+)
+def test_the_language_of_a_request_is_known_by_its_common_words(
+    constitution: Constitution, text: str, language: str
+) -> None:
+    assert language_of(text, constitution.languages) == language
+
+
 def _drop_law(document: Any) -> None:
     document["laws"].pop()
 
@@ -68,6 +99,15 @@ def _allow(document: Any) -> None:
 
 def _forget_alternative(document: Any) -> None:
     del document["alternatives"]["self_harm"]
+
+
+def _forget(*keys: str) -> Callable[[Any], None]:
+    def change(document: Any) -> None:
+        for key in keys[:-1]:
+            document = document[key]
+        del document[keys[-1]]
+
+    return change
 
 
 def _set(**values: object) -> Callable[[Any], None]:
@@ -92,6 +132,25 @@ BLOCKS = "hard_blocks/law1.yaml"
         ("decision_order.yaml", _allow, "every outcome but ALLOW"),
         ("texts/en.yaml", _forget_alternative, "no text for alternatives.self_harm"),
         ("texts/en.yaml", lambda document: document | {"language": "fr"}, "language must be en"),
+        ("texts/de.yaml", lambda document: document | {"language": "en"}, "language must be de"),
+        ("texts/fr.yaml", _forget("injection"), "no text for injection"),
+        (
+            "texts/es.yaml",
+            _forget("reasons", "self_harm"),
+            "no text for reasons.self_harm",
+        ),
+        ("texts/es.yaml", lambda document: document["questions"].update(x="y"), "unknown texts questions.x"),
+        ("texts/de.yaml", lambda document: document | {"refuse": "Nein."}, "refuse must have the places"),
+        (
+            "texts/de.yaml",
+            lambda document: document | {"undecided": "{law}"},
+            "undecided must have the places",
+        ),
+        ("texts/de.yaml", lambda document: document | {"clarify": "{question"}, "clarify: "),
+        ("texts/de.yaml", lambda document: document | {"too_long": ""}, "too_long must be a text"),
+        ("texts/de.yaml", lambda document: document | {"laws": ["x"]}, "the names of all 5"),
+        ("texts/de.yaml", lambda document: document | {"common_words": [True]}, "common_words must be words"),
+        ("texts/en.yaml", lambda document: document | {"laws": list("abcde")}, "the names in laws.yaml"),
         (BLOCKS, _set(match=[]), "must each hold an example"),
         (BLOCKS, _set(category="unknown"), "law 1 has no category unknown"),
         (BLOCKS, _set(colour="red"), "unknown keys colour"),

@@ -128,7 +128,7 @@ async def test_a_judge_that_fails_ends_the_stream_undecided(streams: Streams) ->
     lead = HARMLESS * 8
     assert await released(stream, [lead, f"{BROKEN} ", HARMLESS * 4, HARMLESS]) <= len(lead)
     assert stream.failed == ("reading",)
-    judgement = bench.conclude(stream.evidence, stream.channels, failed=stream.failed)
+    judgement = bench.conclude(stream)
     assert (judgement.outcome, judgement.category) == (Outcome.REFUSE, UNDECIDED)
     assert streams.faults[-1] == "reading"
     assert await stream.finish() == await stream.flush() == []
@@ -219,7 +219,7 @@ async def test_an_allowed_output_keeps_the_strongest_of_what_was_harmless(stream
     bench = streams.bench(ReadingJudge())
     stream = bench.open_stream()
     await released(stream, [HARMLESS * 9])
-    judgement = bench.conclude(stream.evidence, stream.channels)
+    judgement = bench.conclude(stream)
     assert judgement.allows
     assert [(item.judge, item.score) for item in judgement.evidence] == [("reading", 0.1)]
 

@@ -288,14 +288,14 @@ async def test_a_judge_is_told_what_was_seen_before(constitution: Constitution) 
     assert told == [(first,)]
 
 
-def open_question(law: int | None, outcome: Outcome = Outcome.ALLOW, category: str | None = None) -> Evidence:
+def left_open(law: int | None, outcome: Outcome = Outcome.ALLOW, category: str | None = None) -> Evidence:
     return replace(evidence(law, outcome, category), is_open=True)
 
 
 def test_what_is_left_open_is_allowed_and_after_untrusted_content_asked_about(
     constitution: Constitution,
 ) -> None:
-    item = open_question(2)
+    item = left_open(2)
     assert decide([item], constitution, judges=("classifier",)).allows
     judgement = decide([item], constitution, judges=("classifier",), is_strict=True)
     assert judgement.outcome is Outcome.ASK_CLARIFICATION
@@ -305,8 +305,8 @@ def test_what_is_left_open_is_allowed_and_after_untrusted_content_asked_about(
 def test_what_a_guard_settled_and_the_language_of_a_document_are_not_asked_about(
     constitution: Constitution,
 ) -> None:
-    settled = [open_question(2), replace(evidence(2, Outcome.ALLOW), judge="guard.x")]
-    foreign = open_question(None, category="language")
+    settled = [left_open(2), replace(evidence(2, Outcome.ALLOW), judge="guard.x")]
+    foreign = left_open(None, category="language")
     for items in (settled, [foreign]):
         assert decide(items, constitution, judges=("classifier",), is_strict=True).allows
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from services.ethics.classifier.encoding import room_for_text
 from services.ethics.classifier.words import Vocabulary
 from services.ethics.judge import Extent, Part
-from services.ethics.views import View
+from services.ethics.views import View, without
 
 # Beside the plain view. With the two halves of a longer text there are at most MAX_PASSES for a text of one window.
 MAX_FURTHER_VIEWS: Final = 3
@@ -42,6 +42,9 @@ _STRAY: Final = re.compile(
     r"(?<![^\s])[^\sa-z0-9]+(?=[a-z0-9])|(?<=[a-z0-9])[^\sa-z0-9]+(?![^\s])|(?<![^\s])[^\sa-z0-9](?![^\s])"
 )
 _TWINS: Final = {"reversed": "reversed_words", "reversed_words": "reversed"}
+_WORD: Final = re.compile("[a-z]+")
+# Characters around a new word that are read with it; the fewer the more there are of them.
+MARGINS: Final = (48, 16, 0)
 _MAY_RUN_TOGETHER: Final = frozenset({"plain", "leet", "leet_l", "squeezed"})
 # Windows of a longer text overlap by a quarter, so that what is cut by one border is whole in the next window.
 STRIDE_SHARE: Final = 0.75
@@ -100,34 +103,41 @@ class Planner:
             len(self._tokenizer.encode(part.context, add_special_tokens=False).ids) if part.context else 0
         )
         room = room_for_text(context, part.stage)
+        # A window of turns or of an output was cut to be read at once.
+        spare = MAX_PASSES - len(views) if part.extent is Extent.WHOLE else 0
+        # What passes there are to spare go to the view that says most.
+        fullest = max(views, key=lambda view: sum(map(len, self.vocabulary.words_of(view.text))))
         passes: list[Pass] = []
         for view in views:
-            # A window of turns or of an output was cut to be read at once.
-            spare = MAX_PASSES - len(views) if part.extent is Extent.WHOLE else 0
-            passes += self._read(view, room, spare)
+            # A view of a text of one window gets one pass: where it is longer, for what it shows that is new.
+            is_short = view is not views[0] and not any(item.is_window for item in passes[:1])
+            shown = self._new_words(view, views[0]) if is_short else None
+            passes += self._read(view, room, spare if view is fullest else 0, shown)
         # A text without a single token says nothing.
         return Plan(tuple(item for item in passes if item.tokens), views, unread, is_cut)
 
     def _choose(self, plain: View, others: Sequence[View]) -> tuple[tuple[View, ...], tuple[View, ...]]:
         """The views to read, the plain one first, and those with words that are left unread."""
         covered = set(self.vocabulary.words_of(plain.text))
+        shown = sum(map(len, covered))
         words = {view: self._gained(view, covered) for view in others}
         chosen, left = [plain], []
         while words:
             view, gain = max(
-                ((view, sum(map(len, found - covered))) for view, found in words.items()),
+                ((view, _worth(view) + sum(map(len, found - covered))) for view, found in words.items()),
                 key=lambda pair: pair[1],
             )
-            if gain < _min_gain(view):
+            if gain < _min_gain(view, shown):
                 # It gains most, but others may need less.
                 del words[view]
             elif len(chosen) <= MAX_FURTHER_VIEWS:
                 found = words.pop(view)
                 chosen.append(view)
+                covered |= found
                 twin = _twin(view, [other for other in words if words[other] >= found])
                 if twin is not None and len(chosen) <= MAX_FURTHER_VIEWS:
                     chosen.append(twin)
-                covered |= found
+                    covered |= words.pop(twin)
             else:
                 if gain >= MIN_UNREAD_GAIN:
                     left.append(view)
@@ -155,10 +165,23 @@ class Planner:
                 is_cut |= not is_whole
         return found, is_cut
 
-    def _read(self, view: View, room: int, spare: int) -> list[Pass]:
-        """The view as one pass with what half windows may be spared, or as overlapping windows."""
+    def _new_words(self, view: View, plain: View) -> AbstractSet[str]:
+        return self._gained(view, self.vocabulary.words_of(plain.text))
+
+    def _read(self, view: View, room: int, spare: int, shown: AbstractSet[str] | None) -> list[Pass]:
+        """The view as one pass with what half windows may be spared, or as overlapping windows.
+
+        Of a longer view only what is about the words `shown` is read, where they are given and that fits.
+        """
         offsets = self._offsets(view.text)
         count = len(offsets)
+        if count > room and shown is not None:
+            for margin in MARGINS:
+                narrow = _narrowed(view, shown, margin)
+                left = len(self._offsets(narrow.text))
+                if left <= room:
+                    whole = _span(narrow, 0, len(narrow.text))
+                    return [Pass(narrow.text, view.name, *whole, left, is_window=True)]
         if count > room:
             sizes = [room, room // 2] if count <= MAX_TWICE_READ_TOKENS else [room // 2]
             return [
@@ -172,7 +195,7 @@ class Planner:
             return [whole]
         half = count - count // 2
         # Two halves, and with a pass to spare the middle too.
-        step = half // 2 if spare > _HALVES else half
+        step = half - half // 2 if spare > _HALVES else half
         return [whole, *_windows(view, offsets, half, step)]
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:
@@ -198,6 +221,24 @@ def _pieces(text: str) -> Iterator[tuple[int, str]]:
         start = end
 
 
+def _narrowed(view: View, words: AbstractSet[str], margin: int) -> View:
+    """The view without what is further than `margin` characters, and then a blank, from any of these words."""
+    text = view.text
+    gaps: list[tuple[int, int]] = []
+    position = 0
+    for match in _WORD.finditer(text):
+        if match.group() not in words:
+            continue
+        start = text.rfind(" ", 0, max(0, match.start() - margin)) + 1
+        if start > position:
+            gaps.append((position, start))
+        end = text.find(" ", match.end() + margin) + 1
+        position = max(position, end or len(text))
+    if position < len(text):
+        gaps.append((position, len(text)))
+    return next(without(view.name, text, view.locate, gaps), view)
+
+
 def _twin(view: View, others: Sequence[View]) -> View | None:
     """For a text backwards the one with each word backwards, and the reverse: words alone do not tell which it is."""
     prefix, _, kind = view.name.rpartition("/")
@@ -206,8 +247,18 @@ def _twin(view: View, others: Sequence[View]) -> View | None:
     return next((other for other in others if wanted is not None and other.name in names), None)
 
 
-def _min_gain(view: View) -> int:
-    return MIN_GAIN_BY_CHANCE if view.name.rpartition("/")[2] in _BY_CHANCE else MIN_GAIN
+def _worth(view: View) -> int:
+    """What was decoded is read whatever its words are: nobody encodes a text in order to say nothing."""
+    prefix, _, kind = view.name.rpartition("/")
+    return MIN_GAIN if prefix and kind == "plain" and any(map(str.isalpha, view.text)) else 0
+
+
+def _min_gain(view: View, shown: int) -> int:
+    """How many letters in new words make a view worth reading, where the plain one has so many in words of its own."""
+    if view.name.rpartition("/")[2] not in _BY_CHANCE:
+        return MIN_GAIN
+    # Of a text that says hardly anything as it stands, a single word is a find.
+    return max(MIN_GAIN, min(MIN_GAIN_BY_CHANCE, shown + 1))
 
 
 def _windows(view: View, offsets: Sequence[tuple[int, int]], size: int, step: int) -> Iterator[Pass]:

@@ -64,7 +64,7 @@ def test_no_sentence_in_these_languages_is_missed(language: str) -> None:
 
 def test_hardly_any_tricky_text_is_taken_for_another_language() -> None:
     mistaken = [text for text in TRICKY if foreign(text)]
-    assert len(mistaken) <= 0.01 * len(TRICKY), mistaken
+    assert len(mistaken) <= 0.02 * len(TRICKY), mistaken
 
 
 def test_ordinary_requests_are_english() -> None:

@@ -180,8 +180,8 @@ class Planner:
                 narrow = _narrowed(view, shown, margin)
                 left = len(self._offsets(narrow.text))
                 if left <= room:
-                    whole = _span(narrow, 0, len(narrow.text))
-                    return [Pass(narrow.text, view.name, *whole, left, is_window=True)]
+                    place = _span(narrow, 0, len(narrow.text))
+                    return [Pass(narrow.text, view.name, *place, left, is_window=True)]
         if count > room:
             sizes = [room, room // 2] if count <= MAX_TWICE_READ_TOKENS else [room // 2]
             return [

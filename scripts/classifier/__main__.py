@@ -16,7 +16,7 @@ from typing import Final
 import torch
 
 from scripts.classifier.calibration import Scored, choose_thresholds, fit_temperatures, write_calibration
-from scripts.classifier.corpus import Corpus, independent_examples, make_corpus, without
+from scripts.classifier.corpus import Corpus, halves_of, independent_examples, make_corpus, without
 from scripts.classifier.encoding import encode, load_tokenizer
 from scripts.classifier.examples import Example
 from scripts.classifier.export import export, export_tokenizer
@@ -53,7 +53,9 @@ def calibrate(corpus: Corpus, categories: list[str], out: Path, data: Path | Non
     _say(f"ask the exported model {len(development)} development texts")
     scored = Scored(development, ask(out / "model.onnx", encode(development, load_tokenizer())))
     temperatures = fit_temperatures(scored)
-    thresholds = choose_thresholds(scored, temperatures)
+    halves = halves_of(development)
+    windows = Scored(halves, ask(out / "model.onnx", encode(halves, load_tokenizer())))
+    thresholds = choose_thresholds(scored, windows, temperatures)
     write_calibration(out / "calibration.json", categories, temperatures, thresholds)
     report = training_report(corpus, scored, temperatures, thresholds, data, plan)
     (out / "training_report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")

@@ -35,9 +35,11 @@ MAX_CONTRAST_REFUSED: Final = 0.06
 MAX_INDEPENDENT_REFUSED: Final = 0.08
 # Everyday traffic: the goal is one in two hundred.
 MAX_ORDINARY_REFUSED: Final = 0.004
-# A window of a long text, or a frame around a goal, gets more chances to be mistaken than one text.
-MAX_LONG_REFUSED: Final = 0.03
-MAX_JAILBREAK_MISTAKEN: Final = 0.004
+# A long text is read in several windows without what stands around them, and each gets a chance to be mistaken.
+MAX_WINDOW_REFUSED: Final = 0.01
+MAX_JAILBREAK_MISTAKEN: Final = 0.002
+# Of requests whose intent is plain, hardly any should be asked back about.
+MAX_PLAIN_ASKED: Final = 0.003
 MAX_INJECTION_MISTAKEN: Final = 0.01
 MAX_OUTPUT_REFUSED: Final = 0.03
 # Below it a guard model would be asked for nothing: harmful texts under this are as rare as this share of all.
@@ -76,8 +78,8 @@ def fit_temperatures(scored: Scored) -> Temperatures:
     )
 
 
-def choose_thresholds(scored: Scored, temperatures: Temperatures) -> dict[str, object]:
-    """Every threshold of `calibration.json`."""
+def choose_thresholds(scored: Scored, halves: Scored, temperatures: Temperatures) -> dict[str, object]:
+    """Every threshold of `calibration.json`; `halves` are harmless long requests cut in two, as windows are read."""
     unsafe = probability(scored.logits[:, UNSAFE], temperatures.unsafe)
     jailbreak = probability(scored.logits[:, JAILBREAK], temperatures.jailbreak)
     injection = probability(scored.logits[:, INJECTION], temperatures.injection)
@@ -97,7 +99,10 @@ def choose_thresholds(scored: Scored, temperatures: Temperatures) -> dict[str, o
             (unsafe[plain & ordinary], MAX_ORDINARY_REFUSED),
         ]
     )
-    window = _lowest([(unsafe[request & harmless & long], MAX_LONG_REFUSED)])
+    windows = np.maximum(
+        probability(halves.logits[:, UNSAFE], temperatures.unsafe),
+        probability(halves.logits[:, JAILBREAK], temperatures.jailbreak),
+    )
     output = _lowest([(unsafe[harmless & (stage == Stage.OUTPUT.value)], MAX_OUTPUT_REFUSED)])
     untold = np.array([example.jailbreak == 0 for example in scored.examples])
     harmful = unsafe[request & np.array([example.unsafe == 1 for example in scored.examples])]
@@ -106,7 +111,8 @@ def choose_thresholds(scored: Scored, temperatures: Temperatures) -> dict[str, o
     clean = np.array([example.injection == 0 for example in scored.examples])
     return {
         "refuse": {str(law): _shifted(refuse, shift) for law, shift in LAW_SHIFTS.items()},
-        "window_refuse": max(window, refuse),
+        # It holds for both kinds: what is harmful, and what tries to switch rules off.
+        "window_refuse": max(_lowest([(windows, MAX_WINDOW_REFUSED)]), refuse),
         "uncertain": uncertain,
         "ambiguous": _ambiguous(scored),
         "jailbreak": _lowest([(jailbreak[request & untold & harmless], MAX_JAILBREAK_MISTAKEN)]),
@@ -149,7 +155,7 @@ def _ambiguous(scored: Scored) -> float:
     """The probability of an ambiguous intent that hardly any clear request reaches."""
     intents = distribution(scored.logits[:, INTENTS])[:, Intent.AMBIGUOUS]
     clear = np.array([example.intent in {Intent.BENIGN, Intent.HARMFUL} for example in scored.examples])
-    return _lowest([(intents[clear], 0.005)])
+    return float(np.quantile(intents[clear], 1 - MAX_PLAIN_ASKED))
 
 
 def _is_ordinary(example: Example) -> bool:

@@ -19,6 +19,8 @@ from services.ethics.judge import Stage
 # Groups of twins are held out whole, so that no twin of a development line was learnt from.
 DEVELOPMENT_SHARE: Final = 0.07
 ORDINARY_REQUESTS: Final = 5000
+# About as many words as the tokens from which on the service reads halves too.
+MIN_HALVED_WORDS: Final = 50
 INDEPENDENT: Final = Path(__file__).parents[2] / "evaluation" / "development"
 
 
@@ -87,6 +89,18 @@ def _ordinary(seed: int) -> list[Example]:
 def _held_out(names: Iterable[str], seed: int) -> set[str]:
     ordered = sorted(names)
     return set(random.Random(f"{seed}:held out").sample(ordered, round(len(ordered) * DEVELOPMENT_SHARE)))
+
+
+def halves_of(examples: Sequence[Example]) -> list[Example]:
+    """The halves of harmless long requests, as the service reads windows of them."""
+    return [
+        replace(example, text=" ".join(half))
+        for example in examples
+        if example.unsafe == 0 and not example.jailbreak and example.stage is Stage.REQUEST
+        for words in [example.text.split(" ")]
+        if len(words) >= MIN_HALVED_WORDS
+        for half in (words[: len(words) // 2], words[len(words) // 2 :])
+    ]
 
 
 def without(examples: Sequence[Example], sources: set[str]) -> list[Example]:

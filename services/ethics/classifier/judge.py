@@ -172,7 +172,7 @@ class _Verdict:
                         self._evidence(answer, INTEGRITY, INJECTION, Outcome.REFUSE, scores.injection)
                     )
                 continue
-            if self._part.stage is Stage.REQUEST and scores.jailbreak >= self._limits.jailbreak:
+            if self._part.stage is Stage.REQUEST and scores.jailbreak >= self._jailbreak(answer.asked):
                 found.append(self._evidence(answer, INTEGRITY, JAILBREAK, Outcome.REFUSE, scores.jailbreak))
             found += self._content(answer)
         return found
@@ -194,8 +194,16 @@ class _Verdict:
         """From which probability on this pass is refused, and from which on it is a question."""
         if self._part.stage is Stage.OUTPUT:
             return self._limits.output_refuse, self._limits.output_uncertain
-        is_window = asked.is_window or self._part.extent is Extent.WINDOW
-        return (self._limits.window_refuse if is_window else self._limits.refuse[law]), self._limits.uncertain
+        limit = self._limits.window_refuse if self._is_window(asked) else self._limits.refuse[law]
+        return limit, self._limits.uncertain
+
+    def _jailbreak(self, asked: Pass) -> float:
+        """From which probability on this pass is an attempt to switch rules off."""
+        limits = self._limits
+        return max(limits.jailbreak, limits.window_refuse) if self._is_window(asked) else limits.jailbreak
+
+    def _is_window(self, asked: Pass) -> bool:
+        return asked.is_window or self._part.extent is Extent.WINDOW
 
     def _law_of(self, scores: Scores) -> tuple[int, str]:
         """The likeliest law, and the likeliest category of that law."""

@@ -45,6 +45,7 @@ _CODE: Final = re.compile(
     re.DOTALL,
 )
 _TOKEN: Final = re.compile(r"\S+")
+_INNER: Final = re.compile("['’-]")
 _EDGES: Final = "'’`*_~^,،、-–—/|+=<>%#&$@¿¡·•"
 _UNSPACED: Final = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "HANGUL")
 _FUNCTION_WORDS: Final = frozenset(
@@ -165,12 +166,13 @@ def _is_low(token: str) -> bool:
 
 def _plain_words(folded: str) -> list[str]:
     """Tokens that are words: letters only, with an apostrophe or hyphen within; not code, numbers or formulas."""
-    return [
-        part
-        for token in _TOKEN.findall(folded)
-        for part in re.split(r"['’-]", token.strip(_EDGES))
-        if len(part) > 1 and part.isalpha()
-    ]
+    found: list[str] = []
+    for token in folded.split():
+        word = token.strip(_EDGES)
+        # Most tokens are one word; taking the others apart costs more than all the rest.
+        parts = (word,) if word.isalpha() else _INNER.split(word)
+        found += [part for part in parts if len(part) > 1 and part.isalpha()]
+    return found
 
 
 def _is_latin(word: str) -> bool:

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # Two workers: what continuous integration has, and what a laptop can spare.
 TEST_WORKERS ?= 2
 
-.PHONY: help run test unit e2e check check-all fmt lint types proto proto-check extras bench lock clean
+.PHONY: help run test unit e2e check check-all fmt lint types proto proto-check extras bench classifier lock clean
 
 help: ## Show the tasks
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,10 @@ extras: ## Install each image's extra alone and import its process
 bench: $(VENV)/.dev ## Measure the numbers of docs/performance.md
 	bench/setup.sh
 	$(BIN)/python -m bench $(ARGS)
+
+classifier: ## Train the embedded classifier again; DATA=DIR names the public rows, OUT=DIR where to write
+	PYTHON=$(PYTHON) scripts/classifier/setup.sh
+	.venv-classifier/bin/python -m scripts.classifier $(if $(DATA),--data $(DATA)) --out $(or $(OUT),build/classifier) $(ARGS)
 
 lock: ## Resolve every extra again
 	$(PYTHON) scripts/lock.py

@@ -1,4 +1,4 @@
-"""Rebuild the shipped weights: `python -m scripts.classifier --data DIR`; about an hour on two cores.
+"""Rebuild the shipped weights: `make classifier DATA=DIR`; half an hour on two free cores.
 
 Writes model.onnx, tokenizer.json, calibration.json and training_report.json. Without `--data` only the project's own
 lines are learnt from, and the report says so.

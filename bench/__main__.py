@@ -1,6 +1,6 @@
-"""`make bench`: start-up, added latency and time to first token, beside LiteLLM proxy, in one run.
+"""`make bench`: start-up, added latency and time to first token, beside LiteLLM proxy; and what a judgement costs.
 
-Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
+`--only suite` and `--only ethics` run one of the two. Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
 """
 
 from __future__ import annotations
@@ -11,15 +11,25 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench import ethics
 from bench.measure import Arm, KeepAliveClient, interleaved
 from bench.servers import ROOT, Peer, Suite, litellm, suite
 from bench.upstream import static_model_servers
 
 QUESTION: Final = [{"role": "user", "content": "Say something about a fox and a dog, please."}]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One part of the report: its lines in Markdown, and its figures."""
+
+    report: Sequence[str]
+    figures: Mapping[str, object]
 
 
 def body(model: str, *, stream: bool) -> bytes:
@@ -87,30 +97,21 @@ def startup(folder: Path, whole: str) -> dict[str, float]:
     return seconds
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--requests", type=int, default=100, help="per arm and round")
-    parser.add_argument("--no-startup", action="store_true", help="skip the start-up times")
-    options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="kala-bench-"))
-    try:
-        with static_model_servers(folder / "nginx") as (whole, streamed):
-            started = {} if options.no_startup else startup(folder, whole)
-            environment = {
-                "KALA_INFERENCE_LLAMACPP_URL": whole,
-                "KALA_INFERENCE_MLX_URL": streamed,
-                "KALA_INFERENCE_DISCOVER": "false",
-            }
-            with suite(folder / "state", environment) as running, litellm(folder, whole, streamed) as peer:
-                results = compare(
-                    running, peer, whole, streamed, rounds=options.rounds, requests=options.requests
-                )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def measure_suite(folder: Path, rounds: int, requests: int, *, starts: bool) -> Section:
+    """The suite beside its peer."""
+    with static_model_servers(folder / "nginx") as (whole, streamed):
+        started = startup(folder, whole) if starts else {}
+        environment = {
+            "KALA_INFERENCE_LLAMACPP_URL": whole,
+            "KALA_INFERENCE_MLX_URL": streamed,
+            "KALA_INFERENCE_DISCOVER": "false",
+        }
+        with suite(folder / "state", environment) as running, litellm(folder, whole, streamed) as peer:
+            results = compare(running, peer, whole, streamed, rounds=rounds, requests=requests)
+    figures = {
+        name: [{"arm": arm.name, "p50_ms": arm.p50_ms, "p99_ms": arm.p99_ms} for arm in arms]
+        for name, arms in results.items()
+    }
     report = [
         f"Machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}.",
         "",
@@ -118,15 +119,50 @@ def main() -> None:
         "",
         *(f"- ready with {name}: {value:.1f} s" for name, value in started.items()),
     ]
+    return Section(report, {"startup_seconds": started, **figures})
+
+
+def measure_ethics(rounds: int, requests: int) -> Section:
+    """What a judgement costs."""
+    figures = ethics.measure(rounds, requests)
+    return Section(ethics.lines(figures), {"ethics": ethics.document(figures)})
+
+
+def write(sections: Sequence[Section]) -> None:
+    """Write the report and print it."""
+    report = "\n\n".join("\n".join(section.report) for section in sections)
+    figures: dict[str, object] = {}
+    for section in sections:
+        figures |= section.figures
     out = ROOT / "build" / "bench"
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.md").write_text("\n".join(report) + "\n")
-    figures = {
-        name: [{"arm": arm.name, "p50_ms": arm.p50_ms, "p99_ms": arm.p99_ms} for arm in arms]
-        for name, arms in results.items()
-    }
-    (out / "report.json").write_text(json.dumps({"startup_seconds": started, **figures}, indent=2))
-    print("\n".join(report))
+    (out / "report.md").write_text(report + "\n")
+    (out / "report.json").write_text(json.dumps(figures, indent=2))
+    print(report)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=("suite", "ethics"), help="measure this part only")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--requests", type=int, default=100, help="per arm and round")
+    parser.add_argument("--no-startup", action="store_true", help="skip the suite's start-up times")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="kala-bench-"))
+    sections: list[Section] = []
+    try:
+        if options.only != "ethics":
+            sections.append(
+                measure_suite(folder, options.rounds, options.requests, starts=not options.no_startup)
+            )
+        if options.only != "suite":
+            sections.append(measure_ethics(options.rounds, options.requests))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    write(sections)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,17 @@ class Arm:
         return statistics.median(self.round_medians_ms)
 
     @property
+    def p95_ms(self) -> float:
+        """95th percentile of all requests."""
+        return self._of_all(0.95)
+
+    @property
     def p99_ms(self) -> float:
         """99th percentile of all requests."""
-        return sorted(self.all_ms)[max(0, int(len(self.all_ms) * 0.99) - 1)]
+        return self._of_all(0.99)
+
+    def _of_all(self, share: float) -> float:
+        return sorted(self.all_ms)[max(0, int(len(self.all_ms) * share) - 1)]
 
 
 class KeepAliveClient:

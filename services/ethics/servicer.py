@@ -178,6 +178,10 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
                 pb.ConstitutionFile(path=path, sha256=promised.sha256, bytes=promised.size_bytes)
                 for path, promised in sorted(verified.manifest.files.items())
             ],
+            signature_threshold=verified.threshold,
+            trusted_keys=verified.trusted_keys,
+            previous_digest=verified.manifest.previous or b"",
+            review_by=verified.manifest.review_by.isoformat() if verified.manifest.review_by else "",
         )
         response.verified_at.FromNanoseconds(int(self._in_force.verified_at() * 1e9))
         return response

@@ -628,12 +628,24 @@ class GetConstitutionResponse(_message.Message):
     SIGNER_KEY_IDS_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     VERIFIED_AT_FIELD_NUMBER: _builtins.int
+    SIGNATURE_THRESHOLD_FIELD_NUMBER: _builtins.int
+    TRUSTED_KEYS_FIELD_NUMBER: _builtins.int
+    PREVIOUS_DIGEST_FIELD_NUMBER: _builtins.int
+    REVIEW_BY_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version named in the manifest."""
     digest: _builtins.bytes
     """SHA-256 of the manifest; 32 bytes; the digest in every decision and clearance."""
     trust: Global___Trust.ValueType
     """How the signer is trusted."""
+    signature_threshold: _builtins.int
+    """How many different trusted keys must have signed; at least 1."""
+    trusted_keys: _builtins.int
+    """How many keys are trusted."""
+    previous_digest: _builtins.bytes
+    """Digest of the version that this one amends; 32 bytes; empty for a first version."""
+    review_by: _builtins.str
+    """Last day (RFC 3339 date, UTC) on which the laws need no review; empty when none was set."""
     @_builtins.property
     def signer_key_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Key ids that signed, first 16 hex characters of SHA-256 of the raw public key."""
@@ -655,10 +667,14 @@ class GetConstitutionResponse(_message.Message):
         signer_key_ids: _abc.Iterable[_builtins.str] | None = ...,
         files: _abc.Iterable[Global___ConstitutionFile] | None = ...,
         verified_at: _timestamp_pb2.Timestamp | None = ...,
+        signature_threshold: _builtins.int = ...,
+        trusted_keys: _builtins.int = ...,
+        previous_digest: _builtins.bytes = ...,
+        review_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["verified_at", b"verified_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "files", b"files", "signer_key_ids", b"signer_key_ids", "trust", b"trust", "verified_at", b"verified_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "files", b"files", "previous_digest", b"previous_digest", "review_by", b"review_by", "signature_threshold", b"signature_threshold", "signer_key_ids", b"signer_key_ids", "trust", b"trust", "trusted_keys", b"trusted_keys", "verified_at", b"verified_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -81,6 +81,11 @@ async def test_the_constitution_in_force_is_told_with_its_trust(ethics: Ethics) 
     assert response.digest == ethics.watch.in_force.digest
     assert response.version == ethics.watch.in_force.version
     assert list(response.signer_key_ids) == list(ethics.watch.in_force.key_ids)
+    manifest = ethics.watch.in_force.manifest
+    assert (response.signature_threshold, response.trusted_keys) == (1, 1)
+    assert response.previous_digest == (manifest.previous or b"")
+    assert manifest.review_by is not None
+    assert response.review_by == manifest.review_by.isoformat()
     assert {file.path for file in response.files} == set(ethics.watch.in_force.files)
     assert all(len(file.sha256) == 32 and file.bytes for file in response.files)
     assert abs(response.verified_at.ToNanoseconds() / 1e9 - ethics.watch.verified_at()) < 0.001

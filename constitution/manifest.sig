@@ -1,1 +1,1 @@
-88225dcc66b7f098 9ukiIdapuUbBlM4vsBskYdm9/KhwMI3r54MolCgOKOebps+SknhOsstlww7WaH95mHgQyrrXptlhWBoEM9P2AA==
+88225dcc66b7f098 ZtSfu+HOJWg0x/apOUtv4g5P/GZ4BQyddk9GhTf4DSKmlYhcAFY+p56VrN8QhsvU7zPj+KPHSSM9yq5/dZ1LDQ==

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Final
 
 from bench import ethics
-from bench.measure import Arm, KeepAliveClient, interleaved
+from bench.measure import NUMBER, Arm, KeepAliveClient, interleaved
 from bench.servers import ROOT, Peer, Suite, litellm, suite
 from bench.upstream import static_model_servers
 
-QUESTION: Final = [{"role": "user", "content": "Say something about a fox and a dog, please."}]
+QUESTION: Final = [
+    {"role": "user", "content": f"Say something about fox {NUMBER.decode()} and a dog, please."}
+]
 
 
 @dataclass(frozen=True, slots=True)

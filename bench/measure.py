@@ -7,7 +7,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
+
+# As wide as what takes its place, so that every body is of one length.
+NUMBER: Final = b"NNNNN"
 
 Request = Callable[[], float]
 """Sends one request and returns its seconds."""
@@ -41,13 +45,15 @@ class Arm:
 
 
 class KeepAliveClient:
-    """One connection that posts the same body again and again."""
+    """One connection that posts again and again; `number` in `body` is a new number each time, so no cache helps."""
 
-    def __init__(self, url: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def __init__(self, url: str, body: bytes, headers: Mapping[str, str], *, number: bytes = NUMBER) -> None:
         parts = urlsplit(url)
         self._connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=60)
         self._path = parts.path
         self._body = body
+        self._number = number
+        self._sent = 0
         self._headers = {"content-type": "application/json", **headers}
 
     def whole(self) -> float:
@@ -72,7 +78,9 @@ class KeepAliveClient:
         return seconds
 
     def _send(self) -> http.client.HTTPResponse:
-        self._connection.request("POST", self._path, self._body, self._headers)
+        self._sent += 1
+        body = self._body.replace(self._number, b"%05d" % (self._sent % 100_000))
+        self._connection.request("POST", self._path, body, self._headers)
         response = self._connection.getresponse()
         if response.status != http.client.OK:
             message = f"{self._path}: {response.status} {response.read()[:300]!r}"

@@ -54,10 +54,14 @@ RULES: Final = "hard blocks alone"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One kind of check: its times, how often and how long the network was asked for it, and how often it passed."""
+    """One kind of check: its times, how often and how long the network was asked for it, and how often it passed.
+
+    `cpu_ms` is the CPU of all threads, the median: it hardly changes where other work makes the check wait.
+    """
 
     tokens: int
     arm: Arm
+    cpu_ms: float
     passes: float = 0.0
     read_tokens: float = 0.0
     allowed: float = 1.0
@@ -159,11 +163,14 @@ def single_checks(workers: int, rounds: int, requests: int) -> list[Check]:
                 RULES: _check(runner, subject.rules, plain, Extent.WHOLE, []),
             }
             arms |= {item.kind.name: item.arm for item in series}
+            spent: dict[str, list[float]] = {name: [] for name in arms}
+            arms = {name: _counted(arm, spent[name]) for name, arm in arms.items()}
             timed = interleaved(arms, rounds=rounds, requests=per_round, warm_up=WARM_UP)
             said = {item.kind.name: item for item in series}
-            found += [
-                said[arm.name].check(tokens, arm) if arm.name in said else Check(tokens, arm) for arm in timed
-            ]
+            for arm in timed:
+                cpu_ms = statistics.median(spent[arm.name][WARM_UP:])
+                known = said.get(arm.name)
+                found.append(known.check(tokens, arm, cpu_ms) if known else Check(tokens, arm, cpu_ms))
     return found
 
 
@@ -233,11 +240,12 @@ class _Series:
         self._allowed: list[bool] = []
         self.arm = _check(runner, bench, texts, kind.extent, self._allowed)
 
-    def check(self, tokens: int, arm: Arm) -> Check:
+    def check(self, tokens: int, arm: Arm, cpu_ms: float) -> Check:
         """What came out."""
         return Check(
             tokens,
             arm,
+            cpu_ms,
             passes=statistics.fmean(map(len, self._passes)),
             read_tokens=statistics.fmean(map(sum, self._passes)),
             allowed=_mean(self._allowed),
@@ -260,6 +268,18 @@ def _plain_call(session: ort.InferenceSession, feeds: Sequence[Feeds]) -> Callab
         return time.perf_counter() - began
 
     return call
+
+
+def _counted(call: Callable[[], float], spent: list[float]) -> Callable[[], float]:
+    """The call, with the CPU milliseconds of all threads noted."""
+
+    def counted() -> float:
+        began = time.process_time()
+        taken = call()
+        spent.append((time.process_time() - began) * 1000)
+        return taken
+
+    return counted
 
 
 def _check(

@@ -132,7 +132,8 @@ class Bench:
                     self._reader.read(text.text),
                     text.extent,
                     text.borders,
-                    text.context,
+                    # Only what answers a request has one before it; beside a request it could say it is harmless.
+                    "" if text.stage is Stage.REQUEST else text.context,
                 )
                 for text in texts
             )

@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from kala.errors import ConstitutionError
 from services.ethics.classifier.calibration import (
@@ -37,6 +38,8 @@ INTENTS: Final = 3
 LAWS_FROM, INTENTS_FROM, CATEGORIES_FROM = 3, 8, 11
 # More threads than this on one process would rather fight over the memory's bandwidth than help.
 MAX_WORKERS: Final = 4
+# Of a longer word the tokenizer says only that it does not know it.
+MAX_WORD_CHARS: Final = 100
 # Some 400 bytes each: a few MB, and room for some hundred conversations.
 CACHED_ANSWERS: Final = 8192
 
@@ -112,9 +115,8 @@ class Classifier:
 
     def _encode(self, question: Question) -> Encoded:
         text = self.tokenizer.encode(question.text, add_special_tokens=False).ids
-        context = (
-            self.tokenizer.encode(question.context, add_special_tokens=False).ids if question.context else ()
-        )
+        # In lower case, as views are: the tokenizer takes "[SEP]" for its own mark, which no request may set.
+        context = self.tokenizer.encode(question.context.lower(), add_special_tokens=False).ids
         return arrange(text, context, question.stage)
 
 
@@ -191,10 +193,36 @@ def _read_tokenizer(data: bytes) -> Tokenizer:
         raise ConstitutionError(f"{TOKENIZER_FILE}: {str(error).partition(chr(10))[0][:200]}") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    _read_every_word(tokenizer)
     marks = {"[PAD]": PAD, "[CLS]": CLS, "[SEP]": SEP}
     if any(tokenizer.token_to_id(mark) != number for mark, number in marks.items()):
         raise ConstitutionError(f"{TOKENIZER_FILE}: has other marks than the network was trained with")
     return tokenizer
+
+
+def _read_every_word(tokenizer: Tokenizer) -> None:
+    """Have the words read that it would give up as unknown: those with a strange character in them, and endless ones.
+
+    Otherwise one emoji at every word would leave the network nothing to read.
+    """
+    vocabulary = tokenizer.get_vocab()
+    chars = {
+        char for char in vocabulary if len(char) == 1 and not char.isascii() and f"##{char}" in vocabulary
+    }
+    strange = f"[^\\x00-\\x7f{_escaped(chars)}]"
+    marks = f"[{_escaped(char for char in chars if not char.isalpha())}]"
+    # One mark at a time: a flood of them takes no more time than other text.
+    glued = Regex(f"(?<=[a-z0-9]){strange}|{strange}(?=[a-z0-9])|(?<=[a-z]){marks}(?=[a-z])")
+    tokenizer.normalizer = normalizers.Sequence([tokenizer.normalizer, normalizers.Replace(glued, " ")])
+    # A long row of hexadecimal digits is a number, not words: one token says as much.
+    pieces = Regex(rf"^[0-9a-f]+$|[\s\S]{{1,{MAX_WORD_CHARS}}}")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [tokenizer.pre_tokenizer, pre_tokenizers.Split(pieces, "isolated")]
+    )
+
+
+def _escaped(chars: Iterable[str]) -> str:
+    return "".join(map(re.escape, sorted(chars)))
 
 
 def _sigmoid(logit: float) -> float:

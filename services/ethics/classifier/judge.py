@@ -140,9 +140,10 @@ class _Verdict:
 
     def evidence(self) -> list[Evidence]:
         """Everything that is not plainly harmless, the strongest of each kind."""
-        found: dict[tuple[int | None, str, Outcome], Evidence] = {}
+        found: dict[tuple[int | None, str, Outcome, str], Evidence] = {}
         for item in (*self._unread(), *self._foreign(), *self._said()):
-            kind = (item.law, item.category, item.outcome)
+            # What is left open in one view is not settled by an answer about another.
+            kind = (item.law, item.category, item.outcome, item.view if item.is_open else "")
             if kind not in found or item.score > found[kind].score:
                 found[kind] = item
         refused = any(item.outcome in {Outcome.REFUSE, Outcome.REDIRECT} for item in found.values())

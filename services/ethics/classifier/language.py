@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -35,8 +35,12 @@ HARDLY_ENGLISH: Final = 0.45
 # How sure the recogniser must be of a language: where the words look English, and where they do not.
 SURE: Final = 0.80
 RATHER_SURE: Final = 0.30
+# What stands in code, in a list or in pieces of a few words is rather no text at all; so many words of it are one.
+MIN_PIECED_WORDS: Final = 6
 # Only this much of a stretch is shown to the recogniser: it is sure long before.
 MAX_SHOWN_CHARS: Final = 400
+# Vietnamese has an accent on every third letter; text with more is English behind look-alikes.
+MAX_ACCENTED: Final = 0.4
 # English as its users write it, and what is no language ("zxx").
 _ENGLISH: Final = frozenset({"en", "pcm", "zxx"})
 _STRETCH: Final = re.compile(r"[^\n.!?。！？؟।…:;\"“”„«»()\[\]]+")
@@ -44,6 +48,9 @@ _CODE: Final = re.compile(
     r"```.*?```|`[^`\n]*`|https?://\S+|www\.\S+|\S+@\S+\.\S+|\$[^$\n]{1,200}\$|\\[a-zA-Z]+|<[^<>\n]{1,200}>",
     re.DOTALL,
 )
+_ADDRESS: Final = re.compile(r"https?://\S+|www\.\S+|\S+@\S+\.\S+")
+# Marks that glue words together or set each of them apart.
+_GLUE: Final = re.compile(r"[_/\\|,`$<>*~+={}#&]+")
 _TOKEN: Final = re.compile(r"\S+")
 _INNER: Final = re.compile("['’-]")
 _EDGES: Final = "'’`*_~^,،、-–—/|+=<>%#&$@¿¡·•"
@@ -80,19 +87,56 @@ class Languages:
         return (*found, *(view.locate(0, len(view.text)) for view in payloads))
 
     def _stretches(self, text: str) -> Iterator[tuple[int, int]]:
-        text = _CODE.sub(_blanks, text)
-        for match in _STRETCH.finditer(text):
+        prose = _CODE.sub(_blanks, text)
+        pieces: list[tuple[int, int]] = []
+        for match in _STRETCH.finditer(prose):
             if self._is_foreign(match.group()):
                 yield match.span()
+            else:
+                pieces.append(match.span())
+        yield from self._in_pieces(prose, pieces)
+        # Code is no language, but sentences can be written where code stands.
+        for match in _CODE.finditer(text):
+            code = _ADDRESS.sub(_blanks, match.group())
+            begin = match.start()
+            spans = ((begin + line.start(), begin + line.end()) for line in _STRETCH.finditer(code))
+            yield from self._in_pieces(text, spans)
+
+    def _in_pieces(self, text: str, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """Of spans that are no sentences, those that are one without its marks, and those that are one together."""
+        short: list[tuple[int, int, str]] = []
+        for start, end in spans:
+            loose = _GLUE.sub(" ", text[start:end])
+            if self._is_surely_foreign(loose):
+                yield start, end
+            elif len(loose.split()) < MIN_WORDS and self._english_share(_plain_words(loose.lower())) < 1.0:
+                short.append((start, end, loose))
+        if len(short) > 1 and self._is_surely_foreign(" ".join(loose for _, _, loose in short)):
+            yield short[0][0], short[-1][1]
+
+    def _is_surely_foreign(self, stretch: str) -> bool:
+        """As `_is_foreign`, of what is rather no sentence: more words, hardly any of them English, and surely so."""
+        folded = stretch.lower() if stretch.isascii() else self._folder.fold(stretch).text.lower()
+        if self._english_share(_plain_words(folded)) >= HARDLY_ENGLISH:
+            return False
+        if not stretch.isascii():
+            other = [word for word in _words(stretch) if not _is_latin(word)]
+            if _unspaced_letters(stretch) >= MIN_UNSPACED or len(other) >= MIN_WORDS:
+                return True
+        words = _plain_words(_uncapitalised(stretch, folded))
+        if len(words) < MIN_PIECED_WORDS or self._english_share(words) >= HARDLY_ENGLISH:
+            return False
+        language, certainty = self._identifier.classify(" ".join(words)[:MAX_SHOWN_CHARS])
+        return language not in _ENGLISH and float(certainty) >= SURE
 
     def _is_foreign(self, stretch: str) -> bool:
         if stretch.isascii():
             return self._is_foreign_latin(stretch, stretch.lower())
         folded = self._folder.fold(stretch).text.lower()
         words = list(_words(stretch))
-        other = [word for word in words if not _is_latin(word)]
+        other = [] if folded.isascii() else [word for word in words if not _is_latin(word)]
         if not other:
-            return self._is_foreign_latin(stretch, folded)
+            return self._is_foreign_latin(folded if _is_disguised(stretch) else stretch, folded)
         if self._english_share(_plain_words(folded)) >= SURELY_ENGLISH:
             # Look-alike letters of another script, or a foreign word in an English sentence.
             return _unspaced_letters(stretch) >= MIN_UNSPACED
@@ -129,6 +173,14 @@ class Languages:
 def _identifier() -> LanguageIdentifier:
     """The recogniser; it knows nothing of any constitution, so all of them share it."""
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def _is_disguised(stretch: str) -> bool:
+    """Whether letters that fold to ASCII come from another script, or more of them are accented than in any language."""
+    other = [char for char in stretch if not char.isascii() and not char.isspace()]
+    if any(char.isalpha() and _script(char) != "LATIN" for char in other):
+        return True
+    return MAX_ACCENTED * sum(char.isalpha() for char in stretch) < len(other)
 
 
 def _is_payload(view: View) -> bool:

@@ -139,7 +139,7 @@ class Planner:
                     chosen.append(twin)
                     covered |= words.pop(twin)
             else:
-                if gain >= MIN_UNREAD_GAIN:
+                if gain >= MIN_UNREAD_GAIN or _worth(view):
                     left.append(view)
                 covered |= words.pop(view)
         return tuple(chosen), tuple(left)

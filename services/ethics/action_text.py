@@ -34,6 +34,15 @@ MAX_JSON_DEPTH: Final = 32
 DOCUMENT_FIELDS: Final = frozenset(
     {"kala.inference.v1.EmbedAction.inputs", "kala.inference.v1.RerankAction.documents"}
 )
+# What chooses who answers: inference looks it up in its own lists, and no model reads it.
+ROUTING_FIELDS: Final = frozenset(
+    {
+        f"kala.inference.v1.{action}.{field}"
+        for action in ("ChatAction", "CompleteAction", "EmbedAction", "RerankAction")
+        for field in ("model", "provider")
+    }
+    | {"kala.inference.v1.ChatAction.role", "kala.inference.v1.ChatAction.adapters"}
+)
 SHA256_BYTES: Final = 32
 _STAGES: Final = {
     inference_pb2.ROLE_ASSISTANT: Stage.OUTPUT,
@@ -264,7 +273,7 @@ def _value(field: FieldDescriptor, value: object, path: str, stage: Stage) -> It
     elif isinstance(value, str) and field.name.endswith(("_json", "json_schema")):
         yield from json_texts(value, path, stage)
     elif isinstance(value, str):
-        yield Text(path, stage, value)
+        yield Text(path, stage, value, Extent.NAME if field.full_name in ROUTING_FIELDS else Extent.WHOLE)
     elif isinstance(value, bytes) and not _is_digest(field, value):
         yield _bytes(value, path, stage)
 

@@ -36,12 +36,19 @@ class Extent(enum.Enum):
 
     WHOLE is a text as it stands, for every judge. JOIN is turns joined in full, for rules: they find the exact place,
     and count only what crosses a border. WINDOW is a stretch of joined turns or of an output, short enough to be read
-    at once: for judges that read, in one pass, and not for rules.
+    at once: for judges that read, in one pass, and not for rules. NAME is what chooses who answers, and reaches no
+    model: for rules, since one word out of a sentence means nothing to who reads sentences.
     """
 
     WHOLE = "whole"
     JOIN = "join"
     WINDOW = "window"
+    NAME = "name"
+
+    @property
+    def is_for_readers(self) -> bool:
+        """Whether judges that read are asked about such a text, and not rules alone."""
+        return self in {Extent.WHOLE, Extent.WINDOW}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from services.ethics.judge import Evidence, Extent, Material, Outcome, Part
+from services.ethics.judge import Evidence, Material, Outcome, Part
 
 FORBIDDEN = "zebra"
 DOUBTFUL = "maybe"
@@ -15,7 +15,7 @@ BROKEN = "kaboom"
 
 @dataclass
 class ReadingJudge:
-    """Refuses FORBIDDEN, leaves DOUBTFUL open, raises on BROKEN; a join in full is not for it."""
+    """Refuses FORBIDDEN, leaves DOUBTFUL open, raises on BROKEN; joins in full and names are not for it."""
 
     name: str = "reading"
     gate: asyncio.Event | None = None
@@ -25,7 +25,7 @@ class ReadingJudge:
 
     async def judge(self, material: Material, so_far: Sequence[Evidence]) -> Sequence[Evidence]:
         del so_far
-        parts = [part for part in material.parts if part.extent is not Extent.JOIN]
+        parts = [part for part in material.parts if part.extent.is_for_readers]
         self.read += parts
         if self.gate is not None:
             self.waiting += 1

@@ -115,8 +115,8 @@ class ClassifierJudge:
         planned: list[_Read] = []
         left = MAX_TOKENS
         for part in material.parts:
-            # A join in full is for rules; the same turns come as windows too.
-            if part.extent is Extent.JOIN:
+            # A join in full is for rules; the same turns come as windows too. So are names that no model reads.
+            if not part.extent.is_for_readers:
                 continue
             plan = self._planner.plan(part)
             left -= plan.tokens

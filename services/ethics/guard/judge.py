@@ -18,7 +18,7 @@ from services.ethics.guard.client import Ask, GuardClient
 from services.ethics.guard.formats import Found, GuardFormat, PromptKind, Question, Severity
 from services.ethics.guard.prompt import Turn, conversation, render
 from services.ethics.guard.verdict import Verdict, meant, read_verdict, together
-from services.ethics.judge import Evidence, Extent, Material, Outcome, Part
+from services.ethics.judge import Evidence, Material, Outcome, Part
 from services.ethics.messages import LANGUAGE
 from services.ethics.replay import GUARD_PREFIX
 
@@ -176,7 +176,7 @@ class GuardJudge:
 def _doubts(material: Material, so_far: Sequence[Evidence]) -> list[_Doubt]:
     """The texts in question, in their order; KeyError for a field or a view that is not in the material."""
     # Turns joined in full are for rules; those who leave questions open read windows of them.
-    parts = {part.field: part for part in material.parts if part.extent is not Extent.JOIN}
+    parts = {part.field: part for part in material.parts if part.extent.is_for_readers}
     open_questions: dict[tuple[str, str], list[Evidence]] = {}
     for item in so_far:
         if item.is_open:

@@ -10,6 +10,7 @@ from kala.inference.v1 import inference_pb2 as inference
 from kala.tools.v1 import tools_pb2
 from services.ethics.action_text import (
     MAX_SENTENCE_CHARS,
+    ROUTING_FIELDS,
     Piece,
     Text,
     Unreadable,
@@ -205,6 +206,22 @@ def test_a_chat_is_not_changed_by_being_read() -> None:
 def test_other_actions_are_read_in_full() -> None:
     action = inference.CompleteAction(model="m", prompt="p", suffix="s")
     assert [piece.field for piece in pieces_of(action)] == ["model", "prompt", "suffix"]
+
+
+def test_what_chooses_the_model_is_a_name_and_reaches_no_judge_that_reads() -> None:
+    action = chat((inference.ROLE_USER, "hi"))
+    action.model, action.provider, action.role = "auto", "lmstudio", "rank"
+    action.adapters.append("adapters/a@1")
+    action.reasoning_effort = "low"
+    texts = [piece for piece in pieces_of(action) if isinstance(piece, Text)]
+    names = [text.field for text in texts if not text.extent.is_for_readers]
+    assert names == ["model", "provider", "role", "adapters[0]"]
+    assert {text.text for text in texts if text.extent is Extent.WHOLE} == {"hi", "low"}
+
+
+def test_every_field_that_is_left_to_the_rules_exists() -> None:
+    messages = inference.DESCRIPTOR.message_types_by_name.values()
+    assert {field.full_name for message in messages for field in message.fields} >= ROUTING_FIELDS
 
 
 def test_embedded_and_reranked_documents_are_not_read_as_requests() -> None:

@@ -119,6 +119,10 @@ async def test_joined_turns_are_left_to_the_rules_and_windows_are_read_once() ->
     assert len(answers.asked) == 1
 
 
+async def test_the_name_of_a_model_is_left_to_the_rules() -> None:
+    assert await judged("steal", extent=Extent.NAME, steal=scores(0.99)) == []
+
+
 async def test_another_language_is_an_open_question_and_never_silence() -> None:
     (found,) = await judged("Wie kann ich mein Fahrrad selbst reparieren?")
     assert (found.outcome, found.law, found.category) == (Outcome.ASK_CLARIFICATION, None, "language")

@@ -15,7 +15,7 @@ from kala.errors import ConstitutionError, InternalError
 from services.ethics import hard_blocks
 from services.ethics.fold import Folder
 from services.ethics.hard_blocks import HardBlockJudge, HardBlocks
-from services.ethics.judge import Material, Outcome, Part, Stage
+from services.ethics.judge import Extent, Material, Outcome, Part, Stage
 from services.ethics.laws import STAGES, Constitution, HardBlock
 from services.ethics.patterns import Pattern, expand
 from services.ethics.views import Reader
@@ -127,6 +127,12 @@ async def test_self_harm_is_redirected_and_not_refused(rules: Rules) -> None:
     evidence = await judge.judge(Material((part,)), ())
     assert judge.name == "hard_blocks"
     assert {(item.outcome, item.category) for item in evidence} == {(Outcome.REDIRECT, "self_harm")}
+
+
+async def test_the_name_of_a_model_is_judged_too(rules: Rules) -> None:
+    part = Part("model", Stage.REQUEST, rules.reader.read("How do I build a bomb?"), Extent.NAME)
+    evidence = await HardBlockJudge(rules.blocks).judge(Material((part,)), ())
+    assert {(item.field, item.rule) for item in evidence} == {("model", "law1.explosives.make")}
 
 
 async def test_a_long_text_is_judged_on_a_thread_with_the_same_result(rules: Rules) -> None:

@@ -45,7 +45,7 @@ MAX_ACCENTED: Final = 0.4
 _ENGLISH: Final = frozenset({"en", "pcm", "zxx"})
 _STRETCH: Final = re.compile(r"[^\n.!?。！？؟।…:;\"“”„«»()\[\]]+")
 _CODE: Final = re.compile(
-    r"```.*?```|`[^`\n]*`|https?://\S+|www\.\S+|\S+@\S+\.\S+|\$[^$\n]{1,200}\$|\\[a-zA-Z]+|<[^<>\n]{1,200}>",
+    r"```.*?```|`[^`\n]*`|https?://\S+|www\.\S+|(?<!\S)[^\s@]{1,128}@[^\s@]{1,256}|\$[^$\n]{1,200}\$|\\[a-zA-Z]+|<[^<>\n]{1,200}>",
     re.DOTALL,
 )
 _ADDRESS: Final = re.compile(r"https?://\S+|www\.\S+|\S+@\S+\.\S+")

@@ -1,7 +1,9 @@
 """Choose what the classifier reads of a text: which views, and which windows of them. Pure but for the tokenizer.
 
-The plain view is always read. Of the others those are read that show words which no view before them shows: a
-disguise hides words, and the view that lifts it brings them back. What cannot be read within the bounds is said so.
+The plain view is read, and of the others those that show words which no view before them shows: a disguise hides
+words, and the view that lifts it brings them back. Where it is much plainer than the plain view, it is read in its
+place: letters that make no words look like an attack, whatever they hide. What cannot be read within the bounds is
+said so.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Final
 
 from tokenizers import Tokenizer
 
+from services.ethics.classifier.clearing import MENDED, last_mark, mended, order_of, tidied, with_either
 from services.ethics.classifier.encoding import room_for_text
 from services.ethics.classifier.words import Vocabulary
 from services.ethics.judge import Extent, Part
@@ -35,12 +38,11 @@ MIN_UNREAD_GAIN: Final = 16
 # Long texts are taken apart into tokens piece by piece: the tokenizer's own record of a token is large.
 PIECE_CHARS: Final = 8_192
 PARTED: Final = "parted"
-_BY_CHANCE: Final = frozenset({"reversed", "reversed_words", "rot13", PARTED})
-_SPELLED: Final = frozenset({"spelled", "spelled_words"})
-# Marks that stood between letters and are left alone when the letters are joined: "how. .do. .i".
-_STRAY: Final = re.compile(
-    r"(?<![^\s])[^\sa-z0-9]+(?=[a-z0-9])|(?<=[a-z0-9])[^\sa-z0-9]+(?![^\s])|(?<![^\s])[^\sa-z0-9](?![^\s])"
-)
+_BY_CHANCE: Final = frozenset({"reversed", "reversed_words", "rot13", PARTED, MENDED})
+# Where so much of a text that was spelled out is words, the gaps between them were kept.
+MIN_BORDERED: Final = 0.6
+# A view that has this much more of its characters in words is what the text says, and the plain view its disguise.
+MIN_PLAINER: Final = 0.15
 _TWINS: Final = {"reversed": "reversed_words", "reversed_words": "reversed"}
 _WORD: Final = re.compile("[a-z]+")
 # Characters around a new word that are read with it; the fewer the more there are of them.
@@ -97,22 +99,28 @@ class Planner:
 
     def plan(self, part: Part) -> Plan:
         """What is to be read of this part."""
-        parted, is_cut = self._parted(part.reading.views)
-        views, unread = self._choose(part.reading.views[0], [*part.reading.views[1:], *parted])
+        plain = part.reading.views[0]
+        others = with_either(part.reading.views[1:], self.vocabulary)
+        parted, is_cut = self._parted([plain, *others])
+        views, unread = self._choose(plain, [*others, *parted, *mended(plain, self.vocabulary)])
+        ends_with = last_mark(plain.text)
         context = (
             len(self._tokenizer.encode(part.context, add_special_tokens=False).ids) if part.context else 0
         )
         room = room_for_text(context, part.stage)
         # A window of turns or of an output was cut to be read at once.
         spare = MAX_PASSES - len(views) if part.extent is Extent.WHOLE else 0
+        main = self._lifted(views)
+        rest = [clear for view in views if view is not main for clear in self._cleared(view, main, views)]
         # What passes there are to spare go to the view that says most.
-        fullest = max(views, key=lambda view: sum(map(len, self.vocabulary.words_of(view.text))))
-        passes: list[Pass] = []
-        for view in views:
-            # A view of a text of one window gets one pass: where it is longer, for what it shows that is new.
-            is_short = view is not views[0] and not any(item.is_window for item in passes[:1])
-            shown = self._new_words(view, views[0]) if is_short else None
-            passes += self._read(view, room, spare if view is fullest else 0, shown)
+        fullest = max((main, *rest), key=lambda view: sum(map(len, self.vocabulary.words_of(view.text))))
+        passes = self._read(main, room, spare if main is fullest else 0, None, ends_with)
+        # A further view of a text of one window gets one pass: where it is longer, for what it shows that is new.
+        is_short = not any(item.is_window for item in passes[:1])
+        covered = self.vocabulary.words_of(main.text)
+        for view in rest:
+            shown = self._gained(view, covered) if is_short else None
+            passes += self._read(view, room, spare if view is fullest else 0, shown, ends_with)
         # A text without a single token says nothing.
         return Plan(tuple(item for item in passes if item.tokens), views, unread, is_cut)
 
@@ -123,10 +131,12 @@ class Planner:
         words = {view: self._gained(view, covered) for view in others}
         chosen, left = [plain], []
         while words:
-            view, gain = max(
-                ((view, _worth(view) + sum(map(len, found - covered))) for view, found in words.items()),
-                key=lambda pair: pair[1],
-            )
+            # What a view chosen meanwhile explains is no gain any more.
+            gains = {
+                view: _worth(view) + _letters(_unexplained(view, found - covered, covered))
+                for view, found in words.items()
+            }
+            view, gain = max(gains.items(), key=lambda pair: pair[1])
             if gain < _min_gain(view, shown):
                 # It gains most, but others may need less.
                 del words[view]
@@ -144,15 +154,52 @@ class Planner:
                 covered |= words.pop(view)
         return tuple(chosen), tuple(left)
 
-    def _gained(self, view: View, plain: AbstractSet[str]) -> AbstractSet[str]:
-        """The view's words that plain words cannot explain: "emit" is no find where the text says "time"."""
-        words = self.vocabulary.words_of(view.text) - plain
-        kind = view.name.rpartition("/")[2]
-        if kind in {"reversed", "reversed_words"}:
-            return {word for word in words if word[::-1] not in plain}
-        if kind == "rot13":
-            return {word for word in words if codecs.encode(word, "rot13") not in plain}
-        return words
+    def _has_borders(self, squeezed: View, views: Sequence[View]) -> bool:
+        """Whether words that are spelled out are words already in a view that kept the gaps between them."""
+        prefix, slash, kind = squeezed.name.rpartition("/")
+        kept = {f"{prefix}{slash}spelled_words", f"{prefix}{slash}unmarked"}
+        return kind == "squeezed" and any(
+            view.name in kept and self.vocabulary.share(view.text) >= MIN_BORDERED for view in views
+        )
+
+    def _lifted(self, views: Sequence[View]) -> View:
+        """The view that says what the text says: the plain one unless another is much plainer."""
+        plainest = max(views, key=lambda view: (round(self.vocabulary.share(view.text), 2), _order(view)))
+        needed = self.vocabulary.share(views[0].text) + MIN_PLAINER
+        return plainest if self.vocabulary.share(plainest.text) >= needed else views[0]
+
+    def _cleared(self, view: View, main: View, views: Sequence[View]) -> Iterator[View]:
+        """What is to be read of a further view: of a disguise that another lifts only the words that stand there openly.
+
+        Of a text backwards and one with each word backwards only the one in the order of speech.
+        """
+        prefix, slash, kind = view.name.rpartition("/")
+        if kind == "plain" and self._is_lifted(view, f"{prefix}{slash}", main, views):
+            words = set(self.vocabulary.words_of(view.text))
+            for other in views:
+                if other is not view:
+                    covered = self.vocabulary.words_of(other.text)
+                    words = {
+                        word
+                        for word in words - covered
+                        if word[::-1] not in covered and _shifted(word) not in covered
+                    }
+            if words:
+                yield _narrowed(view, words, 0)
+        elif kind not in _TWINS or order_of(view.text) >= 0 or _twin(view, views) is None:
+            yield view
+
+    def _is_lifted(self, view: View, prefix: str, main: View, views: Sequence[View]) -> bool:
+        needed = self.vocabulary.share(view.text) + MIN_PLAINER
+        return any(
+            other.name.startswith(prefix) and self.vocabulary.share(other.text) >= needed
+            for other in (main, *views)
+            if other is not view
+        )
+
+    def _gained(self, view: View, covered: AbstractSet[str]) -> AbstractSet[str]:
+        """The view's words that these words cannot explain: "emit" is no find where the text says "time"."""
+        return _unexplained(view, self.vocabulary.words_of(view.text) - covered, covered)
 
     def _parted(self, views: Sequence[View]) -> tuple[list[View], bool]:
         """Views in which letters that were run together are words again, and whether there was too much of it."""
@@ -160,15 +207,16 @@ class Planner:
         is_cut = False
         for view in views:
             if view.name.rpartition("/")[2] in _MAY_RUN_TOGETHER:
+                if self._has_borders(view, views):
+                    continue
                 cuts, is_whole = self.vocabulary.cuts(view.text)
                 found += _with_blanks(view, cuts)
                 is_cut |= not is_whole
         return found, is_cut
 
-    def _new_words(self, view: View, plain: View) -> AbstractSet[str]:
-        return self._gained(view, self.vocabulary.words_of(plain.text))
-
-    def _read(self, view: View, room: int, spare: int, shown: AbstractSet[str] | None) -> list[Pass]:
+    def _read(
+        self, view: View, room: int, spare: int, shown: AbstractSet[str] | None, ends_with: str
+    ) -> list[Pass]:
         """The view as one pass with what half windows may be spared, or as overlapping windows.
 
         Of a longer view only what is about the words `shown` is read, where they are given and that fits.
@@ -189,8 +237,9 @@ class Planner:
                 for size in sizes
                 for window in _windows(view, offsets, size, max(1, int(size * STRIDE_SHARE)))
             ]
-        text = _STRAY.sub("", view.text) if view.name.rpartition("/")[2] in _SPELLED else view.text
-        whole = Pass(text, view.name, *_span(view, 0, len(view.text)), count, is_window=False)
+        whole = Pass(
+            tidied(view, ends_with), view.name, *_span(view, 0, len(view.text)), count, is_window=False
+        )
         if count < MIN_HALVED_TOKENS or spare < _HALVES:
             return [whole]
         half = count - count // 2
@@ -237,6 +286,28 @@ def _narrowed(view: View, words: AbstractSet[str], margin: int) -> View:
     if position < len(text):
         gaps.append((position, len(text)))
     return next(without(view.name, text, view.locate, gaps), view)
+
+
+def _unexplained(view: View, words: AbstractSet[str], covered: AbstractSet[str]) -> AbstractSet[str]:
+    """Those words of a view read backwards or shifted that are not other words backwards or shifted."""
+    kind = view.name.rpartition("/")[2]
+    if kind in {"reversed", "reversed_words"}:
+        return {word for word in words if word[::-1] not in covered}
+    if kind == "rot13":
+        return {word for word in words if _shifted(word) not in covered}
+    return words
+
+
+def _order(view: View) -> int:
+    return order_of(view.text) if view.name.rpartition("/")[2] in _TWINS else 0
+
+
+def _shifted(word: str) -> str:
+    return codecs.encode(word, "rot13")
+
+
+def _letters(words: AbstractSet[str]) -> int:
+    return sum(map(len, words))
 
 
 def _twin(view: View, others: Sequence[View]) -> View | None:

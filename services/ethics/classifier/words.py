@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 # Shorter words come about by chance in any text that is read backwards or shifted.
 MIN_WORD: Final = 4
 # Letters run together are parted only in runs of this length; the longest common words are shorter.
-MIN_RUN: Final = 14
+MIN_RUN: Final = 12
 # All runs of one view together: parting takes time for every letter and possible word.
 MAX_PARTED_CHARS: Final = 16_384
 MAX_WORD: Final = 18
 # Letters that no word explains cost this much each: more than any word of the vocabulary costs.
 UNKNOWN_COST: Final = 14.0
+# The vocabulary's rarer words of three letters are names and abbreviations, which stand in any row of letters.
+SHORT: Final = 3
+MAX_SHORT_RANK: Final = 8_000
+# Fewer letters than this that no word explains belong to a neighbour, if that is so rare a word: "g" and "lock".
+MIN_STRANGE: Final = 4
+RARE_COST: Final = 8.0
 # A run whose letters are less than this in words is no run of words: an identifier, a name, another language.
-MIN_EXPLAINED: Final = 0.85
+MIN_EXPLAINED: Final = 0.65
 _WORD: Final = re.compile("[a-z]+")
 _RUN: Final = re.compile(f"[a-z]{{{MIN_RUN},}}")
 # Words of one letter that English has.
@@ -69,7 +75,9 @@ class Vocabulary:
         self._costs = {
             word: math.log(rank + 10)
             for rank, word in enumerate(ranked)
-            if len(word) > 2 or word in _PAIRS or word in _LETTERS  # noqa: PLR2004 - see _PAIRS
+            if len(word) > SHORT
+            or (len(word) == SHORT and rank < MAX_SHORT_RANK)
+            or word in _PAIRS | _LETTERS
         }
 
     def __contains__(self, word: str) -> bool:
@@ -78,6 +86,16 @@ class Vocabulary:
     def words_of(self, text: str) -> frozenset[str]:
         """The different words of four letters and more in a lower-case text."""
         return self._words.intersection(_WORD.findall(text))
+
+    def cost(self, word: str) -> float:
+        """How rare a word is; infinite for what is none."""
+        return self._costs.get(word, math.inf)
+
+    def share(self, text: str) -> float:
+        """Which share of a lower-case text's characters, blanks aside, stands in words of any length; 0 to 1."""
+        visible = len("".join(text.split()))
+        known = sum(len(word) for word in _WORD.findall(text) if word in self._costs)
+        return known / visible if visible else 0.0
 
     def cuts(self, text: str) -> tuple[list[int], bool]:
         """Where blanks belong in a lower-case text, in order, and whether all of it was looked at.
@@ -115,4 +133,24 @@ class Vocabulary:
         explained = sum(end - start for start, end in spans if run[start:end] in costs)
         if explained < MIN_EXPLAINED * len(run):
             return []
-        return [start for start, _ in reversed(spans) if start]
+        return [cut for cut in _borders(run, reversed(spans), costs) if cut < len(run)]
+
+
+def _borders(run: str, spans: Iterable[tuple[int, int]], costs: Mapping[str, float]) -> Iterator[int]:
+    """Where words end; letters that no word explains stay together, also with an "a" or "i" among them."""
+    pieces: list[tuple[int, int, float]] = []
+    for start, end in spans:
+        cost = costs.get(run[start:end])
+        was_strange = bool(pieces) and pieces[-1][2] == math.inf
+        if was_strange and (cost is None or end - start == 1):
+            pieces[-1] = (pieces[-1][0], end, math.inf)
+        else:
+            pieces.append((start, end, math.inf if cost is None else cost))
+    borders = {start for start, _, _ in pieces}
+    for index, (start, end, cost) in enumerate(pieces):
+        if cost == math.inf and end - start < MIN_STRANGE:
+            before = pieces[index - 1][2] if index else 0.0
+            after = pieces[index + 1][2] if index + 1 < len(pieces) else 0.0
+            if max(before, after) >= RARE_COST:
+                borders.discard(end if after >= before else start)
+    yield from sorted(borders - {0})

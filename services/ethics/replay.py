@@ -70,6 +70,13 @@ def judges_of(seated: Sequence[Judge], recorded: Recorded | None) -> list[Judge]
     return chosen
 
 
+def left_out(seated: Sequence[Judge], recorded: Recorded | None) -> list[str]:
+    """The judges of the constitution that a record does not name: nobody vouches for what they would have said."""
+    if recorded is None or not recorded.judges:
+        return []
+    return [judge.name for judge in seated if not is_guard(judge.name) and judge.name not in recorded.judges]
+
+
 def is_guard(name: str) -> bool:
     """Whether a judge of this name is a model elsewhere."""
     return name.startswith(GUARD_PREFIX)

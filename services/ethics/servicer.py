@@ -31,7 +31,7 @@ from services.ethics.bench import Bench
 from services.ethics.judgement import Judgement
 from services.ethics.output_check import Channel, Progress
 from services.ethics.output_stream import OutputStream
-from services.ethics.replay import judges_of
+from services.ethics.replay import judges_of, left_out
 from services.ethics.wire import (
     CHANNEL_NUMBERS,
     CHANNELS,
@@ -221,6 +221,7 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         if not request.HasField("recorded"):
             return pb.ReplayDecisionResponse(decision=decision)
         found = differences(request.recorded, decision)
+        found += [f"judge {name}: not recorded as asked" for name in left_out(bench.seated, recorded)]
         return pb.ReplayDecisionResponse(decision=decision, reproduced=not found, differences=found)
 
     def _require_complete(self, request: pb.CheckActionRequest, peer: Peer) -> None:

@@ -166,6 +166,8 @@ def differences(recorded: decision_pb2.Decision, now: decision_pb2.Decision) -> 
     laws = [decision.law if decision.HasField("law") else None for decision in (recorded, now)]
     if laws[0] != laws[1]:
         found.append(f"law: recorded {laws[0]}, now {laws[1]}")
+    if recorded.category != now.category:
+        found.append(f"category: recorded {recorded.category or 'none'}, now {now.category or 'none'}")
     before, after = ({_key(item): item.score for item in decision.evidence} for decision in (recorded, now))
     found += [f"evidence no longer found: {_words(key)}" for key in sorted(before.keys() - after.keys())]
     found += [f"evidence not recorded: {_words(key)}" for key in sorted(after.keys() - before.keys())]
@@ -177,13 +179,14 @@ def differences(recorded: decision_pb2.Decision, now: decision_pb2.Decision) -> 
     return found
 
 
-_Key = tuple[str, str, str, int, int, int]
+_Key = tuple[str, str, str, int, int, int, int, str]
 
 
 def _key(item: decision_pb2.Evidence) -> _Key:
-    return item.judge, item.rule, item.view, item.start, item.end, int(item.outcome)
+    law = item.law if item.HasField("law") else -1
+    return item.judge, item.rule, item.view, item.start, item.end, int(item.outcome), law, item.category
 
 
 def _words(key: _Key) -> str:
-    judge, rule, view, start, end, _ = key
+    judge, rule, view, start, end, *_ = key
     return f"{judge}/{rule} at {start}-{end} in {view}"

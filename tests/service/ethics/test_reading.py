@@ -212,10 +212,35 @@ class TestWithAnArchive:
         assert "constitution abababababababab is not at hand, and not in the archive" in error.message
 
 
+async def test_a_record_without_the_judges_of_the_constitution_is_not_reproduced(ethics: Ethics) -> None:
+    forged = await recorded(ethics)
+    forged.outcome, forged.category = OUTCOME_ALLOW, ""
+    forged.ClearField("law")
+    del forged.evidence[:], forged.judges[:]
+    forged.judges.append("guard.llama_guard_3")
+    request = pb.ReplayDecisionRequest(
+        text=BOMB, constitution_digest=forged.constitution_digest, recorded=forged
+    )
+    response = await ethics.stub.ReplayDecision(request)
+    assert not response.reproduced
+    assert list(response.differences) == [
+        f"judge {name}: not recorded as asked" for name in ("hard_blocks", "classifier")
+    ]
+
+
+async def test_another_category_is_a_difference(ethics: Ethics) -> None:
+    decision = await recorded(ethics)
+    decision.category = "violence.terror"
+    request = pb.ReplayDecisionRequest(
+        text=BOMB, constitution_digest=decision.constitution_digest, recorded=decision
+    )
+    assert not (await ethics.stub.ReplayDecision(request)).reproduced
+
+
 async def test_a_guards_recorded_word_is_replayed_without_the_guard(ethics: Ethics) -> None:
     decision = await recorded(ethics, "What is the capital of France?")
     decision.judges.append("guard.llama_guard_3")
-    decision.outcome, decision.law = OUTCOME_REFUSE, 1
+    decision.outcome, decision.law, decision.category = OUTCOME_REFUSE, 1, "weapons.explosives"
     decision.evidence.add(
         judge="guard.llama_guard_3", law=1, category="weapons.explosives", rule="S9", view="plain",
         field="text", end=4, score=0.8, outcome=OUTCOME_REFUSE,

@@ -45,6 +45,8 @@ MIN_BORDERED: Final = 0.6
 MIN_PLAINER: Final = 0.15
 _TWINS: Final = {"reversed": "reversed_words", "reversed_words": "reversed"}
 _WORD: Final = re.compile("[a-z]+")
+_BLOB: Final = re.compile(r"\S{16,}")
+MIN_WORDS_BESIDE: Final = 4
 # Characters around a new word that are read with it; the fewer the more there are of them.
 MARGINS: Final = (48, 16, 0)
 _MAY_RUN_TOGETHER: Final = frozenset({"plain", "leet", "leet_l", "squeezed"})
@@ -164,7 +166,9 @@ class Planner:
 
     def _lifted(self, views: Sequence[View]) -> View:
         """The view that says what the text says: the plain one unless another is much plainer."""
-        plainest = max(views, key=lambda view: (round(self.vocabulary.share(view.text), 2), _order(view)))
+        speaks = _says_something(views[0])
+        whole = [view for view in views if not (speaks and _is_embedded(view.name))]
+        plainest = max(whole, key=lambda view: (round(self.vocabulary.share(view.text), 2), _order(view)))
         needed = self.vocabulary.share(views[0].text) + MIN_PLAINER
         return plainest if self.vocabulary.share(plainest.text) >= needed else views[0]
 
@@ -191,10 +195,11 @@ class Planner:
 
     def _is_lifted(self, view: View, prefix: str, main: View, views: Sequence[View]) -> bool:
         needed = self.vocabulary.share(view.text) + MIN_PLAINER
+        speaks = _says_something(view)
         return any(
             other.name.startswith(prefix) and self.vocabulary.share(other.text) >= needed
             for other in (main, *views)
-            if other is not view
+            if other is not view and not (speaks and _is_embedded(other.name.removeprefix(prefix)))
         )
 
     def _gained(self, view: View, covered: AbstractSet[str]) -> AbstractSet[str]:
@@ -308,6 +313,16 @@ def _shifted(word: str) -> str:
 
 def _letters(words: AbstractSet[str]) -> int:
     return sum(map(len, words))
+
+
+def _says_something(view: View) -> bool:
+    """Whether there are words beside what is encoded in a text: what was decoded never stands in for them."""
+    return len(_WORD.findall(_BLOB.sub(" ", view.text))) >= MIN_WORDS_BESIDE
+
+
+def _is_embedded(name: str) -> bool:
+    """Whether it decodes a piece of a text, beside which the rest says something of its own."""
+    return name.partition("/")[0] in {"base64", "hex", "binary", "tags", "selectors"}
 
 
 def _twin(view: View, others: Sequence[View]) -> View | None:

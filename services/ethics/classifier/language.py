@@ -48,7 +48,7 @@ _CODE: Final = re.compile(
     r"```.*?```|`[^`\n]*`|https?://\S+|www\.\S+|(?<!\S)[^\s@]{1,128}@[^\s@]{1,256}|\$[^$\n]{1,200}\$|\\[a-zA-Z]+|<[^<>\n]{1,200}>",
     re.DOTALL,
 )
-_ADDRESS: Final = re.compile(r"https?://\S+|www\.\S+|\S+@\S+\.\S+")
+_ADDRESS: Final = re.compile(r"https?://\S+|www\.\S+|(?<!\S)[^\s@]++@[^\s.]++\.\S+")
 # Marks that glue words together or set each of them apart.
 _GLUE: Final = re.compile(r"[_/\\|,`$<>*~+={}#&]+")
 _TOKEN: Final = re.compile(r"\S+")

@@ -189,7 +189,8 @@ class Planner:
                         if word[::-1] not in covered and _shifted(word) not in covered
                     }
             if words:
-                yield _narrowed(view, words, 0)
+                # With what stands about them: what they mean hangs on words that no list has.
+                yield _narrowed(view, words, MARGINS[0])
         elif kind not in _TWINS or order_of(view.text) >= 0 or _twin(view, views) is None:
             yield view
 

@@ -44,6 +44,8 @@ ROUTING_FIELDS: Final = frozenset(
     | {"kala.inference.v1.ChatAction.role", "kala.inference.v1.ChatAction.adapters"}
 )
 SHA256_BYTES: Final = 32
+# Fewer words than these with a full stop may be half of a request.
+SENTENCE_WORDS: Final = 6
 _STAGES: Final = {
     inference_pb2.ROLE_ASSISTANT: Stage.OUTPUT,
     inference_pb2.ROLE_TOOL: Stage.TOOL_RESULT,
@@ -140,7 +142,7 @@ def _tracks(action: inference_pb2.ChatAction) -> Iterator[Track]:
         for text in _texts_of(message)
     ]
     everything = [
-        Turn(index, text)
+        Turn(index, text, message.role == inference_pb2.ROLE_TOOL and _is_sentence(text))
         for index, message in enumerate(action.messages)
         for text in (message.name, *_texts_of(message), *map(_call_sentence, message.tool_calls))
         if message.role != inference_pb2.ROLE_TOOL or len(text) <= MAX_PHRASE_CHARS
@@ -171,6 +173,11 @@ def _tracks(action: inference_pb2.ChatAction) -> Iterator[Track]:
         yield Track(
             "tools", Stage.REQUEST, (*latest, *tools, *(Turn(tools[-1].number, t.text) for t in latest))
         )
+
+
+def _is_sentence(text: str) -> bool:
+    """Whether a tool's text says something by itself: such a text is a document, however short."""
+    return text.rstrip().endswith((".", "!", "?")) and len(text.split()) >= SENTENCE_WORDS
 
 
 def _texts_of(message: inference_pb2.ChatMessage) -> list[str]:

@@ -36,10 +36,11 @@ _SPACE: Final = re.compile(r"\s")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One text of a turn; `number` is the turn's place among its kind."""
+    """One text of a turn; `number` is the turn's place among its kind. Documents complete no request for a reader."""
 
     number: int
     text: str
+    is_document: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _windows(track: Track) -> list[Joined]:
     """Overlapping windows over each run, from its beginning, so that a longer conversation repeats the earlier ones."""
     return [
         _join(track, run[first:last], Extent.WINDOW)
-        for run in _runs(track.turns, WINDOW_END_CHARS)
+        for run in _runs([turn for turn in track.turns if not turn.is_document], WINDOW_END_CHARS)
         for first, last in _spans([len(turn.text) + len(SEPARATOR) for turn in run])
     ]
 

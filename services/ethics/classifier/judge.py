@@ -174,9 +174,16 @@ class _Verdict:
                     )
                 continue
             if self._part.stage is Stage.REQUEST and scores.jailbreak >= self._jailbreak(answer.asked):
-                found.append(self._evidence(answer, INTEGRITY, JAILBREAK, Outcome.REFUSE, scores.jailbreak))
+                found.append(self._attack(answer))
             found += self._content(answer)
         return found
+
+    def _attack(self, answer: _Answer) -> Evidence:
+        """An attempt to switch rules off; beside a payload that nobody can read the question is what that says."""
+        is_unread = bool(self._part.reading.opaque)
+        outcome = Outcome.ASK_CLARIFICATION if is_unread else Outcome.REFUSE
+        category = UNREAD if is_unread else JAILBREAK
+        return self._evidence(answer, INTEGRITY, category, outcome, answer.scores.jailbreak)
 
     def _content(self, answer: _Answer) -> list[Evidence]:
         scores = answer.scores

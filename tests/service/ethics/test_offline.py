@@ -154,7 +154,7 @@ def test_a_run_that_fails_leaves_the_old_output_alone(
     target.write_text("old")
     assert main([*arguments, "--constitution", str(tmp_path), "--development"]) == 1
     assert target.read_text() == "old"
-    assert "no constitution" in capsys.readouterr().err
+    assert "manifest.json: missing" in capsys.readouterr().err
 
 
 def test_check_and_explain_tell_by_text_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

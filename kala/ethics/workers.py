@@ -114,6 +114,10 @@ class Worker:
             verdict = process.read()
             if verdict is None:
                 return [*verdicts, self._bury(process, line)]
+            if verdict.get("id") != _id_of(line) and not (verdict.get("error") and verdict.get("id") is None):
+                # Its answers no longer belong to its lines, so nothing that it says can be used.
+                process.kill()
+                return [*verdicts, self._bury(process, line)]
             verdicts.append(verdict)
             self._deaths = 0
         if is_new:
@@ -174,6 +178,10 @@ class _Process:
         except ValueError:
             return None
         return verdict if isinstance(verdict, dict) else None
+
+    def kill(self) -> None:
+        """Make it end now."""
+        self._popen.kill()
 
     def end(self) -> int:
         """Let it end, and make it end when it does not; returns its status."""

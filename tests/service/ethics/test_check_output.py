@@ -158,3 +158,18 @@ async def test_sixty_four_streams_cancelled_half_way_leave_the_service_well(ethi
         call.cancel()
     await asyncio.gather(*(call.code() for call in calls))
     assert (await answers(ethics, [START, chunk("fine"), FINISH]))[-1].decision.outcome == OUTCOME_ALLOW
+
+
+async def test_streams_cancelled_while_they_are_judged_leave_the_service_well(ethics: Ethics) -> None:
+    calls = [ethics.stub.CheckOutput() for _ in range(64)]
+    for number, call in enumerate(calls):
+        await call.write(START)
+        # Different texts: what was answered before would come from the cache.
+        await call.write(chunk(f"Plant number {number} turns light into sugar. " * 40))
+    # One has its answer and so the others are under way: read by nobody, and given up.
+    assert (await calls[0].read()).checked
+    for call in calls:
+        call.cancel()
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(call.code() for call in calls))
+        assert (await answers(ethics, [START, chunk("fine"), FINISH]))[-1].decision.outcome == OUTCOME_ALLOW

@@ -65,6 +65,12 @@ def test_an_answer_that_is_none_is_an_error(babble: str) -> None:
         assert "error" in lane.ask([line(1)])[0]
 
 
+def test_an_answer_to_another_line_is_used_for_none() -> None:
+    shifted = "print(json.dumps({'id': document['id'] - 1, 'outcome': 'ALLOW'}), flush=True); continue"
+    with worker(shifted) as lane:
+        assert ids(lane.ask([line(2), line(3)])) == [None, None]
+
+
 def test_processes_that_die_one_after_the_other_close_the_lane() -> None:
     with worker("sys.exit(9)") as lane:
         found = lane.ask([line(number) for number in range(MAX_DEATHS + 2)])

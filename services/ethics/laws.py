@@ -18,6 +18,7 @@ from kala.errors import ConstitutionError
 from kala.ethics.constitution import VerifiedConstitution
 from services.ethics.judge import Outcome, Stage
 from services.ethics.patterns import Pattern, expand
+from services.ethics.signed_yaml import load_yaml
 from services.ethics.texts import DEFAULT_LANGUAGE, Texts, read_texts
 
 LAW_NUMBERS: Final = (0, 1, 2, 3, 4)
@@ -121,7 +122,7 @@ def _read(
         raise ConstitutionError(f"{path}: missing from the signed files")
     try:
         text = files[path].decode("utf-8")
-        return build(json.loads(text) if path.endswith(".json") else yaml.safe_load(text))
+        return build(json.loads(text) if path.endswith(".json") else load_yaml(text))
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ConstitutionError(f"{path}: {type(error).__name__}: {error}") from error
     except ConstitutionError as error:

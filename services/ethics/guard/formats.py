@@ -16,6 +16,7 @@ import yaml
 
 from kala.errors import ConstitutionError
 from services.ethics.judge import Stage
+from services.ethics.signed_yaml import load_yaml
 
 GUARDS_PREFIX: Final = "guards/"
 FORMAT: Final = 1
@@ -143,7 +144,7 @@ def _read(path: str, data: bytes, law_of: Mapping[str, int]) -> GuardFormat:
     name = path.removeprefix(GUARDS_PREFIX).removesuffix(".yaml")
     try:
         _require(path.endswith(".yaml") and _NAME.fullmatch(name) is not None, "must be called <name>.yaml")
-        return _format(name, yaml.safe_load(data.decode("utf-8")), law_of)
+        return _format(name, load_yaml(data.decode("utf-8")), law_of)
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ConstitutionError(f"{path}: {type(error).__name__}: {error}") from error
 

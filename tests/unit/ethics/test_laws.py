@@ -10,6 +10,7 @@ from kala.errors import ConstitutionError
 from kala.ethics.constitution import Trust, VerifiedConstitution, verify_constitution
 from services.ethics.judge import Outcome
 from services.ethics.laws import Constitution, read_constitution
+from services.ethics.signed_yaml import load_yaml
 from services.ethics.texts import language_of
 from tests.unit.ethics.conftest import CONSTITUTION
 
@@ -185,3 +186,11 @@ def test_a_signed_file_that_is_not_yaml_is_named(verified: VerifiedConstitution,
     files = dict(verified.files) | {"laws.yaml": content}
     with pytest.raises(ConstitutionError, match=r"laws\.yaml: "):
         read_constitution(VerifiedConstitution(verified.manifest, files, (), development=False))
+
+
+def test_both_readers_of_yaml_read_the_constitution_alike() -> None:
+    paths = sorted(CONSTITUTION.rglob("*.yaml"))
+    assert paths
+    for path in paths:
+        text = path.read_text("utf-8")
+        assert load_yaml(text) == yaml.safe_load(text), path.name

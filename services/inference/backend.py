@@ -100,6 +100,8 @@ class Identity:
     """The configured model, empty where the loaded one is meant."""
     is_discovered: bool = False
     is_demo: bool = False
+    weight: float = 1.0
+    """Share of the work among hosts of one kind that serve the same model; above 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +127,24 @@ class BackendFailure(Exception):  # noqa: N818 - a fact about a backend; dispatc
     """A backend did not give an answer; `reason` is stable, `detail` is in words without content.
 
     `told` is the backend's own text for the person who asked; it may quote the request and never enters a record.
+    `retry_after_seconds` is how long the backend asked to be left alone; None where it did not.
     """
 
-    def __init__(self, reason: str, detail: str, *, blame: Blame = Blame.BACKEND, told: str = "") -> None:
+    def __init__(
+        self,
+        reason: str,
+        detail: str,
+        *,
+        blame: Blame = Blame.BACKEND,
+        told: str = "",
+        retry_after_seconds: float | None = None,
+    ) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
         self.blame = blame
         self.told = told
+        self.retry_after_seconds = retry_after_seconds
 
 
 class ContextOverflow(BackendFailure):

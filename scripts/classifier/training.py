@@ -26,6 +26,8 @@ CONTRADICTED: Final = 0.12
 DOUBTFUL: Final = frozenset({"aart", "safetext_wrapped", "harmfulqa", "hatecheck"})
 # Smoothing says that the labels are not certain; their sources disagree on a few in a hundred.
 SMOOTHING: Final = 0.03
+# A harmful text must stand so far above its harmless twin, in logits, before the two teach nothing more.
+TWIN_MARGIN: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The labels of all examples as arrays of N; categories as indices, UNKNOWN where untold."""
+    """The labels of all examples as arrays of N; categories and groups as indices, UNKNOWN where untold."""
 
     unsafe: NDArray[np.int64]
     jailbreak: NDArray[np.int64]
@@ -54,6 +56,7 @@ class Labels:
     law: NDArray[np.int64]
     intent: NDArray[np.int64]
     category: NDArray[np.int64]
+    group: NDArray[np.int64]
     draws: NDArray[np.float32]
     is_doubtful: NDArray[np.bool_]
 
@@ -61,6 +64,7 @@ class Labels:
 def labels_of(examples: Sequence[Example], categories: Sequence[str]) -> Labels:
     """Arrays of the examples' labels."""
     index = {category: number for number, category in enumerate(categories)}
+    groups = {group: number for number, group in enumerate(sorted({example.group for example in examples}))}
 
     def column(value: Callable[[Example], int]) -> NDArray[np.int64]:
         return np.array([value(example) for example in examples], np.int64)
@@ -72,6 +76,7 @@ def labels_of(examples: Sequence[Example], categories: Sequence[str]) -> Labels:
         column(lambda example: example.law),
         column(lambda example: example.intent),
         column(lambda example: index.get(example.category, UNKNOWN)),
+        column(lambda example: groups[example.group]),
         np.array([example.draws for example in examples], np.float32),
         np.array([example.source in DOUBTFUL for example in examples], np.bool_),
     )
@@ -91,7 +96,7 @@ def train(
     step, began = 0, time.monotonic()
     for epoch in range(plan.epochs):
         draws = mined(labels.draws, certainty, labels.is_doubtful)
-        batches = list(_batches(_drawn(draws, lengths, rng), plan.tokens_per_batch, rng))
+        batches = list(_batches(_drawn(draws, lengths, rng), plan.tokens_per_batch, rng, labels.group))
         losses: list[float] = []
         for done, rows in enumerate(batches):
             progress = (epoch + done / len(batches)) / plan.epochs
@@ -120,7 +125,7 @@ def answer(
     found: NDArray[np.float32] | None = None
     lengths = [len(item.ids) for item in encoded]
     with torch.inference_mode():
-        for rows in _batches(enumerate(lengths), tokens_per_batch, None):
+        for rows in _batches(enumerate(lengths), tokens_per_batch):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 columns = model(*_tensors([encoded[row] for row in rows]))
             values = columns.float().numpy()
@@ -167,8 +172,17 @@ def _loss(
         + 0.5 * one_of(answers.laws, labels.law)
         + 0.2 * one_of(answers.intents, labels.intent)
         + 0.2 * one_of(answers.categories, labels.category)
+        + 0.3 * _twins(answers.unsafe, labels, rows)
     )
     return loss, _certainty(answers, labels, rows)
+
+
+def _twins(unsafe: Tensor, labels: Labels, rows: list[int]) -> Tensor:
+    """How far harmful texts are from standing TWIN_MARGIN above the harmless ones of their own group."""
+    groups, truth = torch.from_numpy(labels.group[rows]), torch.from_numpy(labels.unsafe[rows])
+    pairs = (groups[:, None] == groups[None, :]) & (truth == 1)[:, None] & (truth == 0)[None, :]
+    short = nn.functional.softplus(TWIN_MARGIN - (unsafe[:, None] - unsafe[None, :]))
+    return (short * pairs).sum() / pairs.sum().clamp(min=1)
 
 
 def _certainty(answers: Answers, labels: Labels, rows: list[int]) -> NDArray[np.float32]:
@@ -208,9 +222,15 @@ def _drawn(draws: NDArray[np.float32], lengths: Sequence[int], rng: random.Rando
     ]
 
 
-def _batches(rows: Iterable[tuple[int, int]], budget: int, rng: random.Random | None) -> Iterator[list[int]]:
+def _batches(
+    rows: Iterable[tuple[int, int]],
+    budget: int,
+    rng: random.Random | None = None,
+    groups: NDArray[np.int64] | None = None,
+) -> Iterator[list[int]]:
     """Rows of one width each, `budget` padded tokens at most; in random order when there is a generator.
 
+    Twins stay side by side, so that one step sees what they share on both sides and learns from what they do not.
     Few different shapes: the CPU's kernels are made anew for every shape that they meet.
     """
     by_width: dict[int, list[int]] = {}
@@ -218,8 +238,9 @@ def _batches(rows: Iterable[tuple[int, int]], budget: int, rng: random.Random | 
         by_width.setdefault(width_of(length), []).append(row)
     batches: list[list[int]] = []
     for width, chosen in sorted(by_width.items()):
-        if rng is not None:
-            rng.shuffle(chosen)
+        if rng is not None and groups is not None:
+            places: dict[int, float] = {}
+            chosen.sort(key=lambda row: places.setdefault(int(groups[row]), rng.random()))
         size = max(1, budget // width)
         batches += [chosen[start : start + size] for start in range(0, len(chosen), size)]
     if rng is not None:

@@ -42,7 +42,9 @@ _LOAD_STATES: Final = {
 }
 CAPABILITIES: Final = {
     Capability.CHAT: pb.CAPABILITY_CHAT,
+    Capability.COMPLETE: pb.CAPABILITY_COMPLETE,
     Capability.EMBED: pb.CAPABILITY_EMBED,
+    Capability.RERANK: pb.CAPABILITY_RERANK,
     Capability.VISION: pb.CAPABILITY_VISION,
     Capability.TOOLS: pb.CAPABILITY_TOOLS,
     Capability.JSON_SCHEMA: pb.CAPABILITY_JSON_SCHEMA,
@@ -112,6 +114,7 @@ def backend(entry: Entry, position: int) -> pb.Backend:
         in_flight=entry.in_flight,
         position=position,
         discovered=identity.is_discovered,
+        remote=identity.is_remote,
     )
     if entry.checked_at is not None and entry.latency_seconds is not None:
         nanos = round(entry.checked_at * 1e9)
@@ -171,6 +174,7 @@ def _route(routed: Routed) -> pb.RouteInfo:
         model=routed.model,
         attempts=attempts(routed.attempts),
         base_digest=routed.base_digest,
+        remote=routed.identity.is_remote,
     )
 
 

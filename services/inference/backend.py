@@ -23,18 +23,25 @@ class Kind(enum.Enum):
     LMSTUDIO = "lmstudio"
     OLLAMA = "ollama"
     PYTHIA = "pythia"
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
 
     @property
-    def place(self) -> int:
-        """Position in the chain, 0 first."""
-        return list(Kind).index(self)
+    def is_remote(self) -> bool:
+        """Whether what is sent there leaves the machines of whoever runs this."""
+        return self in _REMOTE
+
+
+_REMOTE: Final = frozenset({Kind.OPENAI, Kind.ANTHROPIC})
 
 
 class Capability(enum.Enum):
     """What a model can do."""
 
     CHAT = "chat"
+    COMPLETE = "text completion"
     EMBED = "embeddings"
+    RERANK = "reranking"
     VISION = "vision"
     TOOLS = "tools"
     JSON_SCHEMA = "JSON schema"
@@ -75,7 +82,11 @@ class ModelInfo:
 
     @property
     def can_chat(self) -> bool:
-        return self.capabilities is None or Capability.CHAT in self.capabilities
+        return self.may(Capability.CHAT)
+
+    def may(self, capability: Capability) -> bool:
+        """Tell whether it can do this, as far as is known."""
+        return self.capabilities is None or capability in self.capabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +111,16 @@ class Identity:
     """The configured model, empty where the loaded one is meant."""
     is_discovered: bool = False
     is_demo: bool = False
+    number: int = 1
+    """Place among the configured hosts of its kind, 1 first."""
+
     weight: float = 1.0
     """Share of the work among hosts of one kind that serve the same model; above 0."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether what is sent there leaves the machines of whoever runs this."""
+        return self.kind.is_remote
 
 
 @dataclass(frozen=True, slots=True)

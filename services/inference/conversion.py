@@ -101,7 +101,12 @@ def wanted(action: pb.ChatAction, call: ChatCall, *, default_provider: str) -> W
     """Say where a ChatAction wants to go."""
     _require(len(action.model) <= MAX_MODEL_CHARS, "model", f"must be at most {MAX_MODEL_CHARS} characters")
     needs = {Capability.VISION} if call.has_images else set()
-    return Wanted(action.model, action.provider or default_provider, frozenset(needs))
+    return Wanted(
+        action.model,
+        action.provider or default_provider,
+        frozenset(needs),
+        allow_remote=action.allow_remote,
+    )
 
 
 def _refuse_later_features(action: pb.ChatAction) -> None:

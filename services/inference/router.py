@@ -1,7 +1,7 @@
 """Chooses which backends serve a request, in which order and with which model.  Pure: same input, same choice.
 
-The chain is MLX, llama.cpp, LM Studio, Ollama, a configured Pythia.  The embedded demo is no link of it: it serves by
-name, or when no other backend was ever configured or found.
+The chain is MLX, llama.cpp, LM Studio, Ollama, a configured Pythia, and what is remote where the request allows that.
+The embedded demo is no link of it: it serves by name, or when no other backend was ever configured or found.
 """
 
 from __future__ import annotations
@@ -38,7 +38,14 @@ LOADS_ON_DEMAND: Final = frozenset({Kind.OLLAMA, Kind.PYTHIA})
 
 MODEL_NOT_AVAILABLE: Final = "MODEL_NOT_AVAILABLE"
 
+REMOTE_NOT_ALLOWED: Final = "REMOTE_NOT_ALLOWED"
+
 UNNAMED_MODELS: Final = frozenset({"", AUTO_MODEL, LOCAL_MODEL})
+
+DEFAULT_CHAIN: Final = tuple(Kind)
+
+_NOT_ASKED: Final = frozenset({"NOT_ASKED", "DEMO_ONLY_BY_NAME"})
+"""Reasons that say nothing about a backend's state."""
 
 _ANSWERING: Final = frozenset({State.READY, State.NO_MODEL, State.LOADING})
 
@@ -66,6 +73,16 @@ class Wanted:
     model: str = ""
     provider: str = ""
     needs: frozenset[Capability] = frozenset()
+    task: Capability = Capability.CHAT
+    """What the model is for; one that is known to do other things is not taken for it."""
+    allow_remote: bool = False
+    """Whether data may leave the machines of whoever runs this."""
+    context_tokens: int | None = None
+    """Context that the model must be loaded with at least; None for any."""
+
+    @property
+    def is_unnamed(self) -> bool:
+        return self.model in UNNAMED_MODELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,27 +112,29 @@ class Route:
     passed_over: tuple[PassedOver, ...]
 
 
-def chain_order(views: Iterable[View]) -> list[View]:
-    """Sort backends as `auto` prefers them: by kind, configured before found, the demo last."""
+def chain_order(views: Iterable[View], chain: Sequence[Kind] = DEFAULT_CHAIN) -> list[View]:
+    """Sort backends as `auto` prefers them: by kind, configured before found, kinds outside the chain last, then the demo."""
+    places = {kind: place for place, kind in enumerate(chain)}
     return sorted(
         views,
         key=lambda view: (
             view.identity.is_demo,
-            view.identity.kind.place,
+            places.get(view.identity.kind, len(places) + DEFAULT_CHAIN.index(view.identity.kind)),
             view.identity.is_discovered,
+            view.identity.number,
             view.name,
         ),
     )
 
 
-def explain(wanted: Wanted, views: Sequence[View]) -> Route:
+def explain(wanted: Wanted, views: Sequence[View], chain: Sequence[Kind] = DEFAULT_CHAIN) -> Route:
     """Place every backend for this request; raises NotFoundError or InvalidArgumentError for a name nobody knows."""
-    chain = _of_provider(wanted, chain_order(views))
+    ordered = _of_provider(wanted, chain_order(views, chain))
     chosen: list[Candidate] = []
     passed: list[PassedOver] = []
-    pick = _picker(wanted.model, chain)
-    for view in chain:
-        place = _placed(view, pick(view), wanted.needs, first=not chosen)
+    pick = _picker(wanted, ordered, frozenset(chain))
+    for view in ordered:
+        place = _placed(view, _allowed(view, wanted) or pick(view), wanted, first=not chosen)
         if isinstance(place, Candidate):
             chosen.append(place)
         else:
@@ -123,9 +142,9 @@ def explain(wanted: Wanted, views: Sequence[View]) -> Route:
     return Route(tuple(chosen), tuple(passed))
 
 
-def choose(wanted: Wanted, views: Sequence[View]) -> Route:
+def choose(wanted: Wanted, views: Sequence[View], chain: Sequence[Kind] = DEFAULT_CHAIN) -> Route:
     """Give the route of a request; raises the KalaError that tells why nothing can serve it."""
-    route = explain(wanted, views)
+    route = explain(wanted, views, chain)
     if route.candidates:
         return route
     raise _nothing_serves(wanted, route, views)
@@ -146,18 +165,45 @@ def _of_provider(wanted: Wanted, chain: list[View]) -> list[View]:
     return [view for view in chain if view.identity.kind.value == wanted.provider]
 
 
+def _allowed(view: View, wanted: Wanted) -> PassedOver | None:
+    """Keep data at home: a remote backend is no candidate of a request that does not allow it, however it is asked for."""
+    identity = view.identity
+    if not identity.is_remote or wanted.allow_remote:
+        return None
+    problem = "is outside this machine, and the request does not allow data to leave; name it as the provider"
+    is_meant = (
+        wanted.provider == identity.kind.value
+        or wanted.model.partition("/")[0] == view.name
+        or find_model(view.status.models, wanted.model) is not None
+    )
+    error = FailedPreconditionError(f"{view.name} {problem}", reason=REMOTE_NOT_ALLOWED) if is_meant else None
+    return PassedOver(view.name, REMOTE_NOT_ALLOWED, problem, error)
+
+
 class _Unnamed:
     """Picks each backend's own model: the configured one, else the one that is loaded."""
 
-    def __init__(self, chain: list[View]) -> None:
-        self._has_others = any(not view.identity.is_demo for view in chain)
+    def __init__(self, wanted: Wanted, ordered: list[View], chain: frozenset[Kind]) -> None:
+        self._wanted = wanted
+        self._chain = chain
+        # An API key in somebody's environment is no reason to keep the demo from answering.
+        self._has_others = any(
+            not view.identity.is_demo and (wanted.allow_remote or not view.identity.is_remote)
+            for view in ordered
+        )
 
     def __call__(self, view: View) -> _Pick:
-        if view.identity.is_demo and self._has_others:
+        identity = view.identity
+        if identity.is_demo and self._has_others:
             return PassedOver(
                 view.name, "DEMO_ONLY_BY_NAME", "is the embedded demo, which serves only when it is named"
             )
-        return _own_model(view)
+        is_named = self._wanted.provider == identity.kind.value
+        if not (is_named or identity.is_demo or identity.kind in self._chain):
+            return PassedOver(
+                view.name, "NOT_IN_CHAIN", "is left out of the chain; it serves when it is named"
+            )
+        return _own_model(view, self._wanted.task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,21 +212,21 @@ class _Named:
 
     backend: str
     model: str
+    task: Capability
 
     def __call__(self, view: View) -> _Pick:
         if self.backend and view.name != self.backend:
             return PassedOver(view.name, "NOT_ASKED", f"is not {self.backend}, which was asked for")
         if self.model in UNNAMED_MODELS:
-            return _own_model(view)
+            return _own_model(view, self.task)
         found = find_model(view.status.models, self.model)
         if found is None and not view.is_answering and view.identity.kind is not Kind.PYTHIA:
             # It may have the model. The model in process is known by name, whether its files are there or not.
             return _not_answering(view)
         if found is None:
             return PassedOver(view.name, "MODEL_NOT_FOUND", f"has no model {self.model!r}")
-        if not found.can_chat:
-            problem = f"{found.id!r} on {view.name} is no chat model"
-            return PassedOver(view.name, "NOT_A_CHAT_MODEL", problem, InvalidArgumentError("model", problem))
+        if not found.may(self.task):
+            return _not_for(self.task, found, view)
         return found
 
 
@@ -191,49 +237,63 @@ def find_model(models: Iterable[ModelInfo], name: str) -> ModelInfo | None:
     return by_id or next((model for model in listed if name in model.aliases), None)
 
 
-def _picker(model: str, chain: list[View]) -> _Unnamed | _Named:
-    if model in UNNAMED_MODELS:
-        return _Unnamed(chain)
+def _not_for(task: Capability, model: ModelInfo, view: View) -> PassedOver:
+    if task is Capability.CHAT:
+        problem, reason = f"{model.id!r} on {view.name} is no chat model", "NOT_A_CHAT_MODEL"
+    else:
+        problem, reason = f"{model.id!r} on {view.name} is not for {task.value}", "NOT_CAPABLE"
+    return PassedOver(view.name, reason, problem, InvalidArgumentError("model", problem))
+
+
+def _picker(wanted: Wanted, ordered: list[View], chain: frozenset[Kind]) -> _Unnamed | _Named:
+    model = wanted.model
+    if wanted.is_unnamed:
+        return _Unnamed(wanted, ordered, chain)
     # A model's own id may hold a slash ("qwen/qwen3-4b"), so a whole id goes before a prefix.
-    if any(find_model(view.status.models, model) for view in chain):
-        return _Named("", model)
+    if any(find_model(view.status.models, model) for view in ordered):
+        return _Named("", model, wanted.task)
     prefix, slash, rest = model.partition("/")
-    if slash and any(view.name == prefix for view in chain):
-        return _Named(prefix, rest)
-    return _Named("", model)
+    if slash and any(view.name == prefix for view in ordered):
+        return _Named(prefix, rest, wanted.task)
+    return _Named("", model, wanted.task)
 
 
-def _own_model(view: View) -> _Pick:
-    models, wanted = view.status.models, view.identity.default_model
+def _own_model(view: View, task: Capability) -> _Pick:
+    wanted = view.identity.default_model
     if wanted and wanted not in UNNAMED_MODELS:
-        found = find_model(models, wanted)
-        if found is not None:
-            return found
-        if not view.is_answering:
-            return _not_answering(view)
-        problem = f"its configured model {wanted!r} is not there"
-        return PassedOver(view.name, "MODEL_NOT_FOUND", problem, NotFoundError(f"{view.name}: {problem}"))
-    chat_models = [model for model in models if model.can_chat]
-    usable = [model for model in chat_models if model.state is LoadState.LOADED]
-    usable = usable or [model for model in chat_models if model.state is LoadState.UNKNOWN]
-    if not usable and view.identity.kind in LOADS_ON_DEMAND and len(chat_models) == 1:
-        usable = chat_models
+        return _configured_model(view, wanted, task)
+    fitting = [model for model in view.status.models if model.may(task)]
+    usable = [model for model in fitting if model.state is LoadState.LOADED]
+    usable = usable or [model for model in fitting if model.state is LoadState.UNKNOWN]
+    if not usable and view.identity.kind in LOADS_ON_DEMAND and len(fitting) == 1:
+        usable = fitting
     if len(usable) == 1:
         return usable[0]
     if usable:
-        problem = f"several models are loaded in {view.name}: {_listed(model.id for model in usable)}; name one of them"
-        return PassedOver(
-            view.name,
-            "SEVERAL_MODELS_LOADED",
-            problem,
-            InvalidArgumentError("model", problem, reason="SEVERAL_MODELS_LOADED"),
-        )
-    return (
-        _not_answering(view) if view.status.state is not State.READY else _no_model(view, "has no chat model")
-    )
+        return _several(view, usable)
+    if view.status.state is not State.READY:
+        return _not_answering(view)
+    return _no_model(view, f"has no model for {task.value}")
 
 
-def _placed(view: View, pick: _Pick, needs: frozenset[Capability], *, first: bool) -> Candidate | PassedOver:
+def _configured_model(view: View, wanted: str, task: Capability) -> _Pick:
+    found = find_model(view.status.models, wanted)
+    if found is not None:
+        return found if found.may(task) else _not_for(task, found, view)
+    if not view.is_answering:
+        return _not_answering(view)
+    problem = f"its configured model {wanted!r} is not there"
+    return PassedOver(view.name, "MODEL_NOT_FOUND", problem, NotFoundError(f"{view.name}: {problem}"))
+
+
+def _several(view: View, usable: list[ModelInfo]) -> PassedOver:
+    names = _listed(model.id for model in usable)
+    problem = f"several models are loaded in {view.name}: {names}; name one of them"
+    error = InvalidArgumentError("model", problem, reason="SEVERAL_MODELS_LOADED")
+    return PassedOver(view.name, "SEVERAL_MODELS_LOADED", problem, error)
+
+
+def _placed(view: View, pick: _Pick, wanted: Wanted, *, first: bool) -> Candidate | PassedOver:
     if isinstance(pick, PassedOver):
         if pick.reason == "SEVERAL_MODELS_LOADED" and first and pick.error is not None:
             # Going on to a lesser backend here would be a silent fallback; the person can name the model instead.
@@ -241,11 +301,16 @@ def _placed(view: View, pick: _Pick, needs: frozenset[Capability], *, first: boo
         return pick
     if not view.is_answering:
         return _not_answering(view)
-    missing = needs - pick.capabilities if pick.capabilities is not None else frozenset()
+    missing = [capability for capability in wanted.needs if not pick.may(capability)]
     if missing:
         names = _listed(sorted(capability.value for capability in missing))
         problem = f"{pick.id!r} on {view.name} cannot do {names}"
         return PassedOver(view.name, "NOT_CAPABLE", problem, InvalidArgumentError("model", problem))
+    context, least = pick.context_tokens, wanted.context_tokens
+    if context is not None and least is not None and context < least:
+        problem = f"{pick.id!r} on {view.name} is loaded with {context} tokens of context, and {least} are asked for"
+        error = FailedPreconditionError(f"{problem}; load it with more", reason="CONTEXT_TOO_SMALL")
+        return PassedOver(view.name, "CONTEXT_TOO_SMALL", problem, error)
     how = "configured" if pick.id == view.identity.default_model else pick.state.value
     return Candidate(view.name, pick, f"{view.status.state.value}; model {pick.id} is {how}")
 
@@ -266,9 +331,7 @@ def _no_model(view: View, detail: str) -> PassedOver:
 
 
 def _nothing_serves(wanted: Wanted, route: Route, views: Sequence[View]) -> KalaError:
-    asked = [
-        passed for passed in route.passed_over if passed.reason not in {"NOT_ASKED", "DEMO_ONLY_BY_NAME"}
-    ]
+    asked = [passed for passed in route.passed_over if passed.reason not in _NOT_ASKED]
     if not asked:
         provider = (
             f" of kind {wanted.provider!r}" if wanted.provider and wanted.provider != AUTO_MODEL else ""
@@ -280,11 +343,15 @@ def _nothing_serves(wanted: Wanted, route: Route, views: Sequence[View]) -> Kala
     errors = [passed.error for passed in asked if passed.error is not None]
     if errors:
         return errors[0]
-    off = [passed for passed in asked if passed.reason != "MODEL_NOT_FOUND"]
-    if wanted.model not in UNNAMED_MODELS and len(off) < len(asked):
+    off = [passed for passed in asked if passed.reason not in {"MODEL_NOT_FOUND", REMOTE_NOT_ALLOWED}]
+    if not wanted.is_unnamed and len(off) < len(asked):
         hint = f" ({_listed(f'{passed.backend} is away' for passed in off)})" if off else ""
         known = _listed(
-            model.id for view in chain_order(views) for model in view.status.models if model.can_chat
+            model.id
+            for view in chain_order(views)
+            if wanted.allow_remote or not view.identity.is_remote
+            for model in view.status.models
+            if model.may(wanted.task)
         )
         return NotFoundError(
             f"model {wanted.model!r} is not known{hint}; there are: {known or 'none'}",

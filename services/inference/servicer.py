@@ -137,7 +137,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Say where a request would go."""
         await self._registry.ready()
         needs = frozenset(_NEEDS[number] for number in request.needs if number in _NEEDS)
-        asked = Wanted(request.model, request.provider or self._default_provider, needs)
+        asked = Wanted(
+            request.model,
+            request.provider or self._default_provider,
+            needs,
+            allow_remote=request.allow_remote,
+        )
         return pb.ExplainRouteResponse(candidates=answers.candidates(explain(asked, self._registry.views())))
 
     async def _choose(self, destination: Wanted) -> Route:

@@ -188,7 +188,7 @@ def test_an_image_passes_over_models_that_are_known_not_to_see() -> None:
 def test_a_provider_restricts_the_chain() -> None:
     assert chosen(Wanted(provider="ollama"), MLX, OLLAMA) == [("ollama", "m-ollama")]
     with pytest.raises(InvalidArgumentError, match="choose one of mlx, llamacpp"):
-        choose(Wanted(provider="openai"), [MLX])
+        choose(Wanted(provider="gpt"), [MLX])
     with pytest.raises(UnavailableError, match="of kind 'lmstudio'"):
         choose(Wanted(provider="lmstudio"), [MLX])
 
@@ -220,3 +220,82 @@ def test_a_long_list_of_models_is_cut() -> None:
 
 def test_a_model_of_unknown_state_serves_when_nothing_is_known_to_be_loaded() -> None:
     assert chosen(Wanted(), view(Kind.LMSTUDIO, ModelInfo("a", UNKNOWN))) == [("lmstudio", "a")]
+
+
+OPENAI = view(Kind.OPENAI, ModelInfo("gpt-4o", UNKNOWN), default="gpt-4o")
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Wanted(),
+        Wanted("local-model"),
+        Wanted("gpt-4o"),
+        Wanted("openai/gpt-4o"),
+        Wanted(provider="openai"),
+        Wanted(task=Capability.EMBED),
+    ],
+)
+def test_no_data_leaves_without_permission_however_it_is_asked_for(wanted: Wanted) -> None:
+    off = view(Kind.LMSTUDIO, "gpt-4o", state=State.OFF)
+    with pytest.raises((FailedPreconditionError, UnavailableError)):
+        choose(wanted, [off, OPENAI])
+
+
+@pytest.mark.parametrize("wanted", [Wanted("gpt-4o"), Wanted("openai/gpt-4o"), Wanted(provider="openai")])
+def test_a_remote_backend_that_is_meant_says_what_allows_it(wanted: Wanted) -> None:
+    with pytest.raises(FailedPreconditionError, match="name it as the provider") as caught:
+        choose(wanted, [OPENAI])
+    assert caught.value.reason == "REMOTE_NOT_ALLOWED"
+
+
+def test_with_permission_the_remote_one_comes_after_every_local_one() -> None:
+    assert chosen(Wanted(allow_remote=True), OPENAI, DEMO, PYTHIA, MLX) == [
+        ("mlx", "m-mlx"),
+        ("pythia", "pythia-1b"),
+        ("openai", "gpt-4o"),
+    ]
+
+
+def test_a_key_of_a_remote_provider_does_not_keep_the_demo_from_answering() -> None:
+    assert chosen(Wanted(), OPENAI, DEMO) == [("demo", "kala-demo")]
+    assert chosen(Wanted(allow_remote=True), OPENAI, DEMO) == [("openai", "gpt-4o")]
+
+
+def test_models_of_a_remote_backend_are_not_offered_to_who_may_not_use_it() -> None:
+    with pytest.raises(NotFoundError, match=r"there are: m-mlx$"):
+        choose(Wanted("nobody-has-this"), [MLX, OPENAI])
+
+
+def test_the_chain_is_configurable_and_what_is_left_out_serves_by_name() -> None:
+    chain = (Kind.OLLAMA, Kind.MLX)
+    route = choose(Wanted(), [MLX, LLAMA, OLLAMA], chain)
+    assert [candidate.backend for candidate in route.candidates] == ["ollama", "mlx"]
+    assert [passed.reason for passed in route.passed_over] == ["NOT_IN_CHAIN"]
+    for named in (Wanted("m-llama"), Wanted(provider="llamacpp"), Wanted("llamacpp/auto")):
+        assert choose(named, [MLX, LLAMA, OLLAMA], chain).candidates[0].backend == "llamacpp"
+
+
+def test_hosts_of_a_kind_come_in_their_configured_order() -> None:
+    hosts = [View(Identity(f"llamacpp-{n}", Kind.LLAMACPP, number=n), LLAMA.status) for n in (10, 2, 3)]
+    assert [backend for backend, _ in chosen(Wanted(), *hosts)] == ["llamacpp-2", "llamacpp-3", "llamacpp-10"]
+
+
+def test_a_task_takes_only_models_made_for_it() -> None:
+    embedder = ModelInfo("nomic", LOADED, capabilities=frozenset({Capability.EMBED}))
+    chat = ModelInfo("chat", LOADED, capabilities=frozenset({Capability.CHAT}))
+    both = view(Kind.LMSTUDIO, chat, embedder)
+    assert chosen(Wanted(task=Capability.EMBED), both) == [("lmstudio", "nomic")]
+    assert chosen(Wanted(), both) == [("lmstudio", "chat")]
+    with pytest.raises(InvalidArgumentError, match="'chat' on lmstudio is not for embeddings"):
+        choose(Wanted("chat", task=Capability.EMBED), [both])
+
+
+def test_a_context_that_is_too_small_for_the_role_is_said_with_both_numbers() -> None:
+    small = view(Kind.LMSTUDIO, ModelInfo("m", LOADED, context_tokens=4096))
+    unknown = view(Kind.MLX, ModelInfo("m", LOADED))
+    assert chosen(Wanted(context_tokens=16384), small, unknown) == [("mlx", "m")]
+    with pytest.raises(
+        FailedPreconditionError, match=r"4096 tokens .* 16384 are asked for; load it with more"
+    ):
+        choose(Wanted(context_tokens=16384), [small])

@@ -6,13 +6,8 @@ from typing import ClassVar, Final
 
 from services.inference.backend import BackendFailure, Capability, LoadState, ModelInfo, State, Status
 from services.inference.backends.http import Reply
-from services.inference.backends.openai_compatible import (
-    MODELS_PATH,
-    OpenAICompatibleBackend,
-    json_list,
-    positive,
-    status_of_models,
-)
+from services.inference.backends.model_server import json_list, positive, status_of_models
+from services.inference.backends.openai_compatible import MODELS_PATH, OpenAICompatibleBackend
 
 HEALTH_PATH: Final = "/health"
 LOADING_STATUS: Final = 503

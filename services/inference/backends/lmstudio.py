@@ -9,13 +9,8 @@ from typing import ClassVar, Final
 
 from services.inference.backend import BackendFailure, Capability, LoadState, ModelInfo, Status
 from services.inference.backends.http import Reply
-from services.inference.backends.openai_compatible import (
-    MODELS_PATH,
-    OpenAICompatibleBackend,
-    json_list,
-    positive,
-    status_of_models,
-)
+from services.inference.backends.model_server import json_list, positive, status_of_models
+from services.inference.backends.openai_compatible import MODELS_PATH, OpenAICompatibleBackend
 
 GREETING_PATH: Final = "/lmstudio-greeting"
 V1_MODELS_PATH: Final = "/api/v1/models"

@@ -13,8 +13,8 @@ from services.inference.backends.http import ModelServerClient, TimeLimits
 from services.inference.backends.llamacpp import LlamaCppBackend
 from services.inference.backends.lmstudio import LMStudioBackend
 from services.inference.backends.mlx import MlxBackend
+from services.inference.backends.model_server import ModelServerBackend
 from services.inference.backends.ollama import OllamaBackend
-from services.inference.backends.openai_compatible import OpenAICompatibleBackend
 from services.inference.backends.pythia import PythiaBackend
 from services.inference.base_url import BaseUrl, parse_base_url
 from services.inference.config import (
@@ -28,7 +28,7 @@ from services.inference.config import (
 from services.inference.pythia.weights import pythia_name
 from services.inference.router import UNNAMED_MODELS
 
-SERVERS: Final[dict[Kind, type[OpenAICompatibleBackend]]] = {
+SERVERS: Final[dict[Kind, type[ModelServerBackend]]] = {
     Kind.MLX: MlxBackend,
     Kind.LLAMACPP: LlamaCppBackend,
     Kind.LMSTUDIO: LMStudioBackend,

@@ -12,13 +12,8 @@ from typing import ClassVar, Final
 from services.inference.backend import BackendFailure, Blame, Capability, LoadState, ModelInfo, State, Status
 from services.inference.backends.http import Reply
 from services.inference.backends.llamacpp import is_llama_server
-from services.inference.backends.openai_compatible import (
-    MODELS_PATH,
-    OK,
-    OpenAICompatibleBackend,
-    json_list,
-    status_of_models,
-)
+from services.inference.backends.model_server import OK, json_list, status_of_models
+from services.inference.backends.openai_compatible import MODELS_PATH, OpenAICompatibleBackend
 from services.inference.failures import failure_of_body
 
 HEALTH_PATH: Final = "/health"

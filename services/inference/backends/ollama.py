@@ -10,12 +10,8 @@ from typing import ClassVar, Final
 
 from services.inference.backend import BackendFailure, LoadState, ModelInfo, Status
 from services.inference.backends.http import Reply
-from services.inference.backends.openai_compatible import (
-    OpenAICompatibleBackend,
-    json_list,
-    positive,
-    status_of_models,
-)
+from services.inference.backends.model_server import json_list, positive, status_of_models
+from services.inference.backends.openai_compatible import OpenAICompatibleBackend
 
 VERSION_PATH: Final = "/api/version"
 TAGS_PATH: Final = "/api/tags"

@@ -1,72 +1,33 @@
-"""Chat over the OpenAI-compatible protocol, as LM Studio, llama-server, mlx_lm.server and Ollama share it."""
+"""Chat over the OpenAI-compatible protocol, as LM Studio, llama-server, mlx_lm.server and OpenAI itself share it."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from typing import ClassVar, Final
 
-from services.inference.backend import (
-    BackendFailure,
-    Blame,
-    Check,
-    Identity,
-    LoadState,
-    ModelInfo,
-    State,
-    Status,
-)
-from services.inference.backends.http import ModelServerClient, Reply
+from services.inference.backend import BackendFailure, Blame, ModelInfo
+from services.inference.backends.model_server import OK, ModelServerBackend
 from services.inference.backends.openai_wire import ChunkReader, read_completion, request_body
-from services.inference.chat import ChatCall, Event, Message, Opened, Role, Sampling, Text
+from services.inference.chat import ChatCall, Event
 from services.inference.failures import failure_of_body
 from services.inference.sse import EventTooLongError, SseReader
 
 CHAT_PATH: Final = "/v1/chat/completions"
 MODELS_PATH: Final = "/v1/models"
-OK: Final = 200
-
-_PROBE: Final = ChatCall(
-    messages=(Message(Role.USER, (Text("Say OK."),)),),
-    sampling=Sampling(temperature=0.0, max_output_tokens=1),
-)
-"""A fixed text of our own, one token long: it proves that the server generates, and its output is thrown away."""
 
 
-class OpenAICompatibleBackend(ABC):
-    """One model server; what differs between servers is how they tell their state, and a few habits."""
+class OpenAICompatibleBackend(ModelServerBackend):
+    """A server that speaks the OpenAI chat protocol; servers differ in how they tell their state, and in a few habits."""
 
     always_streams: ClassVar[bool] = False
     """Whether the server notices a closed connection only while it streams."""
-
-    names_its_model: ClassVar[bool] = True
-    """Whether `model` in an answer says which model answered, rather than repeating what was asked."""
-
-    off_cure: ClassVar[str] = "start the server"
-
-    def __init__(self, identity: Identity, http: ModelServerClient, *, max_output_tokens: int) -> None:
-        self._identity = identity
-        self._http = http
-        self._max_output_tokens = max_output_tokens
-
-    @property
-    def identity(self) -> Identity:
-        return self._identity
-
-    async def look(self) -> Status:
-        """See the backend's state; its faults become a status with their reason and cure."""
-        try:
-            return await self._look()
-        except BackendFailure as failure:
-            return self._status_of(failure)
 
     async def chat(
         self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]
     ) -> AsyncGenerator[Event]:
         """Generate; see Backend.chat."""
         stream = call.stream or self.always_streams
-        asked = self.wire_model(model)
-        body = request_body(call, model=asked, stream=stream, max_output_tokens=self._max_output_tokens)
+        body = self._request(call, model, stream=stream)
         async with self._http.post(CHAT_PATH, body, begin, streams=stream) as answer:
             if answer.status != OK:
                 raise self.failure_of(answer.status, await answer.error_body())
@@ -90,104 +51,11 @@ class OpenAICompatibleBackend(ABC):
                 raise chunks.cut()
             await answer.drain()
 
-    async def diagnose(self, model: str) -> tuple[Check, ...]:
-        """Connect, identify, list and generate one token."""
-        status = await self.look()
-        if status.state is State.OFF:
-            return (Check("connect", passed=False, detail=status.detail, cure=self.off_cure),)
-        checks = [Check("connect", passed=True, detail=f"{self._http.url} answers")]
-        if status.state is State.ERROR:
-            return (*checks, Check("identify", passed=False, detail=status.detail, cure=self.off_cure))
-        checks.append(Check("identify", passed=True, detail=f"is {self.identity.kind.value}"))
-        chosen = _model_to_test(status, model or self.identity.default_model)
-        if chosen is None:
-            wanted = f"model {model!r} is not there" if model else status.detail
-            return (*checks, Check("models", passed=False, detail=wanted, cure=self.load_cure(model)))
-        checks.append(Check("models", passed=True, detail=f"{chosen.id} is {chosen.state.value}"))
-        return (*checks, await self._test_answer(chosen))
-
-    async def aclose(self) -> None:
-        """Close every connection."""
-        await self._http.aclose()
-
-    def wire_model(self, model: ModelInfo) -> str:
-        """Give the name to send for a model."""
-        return model.id
-
-    def failure_of(self, status: int, body: bytes) -> BackendFailure:
-        """Explain an answer that is not 200."""
-        return failure_of_body(status, body)
-
-    def load_cure(self, model: str) -> str:
-        """Say how a model gets loaded here."""
-        return f"load {model or 'a model'} in the server"
-
-    @abstractmethod
-    async def _look(self) -> Status:
-        """Ask the server for its state; may raise BackendFailure."""
-
-    async def _get(self, path: str) -> Reply:
-        reply = await self._http.get(path)
-        if reply.status in {401, 403}:
-            raise BackendFailure("AUTHENTICATION_FAILED", f"answered {reply.status}")
-        return reply
-
-    def _status_of(self, failure: BackendFailure) -> Status:
-        if failure.reason == "AUTHENTICATION_FAILED":
-            setting = f"KALA_INFERENCE_{self.identity.kind.name}_API_KEY"
-            return Status(State.ERROR, f"refuses the API key; set {setting}", reason=failure.reason)
-        off = {"CONNECTION_REFUSED", "CONNECT_TIMED_OUT", "UNREACHABLE", "DNS_FAILED", "LOOK_TIMED_OUT"}
-        state = State.OFF if failure.reason in off else State.ERROR
-        return Status(state, f"{failure.detail}; {self.off_cure}", reason=failure.reason)
-
-    def _check_model(self, event: Event, model: ModelInfo) -> None:
-        if not isinstance(event, Opened) or not self.names_its_model or not event.model:
-            return
-        if not self.answers_as(event.model, model):
-            raise BackendFailure("WRONG_MODEL", f"answered as another model than {model.id}")
-
-    def answers_as(self, answered: str, model: ModelInfo) -> bool:
-        """Tell whether the name in an answer is one of the model's."""
-        return answered == model.id or answered in model.aliases
-
-    async def _test_answer(self, model: ModelInfo) -> Check:
-        try:
-            async for _event in self.chat(_PROBE, model, lambda: None):
-                pass
-        except BackendFailure as failure:
-            return Check("answer", passed=False, detail=failure.detail, cure=self.load_cure(model.id))
-        return Check("answer", passed=True, detail=f"{model.id} generates")
-
-
-def status_of_models(models: tuple[ModelInfo, ...], *, no_model: str) -> Status:
-    """Sum up a model list; `no_model` says what to do when none is in memory."""
-    chat_models = [model for model in models if model.can_chat]
-    if any(model.state in {LoadState.LOADED, LoadState.UNKNOWN} for model in chat_models):
-        return Status(State.READY, "answers and has a model", models)
-    if any(model.state is LoadState.LOADING for model in chat_models):
-        return Status(State.LOADING, "is loading a model; wait for it", models, reason="BACKEND_LOADING")
-    return Status(State.NO_MODEL, f"no model is loaded; {no_model}", models, reason="NO_MODEL_LOADED")
-
-
-def json_list(reply: Reply, key: str) -> list[dict[str, object]] | None:
-    """Give the list of objects under a key of a 200 answer, or None where the answer is something else."""
-    parsed = reply.json()
-    values = parsed.get(key) if reply.status == OK and isinstance(parsed, dict) else None
-    if not isinstance(values, list):
-        return None
-    return [value for value in values if isinstance(value, dict)]
-
-
-def positive(value: object) -> int | None:
-    """Give a positive whole number as it is, anything else as None."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def _model_to_test(status: Status, wanted: str) -> ModelInfo | None:
-    if wanted:
-        return next((model for model in status.models if wanted in {model.id, *model.aliases}), None)
-    usable = (LoadState.LOADED, LoadState.UNKNOWN)
-    return next((model for model in status.models if model.can_chat and model.state in usable), None)
+    def _request(self, call: ChatCall, model: ModelInfo, *, stream: bool) -> bytes:
+        """Write the request in this server's dialect."""
+        return request_body(
+            call, model=self.wire_model(model), stream=stream, max_output_tokens=self._max_output_tokens
+        )
 
 
 def _fed(sse: SseReader, data: bytes) -> list[tuple[bytes, bytes]]:

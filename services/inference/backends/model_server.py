@@ -1,0 +1,156 @@
+"""One model server behind HTTP: how it is looked at, tested and closed, whatever protocol it chats in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable
+from typing import ClassVar, Final
+
+from services.inference.backend import (
+    BackendFailure,
+    Check,
+    Identity,
+    LoadState,
+    ModelInfo,
+    State,
+    Status,
+)
+from services.inference.backends.http import ModelServerClient, Reply
+from services.inference.chat import ChatCall, Event, Message, Opened, Role, Sampling, Text
+from services.inference.failures import failure_of_body
+
+OK: Final = 200
+
+_PROBE: Final = ChatCall(
+    messages=(Message(Role.USER, (Text("Say OK."),)),),
+    sampling=Sampling(temperature=0.0, max_output_tokens=1),
+)
+"""A fixed text of our own, one token long: it proves that the server generates, and its output is thrown away."""
+
+
+class ModelServerBackend(ABC):
+    """One model server; what differs between servers is how they tell their state, and a few habits."""
+
+    names_its_model: ClassVar[bool] = True
+    """Whether `model` in an answer says which model answered, rather than repeating what was asked."""
+
+    off_cure: ClassVar[str] = "start the server"
+
+    def __init__(self, identity: Identity, http: ModelServerClient, *, max_output_tokens: int) -> None:
+        self._identity = identity
+        self._http = http
+        self._max_output_tokens = max_output_tokens
+
+    @property
+    def identity(self) -> Identity:
+        return self._identity
+
+    async def look(self) -> Status:
+        """See the backend's state; its faults become a status with their reason and cure."""
+        try:
+            return await self._look()
+        except BackendFailure as failure:
+            return self._status_of(failure)
+
+    @abstractmethod
+    def chat(self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]) -> AsyncGenerator[Event]:
+        """Generate; see Backend.chat."""
+
+    async def diagnose(self, model: str) -> tuple[Check, ...]:
+        """Connect, identify, list and generate one token."""
+        status = await self.look()
+        if status.state is State.OFF:
+            return (Check("connect", passed=False, detail=status.detail, cure=self.off_cure),)
+        checks = [Check("connect", passed=True, detail=f"{self._http.url} answers")]
+        if status.state is State.ERROR:
+            return (*checks, Check("identify", passed=False, detail=status.detail, cure=self.off_cure))
+        checks.append(Check("identify", passed=True, detail=f"is {self.identity.kind.value}"))
+        chosen = _model_to_test(status, model or self.identity.default_model)
+        if chosen is None:
+            wanted = f"model {model!r} is not there" if model else status.detail
+            return (*checks, Check("models", passed=False, detail=wanted, cure=self.load_cure(model)))
+        checks.append(Check("models", passed=True, detail=f"{chosen.id} is {chosen.state.value}"))
+        return (*checks, await self._test_answer(chosen))
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()
+
+    def wire_model(self, model: ModelInfo) -> str:
+        """Give the name to send for a model."""
+        return model.id
+
+    def failure_of(self, status: int, body: bytes) -> BackendFailure:
+        """Explain an answer that is not 200."""
+        return failure_of_body(status, body)
+
+    def load_cure(self, model: str) -> str:
+        """Say how a model gets loaded here."""
+        return f"load {model or 'a model'} in the server"
+
+    @abstractmethod
+    async def _look(self) -> Status:
+        """Ask the server for its state; may raise BackendFailure."""
+
+    async def _get(self, path: str) -> Reply:
+        reply = await self._http.get(path)
+        if reply.status in {401, 403}:
+            raise BackendFailure("AUTHENTICATION_FAILED", f"answered {reply.status}")
+        return reply
+
+    def _status_of(self, failure: BackendFailure) -> Status:
+        if failure.reason == "AUTHENTICATION_FAILED":
+            setting = f"KALA_INFERENCE_{self.identity.kind.name}_API_KEY"
+            return Status(State.ERROR, f"refuses the API key; set {setting}", reason=failure.reason)
+        off = {"CONNECTION_REFUSED", "CONNECT_TIMED_OUT", "UNREACHABLE", "DNS_FAILED", "LOOK_TIMED_OUT"}
+        state = State.OFF if failure.reason in off else State.ERROR
+        return Status(state, f"{failure.detail}; {self.off_cure}", reason=failure.reason)
+
+    def _check_model(self, event: Event, model: ModelInfo) -> None:
+        if not isinstance(event, Opened) or not self.names_its_model or not event.model:
+            return
+        if not self.answers_as(event.model, model):
+            raise BackendFailure("WRONG_MODEL", f"answered as another model than {model.id}")
+
+    def answers_as(self, answered: str, model: ModelInfo) -> bool:
+        """Tell whether the name in an answer is one of the model's."""
+        return answered == model.id or answered in model.aliases
+
+    async def _test_answer(self, model: ModelInfo) -> Check:
+        try:
+            async for _event in self.chat(_PROBE, model, lambda: None):
+                pass
+        except BackendFailure as failure:
+            return Check("answer", passed=False, detail=failure.detail, cure=self.load_cure(model.id))
+        return Check("answer", passed=True, detail=f"{model.id} generates")
+
+
+def status_of_models(models: tuple[ModelInfo, ...], *, no_model: str) -> Status:
+    """Sum up a model list; `no_model` says what to do when none is in memory."""
+    chat_models = [model for model in models if model.can_chat]
+    if any(model.state in {LoadState.LOADED, LoadState.UNKNOWN} for model in chat_models):
+        return Status(State.READY, "answers and has a model", models)
+    if any(model.state is LoadState.LOADING for model in chat_models):
+        return Status(State.LOADING, "is loading a model; wait for it", models, reason="BACKEND_LOADING")
+    return Status(State.NO_MODEL, f"no model is loaded; {no_model}", models, reason="NO_MODEL_LOADED")
+
+
+def json_list(reply: Reply, key: str) -> list[dict[str, object]] | None:
+    """Give the list of objects under a key of a 200 answer, or None where the answer is something else."""
+    parsed = reply.json()
+    values = parsed.get(key) if reply.status == OK and isinstance(parsed, dict) else None
+    if not isinstance(values, list):
+        return None
+    return [value for value in values if isinstance(value, dict)]
+
+
+def positive(value: object) -> int | None:
+    """Give a positive whole number as it is, anything else as None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _model_to_test(status: Status, wanted: str) -> ModelInfo | None:
+    if wanted:
+        return next((model for model in status.models if wanted in {model.id, *model.aliases}), None)
+    usable = (LoadState.LOADED, LoadState.UNKNOWN)
+    return next((model for model in status.models if model.can_chat and model.state in usable), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from services.inference.chat import ChatCall, Event
 
@@ -203,4 +203,21 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Give back connections and memory."""
+        ...
+
+
+@runtime_checkable
+class ModelManager(Protocol):
+    """A backend that brings models into memory and takes them out when it is told to."""
+
+    async def load(self, model: str, context_tokens: int | None) -> ModelInfo:
+        """Have the model in memory, with this context where one is given, and give it as it is then.
+
+        A model that is loaded so already is left alone.  Raises KalaError for what the caller can mend and
+        BackendFailure for the backend's own faults.
+        """
+        ...
+
+    async def unload(self, model: str) -> ModelInfo:
+        """Take every instance of the model out of memory and give it as it is then; one that is not loaded is left alone."""
         ...

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -181,7 +181,13 @@ class ModelServerClient:
     """
 
     def __init__(
-        self, base: BaseUrl, *, limits: TimeLimits, api_key: str | None = None, max_connections: int = 64
+        self,
+        base: BaseUrl,
+        *,
+        limits: TimeLimits,
+        api_key: str | None = None,
+        max_connections: int = 64,
+        extra_headers: Mapping[str, str] | None = None,
     ) -> None:
         self._base = base
         self._limits = limits
@@ -190,7 +196,7 @@ class ModelServerClient:
         headers = {"accept": "*/*", "accept-encoding": "identity", "content-type": "application/json"}
         if api_key:
             headers["authorization"] = f"Bearer {api_key}"
-        self._headers = httpx.Headers(headers)
+        self._headers = httpx.Headers({**headers, **(extra_headers or {})})
         self._timeouts = {"connect": limits.connect}
         self._urls: dict[str, httpx.URL] = {}
         self._transport = AiohttpTransport(verify=base.is_tls, client=self._session)
@@ -201,18 +207,11 @@ class ModelServerClient:
 
     async def get(self, path: str, *, within_seconds: float = LOOK_SECONDS) -> Reply:
         """Fetch a small document; raises BackendFailure for transport errors, never for a status."""
-        try:
-            async with asyncio.timeout(within_seconds):
-                response = await self._transport.handle_async_request(self._request("GET", path))
-                try:
-                    answer = StreamedAnswer(response, self._limits)
-                    return Reply(response.status_code, response.headers, await answer.body())
-                finally:
-                    await response.aclose()
-        except TimeoutError:
-            raise BackendFailure("LOOK_TIMED_OUT", f"did not answer within {within_seconds:g} s") from None
-        except TRANSPORT_ERRORS as error:
-            raise explain(error) from error
+        return await self._fetch(self._request("GET", path), within_seconds)
+
+    async def tell(self, path: str, value: object, *, within_seconds: float = LOOK_SECONDS) -> Reply:
+        """Post a small JSON value and give the whole answer; raises BackendFailure as `get` does."""
+        return await self._fetch(self._request("POST", path, orjson.dumps(value)), within_seconds)
 
     @asynccontextmanager
     async def post(
@@ -235,6 +234,20 @@ class ModelServerClient:
     async def aclose(self) -> None:
         """Close every connection."""
         await self._transport.aclose()
+
+    async def _fetch(self, request: httpx.Request, within_seconds: float) -> Reply:
+        try:
+            async with asyncio.timeout(within_seconds):
+                response = await self._transport.handle_async_request(request)
+                try:
+                    answer = StreamedAnswer(response, self._limits)
+                    return Reply(response.status_code, response.headers, await answer.body())
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            raise BackendFailure("LOOK_TIMED_OUT", f"did not answer within {within_seconds:g} s") from None
+        except TRANSPORT_ERRORS as error:
+            raise explain(error) from error
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> httpx.Request:
         url = self._urls.get(path)

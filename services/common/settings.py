@@ -65,6 +65,18 @@ def aliases(*names: str) -> Aliases:
     return Aliases(names)
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A prefix of environment variables that set one key each of a mapping."""
+
+    prefix: str
+
+
+def family(prefix: str) -> Family:
+    """Let `<prefix><KEY>=value` set `key` of a mapping, as the seeds named `LMSTUDIO_MODEL_RANK`; keys are lower case."""
+    return Family(prefix)
+
+
 # What many processes have, with a default of their own.
 ListenAddress = Annotated[str, Field(description="Where to listen: unix:/path or host:port.")]
 AllowedPeers = Annotated[
@@ -192,12 +204,12 @@ def load(
     cwd = Path.cwd() if cwd is None else cwd
     known = known_names(model, section)
     prefix = variable_prefix(section)
-    merged: dict[str, Sourced] = {
-        **_yaml_layer(known, section, environ, cwd),
-        **from_environment(_env_file(cwd), known, prefix=prefix, section=section, where=f" in {ENV_FILE}"),
-        **from_environment(environ, known, prefix=prefix, section=section),
-        **from_flags(argv, known, section=section),
-    }
+    merged = _merged(
+        _yaml_layer(known, section, environ, cwd),
+        from_environment(_env_file(cwd), known, prefix=prefix, section=section, where=f" in {ENV_FILE}"),
+        from_environment(environ, known, prefix=prefix, section=section),
+        from_flags(argv, known, section=section),
+    )
     values = {name: _parsed(sourced, model.model_fields[name]) for name, sourced in merged.items()}
     try:
         return model(**values)
@@ -219,6 +231,7 @@ def known_names(model: type[ServiceSettings], section: str) -> list[Known]:
             variables=(prefix + name.upper(), *_aliases_of(field)),
             is_secret=not {SecretStr, SecretBytes}.isdisjoint(_alternatives(field)),
             is_boolean=bool in _alternatives(field),
+            family=_family_of(field),
         )
         for name, field in model.model_fields.items()
     ]
@@ -229,7 +242,8 @@ def settings_table(model: type[ServiceSettings], *, section: str) -> str:
     lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for known in known_names(model, section):
         field = model.model_fields[known.field]
-        names = ", ".join(f"`{name}`" for name in known.variables)
+        members = [f"{known.family}<NAME>"] if known.family else []
+        names = ", ".join(f"`{name}`" for name in (*known.variables, *members))
         default = "secret" if known.is_secret else _default_text(field)
         lines.append(f"| {names} | {default} | {field.description or ''} |")
     return "\n".join(lines) + "\n"
@@ -254,9 +268,22 @@ def _default_text(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     default = field.get_default(call_default_factory=True)
-    if default is None or default == ():
+    if default is None or default in ((), {}):
         return "unset"
     return f"`{','.join(map(str, default)) if isinstance(default, tuple) else default}`"
+
+
+def _merged(*layers: Layer) -> dict[str, Sourced]:
+    """Put later layers over earlier ones, value by value; a mapping key by key, so that one key may be overridden."""
+    merged: dict[str, Sourced] = {}
+    for layer in layers:
+        for name, sourced in layer.items():
+            before = merged.get(name)
+            if before is not None and isinstance(before.value, dict) and isinstance(sourced.value, dict):
+                merged[name] = Sourced({**before.value, **sourced.value}, sourced.origin)
+            else:
+                merged[name] = sourced
+    return merged
 
 
 def _yaml_layer(known: Sequence[Known], section: str, environ: Mapping[str, str], cwd: Path) -> Layer:
@@ -314,6 +341,10 @@ def _alternatives(field: FieldInfo) -> tuple[Any, ...]:  # Any: an annotation ma
 
 def _aliases_of(field: FieldInfo) -> tuple[str, ...]:
     return tuple(name for item in field.metadata if isinstance(item, Aliases) for name in item.names)
+
+
+def _family_of(field: FieldInfo) -> str:
+    return next((item.prefix for item in field.metadata if isinstance(item, Family)), "")
 
 
 def _in_one_line(error: ValidationError, merged: Mapping[str, Sourced], section: str) -> InvalidArgumentError:

@@ -52,6 +52,7 @@ class Known:
     variables: tuple[str, ...]  # the canonical one first, then the seeds' aliases
     is_secret: bool
     is_boolean: bool
+    family: str = ""  # prefix of variables that set one key each of a mapping, such as LMSTUDIO_MODEL_<ROLE>
 
     @property
     def flag(self) -> str:
@@ -83,6 +84,7 @@ def from_environment(
             raise _unknown(name + where, section, name, list(canonical), shared=prefix)
     for field in known:
         _take_aliases(environ, field, values, where)
+        _take_family(environ, field, values, where)
     return values
 
 
@@ -95,6 +97,24 @@ def _take_aliases(environ: Mapping[str, str], field: Known, values: dict[str, So
             raise InvalidArgumentError(
                 name + where, f"differs from {before.origin}, which is the same setting; keep one of them"
             )
+
+
+def _take_family(environ: Mapping[str, str], field: Known, values: dict[str, Sourced], where: str) -> None:
+    if not field.family:
+        return
+    members = {
+        name.removeprefix(field.family).lower(): environ[name]
+        for name in sorted(environ)
+        if name.startswith(field.family) and name != field.family and environ[name]
+    }
+    if not members:
+        return
+    origin = f"{field.family}*{where}"
+    if field.field in values:
+        raise InvalidArgumentError(
+            origin, f"sets the same as {values[field.field].origin}; keep one way of setting it"
+        )
+    values[field.field] = Sourced(members, origin)
 
 
 _REPEATED_KEY: Final = "a key comes twice"

@@ -16,6 +16,7 @@ from services.common.settings import (
     GrpcServerSettings,
     ServiceSettings,
     aliases,
+    family,
     load,
     settings_table,
 )
@@ -39,6 +40,7 @@ class Settings(GrpcServerSettings):
     api_key: Annotated[SecretStr | None, aliases("OPENAI_API_KEY")] = None
     weights: dict[str, int] = Field(default_factory=dict)
     nested: Nested = Nested()
+    models: Annotated[dict[str, str], family("LMSTUDIO_MODEL_")] = Field(default_factory=dict)
     port: int = 1
 
 
@@ -333,6 +335,22 @@ def test_every_variable_of_the_section_is_either_used_or_named(environ: dict[str
     assert refused or set(prefixed) <= known
 
 
+def test_a_family_of_variables_fills_a_mapping(cwd: Path) -> None:
+    settings = loaded(
+        cwd,
+        env_file="LMSTUDIO_MODEL_RANK=a\nLMSTUDIO_MODEL_EXTRACT=b\n",
+        environ={"LMSTUDIO_MODEL_RANK": "c", "LMSTUDIO_MODEL_SIGMA": "", "LMSTUDIO_MODEL": "not one of them"},
+    )
+    assert settings.models == {"rank": "c", "extract": "b"}
+
+
+def test_a_mapping_is_set_as_a_whole_or_by_its_family_but_not_both(cwd: Path) -> None:
+    environ = {"KALA_ETHICS_MODELS": '{"rank": "a"}', "LMSTUDIO_MODEL_RANK": "b"}
+    refused = refusal(cwd, environ=environ)
+    assert refused.field == "LMSTUDIO_MODEL_*"
+    assert "KALA_ETHICS_MODELS" in refused.message
+
+
 OPEN = ["0.0.0.0:50051", "[::]:50051", "10.0.0.7:50051", "kala-ethics:50051"]
 
 
@@ -369,6 +387,7 @@ def test_the_table_names_every_variable_and_no_secret() -> None:
     assert "| `KALA_ETHICS_URL`, `LM_STUDIO_BASE_URL`, `LMSTUDIO_API_URL`, `LMSTUDIO_HOST` | unset |" in table
     assert "| `KALA_ETHICS_API_KEY`, `OPENAI_API_KEY` | secret |" in table
     assert "| `KALA_ETHICS_ALLOWED_PEERS` | `gateway` |" in table
+    assert "| `KALA_ETHICS_MODELS`, `LMSTUDIO_MODEL_<NAME>` | unset |" in table
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol, runtime_checkable
 
-from services.inference.chat import ChatCall, Event
+from services.inference.chat import ChatCall, Event, Sampling
 
 LOCAL_MODEL: Final = "local-model"
 """The seeds' name for "the model that is loaded"; it is never sent to a server."""
@@ -101,6 +102,44 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextLengths:
+    """Contexts to load models with, in tokens: one for all, or for one model by its name's slug."""
+
+    default: int | None = None
+    by_slug: tuple[tuple[str, int], ...] = ()
+
+    def of(self, model: str) -> int | None:
+        """Give a model's context, None where nothing is said; `qwen/qwen3-4b` is found as `qwen_qwen3_4b` and `qwen3_4b`."""
+        known = dict(self.by_slug)
+        for name in (model, model.rpartition("/")[2]):
+            tokens = known.get(slug(name))
+            if tokens is not None:
+                return tokens
+        return self.default
+
+
+def slug(name: str) -> str:
+    """Write a model's name as part of a variable's name, in lower case."""
+    return _NO_SLUG.sub("_", name.lower()).strip("_")
+
+
+_NO_SLUG: Final = re.compile(r"[^a-z0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """What the configuration says about the use of a backend."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    """How tokens are drawn where neither the request nor its role says it."""
+    models: tuple[tuple[Capability, str], ...] = ()
+    """Its model for a task other than chat, or for what a chat needs."""
+    only_for: frozenset[Capability] = frozenset()
+    """The tasks that it serves; empty for all."""
+    contexts: ContextLengths = field(default_factory=ContextLengths)
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Who a backend is; `name` is unique among the backends of this process."""
 
@@ -117,10 +156,24 @@ class Identity:
     weight: float = 1.0
     """Share of the work among hosts of one kind that serve the same model; above 0."""
 
+    preferences: Preferences = field(default_factory=Preferences)
+
+    def model_for(self, task: Capability, needs: frozenset[Capability] = frozenset()) -> str:
+        """Give the configured model for a task, empty where the loaded one is meant."""
+        models = dict(self.preferences.models)
+        for capability in (*sorted(needs, key=lambda need: need.value), task):
+            if capability in models:
+                return models[capability]
+        return self.default_model if task in _DEFAULT_TASKS else ""
+
     @property
     def is_remote(self) -> bool:
         """Whether what is sent there leaves the machines of whoever runs this."""
         return self.kind.is_remote
+
+
+_DEFAULT_TASKS: Final = frozenset({Capability.CHAT, Capability.COMPLETE})
+"""What "the model" of a backend is for; whoever embeds with it says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,4 +273,36 @@ class ModelManager(Protocol):
 
     async def unload(self, model: str) -> ModelInfo:
         """Take every instance of the model out of memory and give it as it is then; one that is not loaded is left alone."""
+        ...
+
+
+@runtime_checkable
+class Completer(Protocol):
+    """A backend that continues texts."""
+
+    def complete(
+        self, call: CompleteCall, model: ModelInfo, begin: Callable[[], None]
+    ) -> AsyncGenerator[Event]:
+        """Continue the prompt; events, errors and `begin` as of Backend.chat."""
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """A backend that turns texts into vectors."""
+
+    async def embed(self, call: EmbedCall, model: ModelInfo, begin: Callable[[], None]) -> Vectors:
+        """Embed every input, in order; raises BackendFailure, also for a text over the context: none is ever cut.
+
+        `begin` as of Backend.chat.
+        """
+        ...
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """A backend that has models made for ranking."""
+
+    async def rerank(self, call: RerankCall, model: ModelInfo, begin: Callable[[], None]) -> Scores:
+        """Score every document against the query; raises BackendFailure.  `begin` as of Backend.chat."""
         ...

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, runtime_checkable
 
 from services.inference.chat import ChatCall, Event, Sampling
+from services.inference.tasks import CompleteCall, EmbedCall, RerankCall, Scores, Vectors
 
 LOCAL_MODEL: Final = "local-model"
 """The seeds' name for "the model that is loaded"; it is never sent to a server."""

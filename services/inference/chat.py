@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 
 class Role(enum.Enum):
@@ -116,6 +117,32 @@ class Sampling:
     logprobs: bool = False
     top_logprobs: int | None = None
 
+    def filled(self, defaults: Sampling) -> Sampling:
+        """Take from `defaults` how tokens are drawn where this says nothing; log probabilities are only ever asked for."""
+        if defaults == _NOTHING_SAID:
+            return self
+        return Sampling(
+            temperature=defaults.temperature if self.temperature is None else self.temperature,
+            top_p=defaults.top_p if self.top_p is None else self.top_p,
+            top_k=defaults.top_k if self.top_k is None else self.top_k,
+            seed=defaults.seed if self.seed is None else self.seed,
+            presence_penalty=defaults.presence_penalty
+            if self.presence_penalty is None
+            else self.presence_penalty,
+            frequency_penalty=defaults.frequency_penalty
+            if self.frequency_penalty is None
+            else self.frequency_penalty,
+            max_output_tokens=defaults.max_output_tokens
+            if self.max_output_tokens is None
+            else self.max_output_tokens,
+            stop=self.stop or defaults.stop,
+            logprobs=self.logprobs,
+            top_logprobs=self.top_logprobs,
+        )
+
+
+_NOTHING_SAID: Final = Sampling()
+
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
@@ -134,6 +161,11 @@ class ChatCall:
     @property
     def has_images(self) -> bool:
         return any(isinstance(part, Image) for message in self.messages for part in message.parts)
+
+    def filled(self, defaults: Sampling) -> ChatCall:
+        """Take how tokens are drawn from `defaults` where this says nothing."""
+        sampling = self.sampling.filled(defaults)
+        return self if sampling is self.sampling else replace(self, sampling=sampling)
 
     @property
     def demands_a_tool(self) -> bool:
@@ -236,3 +268,10 @@ def _whole_calls(pieces: Iterable[ToolCall]) -> tuple[ToolCall, ...]:
                 index=piece.index,
             )
     return tuple(calls[index] for index in sorted(calls))
+
+
+PROBE: Final = ChatCall(
+    messages=(Message(Role.USER, (Text("Say OK."),)),),
+    sampling=Sampling(temperature=0.0, max_output_tokens=1),
+)
+"""A fixed text of our own, one token long: it proves that a model generates, and its answer is thrown away."""

@@ -44,7 +44,7 @@ UNNAMED_MODELS: Final = frozenset({"", AUTO_MODEL, LOCAL_MODEL})
 
 DEFAULT_CHAIN: Final = tuple(Kind)
 
-_NOT_ASKED: Final = frozenset({"NOT_ASKED", "DEMO_ONLY_BY_NAME"})
+_NOT_ASKED: Final = frozenset({"NOT_ASKED", "DEMO_ONLY_BY_NAME", "NOT_FOR_THIS"})
 """Reasons that say nothing about a backend's state."""
 
 _ANSWERING: Final = frozenset({State.READY, State.NO_MODEL, State.LOADING})
@@ -166,8 +166,12 @@ def _of_provider(wanted: Wanted, chain: list[View]) -> list[View]:
 
 
 def _allowed(view: View, wanted: Wanted) -> PassedOver | None:
-    """Keep data at home: a remote backend is no candidate of a request that does not allow it, however it is asked for."""
+    """Keep to the configuration and data at home: no name brings a request to a remote backend that it does not allow."""
     identity = view.identity
+    only_for = identity.preferences.only_for
+    if only_for and wanted.task not in only_for:
+        tasks = _listed(sorted(capability.value for capability in only_for))
+        return PassedOver(view.name, "NOT_FOR_THIS", f"is configured for {tasks} only")
     if not identity.is_remote or wanted.allow_remote:
         return None
     problem = "is outside this machine, and the request does not allow data to leave; name it as the provider"
@@ -203,7 +207,7 @@ class _Unnamed:
             return PassedOver(
                 view.name, "NOT_IN_CHAIN", "is left out of the chain; it serves when it is named"
             )
-        return _own_model(view, self._wanted.task)
+        return _own_model(view, self._wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,21 +216,21 @@ class _Named:
 
     backend: str
     model: str
-    task: Capability
+    wanted: Wanted
 
     def __call__(self, view: View) -> _Pick:
         if self.backend and view.name != self.backend:
             return PassedOver(view.name, "NOT_ASKED", f"is not {self.backend}, which was asked for")
         if self.model in UNNAMED_MODELS:
-            return _own_model(view, self.task)
+            return _own_model(view, self.wanted)
         found = find_model(view.status.models, self.model)
         if found is None and not view.is_answering and view.identity.kind is not Kind.PYTHIA:
             # It may have the model. The model in process is known by name, whether its files are there or not.
             return _not_answering(view)
         if found is None:
             return PassedOver(view.name, "MODEL_NOT_FOUND", f"has no model {self.model!r}")
-        if not found.may(self.task):
-            return _not_for(self.task, found, view)
+        if not found.may(self.wanted.task):
+            return _not_for(self.wanted.task, found, view)
         return found
 
 
@@ -251,17 +255,17 @@ def _picker(wanted: Wanted, ordered: list[View], chain: frozenset[Kind]) -> _Unn
         return _Unnamed(wanted, ordered, chain)
     # A model's own id may hold a slash ("qwen/qwen3-4b"), so a whole id goes before a prefix.
     if any(find_model(view.status.models, model) for view in ordered):
-        return _Named("", model, wanted.task)
+        return _Named("", model, wanted)
     prefix, slash, rest = model.partition("/")
     if slash and any(view.name == prefix for view in ordered):
-        return _Named(prefix, rest, wanted.task)
-    return _Named("", model, wanted.task)
+        return _Named(prefix, rest, wanted)
+    return _Named("", model, wanted)
 
 
-def _own_model(view: View, task: Capability) -> _Pick:
-    wanted = view.identity.default_model
-    if wanted and wanted not in UNNAMED_MODELS:
-        return _configured_model(view, wanted, task)
+def _own_model(view: View, wanted: Wanted) -> _Pick:
+    task, configured = wanted.task, view.identity.model_for(wanted.task, wanted.needs)
+    if configured and configured not in UNNAMED_MODELS:
+        return _configured_model(view, configured, task)
     fitting = [model for model in view.status.models if model.may(task)]
     usable = [model for model in fitting if model.state is LoadState.LOADED]
     usable = usable or [model for model in fitting if model.state is LoadState.UNKNOWN]
@@ -276,13 +280,13 @@ def _own_model(view: View, task: Capability) -> _Pick:
     return _no_model(view, f"has no model for {task.value}")
 
 
-def _configured_model(view: View, wanted: str, task: Capability) -> _Pick:
-    found = find_model(view.status.models, wanted)
+def _configured_model(view: View, configured: str, task: Capability) -> _Pick:
+    found = find_model(view.status.models, configured)
     if found is not None:
         return found if found.may(task) else _not_for(task, found, view)
     if not view.is_answering:
         return _not_answering(view)
-    problem = f"its configured model {wanted!r} is not there"
+    problem = f"its configured model {configured!r} is not there"
     return PassedOver(view.name, "MODEL_NOT_FOUND", problem, NotFoundError(f"{view.name}: {problem}"))
 
 
@@ -311,7 +315,8 @@ def _placed(view: View, pick: _Pick, wanted: Wanted, *, first: bool) -> Candidat
         problem = f"{pick.id!r} on {view.name} is loaded with {context} tokens of context, and {least} are asked for"
         error = FailedPreconditionError(f"{problem}; load it with more", reason="CONTEXT_TOO_SMALL")
         return PassedOver(view.name, "CONTEXT_TOO_SMALL", problem, error)
-    how = "configured" if pick.id == view.identity.default_model else pick.state.value
+    is_configured = pick.id == view.identity.model_for(wanted.task, wanted.needs)
+    how = "configured" if is_configured else pick.state.value
     return Candidate(view.name, pick, f"{view.status.state.value}; model {pick.id} is {how}")
 
 

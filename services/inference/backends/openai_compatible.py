@@ -22,6 +22,13 @@ class OpenAICompatibleBackend(ModelServerBackend):
     always_streams: ClassVar[bool] = False
     """Whether the server notices a closed connection only while it streams."""
 
+    limit_field: ClassVar[str] = "max_tokens"
+    """What it calls the token limit."""
+
+    def extras(self, model: ModelInfo) -> dict[str, object] | None:  # noqa: ARG002 - for those that need it
+        """Give the fields of a request that only this server understands."""
+        return None
+
     async def chat(
         self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]
     ) -> AsyncGenerator[Event]:
@@ -54,7 +61,12 @@ class OpenAICompatibleBackend(ModelServerBackend):
     def _request(self, call: ChatCall, model: ModelInfo, *, stream: bool) -> bytes:
         """Write the request in this server's dialect."""
         return request_body(
-            call, model=self.wire_model(model), stream=stream, max_output_tokens=self._max_output_tokens
+            call,
+            model=self.wire_model(model),
+            stream=stream,
+            max_output_tokens=self._max_output_tokens,
+            limit_field=self.limit_field,
+            extra=self.extras(model),
         )
 
 

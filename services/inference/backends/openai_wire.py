@@ -24,6 +24,7 @@ from services.inference.chat import (
     Message,
     Opened,
     Part,
+    Sampling,
     Text,
     TokenLogprob,
     Tool,
@@ -58,19 +59,28 @@ _FINISH_REASONS: Final = {
 _SAMPLING_FIELDS: Final = ("temperature", "top_p", "top_k", "seed", "presence_penalty", "frequency_penalty")
 
 
-def request_body(call: ChatCall, *, model: str, stream: bool, max_output_tokens: int) -> bytes:
-    """Write the request; the token limit is always there, because servers' own defaults cut answers or never end."""
+def request_body(
+    call: ChatCall,
+    *,
+    model: str,
+    stream: bool,
+    max_output_tokens: int,
+    limit_field: str = "max_tokens",
+    extra: Json | None = None,
+) -> bytes:
+    """Write the request; the token limit is always there, because servers' own defaults cut answers or never end.
+
+    `extra` holds what only one server understands.
+    """
     body: Json = {"model": model, "messages": [_message(message) for message in call.messages]}
     if stream:
-        body["stream"] = True
-        # Always complete: mlx_lm.server dies in mid-stream on an empty object.
-        body["stream_options"] = {"include_usage": True}
+        add_stream(body)
     sampling = call.sampling
     for name in _SAMPLING_FIELDS:
         value = getattr(sampling, name)
         if value is not None:
             body[name] = value
-    body["max_tokens"] = min(sampling.max_output_tokens or max_output_tokens, max_output_tokens)
+    body[limit_field] = min(sampling.max_output_tokens or max_output_tokens, max_output_tokens)
     if sampling.stop:
         body["stop"] = list(sampling.stop)
     if sampling.logprobs:
@@ -82,38 +92,63 @@ def request_body(call: ChatCall, *, model: str, stream: bool, max_output_tokens:
     _add_form(body, call)
     if call.reasoning_effort:
         body["reasoning_effort"] = call.reasoning_effort
-    return orjson.dumps(body)
+    return orjson.dumps(body | extra if extra else body)
 
 
-def read_completion(body: bytes) -> list[Event]:
-    """Read a whole answer; raises BackendFailure for an error body, an empty one, or one that is no answer."""
+def add_stream(body: Json) -> None:
+    """Ask for a stream that ends with its usage."""
+    body["stream"] = True
+    # Always complete: mlx_lm.server dies in mid-stream on an empty object.
+    body["stream_options"] = {"include_usage": True}
+
+
+def add_sampling(body: Json, sampling: Sampling, *, max_output_tokens: int) -> None:
+    """Write how tokens are drawn and how many at most."""
+    for name in _SAMPLING_FIELDS:
+        value = getattr(sampling, name)
+        if value is not None:
+            body[name] = value
+    body["max_tokens"] = min(sampling.max_output_tokens or max_output_tokens, max_output_tokens)
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+
+
+def read_completion(body: bytes, *, is_text: bool = False) -> list[Event]:
+    """Read a whole answer; raises BackendFailure for an error body, an empty one, or one that is no answer.
+
+    `is_text` says that a text completion was asked for, whose words are a choice's `text`.
+    """
     if not body.strip():
         raise BackendFailure("EMPTY_ANSWER", "answered 200 with an empty body")
-    parsed = _parsed(body)
+    parsed = parse_object(body)
     error = read_error(parsed)
     if error is not None:
         raise failure_of_error(200, error)
     choice = _choice(parsed)
     if choice is None:
         raise BackendFailure("EMPTY_ANSWER", "answered without a choice")
-    message = choice.get("message")
+    message = _text_message(choice) if is_text else choice.get("message")
     finish = choice.get("finish_reason")
     if not isinstance(message, dict) or not isinstance(finish, str):
         raise BackendFailure("MALFORMED_ANSWER", "answered without a message or a finish reason")
-    events: list[Event] = [Opened(_string(parsed.get("model")))]
+    events: list[Event] = [Opened(string(parsed.get("model")))]
     delta = concatenate_deltas([_delta(message, choice)])
     if not delta.is_empty:
         events.append(delta)
-    events.append(Finish(_finish_reason(finish), _usage(parsed.get("usage"))))
+    events.append(Finish(_finish_reason(finish), read_usage(parsed.get("usage"))))
     return events
 
 
 class ChunkReader:
-    """Turns the data payloads of one stream into events; success needs a finish reason and `[DONE]`."""
+    """Turns the data payloads of one stream into events; success needs a finish reason and `[DONE]`.
 
-    __slots__ = ("_finish", "_is_done", "_is_open", "_usage")
+    `is_text` as of read_completion.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_finish", "_is_done", "_is_open", "_is_text", "_usage")
+
+    def __init__(self, *, is_text: bool = False) -> None:
+        self._is_text = is_text
         self._is_open = False
         self._is_done = False
         self._finish: FinishReason | None = None
@@ -151,7 +186,7 @@ class ChunkReader:
         return BackendFailure("STREAM_UNTERMINATED", "closed the stream without [DONE]")
 
     def _chunk(self, event: bytes, payload: bytes) -> Json:
-        chunk = _parsed(payload)
+        chunk = parse_object(payload)
         error = read_error(chunk)
         if error is not None:
             raise failure_of_error(0, error)
@@ -162,15 +197,15 @@ class ChunkReader:
     def _opened(self, chunk: Json) -> Iterator[Event]:
         if not self._is_open:
             self._is_open = True
-            yield Opened(_string(chunk.get("model")))
+            yield Opened(string(chunk.get("model")))
 
     def _deltas(self, chunk: Json) -> Iterator[Delta]:
         if chunk.get("usage"):
-            self._usage = _usage(chunk["usage"])
+            self._usage = read_usage(chunk["usage"])
         choice = _choice(chunk)
         if choice is None:
             return
-        delta = choice.get("delta")
+        delta = _text_message(choice) if self._is_text else choice.get("delta")
         if isinstance(delta, dict):
             yield _delta(delta, choice)
         finish = choice.get("finish_reason")
@@ -222,7 +257,7 @@ def _part(part: Part) -> Json:
 
 
 def _add_tools(body: Json, call: ChatCall) -> None:
-    body["tools"] = [{"type": "function", "function": _function(tool)} for tool in call.tools]
+    body["tools"] = [{"type": "function", "function": function_json(tool)} for tool in call.tools]
     if call.tool_mode is ToolMode.NAMED:
         body["tool_choice"] = {"type": "function", "function": {"name": call.tool_name}}
     elif call.tool_mode is not ToolMode.DEFAULT:
@@ -231,7 +266,8 @@ def _add_tools(body: Json, call: ChatCall) -> None:
         body["parallel_tool_calls"] = call.parallel_tool_calls
 
 
-def _function(tool: Tool) -> Json:
+def function_json(tool: Tool) -> Json:
+    """Write a function that the model may call."""
     function: Json = {"name": tool.name}
     if tool.description:
         function["description"] = tool.description
@@ -254,7 +290,8 @@ def _add_form(body: Json, call: ChatCall) -> None:
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
 
 
-def _parsed(payload: bytes) -> Json:
+def parse_object(payload: bytes) -> Json:
+    """Read a JSON object; raises BackendFailure for anything else."""
     try:
         parsed = orjson.loads(payload)
     except orjson.JSONDecodeError:
@@ -275,14 +312,20 @@ def _choice(parsed: Json) -> Json | None:
     return choices[0]
 
 
+def _text_message(choice: Json) -> Json | None:
+    """Give the words of a text completion as a chat's message has them."""
+    text = choice.get("text")
+    return {"content": text} if isinstance(text, str) else None
+
+
 def _delta(source: Json, choice: Json) -> Delta:
     logprobs = choice.get("logprobs")
     return Delta(
-        text=_string(source.get("content")),
-        reasoning=_string(source.get("reasoning_content")) or _string(source.get("reasoning")),
+        text=string(source.get("content")),
+        reasoning=string(source.get("reasoning_content")) or string(source.get("reasoning")),
         tool_calls=_tool_calls(source.get("tool_calls")),
-        refusal=_string(source.get("refusal")),
-        logprobs=_logprobs(logprobs.get("content")) if isinstance(logprobs, dict) else (),
+        refusal=string(source.get("refusal")),
+        logprobs=read_logprobs(logprobs.get("content")) if isinstance(logprobs, dict) else (),
     )
 
 
@@ -301,14 +344,15 @@ def _tool_call(position: int, item: Json) -> ToolCall:
     if not 0 <= index <= MAX_CALL_INDEX:
         raise BackendFailure("MALFORMED_ANSWER", f"called a tool at a position beyond {MAX_CALL_INDEX}")
     return ToolCall(
-        id=_string(item.get("id")),
-        name=_string(function.get("name")),
-        arguments=orjson.dumps(arguments).decode() if isinstance(arguments, dict) else _string(arguments),
+        id=string(item.get("id")),
+        name=string(function.get("name")),
+        arguments=orjson.dumps(arguments).decode() if isinstance(arguments, dict) else string(arguments),
         index=index,
     )
 
 
-def _logprobs(value: object) -> tuple[TokenLogprob, ...]:
+def read_logprobs(value: object) -> tuple[TokenLogprob, ...]:
+    """Read a list of tokens with their log probabilities; anything else is none."""
     if not isinstance(value, list):
         return ()
     return tuple(
@@ -324,7 +368,7 @@ def _alternatives(value: object) -> tuple[TokenLogprob, ...]:
 
 
 def _logprob(item: Json, top: tuple[TokenLogprob, ...]) -> TokenLogprob:
-    token, logprob, raw = _string(item.get("token")), item.get("logprob"), item.get("bytes")
+    token, logprob, raw = string(item.get("token")), item.get("logprob"), item.get("bytes")
     try:
         token_bytes = bytes(raw) if isinstance(raw, list) else token.encode()
     except (TypeError, ValueError):
@@ -342,18 +386,20 @@ def _finish_reason(text: str) -> FinishReason:
     return _FINISH_REASONS.get(text, FinishReason.STOP)
 
 
-def _usage(value: object) -> Usage:
+def read_usage(value: object) -> Usage:
+    """Read the counts that a server gives, as far as they can be believed."""
     if not isinstance(value, dict):
         return Usage()
     return Usage(
-        input_tokens=_count(value, "prompt_tokens"),
-        output_tokens=_count(value, "completion_tokens"),
-        cached_input_tokens=_count(value.get("prompt_tokens_details"), "cached_tokens"),
-        reasoning_tokens=_count(value.get("completion_tokens_details"), "reasoning_tokens"),
+        input_tokens=count(value, "prompt_tokens"),
+        output_tokens=count(value, "completion_tokens"),
+        cached_input_tokens=count(value.get("prompt_tokens_details"), "cached_tokens"),
+        reasoning_tokens=count(value.get("completion_tokens_details"), "reasoning_tokens"),
     )
 
 
-def _count(value: object, name: str) -> int | None:
+def count(value: object, name: str) -> int | None:
+    """Give a believable count under a name of a JSON object, else None."""
     number = value.get(name) if isinstance(value, dict) else None
     return (
         number
@@ -362,5 +408,6 @@ def _count(value: object, name: str) -> int | None:
     )
 
 
-def _string(value: object) -> str:
+def string(value: object) -> str:
+    """Give a text as it is, anything else as empty."""
     return value if isinstance(value, str) else ""

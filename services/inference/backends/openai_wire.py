@@ -76,13 +76,7 @@ def request_body(
     if stream:
         add_stream(body)
     sampling = call.sampling
-    for name in _SAMPLING_FIELDS:
-        value = getattr(sampling, name)
-        if value is not None:
-            body[name] = value
-    body[limit_field] = min(sampling.max_output_tokens or max_output_tokens, max_output_tokens)
-    if sampling.stop:
-        body["stop"] = list(sampling.stop)
+    add_sampling(body, sampling, max_output_tokens=max_output_tokens, limit_field=limit_field)
     if sampling.logprobs:
         body["logprobs"] = True
         if sampling.top_logprobs is not None:
@@ -102,13 +96,15 @@ def add_stream(body: Json) -> None:
     body["stream_options"] = {"include_usage": True}
 
 
-def add_sampling(body: Json, sampling: Sampling, *, max_output_tokens: int) -> None:
+def add_sampling(
+    body: Json, sampling: Sampling, *, max_output_tokens: int, limit_field: str = "max_tokens"
+) -> None:
     """Write how tokens are drawn and how many at most."""
     for name in _SAMPLING_FIELDS:
         value = getattr(sampling, name)
         if value is not None:
             body[name] = value
-    body["max_tokens"] = min(sampling.max_output_tokens or max_output_tokens, max_output_tokens)
+    body[limit_field] = min(sampling.max_output_tokens or max_output_tokens, max_output_tokens)
     if sampling.stop:
         body["stop"] = list(sampling.stop)
 

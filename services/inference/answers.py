@@ -12,6 +12,7 @@ from kala.inference.v1 import inference_pb2 as pb
 from services.inference.backend import Capability, Check, LoadState, ModelInfo, State
 from services.inference.chat import Delta, FinishReason, TokenLogprob, Usage
 from services.inference.dispatch import Attempt, Ended, Routed, Step
+from services.inference.protection.breaker import BreakerState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Iterable
@@ -39,6 +40,11 @@ _LOAD_STATES: Final = {
     LoadState.NOT_LOADED: pb.LOAD_STATE_NOT_LOADED,
     LoadState.LOADING: pb.LOAD_STATE_LOADING,
     LoadState.UNKNOWN: pb.LOAD_STATE_UNKNOWN,
+}
+_BREAKERS: Final = {
+    BreakerState.CLOSED: pb.BREAKER_STATE_CLOSED,
+    BreakerState.OPEN: pb.BREAKER_STATE_OPEN,
+    BreakerState.HALF_OPEN: pb.BREAKER_STATE_HALF_OPEN,
 }
 CAPABILITIES: Final = {
     Capability.CHAT: pb.CAPABILITY_CHAT,
@@ -109,9 +115,9 @@ def backend(entry: Entry, position: int) -> pb.Backend:
         kind=identity.kind.value,
         url=identity.url,
         state=_STATES[status.state],
-        detail=status.detail,
-        breaker=pb.BREAKER_STATE_CLOSED,
-        in_flight=entry.in_flight,
+        detail="; ".join(words for words in (status.detail, entry.guard.words()) if words),
+        breaker=_BREAKERS[entry.guard.state],
+        in_flight=entry.guard.in_flight,
         position=position,
         discovered=identity.is_discovered,
         remote=identity.is_remote,

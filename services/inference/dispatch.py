@@ -16,6 +16,8 @@ from kala.errors import (
 )
 from services.inference.backend import BackendFailure, Blame, ContextOverflow, Identity, LoadState, ModelInfo
 from services.inference.chat import ChatCall, Delta, Finish, FinishReason, Opened, Usage, join_deltas
+from services.inference.protection.outcomes import REFUSED_HERE
+from services.inference.protection.protection import Protection
 from services.inference.registry.registry import Entry, Registry
 from services.inference.router import Candidate, PassedOver, Route
 
@@ -73,22 +75,30 @@ class Dispatch:
     route: Route
     recheck: Callable[[], None]
     """Raises when the clearance has ended; asked right before every first upstream byte."""
+    protection: Protection = field(default_factory=Protection)
     clock: Callable[[], float] = time.monotonic
     attempts: list[Attempt] = field(default_factory=list)
+    _waits: list[float] = field(default_factory=list)
 
     async def run(self) -> AsyncGenerator[Step]:
         """Give Routed, Deltas and Ended, or raise the KalaError that says why there is no answer.
 
         A call that does not stream gets one Delta with the whole answer.
         """
+        self.protection.begin_request()
+        has_reached_one = False
         for candidate in self.route.candidates:
             entry = self.registry.get(candidate.backend)
             if entry is None:
                 continue
+            if has_reached_one and not self.protection.may_retry():
+                raise _over_budget(self.attempts)
             attempt = _Try(entry, candidate.model, self.clock())
-            entry.in_flight += 1
             try:
-                async with aclosing(self._try(attempt)) as steps:
+                async with (
+                    self.protection.attempt(entry, candidate.model),
+                    aclosing(self._try(attempt)) as steps,
+                ):
                     async for step in steps:
                         yield step
             except BackendFailure as failure:
@@ -97,15 +107,15 @@ class Dispatch:
                     raise _failed_mid_stream(entry.backend.identity, failure) from failure
                 if failure.blame is Blame.CALLER:
                     raise callers_error(entry.backend.identity, candidate.model, failure) from failure
+                has_reached_one = has_reached_one or failure.reason not in REFUSED_HERE
             else:
                 return
-            finally:
-                entry.in_flight -= 1
-        raise _all_failed(self.route, self.attempts)
+        raise _all_failed(self.route, self.attempts, retry_after_seconds=min(self._waits, default=None))
 
     async def _try(self, attempt: _Try) -> AsyncGenerator[Step]:
         has_ended = False
-        async with aclosing(attempt.entry.backend.chat(self.call, attempt.model, self.recheck)) as events:
+        call = self.call.filled(attempt.entry.backend.identity.preferences.sampling)
+        async with aclosing(attempt.entry.backend.chat(call, attempt.model, self.recheck)) as events:
             # Goes on after the finish: the backend then puts its connection away for the next request.
             async for event in events:
                 match event:
@@ -151,6 +161,8 @@ class Dispatch:
         elapsed = self.clock() - attempt.started
         name = attempt.entry.backend.identity.name
         self.attempts.append(Attempt(name, attempt.model.id, failure.reason, failure.detail, elapsed))
+        if failure.retry_after_seconds is not None:
+            self._waits.append(failure.retry_after_seconds)
         self.registry.report(attempt.entry, failure)
 
 
@@ -180,12 +192,24 @@ def _failed_mid_stream(identity: Identity, failure: BackendFailure) -> Unavailab
     )
 
 
-def _all_failed(route: Route, attempts: list[Attempt]) -> KalaError:
+def _over_budget(attempts: list[Attempt]) -> UnavailableError:
+    reasons = "; ".join(f"{attempt.backend} {attempt.detail}" for attempt in attempts)
+    return UnavailableError(
+        f"no backend answered: {reasons}; no other was tried, because too many requests have failed lately",
+        reason="RETRY_BUDGET_SPENT",
+    )
+
+
+def _all_failed(route: Route, attempts: list[Attempt], *, retry_after_seconds: float | None) -> KalaError:
     if len(route.candidates) == 1 and len(attempts) == 1 and not _others(route.passed_over):
-        return _only_one_failed(route.candidates[0], attempts[0])
+        return _only_one_failed(route.candidates[0], attempts[0], retry_after_seconds)
     reasons = [f"{attempt.backend} {attempt.detail}" for attempt in attempts]
     reasons += [f"{passed.backend}: {passed.detail}" for passed in _others(route.passed_over)]
-    return UnavailableError(f"no backend answered: {'; '.join(reasons)}", reason="ALL_BACKENDS_FAILED")
+    return UnavailableError(
+        f"no backend answered: {'; '.join(reasons)}",
+        reason="ALL_BACKENDS_FAILED",
+        retry_after_seconds=retry_after_seconds,
+    )
 
 
 def _others(passed_over: tuple[PassedOver, ...]) -> list[PassedOver]:
@@ -193,7 +217,7 @@ def _others(passed_over: tuple[PassedOver, ...]) -> list[PassedOver]:
     return [passed for passed in passed_over if passed.reason not in silent]
 
 
-def _only_one_failed(candidate: Candidate, attempt: Attempt) -> KalaError:
+def _only_one_failed(candidate: Candidate, attempt: Attempt, retry_after_seconds: float | None) -> KalaError:
     text = f"{attempt.backend} {attempt.detail}"
     if attempt.reason == "NO_MODEL_LOADED" or (
         attempt.reason == "MODEL_NOT_FOUND" and candidate.model.state is LoadState.NOT_LOADED
@@ -204,4 +228,8 @@ def _only_one_failed(candidate: Candidate, attempt: Attempt) -> KalaError:
         )
     if attempt.reason == "MODEL_NOT_FOUND":
         return NotFoundError(text, reason=attempt.reason)
-    return UnavailableError(f"no backend answered: {text}", reason="ALL_BACKENDS_FAILED")
+    return UnavailableError(
+        f"no backend answered: {text}",
+        reason="ALL_BACKENDS_FAILED",
+        retry_after_seconds=retry_after_seconds,
+    )

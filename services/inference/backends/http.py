@@ -6,6 +6,7 @@ import asyncio
 import errno
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from httpx_aiohttp import AiohttpTransport
 
 from services.inference.backend import BackendFailure
 from services.inference.base_url import BaseUrl, is_forbidden_text
+from services.inference.retry_after import retry_after_seconds
 
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 """Largest body that is no stream; the gRPC message limit is 36 MiB."""
@@ -38,6 +40,8 @@ LOOK_SECONDS: Final = 5.0
 
 LOOKS_AT_ONCE: Final = 4
 """Connections kept for health and model lists."""
+
+FIRST_ERROR_STATUS: Final = 400
 
 DRAIN_SECONDS: Final = 0.05
 """How long to wait after `[DONE]` for the stream's formal end, so that the connection can be used again."""
@@ -228,6 +232,10 @@ class ModelServerClient:
             response = await self._send(self._request("POST", path, body), limit)
             try:
                 yield StreamedAnswer(response, self._limits)
+            except BackendFailure as failure:
+                if response.status_code >= FIRST_ERROR_STATUS and failure.retry_after_seconds is None:
+                    failure.retry_after_seconds = retry_after_seconds(response.headers, now=time.time())
+                raise
             finally:
                 await response.aclose()
 

@@ -16,16 +16,10 @@ from services.inference.backend import (
     Status,
 )
 from services.inference.backends.http import ModelServerClient, Reply
-from services.inference.chat import ChatCall, Event, Message, Opened, Role, Sampling, Text
+from services.inference.chat import PROBE, ChatCall, Event, Opened
 from services.inference.failures import failure_of_body
 
 OK: Final = 200
-
-_PROBE: Final = ChatCall(
-    messages=(Message(Role.USER, (Text("Say OK."),)),),
-    sampling=Sampling(temperature=0.0, max_output_tokens=1),
-)
-"""A fixed text of our own, one token long: it proves that the server generates, and its output is thrown away."""
 
 
 class ModelServerBackend(ABC):
@@ -118,7 +112,7 @@ class ModelServerBackend(ABC):
 
     async def _test_answer(self, model: ModelInfo) -> Check:
         try:
-            async for _event in self.chat(_PROBE, model, lambda: None):
+            async for _event in self.chat(PROBE, model, lambda: None):
                 pass
         except BackendFailure as failure:
             return Check("answer", passed=False, detail=failure.detail, cure=self.load_cure(model.id))

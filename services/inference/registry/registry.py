@@ -7,13 +7,23 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import structlog
 
-from services.inference.backend import Backend, BackendFailure, State, Status
-from services.inference.router import View, chain_order
+from services.inference.backend import (
+    Backend,
+    BackendFailure,
+    ContextLengths,
+    Kind,
+    LoadState,
+    ModelInfo,
+    State,
+    Status,
+)
+from services.inference.protection.guard import Guard, Limits
+from services.inference.router import DEFAULT_CHAIN, View, chain_order
 
 log: Final = structlog.get_logger()
 
@@ -56,7 +66,7 @@ class Entry:
     checked_at: float | None = None
     """Unix seconds."""
     latency_seconds: float | None = None
-    in_flight: int = 0
+    guard: Guard = field(default_factory=Guard)
 
     @property
     def view(self) -> View:
@@ -70,6 +80,8 @@ class Registry:
     configured: Sequence[Backend]
     finder: Finder | None = None
     refresh_seconds: float = 10.0
+    chain: Sequence[Kind] = DEFAULT_CHAIN
+    limits: Limits = field(default_factory=Limits)
     wall_clock: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
     _entries: dict[str, Entry] = field(default_factory=dict)
@@ -80,11 +92,12 @@ class Registry:
 
     def __post_init__(self) -> None:
         for backend in self.configured:
-            self._entries[backend.identity.name] = Entry(backend)
+            self._entries[backend.identity.name] = self._entry(backend)
 
     def entries(self) -> list[Entry]:
         """Give every backend in chain order."""
-        order = [view.name for view in chain_order(entry.view for entry in self._entries.values())]
+        views = (entry.view for entry in self._entries.values())
+        order = [view.name for view in chain_order(views, self.chain)]
         return [self._entries[name] for name in order]
 
     def views(self) -> list[View]:
@@ -132,7 +145,8 @@ class Registry:
     async def look(self, entry: Entry) -> Status:
         """Look at one backend now."""
         started = self.clock()
-        status = _remembering(await entry.backend.look(), entry.status)
+        seen = _within_contexts(await entry.backend.look(), entry.backend.identity.preferences.contexts)
+        status = _remembering(seen, entry.status)
         if status.state is not entry.status.state:
             log.info(
                 "backend_state",
@@ -143,6 +157,7 @@ class Registry:
         entry.status = status
         entry.latency_seconds = self.clock() - started
         entry.checked_at = self.wall_clock()
+        entry.guard.looked(answers=entry.view.is_answering)
         return status
 
     def report(self, entry: Entry, failure: BackendFailure) -> None:
@@ -166,6 +181,9 @@ class Registry:
             for entry in self._entries.values():
                 stack.push_async_callback(entry.backend.aclose)
 
+    def _entry(self, backend: Backend) -> Entry:
+        return Entry(backend, guard=Guard(self.limits))
+
     def _end_round(self, task: asyncio.Task[None]) -> None:
         self._round = None
         self._last_round_at = self.clock()
@@ -185,10 +203,26 @@ class Registry:
             return
         known = [entry.backend for entry in self._entries.values()]
         for backend in await self.finder.find(known):
-            entry = Entry(backend)
+            entry = self._entry(backend)
             self._entries[backend.identity.name] = entry
             log.info("backend_found", backend=backend.identity.name, url=backend.identity.url)
             await self.look(entry)
+
+
+def _within_contexts(seen: Status, contexts: ContextLengths) -> Status:
+    """Count on no more context than is configured, also where a server does not tell what it loaded a model with."""
+    if contexts == _ANY_CONTEXT:
+        return seen
+    return replace(seen, models=tuple(_within(model, contexts.of(model.id)) for model in seen.models))
+
+
+def _within(model: ModelInfo, most: int | None) -> ModelInfo:
+    if most is None or model.state is LoadState.NOT_LOADED:
+        return model
+    return replace(model, context_tokens=min(most, model.context_tokens or most))
+
+
+_ANY_CONTEXT: Final = ContextLengths()
 
 
 def _remembering(seen: Status, before: Status) -> Status:

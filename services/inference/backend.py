@@ -194,6 +194,8 @@ class Blame(enum.Enum):
     """The next backend may do better."""
     CALLER = "caller"
     """No backend will: the request itself is wrong."""
+    MODEL = "model"
+    """The backend works; what its model wrote is not what was asked for."""
 
 
 class BackendFailure(Exception):  # noqa: N818 - a fact about a backend; dispatch decides whether it is an error
@@ -218,6 +220,13 @@ class BackendFailure(Exception):  # noqa: N818 - a fact about a backend; dispatc
         self.blame = blame
         self.told = told
         self.retry_after_seconds = retry_after_seconds
+
+
+def cannot_do(problem: str) -> BackendFailure:
+    """Say that the request asks what this backend has no way to do; `problem` names the field and the cure."""
+    return BackendFailure(
+        "BACKEND_REJECTED", "cannot do what the request asks", blame=Blame.CALLER, told=problem
+    )
 
 
 class ContextOverflow(BackendFailure):

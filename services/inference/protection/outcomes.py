@@ -44,8 +44,8 @@ class Weight(enum.Enum):
 
 
 def weigh(failure: BackendFailure) -> Weight:
-    """Say how a failure counts; a mistake of the caller never does."""
-    if failure.blame is Blame.CALLER or failure.reason in KNOWN_BY_LOOKING or failure.reason in REFUSED_HERE:
+    """Say how a failure counts; a mistake of the caller never does, nor what a model wrote."""
+    if failure.blame is not Blame.BACKEND or failure.reason in KNOWN_BY_LOOKING or failure.reason in REFUSED_HERE:
         return Weight.NOTHING
     if failure.reason in UNREACHABLE:
         return Weight.AWAY

@@ -47,6 +47,9 @@ RPC_SECONDS: Final = "kala_rpc_duration_seconds"
 RPC_RUNNING: Final = "kala_rpc_running"
 AUDIT_HOOK_FAILURES: Final = "kala_rpc_audit_failures_total"
 CONSTITUTION_REVIEW: Final = "kala_constitution_review_by_seconds"
+BACKEND_ATTEMPTS: Final = "kala_backend_attempts_total"
+BACKEND_BREAKER: Final = "kala_backend_breaker"
+BACKEND_IN_FLIGHT: Final = "kala_backend_in_flight"
 
 LABEL_METHOD: Final = "method"
 """`/kala.<svc>.v1.<Service>/<Rpc>`: as many values as the process has RPCs."""
@@ -54,11 +57,20 @@ LABEL_METHOD: Final = "method"
 LABEL_CODE: Final = "code"
 """A gRPC status code's name: 17 values."""
 
+LABEL_BACKEND: Final = "backend"
+"""A backend's bare name: as many values as there are configured and found backends."""
+
+LABEL_REASON: Final = "reason"
+"""How an attempt ended: OK, UNDECIDED, or one of inference's stable reasons, which are never a server's words."""
+
 METRICS: Final = {
     RPC_HANDLED: "RPCs that ended, by method and status code",
     RPC_SECONDS: "Seconds from the start of an RPC to its status, by method",
     RPC_RUNNING: "RPCs being served now, by method",
     AUDIT_HOOK_FAILURES: "Denied or administrative RPCs that the audit service did not acknowledge, by method",
+    BACKEND_ATTEMPTS: "Attempts of requests at backends that ended, by backend and by how they ended",
+    BACKEND_BREAKER: "State of a backend's circuit breaker: 0 closed, 1 half open, 2 open",
+    BACKEND_IN_FLIGHT: "Requests that run at a backend or wait for a connection to it",
     CONSTITUTION_REVIEW: "Unix time in seconds at which the review date of the constitution in force is over; 0 without one",
 }
 """Every metric with its help text, unit first where it has one."""

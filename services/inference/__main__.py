@@ -38,7 +38,12 @@ def make_registry(settings: InferenceSettings, pythia: Sequence[PythiaBackend] =
         if settings.discover
         else None
     )
-    return Registry([*servers.configured(), *pythia], finder=finder, refresh_seconds=settings.refresh_seconds)
+    return Registry(
+        [*servers.configured(), *pythia],
+        finder=finder,
+        refresh_seconds=settings.refresh_seconds,
+        chain=settings.routing.chain,
+    )
 
 
 async def preload(registry: Registry, pythia: Sequence[PythiaBackend]) -> None:
@@ -77,9 +82,7 @@ async def main() -> None:
     verifier = ClearanceVerifier(load_public_keys(settings.ethics_public_keys))
     pythia = pythia_backends(settings)
     registry = make_registry(settings, pythia)
-    service = Service(
-        registry, verifier.recheck, settings.max_act_seconds, default_provider=settings.provider
-    )
+    service = Service(registry, verifier.recheck, settings.max_act_seconds, routing=settings.routing)
     register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference_servicer(service))
     async with AsyncExitStack() as stack:
         telemetry = stack.enter_context(process_telemetry(INFERENCE, settings))

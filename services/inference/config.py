@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Self
 
 from pydantic import Field, SecretStr, model_validator
 
 from kala.errors import InvalidArgumentError
 from services.common.peers import ETHICS, GATEWAY, GRPC_PORTS, INFERENCE, METRICS_PORTS
-from services.common.settings import AllowedPeers, GrpcServerSettings, ListenAddress, MetricsPort, aliases
+from services.common.settings import AllowedPeers, ListenAddress, MetricsPort, aliases
 from services.inference.base_url import parse_base_url
+from services.inference.config_routing import RoutingSettings
 from services.inference.pythia.weights import DOWNLOAD_GIGABYTES, pythia_name
 
 SECTION: Final = INFERENCE
@@ -28,7 +29,6 @@ OLLAMA_URL: Final = "http://127.0.0.1:11434"
 
 EMBEDDED_MODEL_DIR: Final = Path(__file__).parent / "embedded" / "model"
 
-Provider = Literal["auto", "mlx", "llamacpp", "lmstudio", "ollama", "pythia"]
 Switch = Annotated[
     bool | None,
     Field(description="`false` never uses it, `true` expects it at its usual address, unset finds out."),
@@ -36,7 +36,7 @@ Switch = Annotated[
 Key = Annotated[SecretStr | None, Field(description="Sent as a Bearer token.")]
 
 
-class InferenceSettings(GrpcServerSettings):
+class InferenceSettings(RoutingSettings):
     """Which backends there are and how long to wait for them."""
 
     address: ListenAddress = f"127.0.0.1:{GRPC_PORTS[INFERENCE]}"
@@ -61,10 +61,6 @@ class InferenceSettings(GrpcServerSettings):
         8081,
     )
     refresh_seconds: Annotated[float, Field(gt=0, description="How often every backend is looked at.")] = 10.0
-    provider: Annotated[
-        Provider, Field(description="Kind that serves requests which name none."), aliases("LLM_PROVIDER")
-    ] = "auto"
-
     lmstudio_url: Annotated[
         str | None,
         Field(description="LM Studio, with or without /v1."),

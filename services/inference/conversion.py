@@ -97,13 +97,13 @@ def chat_call(action: pb.ChatAction) -> ChatCall:
     )
 
 
-def wanted(action: pb.ChatAction, call: ChatCall, *, default_provider: str) -> Wanted:
-    """Say where a ChatAction wants to go."""
+def wanted(action: pb.ChatAction, call: ChatCall) -> Wanted:
+    """Say where a ChatAction itself wants to go."""
     _require(len(action.model) <= MAX_MODEL_CHARS, "model", f"must be at most {MAX_MODEL_CHARS} characters")
     needs = {Capability.VISION} if call.has_images else set()
     return Wanted(
         action.model,
-        action.provider or default_provider,
+        action.provider,
         frozenset(needs),
         allow_remote=action.allow_remote,
     )
@@ -114,8 +114,6 @@ def _refuse_later_features(action: pb.ChatAction) -> None:
         raise UnimplementedError("mid_stream: CONTINUE is not served by this release; use ERROR")
     if action.adapters:
         raise UnimplementedError("adapters: this release applies none")
-    if action.role:
-        raise UnimplementedError("role: this release has no per-role models; name the model instead")
 
 
 def _message(index: int, message: pb.ChatMessage) -> Message:

@@ -44,6 +44,9 @@ UNNAMED_MODELS: Final = frozenset({"", AUTO_MODEL, LOCAL_MODEL})
 
 DEFAULT_CHAIN: Final = tuple(Kind)
 
+TASKS: Final = (Capability.EMBED, Capability.RERANK, Capability.COMPLETE)
+"""What a model may be for instead of chat."""
+
 _NOT_ASKED: Final = frozenset({"NOT_ASKED", "DEMO_ONLY_BY_NAME", "NOT_FOR_THIS"})
 """Reasons that say nothing about a backend's state."""
 

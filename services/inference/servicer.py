@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from kala.errors import DeadlineExceededError, InvalidArgumentError, KalaError, NotFoundError
@@ -15,10 +15,12 @@ from kala.inference.v1 import inference_pb2_grpc
 from services.common.clearance import VerifiedClearance, current_clearance
 from services.common.sealing import unpack_strictly
 from services.inference import answers
+from services.inference.backend import Capability
 from services.inference.conversion import chat_call, wanted
 from services.inference.dispatch import Dispatch
 from services.inference.pages import page
-from services.inference.router import Route, Wanted, choose, explain
+from services.inference.roles import Routing
+from services.inference.router import TASKS, Route, Wanted, choose, explain
 
 if TYPE_CHECKING:
     from services.common.peers import Context
@@ -37,7 +39,7 @@ class Service:
     registry: Registry
     recheck: Callable[[VerifiedClearance], None]
     max_act_seconds: float
-    default_provider: str = "auto"
+    routing: Routing = field(default_factory=Routing)
     wall_clock: Callable[[], float] = time.time
 
 
@@ -48,15 +50,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._registry = service.registry
         self._recheck = service.recheck
         self._max_act_seconds = service.max_act_seconds
-        self._default_provider = service.default_provider
+        self._routing = service.routing
         self._wall_clock = service.wall_clock
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:  # noqa: ARG002 - the contract names it
         """Generate one answer; the clearance was verified by the guard and is asked again before each attempt."""
         clearance = current_clearance()
         action = unpack_strictly(clearance.action, pb.ChatAction)
-        call = chat_call(action)
-        destination = wanted(action, call, default_provider=self._default_provider)
+        role = self._routing.role(action.role)
+        call = chat_call(action).filled(role.sampling)
+        destination = self._routing.settle(wanted(action, call), role)
         limit = asyncio.timeout(self._max_act_seconds)
         try:
             async with limit:
@@ -137,23 +140,21 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Say where a request would go."""
         await self._registry.ready()
         needs = frozenset(_NEEDS[number] for number in request.needs if number in _NEEDS)
-        asked = Wanted(
-            request.model,
-            request.provider or self._default_provider,
-            needs,
-            allow_remote=request.allow_remote,
-        )
-        return pb.ExplainRouteResponse(candidates=answers.candidates(explain(asked, self._registry.views())))
+        task = next((need for need in TASKS if need in needs), Capability.CHAT)
+        role = self._routing.role(request.role)
+        asked = Wanted(request.model, request.provider, needs, task, allow_remote=request.allow_remote)
+        route = explain(self._routing.settle(asked, role), self._registry.views(), self._routing.chain)
+        return pb.ExplainRouteResponse(candidates=answers.candidates(route))
 
     async def _choose(self, destination: Wanted) -> Route:
         await self._registry.ready()
         try:
-            return choose(destination, self._registry.views())
+            return choose(destination, self._registry.views(), self._routing.chain)
         except KalaError:
             # The last look may be seconds old: a server may have been started or a model loaded since.
             if not await self._registry.recheck():
                 raise
-        return choose(destination, self._registry.views())
+        return choose(destination, self._registry.views(), self._routing.chain)
 
     def _entry(self, name: str, field: str) -> Entry:
         if not name.startswith(answers.NAME_PREFIX):

@@ -61,7 +61,7 @@ async def real(llama: FakeModelServer, tmp_path_factory: pytest.TempPathFactory)
     verifier = ClearanceVerifier({ethics.signer.key_id: ethics.signer.public_key})
     registry = make_registry(settings, pythia_backends(settings))
     servicer = inference_servicer(
-        Service(registry, verifier.recheck, settings.max_act_seconds, settings.provider)
+        Service(registry, verifier.recheck, settings.max_act_seconds, settings.routing)
     )
     register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer)
     policy = CallPolicy(guard_for=guard_for(verifier, [inference_pb2.DESCRIPTOR]))

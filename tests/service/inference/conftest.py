@@ -122,7 +122,7 @@ async def running(tmp_path: Path, *, writer: Writer | None = None, **fields: obj
     verifier = ClearanceVerifier({ethics.signer.key_id: ethics.signer.public_key}, clock=clock)
     registry = make_registry(settings, pythia_backends(settings))
     servicer = inference_servicer(
-        Service(registry, verifier.recheck, settings.max_act_seconds, settings.provider)
+        Service(registry, verifier.recheck, settings.max_act_seconds, settings.routing)
     )
     register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer)
     policy = call_policy(verifier, Records(writer))

@@ -9,9 +9,11 @@ import pytest
 import services.inference
 from kala.errors import InvalidArgumentError
 from services.common.settings import load, settings_table
-from services.inference.backend import Kind
+from services.inference.backend import Capability, Kind
 from services.inference.backends.make import ServerFactory, pythia_backends
+from services.inference.chat import Sampling
 from services.inference.config import SECTION, InferenceSettings
+from services.inference.roles import Role
 
 
 def settings(tmp_path: Path, **environ: str) -> InferenceSettings:
@@ -75,7 +77,6 @@ def test_a_configured_kind_is_not_looked_for_elsewhere(tmp_path: Path) -> None:
     ("name", "value"),
     [
         ("LLM_PROVIDER", "gpt"),
-        ("LLM_PROVIDER", "openai"),
         ("LMSTUDIO_HOST", "http://169.254.169.254/v1"),
         ("OLLAMA_HOST", "ftp://x"),
         ("KALA_INFERENCE_MODEL_SIZE", "7b"),
@@ -99,3 +100,69 @@ async def test_pythia_is_configured_by_size_and_the_demo_by_default(tmp_path: Pa
     assert status.reason == "MODEL_NOT_AVAILABLE"
     for backend in backends:
         await backend.aclose()
+
+
+def test_the_seeds_names_for_roles_and_contexts_are_known(tmp_path: Path) -> None:
+    given = settings(
+        tmp_path,
+        LMSTUDIO_MODEL_RANK="qwen/qwen3-4b-2507",
+        LMSTUDIO_MODEL_SIGMA="sigma-8b",
+        LMSTUDIO_TEMPERATURE="0.0",
+        LMSTUDIO_TOP_P="0.9",
+        LMSTUDIO_SEED="42",
+        LMSTUDIO_MAX_TOKENS="2048",
+        LMSTUDIO_CONTEXT_LENGTH="32768",
+        LMSTUDIO_CONTEXT_LENGTH_QWEN3_4B_2507="16384",
+        LMSTUDIO_VISION_MODEL="qwen-vl",
+        LMSTUDIO_EMBEDDING_MODEL="nomic",
+    )
+    assert {name: (role.model, role.provider) for name, role in given.routing.roles.items()} == {
+        "rank": ("qwen/qwen3-4b-2507", "lmstudio"),
+        "sigma": ("sigma-8b", "lmstudio"),
+    }
+    preferences = given.lmstudio_preferences
+    assert preferences.sampling == Sampling(temperature=0.0, top_p=0.9, seed=42, max_output_tokens=2048)
+    assert dict(preferences.models) == {Capability.VISION: "qwen-vl", Capability.EMBED: "nomic"}
+    assert preferences.contexts.of("qwen/qwen3-4b-2507") == 16384
+    assert preferences.contexts.of("another") == 32768
+
+
+def test_kala_yaml_sets_roles_and_the_chain(tmp_path: Path) -> None:
+    (tmp_path / "kala.yaml").write_text(
+        "inference:\n"
+        "  chain: [ollama, mlx]\n"
+        "  roles:\n"
+        "    rank: {model: qwen3-4b, temperature: 0, seed: 42, context_tokens: 16384}\n"
+        "    code: {provider: llamacpp}\n"
+    )
+    routing = settings(tmp_path).routing
+    assert routing.chain == (Kind.OLLAMA, Kind.MLX)
+    assert routing.role("RANK") == Role("qwen3-4b", "", Sampling(temperature=0, seed=42), 16384)
+    assert routing.role("code").provider == "llamacpp"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("chain: [mlx, mlx]", "each kind once"),
+        ("chain: [vllm]", "'mlx'"),
+        ("roles: {rank: {temprature: 0}}", "not permitted"),
+        ("roles: {rank: {temperature: 3}}", "less than or equal to 2"),
+        ("roles: {'a b': {model: x}}", "a-z 0-9"),
+        ("llamacpp_urls: ['http://a:1 weight=0']", "weight=N"),
+        ("llamacpp_urls: ['http://a:1 heavy']", "weight=N"),
+        ("llamacpp_urls: ['http://169.254.169.254']", "link-local"),
+        ("fallback_hosts: ['169.254.169.254']", "link-local"),
+        ("lmstudio_embedding_url: 'ftp://x'", "http"),
+    ],
+)
+def test_a_wrong_routing_setting_stops_the_process(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "kala.yaml").write_text(f"inference:\n  {text}\n")
+    with pytest.raises(InvalidArgumentError, match=problem):
+        settings(tmp_path)
+
+
+def test_a_role_that_is_set_twice_is_said(tmp_path: Path) -> None:
+    (tmp_path / "kala.yaml").write_text("inference:\n  roles: {rank: {model: x}}\n")
+    with pytest.raises(InvalidArgumentError, match="keep one"):
+        settings(tmp_path, LMSTUDIO_MODEL_RANK="y")

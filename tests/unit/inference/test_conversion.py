@@ -49,10 +49,10 @@ def test_an_image_needs_a_backend_that_sees() -> None:
     message = pb.ChatMessage(
         role=pb.ROLE_USER, content=[pb.ContentPart(image_data_uri="data:image/png;base64,AA==")]
     )
-    action = pb.ChatAction(messages=[message], provider="")
+    action = pb.ChatAction(messages=[message], provider="lmstudio")
     call = chat_call(action)
     assert isinstance(call.messages[0].parts[0], Image)
-    destination = wanted(action, call, default_provider="lmstudio")
+    destination = wanted(action, call)
     assert (destination.provider, destination.needs) == ("lmstudio", {Capability.VISION})
 
 
@@ -175,7 +175,6 @@ def test_a_wrong_field_is_named(action: pb.ChatAction, field: str) -> None:
     [
         (pb.ChatAction(messages=[user()], mid_stream=pb.MID_STREAM_POLICY_CONTINUE), "mid_stream"),
         (pb.ChatAction(messages=[user()], adapters=["adapters/a@1"]), "adapters"),
-        (pb.ChatAction(messages=[user()], role="rank"), "role"),
     ],
 )
 def test_what_comes_later_says_so(action: pb.ChatAction, name: str) -> None:
@@ -186,7 +185,7 @@ def test_what_comes_later_says_so(action: pb.ChatAction, name: str) -> None:
 def test_a_long_model_name_is_refused() -> None:
     action = pb.ChatAction(messages=[user()], model="m" * 257)
     with pytest.raises(InvalidArgumentError, match="model"):
-        wanted(action, chat_call(action), default_provider="auto")
+        wanted(action, chat_call(action))
 
 
 def test_text_may_hold_anything_that_utf_8_can() -> None:

@@ -1,23 +1,64 @@
-"""Ollama: its state by the native API (/api/tags, /api/ps), chat by its /v1.
+"""Ollama by its native API: state by /api/tags and /api/ps, chat by /api/chat.
 
-Ollama loads a model when it is asked for, so an installed one may be named although it is not in memory.
-Its /v1 cuts long histories without saying so; the native protocol that can forbid that is a later step (README).
+Ollama loads a model when it is asked for, so an installed one may be named although it is not in memory.  What runs on
+Ollama's own servers (a "cloud" model) is not offered: it would let data leave this machine under a local name.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from services.inference.backend import BackendFailure, LoadState, ModelInfo, Status
-from services.inference.backends.http import Reply
-from services.inference.backends.model_server import json_list, positive, status_of_models
-from services.inference.backends.openai_compatible import OpenAICompatibleBackend
+from kala.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from services.inference.backend import (
+    BackendFailure,
+    Capability,
+    Identity,
+    LoadState,
+    ModelInfo,
+    Status,
+)
+from services.inference.backends.http import ModelServerClient, Reply
+from services.inference.backends.model_server import (
+    OK,
+    ModelServerBackend,
+    json_list,
+    positive,
+    status_of_models,
+)
+from services.inference.backends.ollama_wire import AnswerReader, request_body
+from services.inference.chat import ChatCall, Event
+from services.inference.failures import failure_of_body
+from services.inference.ndjson import LineReader, LineTooLongError
 
 VERSION_PATH: Final = "/api/version"
 TAGS_PATH: Final = "/api/tags"
 RUNNING_PATH: Final = "/api/ps"
+SHOW_PATH: Final = "/api/show"
+CHAT_PATH: Final = "/api/chat"
+GENERATE_PATH: Final = "/api/generate"
+
+LOAD_SECONDS: Final = 900.0
+"""A large model comes from a slow disk in minutes; no act takes longer (design section 4)."""
+
+UNLOAD_POLLS: Final = 40
+POLL_SECONDS: Final = 0.25
+
+SHOWN_AT_ONCE: Final = 4
+MAX_SHOWN: Final = 64
+"""Models whose abilities are asked in one look; the rest follow with the next ones."""
 
 _LATEST: Final = ":latest"
+_CLOUD: Final = (":cloud", "-cloud")
+
+_CAPABILITIES: Final = {
+    "completion": frozenset({Capability.CHAT, Capability.JSON_SCHEMA}),
+    "vision": frozenset({Capability.VISION}),
+    "tools": frozenset({Capability.TOOLS}),
+    "embedding": frozenset({Capability.EMBED}),
+}
 
 
 def is_ollama(reply: Reply) -> bool:
@@ -26,10 +67,25 @@ def is_ollama(reply: Reply) -> bool:
     return isinstance(parsed, dict) and isinstance(parsed.get("version"), str) and len(parsed) == 1
 
 
-class OllamaBackend(OpenAICompatibleBackend):
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What /api/show tells of a model; the same as long as its digest is."""
+
+    capabilities: frozenset[Capability] | None = None
+    max_context_tokens: int | None = None
+    is_remote: bool = False
+
+
+class OllamaBackend(ModelServerBackend):
     """A running Ollama."""
 
     off_cure: ClassVar[str] = "start it with `ollama serve`"
+
+    def __init__(self, identity: Identity, http: ModelServerClient, *, max_output_tokens: int) -> None:
+        super().__init__(identity, http, max_output_tokens=max_output_tokens)
+        self._shown: dict[tuple[str, str], _Shown] = {}
+        self._kept: dict[str, int | None] = {}
+        """Models that were loaded on demand, with the context asked for: they stay so until they are unloaded."""
 
     def load_cure(self, model: str) -> str:
         return f"run `ollama run {model or '<model>'}`, or set OLLAMA_MODEL"
@@ -37,18 +93,143 @@ class OllamaBackend(OpenAICompatibleBackend):
     def answers_as(self, answered: str, model: ModelInfo) -> bool:
         return answered.removesuffix(_LATEST) == model.id.removesuffix(_LATEST)
 
+    async def chat(
+        self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]
+    ) -> AsyncGenerator[Event]:
+        """Generate; see Backend.chat."""
+        context = self._kept.get(model.id) or model.context_tokens
+        body = request_body(
+            call,
+            model=model.id,
+            max_output_tokens=self._max_output_tokens,
+            context_tokens=context,
+            keep=model.id in self._kept,
+        )
+        async with self._http.post(CHAT_PATH, body, begin, streams=True) as answer:
+            if answer.status != OK or "html" in answer.content_type:
+                raise self.failure_of(answer.status, await answer.error_body())
+            lines, reader = LineReader(), AnswerReader()
+            while not reader.is_done and (data := await answer.read()):
+                for event in reader.read(_fed(lines, data)):
+                    self._check_model(event, model)
+                    yield event
+            if not reader.is_done:
+                for event in reader.read(lines.finish()):
+                    self._check_model(event, model)
+                    yield event
+            if not reader.is_done:
+                raise reader.cut()
+            await answer.drain()
+
+    async def load(self, model: str, context_tokens: int | None) -> ModelInfo:
+        """Load a model and keep it; see ModelManager."""
+        info = await self._installed(model)
+        longest = info.max_context_tokens
+        if context_tokens is not None and longest is not None and context_tokens > longest:
+            raise InvalidArgumentError(
+                "context_tokens", f"must be at most {longest}, which {info.id} was made for"
+            )
+        fits = context_tokens is None or info.context_tokens == context_tokens
+        if info.state is not LoadState.LOADED or not fits or info.id not in self._kept:
+            options = {} if context_tokens is None else {"options": {"num_ctx": context_tokens}}
+            await self._tell({"model": info.id, "stream": False, "keep_alive": -1, **options})
+            info = await self._installed(info.id)
+        if info.state is not LoadState.LOADED:
+            raise BackendFailure("LOAD_FAILED", f"did not load {info.id}")
+        if context_tokens is not None and (info.context_tokens or context_tokens) < context_tokens:
+            problem = (
+                f"loaded {info.id} with {info.context_tokens} tokens of context instead of {context_tokens}"
+            )
+            raise FailedPreconditionError(f"{self.identity.name} {problem}", reason="CONTEXT_NOT_APPLIED")
+        self._kept[info.id] = context_tokens
+        return info
+
+    async def unload(self, model: str) -> ModelInfo:
+        """Unload a model; see ModelManager."""
+        info = await self._installed(model)
+        self._kept.pop(info.id, None)
+        if info.state is LoadState.LOADED:
+            await self._tell({"model": info.id, "stream": False, "keep_alive": 0})
+        for _ in range(UNLOAD_POLLS):
+            if info.state is not LoadState.LOADED:
+                return info
+            await asyncio.sleep(POLL_SECONDS)
+            info = await self._installed(info.id)
+        raise BackendFailure("UNLOAD_FAILED", f"still has {info.id} in memory")
+
     async def _look(self) -> Status:
+        models = await self._models()
+        return status_of_models(models, no_model=self.load_cure(""))
+
+    async def _models(self) -> tuple[ModelInfo, ...]:
         installed = json_list(await self._get(TAGS_PATH), "models")
         if installed is None:
             raise BackendFailure("NOT_OLLAMA", "something answers there, but it is not Ollama")
         running = {
             str(item.get("name")): item for item in json_list(await self._get(RUNNING_PATH), "models") or []
         }
-        models = tuple(_model(item, running) for item in installed if item.get("name"))
-        return status_of_models(models, no_model=self.load_cure(""))
+        here = [item for item in installed if item.get("name") and not _is_remote(item)]
+        await self._learn(here)
+        shown = [(item, self._shown.get(_key(item), _Shown())) for item in here]
+        return tuple(_model(item, running, known) for item, known in shown if not known.is_remote)
+
+    async def _installed(self, model: str) -> ModelInfo:
+        models = await self._models()
+        for info in models:
+            if model in {info.id, *info.aliases}:
+                return info
+        there = ", ".join(info.id for info in models) or "none"
+        raise NotFoundError(
+            f"{self.identity.name} has no model {model!r}; there are: {there}; get it with `ollama pull {model}`",
+            reason="MODEL_NOT_FOUND",
+        )
+
+    async def _learn(self, installed: Iterable[dict[str, object]]) -> None:
+        """Ask for the abilities of models that were not seen yet; what cannot be learnt stays unknown."""
+        new = [key for item in installed if (key := _key(item)) not in self._shown]
+        slots = asyncio.Semaphore(SHOWN_AT_ONCE)
+
+        async def show(key: tuple[str, str]) -> None:
+            async with slots:
+                reply = await self._http.tell(SHOW_PATH, {"model": key[0]})
+            if reply.status == OK and isinstance(parsed := reply.json(), dict):
+                self._shown[key] = _read_shown(parsed)
+
+        await asyncio.gather(*(show(key) for key in new[:MAX_SHOWN]))
+
+    async def _tell(self, value: dict[str, object]) -> None:
+        reply = await self._http.tell(GENERATE_PATH, value, within_seconds=LOAD_SECONDS)
+        if reply.status != OK:
+            raise failure_of_body(reply.status, reply.body)
 
 
-def _model(item: dict[str, object], running: dict[str, dict[str, object]]) -> ModelInfo:
+def _key(item: dict[str, object]) -> tuple[str, str]:
+    return str(item["name"]), str(item.get("digest") or "")
+
+
+def _is_remote(item: dict[str, object]) -> bool:
+    return bool(item.get("remote_host") or item.get("remote_model")) or str(item["name"]).endswith(_CLOUD)
+
+
+def _read_shown(parsed: dict[str, object]) -> _Shown:
+    named, info = parsed.get("capabilities"), parsed.get("model_info")
+    found: frozenset[Capability] | None = None
+    if isinstance(named, list):
+        found = frozenset().union(*(_CAPABILITIES.get(str(name), frozenset()) for name in named))
+    contexts = (
+        [positive(value) for name, value in info.items() if str(name).endswith(".context_length")]
+        if isinstance(info, dict)
+        else []
+    )
+    return _Shown(
+        # A list without one known name says nothing: a later Ollama may call them otherwise.
+        capabilities=found or None,
+        max_context_tokens=next((tokens for tokens in contexts if tokens), None),
+        is_remote=bool(parsed.get("remote_host") or parsed.get("remote_model")),
+    )
+
+
+def _model(item: dict[str, object], running: dict[str, dict[str, object]], shown: _Shown) -> ModelInfo:
     name, details = str(item["name"]), item.get("details")
     loaded = running.get(name)
     return ModelInfo(
@@ -56,5 +237,14 @@ def _model(item: dict[str, object], running: dict[str, dict[str, object]]) -> Mo
         state=LoadState.NOT_LOADED if loaded is None else LoadState.LOADED,
         aliases=(name.removesuffix(_LATEST),) if name.endswith(_LATEST) else (),
         context_tokens=positive(loaded.get("context_length")) if loaded else None,
+        max_context_tokens=shown.max_context_tokens,
+        capabilities=shown.capabilities,
         quantization=str(details.get("quantization_level") or "") if isinstance(details, dict) else "",
     )
+
+
+def _fed(lines: LineReader, data: bytes) -> list[bytes]:
+    try:
+        return lines.feed(data)
+    except LineTooLongError as error:
+        raise BackendFailure("MALFORMED_ANSWER", str(error)) from error

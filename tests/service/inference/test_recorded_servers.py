@@ -14,7 +14,7 @@ from kala.errors import (
     UnavailableError,
 )
 from kala.inference.v1 import inference_pb2 as pb
-from tests.fakes.model_server import DONE, FakeModelServer, as_json, as_stream, chunk, completion
+from tests.fakes.model_server import FakeModelServer, as_json, completion
 from tests.fakes.recordings import recording
 from tests.service.inference.conftest import StartSuite, Suite, action
 
@@ -335,43 +335,6 @@ async def test_something_that_answers_200_to_everything_is_not_lm_studio(
     backend = await only_backend(suite)
     assert backend.state == pb.BACKEND_STATE_ERROR
     assert "not LM Studio" in backend.detail
-
-
-# --- Ollama, by its documents
-
-
-def ollama(server: FakeModelServer, *installed: str, running: tuple[str, ...] = ()) -> None:
-    server.on("GET", "/api/version", as_json({"version": "0.9.0"}))
-    tags = [{"name": name, "model": name, "details": {"quantization_level": "Q4_0"}} for name in installed]
-    server.on("GET", "/api/tags", as_json({"models": tags}))
-    server.on(
-        "GET", "/api/ps", as_json({"models": [{"name": name, "context_length": 4096} for name in running]})
-    )
-
-
-async def test_ollama_serves_what_runs(start: StartSuite, server: FakeModelServer) -> None:
-    ollama(server, "llama3:latest", "phi3:mini", running=("llama3:latest",))
-    server.on_chat(as_stream(chunk("Hi", model="llama3"), chunk(finish="stop", model="llama3"), DONE))
-    suite = await start(ollama_url=server.url)
-    answer = await suite.chat(action(stream=True))
-    assert (answer.text, answer.route.model) == ("Hi", "llama3:latest")
-    listed = {model.id: model for model in await models(suite)}
-    assert (listed["llama3:latest"].context_tokens, listed["phi3:mini"].state) == (
-        4096,
-        pb.LOAD_STATE_NOT_LOADED,
-    )
-    assert (await suite.chat(action(model="llama3", stream=True))).route.model == "llama3:latest"
-
-
-async def test_ollama_with_nothing_running_needs_a_name_or_a_setting(
-    start: StartSuite, server: FakeModelServer
-) -> None:
-    ollama(server, "a", "b")
-    server.on_chat(as_json(completion(model="b")))
-    suite = await start(ollama_url=server.url)
-    with pytest.raises(FailedPreconditionError, match="ollama run"):
-        await suite.chat()
-    assert (await suite.chat(action(model="b"))).route.model == "b"
 
 
 async def test_lm_studio_may_name_a_model_with_or_without_its_publisher(

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Final
 
 from kala.errors import (
     FailedPreconditionError,
@@ -14,12 +15,29 @@ from kala.errors import (
     NotFoundError,
     UnavailableError,
 )
-from services.inference.backend import BackendFailure, Blame, ContextOverflow, Identity, LoadState, ModelInfo
-from services.inference.chat import ChatCall, Delta, Finish, FinishReason, Opened, Usage, join_deltas
-from services.inference.protection.outcomes import REFUSED_HERE
+from services.inference.backend import (
+    BackendFailure,
+    Blame,
+    Completer,
+    ContextOverflow,
+    Identity,
+    LoadState,
+    ModelInfo,
+)
+from services.inference.chat import ChatCall, Delta, Event, Finish, FinishReason, Opened, Usage, join_deltas
+from services.inference.protection.outcomes import REFUSED_HERE, TASK_NOT_SERVED
 from services.inference.protection.protection import Protection
 from services.inference.registry.registry import Entry, Registry
 from services.inference.router import Candidate, PassedOver, Route
+from services.inference.tasks import CompleteCall
+
+_TOO_LONG: Final = {
+    "messages": ("the prompt", "shorten the conversation"),
+    "prompt": ("the prompt", "shorten it"),
+    "inputs": ("a text", "shorten or split it"),
+    "documents": ("a document with the query", "shorten or split it"),
+}
+"""What is over the context, and what to do about it, by field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +89,7 @@ class Dispatch:
     """One request on its way; `attempts` grows as backends fail and is what the outcome record shows."""
 
     registry: Registry
-    call: ChatCall
+    call: ChatCall | CompleteCall
     route: Route
     recheck: Callable[[], None]
     """Raises when the clearance has ended; asked right before every first upstream byte."""
@@ -92,7 +110,7 @@ class Dispatch:
             if entry is None:
                 continue
             if has_reached_one and not self.protection.may_retry():
-                raise _over_budget(self.attempts)
+                raise over_budget(self.attempts)
             attempt = _Try(entry, candidate.model, self.clock())
             try:
                 async with (
@@ -106,16 +124,18 @@ class Dispatch:
                 if attempt.is_released:
                     raise _failed_mid_stream(entry.backend.identity, failure) from failure
                 if failure.blame is Blame.CALLER:
-                    raise callers_error(entry.backend.identity, candidate.model, failure) from failure
+                    field = "messages" if isinstance(self.call, ChatCall) else "prompt"
+                    raise callers_error(
+                        entry.backend.identity, candidate.model, failure, field=field
+                    ) from failure
                 has_reached_one = has_reached_one or failure.reason not in REFUSED_HERE
             else:
                 return
-        raise _all_failed(self.route, self.attempts, retry_after_seconds=min(self._waits, default=None))
+        raise all_failed(self.route, self.attempts, retry_after_seconds=min(self._waits, default=None))
 
     async def _try(self, attempt: _Try) -> AsyncGenerator[Step]:
         has_ended = False
-        call = self.call.filled(attempt.entry.backend.identity.preferences.sampling)
-        async with aclosing(attempt.entry.backend.chat(call, attempt.model, self.recheck)) as events:
+        async with aclosing(self._events(attempt)) as events:
             # Goes on after the finish: the backend then puts its connection away for the next request.
             async for event in events:
                 match event:
@@ -133,6 +153,15 @@ class Dispatch:
                             yield step
         if not has_ended:
             raise BackendFailure("STREAM_CUT", "ended its answer without a finish")
+
+    def _events(self, attempt: _Try) -> AsyncGenerator[Event]:
+        backend = attempt.entry.backend
+        call = self.call.filled(backend.identity.preferences.sampling)
+        if isinstance(call, ChatCall):
+            return backend.chat(call, attempt.model, self.recheck)
+        if isinstance(backend, Completer):
+            return backend.complete(call, attempt.model, self.recheck)
+        raise BackendFailure(TASK_NOT_SERVED, "continues no texts")
 
     def _released(self, attempt: _Try) -> Routed:
         attempt.is_released = True
@@ -166,22 +195,27 @@ class Dispatch:
         self.registry.report(attempt.entry, failure)
 
 
-def callers_error(identity: Identity, model: ModelInfo, failure: BackendFailure) -> InvalidArgumentError:
-    """Tell the caller what is wrong with the request and what to do."""
+def callers_error(
+    identity: Identity, model: ModelInfo, failure: BackendFailure, *, field: str = "messages"
+) -> InvalidArgumentError:
+    """Tell the caller what is wrong with the request and what to do; `field` is the one that may be too long."""
     if isinstance(failure, ContextOverflow):
-        return _overflow_error(identity, model, failure)
+        return _overflow_error(identity, model, failure, field)
     told = f": {failure.told}" if failure.told else ""
     return InvalidArgumentError("", f"{identity.name} {failure.detail}{told}", reason=failure.reason)
 
 
-def _overflow_error(identity: Identity, model: ModelInfo, overflow: ContextOverflow) -> InvalidArgumentError:
+def _overflow_error(
+    identity: Identity, model: ModelInfo, overflow: ContextOverflow, field: str
+) -> InvalidArgumentError:
+    subject, cure = _TOO_LONG[field]
     prompt = "is longer" if overflow.prompt_tokens is None else f"has {overflow.prompt_tokens} tokens, more"
     context = overflow.context_tokens or model.context_tokens
     limit = "its context" if context is None else f"its context of {context} tokens"
     return InvalidArgumentError(
-        "messages",
-        f"the prompt {prompt} than {model.id!r} on {identity.name} takes, {limit}; "
-        "shorten the conversation or load the model with a longer context",
+        field,
+        f"{subject} {prompt} than {model.id!r} on {identity.name} takes, {limit}; "
+        f"{cure} or load the model with a longer context",
         reason=overflow.reason,
     )
 
@@ -192,7 +226,8 @@ def _failed_mid_stream(identity: Identity, failure: BackendFailure) -> Unavailab
     )
 
 
-def _over_budget(attempts: list[Attempt]) -> UnavailableError:
+def over_budget(attempts: list[Attempt]) -> UnavailableError:
+    """Say that no further backend was tried, to spare those that still work."""
     reasons = "; ".join(f"{attempt.backend} {attempt.detail}" for attempt in attempts)
     return UnavailableError(
         f"no backend answered: {reasons}; no other was tried, because too many requests have failed lately",
@@ -200,7 +235,8 @@ def _over_budget(attempts: list[Attempt]) -> UnavailableError:
     )
 
 
-def _all_failed(route: Route, attempts: list[Attempt], *, retry_after_seconds: float | None) -> KalaError:
+def all_failed(route: Route, attempts: list[Attempt], *, retry_after_seconds: float | None) -> KalaError:
+    """Say why no backend answered, with one reason each."""
     if len(route.candidates) == 1 and len(attempts) == 1 and not _others(route.passed_over):
         return _only_one_failed(route.candidates[0], attempts[0], retry_after_seconds)
     reasons = [f"{attempt.backend} {attempt.detail}" for attempt in attempts]

@@ -6,7 +6,7 @@ A completion's events are a chat's (`services.inference.chat`): a text is the sa
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.inference.chat import Sampling, Usage
 
@@ -20,6 +20,11 @@ class CompleteCall:
     """Text after the gap; empty for plain continuation."""
     sampling: Sampling = field(default_factory=Sampling)
     stream: bool = False
+
+    def filled(self, defaults: Sampling) -> CompleteCall:
+        """Take how tokens are drawn from `defaults` where this says nothing."""
+        sampling = self.sampling.filled(defaults)
+        return self if sampling is self.sampling else replace(self, sampling=sampling)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,11 @@ UNREACHABLE: Final = frozenset(
 KNOWN_BY_LOOKING: Final = frozenset({"MODEL_NOT_FOUND", "NO_MODEL_LOADED"})
 """A look at the backend tells these too, and tells as soon as it is no longer so; a breaker would only be late."""
 
+TASK_NOT_SERVED: Final = "TASK_NOT_SERVED"
+"""It cannot embed, rank or continue texts at all, which says nothing about its chats."""
+
+_SAY_NOTHING: Final = REFUSED_HERE | KNOWN_BY_LOOKING | {TASK_NOT_SERVED}
+
 BUSY: Final = "BACKEND_BUSY"
 
 
@@ -45,7 +50,7 @@ class Weight(enum.Enum):
 
 def weigh(failure: BackendFailure) -> Weight:
     """Say how a failure counts; a mistake of the caller never does, nor what a model wrote."""
-    if failure.blame is not Blame.BACKEND or failure.reason in KNOWN_BY_LOOKING or failure.reason in REFUSED_HERE:
+    if failure.blame is not Blame.BACKEND or failure.reason in _SAY_NOTHING:
         return Weight.NOTHING
     if failure.reason in UNREACHABLE:
         return Weight.AWAY

@@ -77,16 +77,16 @@ _RANGES: Final = {
 def chat_call(action: pb.ChatAction) -> ChatCall:
     """Read a ChatAction; raises InvalidArgumentError naming the field, UnimplementedError for what comes later."""
     _refuse_later_features(action)
-    _require(1 <= len(action.messages) <= MAX_MESSAGES, "messages", f"must be 1 to {MAX_MESSAGES}")
-    _require(len(action.tools) <= MAX_TOOLS, "tools", f"must be at most {MAX_TOOLS}")
-    _require(
+    require(1 <= len(action.messages) <= MAX_MESSAGES, "messages", f"must be 1 to {MAX_MESSAGES}")
+    require(len(action.tools) <= MAX_TOOLS, "tools", f"must be at most {MAX_TOOLS}")
+    require(
         action.reasoning_effort in _EFFORTS, "reasoning_effort", "must be none, minimal, low, medium or high"
     )
     tools = tuple(_tool(index, tool) for index, tool in enumerate(action.tools))
     mode, name = _tool_choice(action, {tool.name for tool in tools})
     return ChatCall(
         messages=tuple(_message(index, message) for index, message in enumerate(action.messages)),
-        sampling=_sampling(action.sampling),
+        sampling=read_sampling(action.sampling),
         tools=tools,
         tool_mode=mode,
         tool_name=name,
@@ -99,7 +99,7 @@ def chat_call(action: pb.ChatAction) -> ChatCall:
 
 def wanted(action: pb.ChatAction, call: ChatCall) -> Wanted:
     """Say where a ChatAction itself wants to go."""
-    _require(len(action.model) <= MAX_MODEL_CHARS, "model", f"must be at most {MAX_MODEL_CHARS} characters")
+    require(len(action.model) <= MAX_MODEL_CHARS, "model", f"must be at most {MAX_MODEL_CHARS} characters")
     needs = {Capability.VISION} if call.has_images else set()
     return Wanted(
         action.model,
@@ -121,14 +121,14 @@ def _message(index: int, message: pb.ChatMessage) -> Message:
     role = _ROLES.get(message.role)
     if role is None:
         raise InvalidArgumentError(f"{where}.role", "must be system, user, assistant or tool")
-    _require(len(message.content) <= MAX_PARTS, f"{where}.content", f"must be at most {MAX_PARTS} parts")
-    _require(len(message.tool_calls) <= MAX_TOOLS, f"{where}.tool_calls", f"must be at most {MAX_TOOLS}")
-    _require(
+    require(len(message.content) <= MAX_PARTS, f"{where}.content", f"must be at most {MAX_PARTS} parts")
+    require(len(message.tool_calls) <= MAX_TOOLS, f"{where}.tool_calls", f"must be at most {MAX_TOOLS}")
+    require(
         bool(message.content) or (role is Role.ASSISTANT and bool(message.tool_calls)),
         f"{where}.content",
         "is empty",
     )
-    _require(
+    require(
         role is not Role.TOOL or bool(message.tool_call_id), f"{where}.tool_call_id", "must name the call"
     )
     return Message(
@@ -148,12 +148,12 @@ def _part(where: str, part: pb.ContentPart) -> Part:
             return Text(part.text)
         case "image_data_uri":
             # A URL here would make the model server fetch it, from inside its network.
-            _require(
+            require(
                 _IMAGE.match(part.image_data_uri) is not None, where, "must be a data:image/…;base64,… URI"
             )
             return Image(part.image_data_uri, part.image_detail)
         case "audio_base64":
-            _require(part.audio_format in _AUDIO_FORMATS, f"{where}.audio_format", "must be wav or mp3")
+            require(part.audio_format in _AUDIO_FORMATS, f"{where}.audio_format", "must be wav or mp3")
             return Audio(part.audio_base64, part.audio_format)
         case _:
             raise InvalidArgumentError(where, "holds nothing")
@@ -161,7 +161,7 @@ def _part(where: str, part: pb.ContentPart) -> Part:
 
 def _tool(index: int, tool: pb.ToolDefinition) -> Tool:
     where = f"tools[{index}]"
-    _require(
+    require(
         _TOOL_NAME.fullmatch(tool.name) is not None, f"{where}.name", "must be 1 to 64 of A-Z a-z 0-9 _ -"
     )
     if tool.parameters_json:
@@ -176,10 +176,10 @@ def _tool_choice(action: pb.ChatAction, names: set[str]) -> tuple[ToolMode, str]
     if mode is None:
         raise InvalidArgumentError("tool_choice.mode", "must be none, auto, required or named")
     name = action.tool_choice.function_name if mode is ToolMode.NAMED else ""
-    _require(
+    require(
         mode is not ToolMode.NAMED or name in names, "tool_choice.function_name", "is not one of the tools"
     )
-    _require(
+    require(
         mode is not ToolMode.REQUIRED or bool(names), "tool_choice.mode", "requires a tool and there are none"
     )
     return mode, name
@@ -197,32 +197,33 @@ def _answer_form(given: pb.ResponseFormat) -> AnswerForm:
 
 
 def _require_schema(text: str, field: str) -> None:
-    _require(len(text.encode()) <= MAX_SCHEMA_BYTES, field, f"must be at most {MAX_SCHEMA_BYTES} bytes")
+    require(len(text.encode()) <= MAX_SCHEMA_BYTES, field, f"must be at most {MAX_SCHEMA_BYTES} bytes")
     try:
         is_object = isinstance(orjson.loads(text), dict)
     except orjson.JSONDecodeError:
         is_object = False
-    _require(is_object, field, "must be a JSON object")
+    require(is_object, field, "must be a JSON object")
 
 
-def _sampling(given: pb.Sampling) -> Sampling:
+def read_sampling(given: pb.Sampling) -> Sampling:
+    """Read how tokens are drawn; raises InvalidArgumentError naming the field."""
     for name, (low, high) in _RANGES.items():
         if given.HasField(name):  # type: ignore[arg-type]  # the stub lists the names as literals
             value = getattr(given, name)
-            _require(
+            require(
                 math.isfinite(value) and low <= value <= high,
                 f"sampling.{name}",
                 f"must be {low:g} to {high:g}",
             )
-    _require(not given.HasField("top_p") or given.top_p > 0, "sampling.top_p", "must be above 0")
-    _require(given.top_k <= MAX_TOP_K, "sampling.top_k", f"must be at most {MAX_TOP_K}")
+    require(not given.HasField("top_p") or given.top_p > 0, "sampling.top_p", "must be above 0")
+    require(given.top_k <= MAX_TOP_K, "sampling.top_k", f"must be at most {MAX_TOP_K}")
     if given.HasField("max_output_tokens"):
-        _require(
+        require(
             1 <= given.max_output_tokens <= MAX_OUTPUT_TOKENS,
             "sampling.max_output_tokens",
             f"must be 1 to {MAX_OUTPUT_TOKENS}",
         )
-    _require(
+    require(
         given.top_logprobs <= MAX_TOP_LOGPROBS, "sampling.top_logprobs", f"must be at most {MAX_TOP_LOGPROBS}"
     )
     return Sampling(
@@ -240,9 +241,9 @@ def _sampling(given: pb.Sampling) -> Sampling:
 
 
 def _stops(given: Sequence[str]) -> tuple[str, ...]:
-    _require(len(given) <= MAX_STOPS, "sampling.stop", f"must be at most {MAX_STOPS}")
+    require(len(given) <= MAX_STOPS, "sampling.stop", f"must be at most {MAX_STOPS}")
     for index, stop in enumerate(given):
-        _require(
+        require(
             1 <= len(stop) <= MAX_STOP_CHARS,
             f"sampling.stop[{index}]",
             f"must be 1 to {MAX_STOP_CHARS} characters",
@@ -250,6 +251,7 @@ def _stops(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _require(holds: bool, field: str, problem: str) -> None:  # noqa: FBT001 - reads as a sentence at every call
+def require(holds: bool, field: str, problem: str) -> None:  # noqa: FBT001 - reads as a sentence at every call
+    """Raise InvalidArgumentError unless a limit of the contract holds."""
     if not holds:
         raise InvalidArgumentError(field, problem)

@@ -18,7 +18,7 @@ import structlog
 
 from services.inference.backend import BackendFailure, Kind, LoadState, ModelInfo, State
 from services.inference.chat import PROBE
-from services.inference.protection.breaker import Leave
+from services.inference.protection.breaker import BreakerState, Leave
 from services.inference.protection.outcomes import Weight, weigh
 from services.inference.protection.protection import Protection
 from services.inference.registry.registry import Entry, Registry
@@ -94,7 +94,7 @@ class Prober:
             breaker.due_at - now
             for entry in self.registry.entries()
             for breaker in (entry.guard.reach, *(shut for _, shut in entry.guard.shut_models()))
-            if not breaker.is_closed and not breaker.takes_trials
+            if breaker.state is BreakerState.OPEN and not breaker.takes_trials
         ]
         # Not below a moment: what is due and cannot be tested yet must not keep the loop busy.
         return min([PLANNING_SECONDS, *(max(due, 0.01) for due in dues)])
@@ -110,8 +110,8 @@ class Prober:
             if breaker.takes_trials or now < breaker.due_at or (name, model_id) in self._running:
                 continue
             model = find_model(entry.status.models, model_id)
-            if model is None or not model.can_chat:
-                # Nothing that we could ask it proves anything, so the next request has to.
+            if model is None or not model.can_chat or entry.backend.identity.is_remote:
+                # Nothing that we could ask it proves anything, or it would cost money: the next request has to prove it.
                 breaker.takes_trials = True
             elif (leave := breaker.probe(now)) is not None:
                 yield model, leave
@@ -125,6 +125,7 @@ class Prober:
         return (
             self.idle_looks > 0
             and identity.kind not in NEVER_IDLY_TESTED
+            and not identity.is_remote
             and entry.status.state is State.READY
             and guard.in_flight == 0
             and model.can_chat

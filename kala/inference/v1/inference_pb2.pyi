@@ -199,9 +199,11 @@ class _FitStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FitStrate
     FIT_STRATEGY_NONE: _FitStrategy.ValueType  # 1
     """Only count."""
     FIT_STRATEGY_KEEP_SYSTEM_AND_TAIL: _FitStrategy.ValueType  # 2
-    """Keep system messages and the newest others."""
+    """Keep system messages, the last user message and the newest others. A tool's result never stays without its call."""
     FIT_STRATEGY_CONTENT_BUDGET: _FitStrategy.ValueType  # 3
-    """Shorten the longest user content to the model size's content budget."""
+    """Shorten the longest user text to the model size's content budget: 550 tokens below 2 billion parameters, 2,600 below 6,
+    else 6,700; further where the context demands it.
+    """
 
 class FitStrategy(_FitStrategy, metaclass=_FitStrategyEnumTypeWrapper):
     """---------------------------------------------------------------------------------------------------------------------
@@ -214,9 +216,11 @@ FIT_STRATEGY_UNSPECIFIED: FitStrategy.ValueType  # 0
 FIT_STRATEGY_NONE: FitStrategy.ValueType  # 1
 """Only count."""
 FIT_STRATEGY_KEEP_SYSTEM_AND_TAIL: FitStrategy.ValueType  # 2
-"""Keep system messages and the newest others."""
+"""Keep system messages, the last user message and the newest others. A tool's result never stays without its call."""
 FIT_STRATEGY_CONTENT_BUDGET: FitStrategy.ValueType  # 3
-"""Shorten the longest user content to the model size's content budget."""
+"""Shorten the longest user text to the model size's content budget: 550 tokens below 2 billion parameters, 2,600 below 6,
+else 6,700; further where the context demands it.
+"""
 Global___FitStrategy: _TypeAlias = FitStrategy  # noqa: Y015
 
 class _Capability:
@@ -1426,15 +1430,29 @@ class CountTokensRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     FIT_FIELD_NUMBER: _builtins.int
     RESERVE_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ALLOW_REMOTE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """As ChatAction.model."""
     fit: Global___FitStrategy.ValueType
     """NONE when unset."""
     reserve_output_tokens: _builtins.int
     """Tokens to keep free for the answer; 0 when unset."""
+    provider: _builtins.str
+    """As ChatAction.provider."""
+    role: _builtins.str
+    """As ChatAction.role."""
+    allow_remote: _builtins.bool
+    """As ChatAction.allow_remote: whether a remote model may be the one to fit. The prompt itself never leaves to be counted."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The conversation. Required."""
+
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolDefinition]:
+        """Functions that the prompt will carry, as ChatAction.tools; they take tokens too."""
 
     def __init__(
         self,
@@ -1443,10 +1461,14 @@ class CountTokensRequest(_message.Message):
         messages: _abc.Iterable[Global___ChatMessage] | None = ...,
         fit: Global___FitStrategy.ValueType = ...,
         reserve_output_tokens: _builtins.int = ...,
+        tools: _abc.Iterable[Global___ToolDefinition] | None = ...,
+        provider: _builtins.str = ...,
+        role: _builtins.str = ...,
+        allow_remote: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fit", b"fit", "messages", b"messages", "model", b"model", "reserve_output_tokens", b"reserve_output_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_remote", b"allow_remote", "fit", b"fit", "messages", b"messages", "model", b"model", "provider", b"provider", "reserve_output_tokens", b"reserve_output_tokens", "role", b"role", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1463,6 +1485,8 @@ class CountTokensResponse(_message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     FITTED_FIELD_NUMBER: _builtins.int
     FITTED_TOKENS_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    BACKEND_MODEL_FIELD_NUMBER: _builtins.int
     tokens: _builtins.int
     """Tokens of the prompt as given."""
     estimated: _builtins.bool
@@ -1471,6 +1495,10 @@ class CountTokensResponse(_message.Message):
     """The model's usable context in tokens; unset when unknown."""
     fitted_tokens: _builtins.int
     """Its tokens, when a strategy was named."""
+    backend: _builtins.str
+    """"backends/<name>" that would be tried first; its model's tokens and context these are."""
+    backend_model: _builtins.str
+    """The model inside that backend."""
     @_builtins.property
     def fitted(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The fitted conversation, when a strategy was named."""
@@ -1483,10 +1511,12 @@ class CountTokensResponse(_message.Message):
         context_tokens: _builtins.int | None = ...,
         fitted: _abc.Iterable[Global___ChatMessage] | None = ...,
         fitted_tokens: _builtins.int = ...,
+        backend: _builtins.str = ...,
+        backend_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_context_tokens", b"_context_tokens", "context_tokens", b"context_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_tokens", b"_context_tokens", "context_tokens", b"context_tokens", "estimated", b"estimated", "fitted", b"fitted", "fitted_tokens", b"fitted_tokens", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_tokens", b"_context_tokens", "backend", b"backend", "backend_model", b"backend_model", "context_tokens", b"context_tokens", "estimated", b"estimated", "fitted", b"fitted", "fitted_tokens", b"fitted_tokens", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__context_tokens: _TypeAlias = _typing.Literal["context_tokens"]  # noqa: Y015
     _WhichOneofArgType__context_tokens: _TypeAlias = _typing.Literal["_context_tokens", b"_context_tokens"]  # noqa: Y015

@@ -150,7 +150,9 @@ class InferenceServiceServicer:
 
     def CountTokens(self, request, context):
         """Counts the tokens of a prompt with the backend's own tokenizer where it has one, and fits it to a context if asked.
-        Generates nothing.
+        Generates nothing, loads nothing, and sends nothing to a remote backend. INVALID_ARGUMENT with reason
+        CONTEXT_LENGTH_EXCEEDED names both numbers where what must stay is longer than the context; FAILED_PRECONDITION with
+        reason CONTEXT_UNKNOWN where the backend does not tell its context and none is configured.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,9 @@ class InferenceServiceStub:
     """Orders documents by their bearing on a query. The action is a RerankAction."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]
     """Counts the tokens of a prompt with the backend's own tokenizer where it has one, and fits it to a context if asked.
-    Generates nothing.
+    Generates nothing, loads nothing, and sends nothing to a remote backend. INVALID_ARGUMENT with reason
+    CONTEXT_LENGTH_EXCEEDED names both numbers where what must stay is longer than the context; FAILED_PRECONDITION with
+    reason CONTEXT_UNKNOWN where the backend does not tell its context and none is configured.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]
     """Lists the models that can be asked for now, over all healthy backends."""
@@ -93,7 +95,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Orders documents by their bearing on a query. The action is a RerankAction."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts the tokens of a prompt with the backend's own tokenizer where it has one, and fits it to a context if asked.
-    Generates nothing.
+    Generates nothing, loads nothing, and sends nothing to a remote backend. INVALID_ARGUMENT with reason
+    CONTEXT_LENGTH_EXCEEDED names both numbers where what must stay is longer than the context; FAILED_PRECONDITION with
+    reason CONTEXT_UNKNOWN where the backend does not tell its context and none is configured.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models that can be asked for now, over all healthy backends."""
@@ -165,7 +169,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.CountTokensResponse, _abc.Awaitable[_inference_pb2.CountTokensResponse]]:
         """Counts the tokens of a prompt with the backend's own tokenizer where it has one, and fits it to a context if asked.
-        Generates nothing.
+        Generates nothing, loads nothing, and sends nothing to a remote backend. INVALID_ARGUMENT with reason
+        CONTEXT_LENGTH_EXCEEDED names both numbers where what must stay is longer than the context; FAILED_PRECONDITION with
+        reason CONTEXT_UNKNOWN where the backend does not tell its context and none is configured.
         """
 
     @_abc_1.abstractmethod

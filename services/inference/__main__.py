@@ -24,6 +24,10 @@ from services.inference.backend import Kind, State
 from services.inference.backends.make import ServerFactory, pythia_backends
 from services.inference.backends.pythia import PythiaBackend
 from services.inference.config import SECTION, InferenceSettings
+from services.inference.protection.guard import Limits
+from services.inference.protection.metrics import AttemptCounter, BackendCollector
+from services.inference.protection.probes import Prober
+from services.inference.protection.protection import Protection
 from services.inference.records import ADMINISTRATIVE, Records
 from services.inference.registry.discovery import PortScanner
 from services.inference.registry.registry import Registry
@@ -43,6 +47,18 @@ def make_registry(settings: InferenceSettings, pythia: Sequence[PythiaBackend] =
         finder=finder,
         refresh_seconds=settings.refresh_seconds,
         chain=settings.routing.chain,
+        limits=Limits(places=settings.max_in_flight + settings.max_waiting),
+    )
+
+
+def make_prober(settings: InferenceSettings, registry: Registry, protection: Protection) -> Prober:
+    """Make what tests the backends in the background."""
+    return Prober(
+        registry,
+        protection,
+        idle_looks=settings.idle_test_looks,
+        latency_seconds=settings.health_seconds,
+        cold_seconds=settings.first_byte_seconds,
     )
 
 
@@ -82,17 +98,22 @@ async def main() -> None:
     verifier = ClearanceVerifier(load_public_keys(settings.ethics_public_keys))
     pythia = pythia_backends(settings)
     registry = make_registry(settings, pythia)
-    service = Service(registry, verifier.recheck, settings.max_act_seconds, routing=settings.routing)
-    register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference_servicer(service))
     async with AsyncExitStack() as stack:
         telemetry = stack.enter_context(process_telemetry(INFERENCE, settings))
+        telemetry.registry.register(BackendCollector(registry.entries))
+        protection = Protection(observe=AttemptCounter(telemetry.registry))
+        service = Service(registry, verifier.recheck, settings.max_act_seconds, settings.routing, protection)
+        register = partial(
+            inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference_servicer(service)
+        )
         writer = await open_audit_writer(settings, stack, part=INFERENCE)
         policy = call_policy(verifier, Records(writer))
         stack.push_async_callback(registry.aclose)
         server = await stack.enter_async_context(
             serving(settings, [register], policy=policy, telemetry=telemetry.rpc)
         )
-        for background in (registry.run(), preload(registry, pythia)):
+        prober = make_prober(settings, registry, protection)
+        for background in (registry.run(), prober.run(), preload(registry, pythia)):
             stack.push_async_callback(_ended, asyncio.create_task(background))
         await server.set_serving()
         await server.run_until_signalled()

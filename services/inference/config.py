@@ -12,6 +12,7 @@ from services.common.peers import ETHICS, GATEWAY, GRPC_PORTS, INFERENCE, METRIC
 from services.common.settings import AllowedPeers, ListenAddress, MetricsPort, aliases
 from services.inference.base_url import parse_base_url
 from services.inference.config_routing import RoutingSettings
+from services.inference.protection.limits import IDLE_LOOKS, LATENCY_SECONDS
 from services.inference.pythia.weights import DOWNLOAD_GIGABYTES, pythia_name
 
 SECTION: Final = INFERENCE
@@ -139,6 +140,19 @@ class InferenceSettings(RoutingSettings):
         int, Field(ge=1, description="Most tokens of one answer, also when a request names no limit.")
     ] = MAX_OUTPUT_TOKENS
     max_in_flight: Annotated[int, Field(ge=1, description="Connections to one backend.")] = 64
+    max_waiting: Annotated[
+        int,
+        Field(
+            ge=0, description="Requests that may wait for a connection to one backend; more go to the next."
+        ),
+    ] = 64
+    health_seconds: Annotated[
+        float, Field(gt=0, description="Longest time for one token of an idle model in memory.")
+    ] = LATENCY_SECONDS
+    idle_test_looks: Annotated[
+        int,
+        Field(ge=0, description="Looks after which an idle model is made to generate a token; 0 never does."),
+    ] = IDLE_LOOKS
 
     @model_validator(mode="after")
     def _check(self) -> Self:

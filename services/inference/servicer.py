@@ -19,6 +19,7 @@ from services.inference.backend import Capability
 from services.inference.conversion import chat_call, wanted
 from services.inference.dispatch import Dispatch
 from services.inference.pages import page
+from services.inference.protection.protection import Protection
 from services.inference.roles import Routing
 from services.inference.router import TASKS, Route, Wanted, choose, explain
 
@@ -40,6 +41,7 @@ class Service:
     recheck: Callable[[VerifiedClearance], None]
     max_act_seconds: float
     routing: Routing = field(default_factory=Routing)
+    protection: Protection = field(default_factory=Protection)
     wall_clock: Callable[[], float] = time.time
 
 
@@ -51,6 +53,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._recheck = service.recheck
         self._max_act_seconds = service.max_act_seconds
         self._routing = service.routing
+        self._protection = service.protection
         self._wall_clock = service.wall_clock
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:  # noqa: ARG002 - the contract names it
@@ -64,7 +67,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         try:
             async with limit:
                 route = await self._choose(destination)
-                dispatch = Dispatch(self._registry, call, route, recheck=lambda: self._recheck(clearance))
+                dispatch = Dispatch(
+                    self._registry,
+                    call,
+                    route,
+                    recheck=lambda: self._recheck(clearance),
+                    protection=self._protection,
+                )
                 try:
                     async with aclosing(dispatch.run()) as steps:
                         async for response in answers.together(steps, is_whole=not call.stream):
@@ -144,17 +153,19 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         role = self._routing.role(request.role)
         asked = Wanted(request.model, request.provider, needs, task, allow_remote=request.allow_remote)
         route = explain(self._routing.settle(asked, role), self._registry.views(), self._routing.chain)
+        route = self._protection.explained(route, self._registry.get)
         return pb.ExplainRouteResponse(candidates=answers.candidates(route))
 
     async def _choose(self, destination: Wanted) -> Route:
         await self._registry.ready()
         try:
-            return choose(destination, self._registry.views(), self._routing.chain)
+            route = choose(destination, self._registry.views(), self._routing.chain)
         except KalaError:
             # The last look may be seconds old: a server may have been started or a model loaded since.
             if not await self._registry.recheck():
                 raise
-        return choose(destination, self._registry.views(), self._routing.chain)
+            route = choose(destination, self._registry.views(), self._routing.chain)
+        return self._protection.arranged(route, self._registry.get)
 
     def _entry(self, name: str, field: str) -> Entry:
         if not name.startswith(answers.NAME_PREFIX):

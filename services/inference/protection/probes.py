@@ -19,6 +19,7 @@ import structlog
 from services.inference.backend import BackendFailure, Kind, LoadState, ModelInfo, State
 from services.inference.chat import PROBE
 from services.inference.protection.breaker import BreakerState, Leave
+from services.inference.protection.limits import IDLE_LOOKS, LATENCY_SECONDS
 from services.inference.protection.outcomes import Weight, weigh
 from services.inference.protection.protection import Protection
 from services.inference.registry.registry import Entry, Registry
@@ -26,14 +27,8 @@ from services.inference.router import find_model
 
 log: Final = structlog.get_logger()
 
-LATENCY_SECONDS: Final = 5.0
-"""Longest time for one token of an idle model in memory (RFC-080: a health check under 5 s)."""
-
 COLD_SECONDS: Final = 300.0
 """The same for a model that is busy, or has to be loaded first."""
-
-IDLE_LOOKS: Final = 30
-"""Looks without an answer after which an idle model is tested: five minutes at the usual interval."""
 
 PLANNING_SECONDS: Final = 1.0
 """How often idle models are thought of."""

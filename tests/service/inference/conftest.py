@@ -19,9 +19,10 @@ from services.common.channel import open_channel
 from services.common.clearance import ClearanceVerifier
 from services.common.server import serving
 from services.common.status import translated
-from services.inference.__main__ import call_policy, make_registry
+from services.inference.__main__ import call_policy, make_prober, make_registry
 from services.inference.backends.make import pythia_backends
 from services.inference.config import InferenceSettings
+from services.inference.protection.protection import Protection
 from services.inference.records import Records, Writer
 from services.inference.registry.registry import Registry
 from services.inference.servicer import Service, inference_servicer
@@ -121,16 +122,17 @@ async def running(tmp_path: Path, *, writer: Writer | None = None, **fields: obj
     )
     verifier = ClearanceVerifier({ethics.signer.key_id: ethics.signer.public_key}, clock=clock)
     registry = make_registry(settings, pythia_backends(settings))
+    protection = Protection()
     servicer = inference_servicer(
-        Service(registry, verifier.recheck, settings.max_act_seconds, settings.routing)
+        Service(registry, verifier.recheck, settings.max_act_seconds, settings.routing, protection)
     )
     register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer)
     policy = call_policy(verifier, Records(writer))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(registry.aclose)
         server = await stack.enter_async_context(serving(settings, [register], policy=policy))
-        refreshing = asyncio.create_task(registry.run())
-        stack.callback(refreshing.cancel)
+        for background in (registry.run(), make_prober(settings, registry, protection).run()):
+            stack.callback(asyncio.create_task(background).cancel)
         await server.set_serving()
         channel = await stack.enter_async_context(
             open_channel(server.address, peer_name="gateway", default_timeout_seconds=20)

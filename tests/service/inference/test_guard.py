@@ -93,7 +93,7 @@ async def test_the_upstream_is_let_go_within_a_second_of_the_clients_leaving(
     await asyncio.wait_for(llama.client_left.wait(), 1)
     assert time.monotonic() - started < 1
     (entry,) = suite.registry.entries()
-    await until(lambda: entry.in_flight == 0)
+    await until(lambda: entry.guard.in_flight == 0)
 
 
 async def test_a_deadline_of_the_caller_ends_the_upstream(start: StartSuite, llama: FakeModelServer) -> None:

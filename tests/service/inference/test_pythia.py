@@ -158,7 +158,7 @@ async def test_a_full_queue_is_said(start: StartSuite, long: Path) -> None:
             break
     waiting = suite.call(endless)
     (entry,) = suite.registry.entries()
-    await until(lambda: entry.in_flight == 2)
+    await until(lambda: entry.guard.in_flight == 2)
     with pytest.raises(UnavailableError, match="waiting already"):
         await suite.chat(endless)
     for call in (running, waiting):

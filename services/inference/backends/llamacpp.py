@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import ClassVar, Final
+from urllib.parse import quote
 
-from services.inference.backend import BackendFailure, Capability, LoadState, ModelInfo, State, Status
-from services.inference.backends.http import Reply
-from services.inference.backends.model_server import json_list, positive, status_of_models
+from kala.errors import FailedPreconditionError
+from services.inference.backend import (
+    BackendFailure,
+    Capability,
+    Identity,
+    LoadState,
+    ModelInfo,
+    State,
+    Status,
+)
+from services.inference.backends.http import ModelServerClient, Reply
+from services.inference.backends.loading import (
+    LOAD_SECONDS,
+    POLL_SECONDS,
+    check_context,
+    check_loaded,
+    find_installed,
+)
+from services.inference.backends.model_server import (
+    OK,
+    json_list,
+    positive,
+    status_of_models,
+)
 from services.inference.backends.openai_compatible import MODELS_PATH, OpenAICompatibleBackend
 
 HEALTH_PATH: Final = "/health"
+LOAD_PATH: Final = "/models/load"
+UNLOAD_PATH: Final = "/models/unload"
+ADAPTERS_PATH: Final = "/lora-adapters"
 LOADING_STATUS: Final = 503
+
+IDLE_POLLS: Final = 8
+"""How often a model may be seen out of memory after its loading began: a child process takes a moment to show."""
+
 OWNER: Final = "llamacpp"
 SERVER_NAME: Final = "llama.cpp"
 
@@ -45,11 +76,80 @@ class LlamaCppBackend(OpenAICompatibleBackend):
     _repeats_names = False
     """Set for everything but llama-server itself: llama_cpp.server repeats any model name that it is sent."""
 
+    _is_router = False
+    """Set for llama-server in router mode, which loads and unloads its models on demand."""
+
+    def __init__(self, identity: Identity, http: ModelServerClient, *, max_output_tokens: int) -> None:
+        super().__init__(identity, http, max_output_tokens=max_output_tokens)
+        self._adapters: dict[str, tuple[int, ...]] = {}
+
     def load_cure(self, model: str) -> str:
-        return f"start llama-server with -m, or in router mode load {model or 'a model'} by POST /models/load"
+        return (
+            f"start llama-server with -m, or in router mode load {model or 'a model'} with `kala models load`"
+        )
 
     def answers_as(self, answered: str, model: ModelInfo) -> bool:
         return self._repeats_names or super().answers_as(answered, model)
+
+    def extras(self, model: ModelInfo) -> dict[str, object] | None:
+        """Switch off every LoRA adapter of the model: none may serve that did not pass its gates.
+
+        llama-server applies what it was started with to every request that does not say otherwise.
+        """
+        adapters = self._adapters.get(model.id)
+        return {"lora": [{"id": number, "scale": 0.0} for number in adapters]} if adapters else None
+
+    async def load(self, model: str, context_tokens: int | None) -> ModelInfo:
+        """Load a model in router mode; see ModelManager.  Its context is the one that llama-server was started with."""
+        info = await self._installed(model)
+        check_context(info, context_tokens)
+        was_loaded = info.state is LoadState.LOADED
+        if not was_loaded:
+            await self._tell(LOAD_PATH, info.id, done_already="already")
+            info = await self._until(info.id, lambda state: state is LoadState.LOADED)
+        try:
+            return check_loaded(info, context_tokens, server=self.identity.name)
+        except FailedPreconditionError as error:
+            if not was_loaded:
+                await self.unload(info.id)
+            cure = "llama-server takes a model's context from its own command line or preset (--ctx-size)"
+            raise FailedPreconditionError(f"{error.message}; {cure}", reason=error.reason) from None
+
+    async def unload(self, model: str) -> ModelInfo:
+        """Unload a model in router mode; see ModelManager."""
+        info = await self._installed(model)
+        if not self._is_router:
+            raise FailedPreconditionError(
+                f"{self.identity.name} is llama-server with one fixed model; stop it, or start it with --models-dir",
+                reason="UNLOAD_NOT_SERVED",
+            )
+        if info.state is not LoadState.NOT_LOADED:
+            await self._tell(UNLOAD_PATH, info.id, done_already="not running")
+        return await self._until(info.id, lambda state: state is LoadState.NOT_LOADED)
+
+    async def _installed(self, model: str) -> ModelInfo:
+        status = await self._look()
+        if status.state is State.LOADING and not status.models:
+            raise BackendFailure(status.reason, status.detail)
+        cure = "put its file into llama-server's --models-dir, or start llama-server with -m"
+        return find_installed(status.models, model, server=self.identity.name, cure=cure)
+
+    async def _tell(self, path: str, model: str, *, done_already: str) -> None:
+        reply = await self._http.tell(path, {"model": model}, within_seconds=LOAD_SECONDS)
+        if reply.status != OK and done_already not in reply.body.decode("utf-8", "replace"):
+            raise self.failure_of(reply.status, reply.body)
+
+    async def _until(self, model: str, holds: Callable[[LoadState], bool]) -> ModelInfo:
+        """Wait for a state; a model that went out of memory while it was being loaded will not come."""
+        idle = 0
+        while True:
+            info = await self._installed(model)
+            if holds(info.state):
+                return info
+            idle = idle + 1 if info.state is LoadState.NOT_LOADED else 0
+            if idle > IDLE_POLLS:
+                raise BackendFailure("LOAD_FAILED", f"could not load {info.id}; its own log says why")
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _look(self) -> Status:
         health = await self._get(HEALTH_PATH)
@@ -63,9 +163,24 @@ class LlamaCppBackend(OpenAICompatibleBackend):
         self._repeats_names = not is_llama_server(reply)
         is_multimodal = _is_multimodal(reply)
         models = tuple(model for item in listed if (model := _model(item, sees=is_multimodal)) is not None)
+        self._is_router = any("status" in item for item in listed)
+        self._adapters = {} if self._repeats_names else await self._adapters_of(models)
         return status_of_models(
-            models, no_model="load one with POST /models/load, or start llama-server with -m"
+            models, no_model="load one with `kala models load`, or start llama-server with -m"
         )
+
+    async def _adapters_of(self, models: tuple[ModelInfo, ...]) -> dict[str, tuple[int, ...]]:
+        """Give the numbers of the LoRA adapters of every model in memory."""
+        found: dict[str, tuple[int, ...]] = {}
+        for model in models:
+            if model.state is LoadState.LOADED:
+                asked = f"?model={quote(model.id, safe='')}" if self._is_router else ""
+                parsed = (await self._get(f"{ADAPTERS_PATH}{asked}")).json()
+                listed = (
+                    [item for item in parsed if isinstance(item, dict)] if isinstance(parsed, list) else []
+                )
+                found[model.id] = tuple(item["id"] for item in listed if isinstance(item.get("id"), int))
+        return found
 
 
 def _is_multimodal(reply: Reply) -> bool:

@@ -5,16 +5,28 @@ It has no health endpoint and answers 200 to unknown paths, so every answer is j
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Final
 
+from kala.errors import FailedPreconditionError
 from services.inference.backend import BackendFailure, Capability, LoadState, ModelInfo, Status
 from services.inference.backends.http import Reply
-from services.inference.backends.model_server import json_list, positive, status_of_models
+from services.inference.backends.loading import LOAD_SECONDS, check_context, check_loaded, find_installed
+from services.inference.backends.model_server import (
+    OK,
+    json_list,
+    positive,
+    status_of_models,
+)
 from services.inference.backends.openai_compatible import MODELS_PATH, OpenAICompatibleBackend
+from services.inference.failures import failure_of_body
 
 GREETING_PATH: Final = "/lmstudio-greeting"
 V1_MODELS_PATH: Final = "/api/v1/models"
 V0_MODELS_PATH: Final = "/api/v0/models"
+
+LOAD_PATH: Final = "/api/v1/models/load"
+UNLOAD_PATH: Final = "/api/v1/models/unload"
 
 NO_MODEL_CURE: Final = "load one in LM Studio's Developer page or run `lms load <model>`"
 
@@ -36,6 +48,55 @@ class LMStudioBackend(OpenAICompatibleBackend):
 
     def load_cure(self, model: str) -> str:
         return f"run `lms load {model or '<model>'}`, or load it in the Developer page"
+
+    def extras(self, model: ModelInfo) -> dict[str, object]:  # noqa: ARG002 - the same for all
+        """Keep the conversation out of LM Studio's own store."""
+        return {"store": False}
+
+    async def load(self, model: str, context_tokens: int | None) -> ModelInfo:
+        """Load a model with its own context length; see ModelManager.  One loaded otherwise is unloaded first."""
+        info = await self._installed(model)
+        check_context(info.model, context_tokens)
+        if info.instances:
+            if context_tokens is None or info.model.context_tokens == context_tokens:
+                return info.model
+            # Two of them may not fit into memory, and would be two answers to "the model that is loaded".
+            await self._unload(info.instances)
+        length = {} if context_tokens is None else {"context_length": context_tokens}
+        await self._tell(LOAD_PATH, {"model": info.model.id, **length})
+        loaded = await self._installed(info.model.id)
+        return check_loaded(loaded.model, context_tokens, server=self.identity.name)
+
+    async def unload(self, model: str) -> ModelInfo:
+        """Unload every instance of a model; see ModelManager."""
+        info = await self._installed(model)
+        await self._unload(info.instances)
+        return (await self._installed(info.model.id)).model if info.instances else info.model
+
+    async def _unload(self, instances: tuple[str, ...]) -> None:
+        for instance in instances:
+            await self._tell(UNLOAD_PATH, {"instance_id": instance})
+
+    async def _tell(self, path: str, value: dict[str, object]) -> None:
+        reply = await self._http.tell(path, value, within_seconds=LOAD_SECONDS)
+        # It answers 200 to unknown paths too, so only the answer itself counts.
+        parsed = reply.json()
+        if reply.status != OK or not isinstance(parsed, dict) or "instance_id" not in parsed:
+            raise failure_of_body(reply.status, reply.body)
+
+    async def _installed(self, model: str) -> _Installed:
+        listed = json_list(await self._get(V1_MODELS_PATH), "models")
+        if listed is None:
+            cure = f"run `lms load {model}`, with `--context-length <tokens>` for another context"
+            raise FailedPreconditionError(
+                f"{self.identity.name} cannot load models over HTTP before LM Studio 0.4.0; update it, or {cure}",
+                reason="LOAD_NOT_SERVED",
+            )
+        found = [(item, info) for item in listed if (info := _model_of_v1(item)) is not None]
+        cure = f"get it with `lms get {model}`"
+        chosen = find_installed((info for _, info in found), model, server=self.identity.name, cure=cure)
+        item = next(item for item, info in found if info is chosen)
+        return _Installed(chosen, tuple(str(one["id"]) for one in _instances(item) if one.get("id")))
 
     async def _look(self) -> Status:
         for path, key, read in (
@@ -61,12 +122,24 @@ def _plain_name(name: str) -> str:
     return name.rpartition("/")[2].partition(":")[0].partition("@")[0].lower()
 
 
+@dataclass(frozen=True, slots=True)
+class _Installed:
+    """A model, and the names of what of it is in memory."""
+
+    model: ModelInfo
+    instances: tuple[str, ...]
+
+
+def _instances(item: dict[str, object]) -> list[dict[str, object]]:
+    listed = item.get("loaded_instances")
+    return [value for value in listed if isinstance(value, dict)] if isinstance(listed, list) else []
+
+
 def _model_of_v1(item: dict[str, object]) -> ModelInfo | None:
     key = item.get("key")
     if not isinstance(key, str) or not key:
         return None
-    listed = item.get("loaded_instances")
-    instances = [value for value in listed if isinstance(value, dict)] if isinstance(listed, list) else []
+    instances = _instances(item)
     config = instances[0].get("config") if instances else None
     quantization = item.get("quantization")
     return ModelInfo(

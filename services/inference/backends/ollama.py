@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from kala.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from services.inference.backend import (
     BackendFailure,
     Capability,
@@ -21,6 +20,13 @@ from services.inference.backend import (
     Status,
 )
 from services.inference.backends.http import ModelServerClient, Reply
+from services.inference.backends.loading import (
+    LOAD_SECONDS,
+    POLL_SECONDS,
+    check_context,
+    check_loaded,
+    find_installed,
+)
 from services.inference.backends.model_server import (
     OK,
     ModelServerBackend,
@@ -40,11 +46,7 @@ SHOW_PATH: Final = "/api/show"
 CHAT_PATH: Final = "/api/chat"
 GENERATE_PATH: Final = "/api/generate"
 
-LOAD_SECONDS: Final = 900.0
-"""A large model comes from a slow disk in minutes; no act takes longer (design section 4)."""
-
 UNLOAD_POLLS: Final = 40
-POLL_SECONDS: Final = 0.25
 
 SHOWN_AT_ONCE: Final = 4
 MAX_SHOWN: Final = 64
@@ -124,23 +126,13 @@ class OllamaBackend(ModelServerBackend):
     async def load(self, model: str, context_tokens: int | None) -> ModelInfo:
         """Load a model and keep it; see ModelManager."""
         info = await self._installed(model)
-        longest = info.max_context_tokens
-        if context_tokens is not None and longest is not None and context_tokens > longest:
-            raise InvalidArgumentError(
-                "context_tokens", f"must be at most {longest}, which {info.id} was made for"
-            )
+        check_context(info, context_tokens)
         fits = context_tokens is None or info.context_tokens == context_tokens
         if info.state is not LoadState.LOADED or not fits or info.id not in self._kept:
             options = {} if context_tokens is None else {"options": {"num_ctx": context_tokens}}
             await self._tell({"model": info.id, "stream": False, "keep_alive": -1, **options})
             info = await self._installed(info.id)
-        if info.state is not LoadState.LOADED:
-            raise BackendFailure("LOAD_FAILED", f"did not load {info.id}")
-        if context_tokens is not None and (info.context_tokens or context_tokens) < context_tokens:
-            problem = (
-                f"loaded {info.id} with {info.context_tokens} tokens of context instead of {context_tokens}"
-            )
-            raise FailedPreconditionError(f"{self.identity.name} {problem}", reason="CONTEXT_NOT_APPLIED")
+        check_loaded(info, context_tokens, server=self.identity.name)
         self._kept[info.id] = context_tokens
         return info
 
@@ -174,15 +166,8 @@ class OllamaBackend(ModelServerBackend):
         return tuple(_model(item, running, known) for item, known in shown if not known.is_remote)
 
     async def _installed(self, model: str) -> ModelInfo:
-        models = await self._models()
-        for info in models:
-            if model in {info.id, *info.aliases}:
-                return info
-        there = ", ".join(info.id for info in models) or "none"
-        raise NotFoundError(
-            f"{self.identity.name} has no model {model!r}; there are: {there}; get it with `ollama pull {model}`",
-            reason="MODEL_NOT_FOUND",
-        )
+        cure = f"get it with `ollama pull {model}`"
+        return find_installed(await self._models(), model, server=self.identity.name, cure=cure)
 
     async def _learn(self, installed: Iterable[dict[str, object]]) -> None:
         """Ask for the abilities of models that were not seen yet; what cannot be learnt stays unknown."""

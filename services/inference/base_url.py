@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from kala.errors import InvalidArgumentError
 
-_API_SUFFIXES: Final = ("/v1/chat/completions", "/api/v1", "/api/v0", "/v1", "/api")
+_API_SUFFIXES: Final = ("/v1/chat/completions", "/v1/embeddings", "/api/v1", "/api/v0", "/v1", "/api")
 """What users paste behind the server's own address; each request path brings its own."""
 
 _FORBIDDEN_NETWORKS: Final = tuple(

@@ -116,13 +116,14 @@ def llama_models(*names: str, n_ctx: int = 256) -> dict[str, object]:
 
 
 class FakeModelServer:
-    """Listens on a free port of 127.0.0.1; unscripted paths answer 404.  Looks like llama-server with model `tiny`."""
+    """Listens on a free port of this machine; unscripted paths answer 404.  Looks like llama-server with model `tiny`."""
 
-    def __init__(self, *, like_llama_server: bool = True, port: int = 0) -> None:
+    def __init__(self, *, like_llama_server: bool = True, port: int = 0, host: str = "127.0.0.1") -> None:
         self._scripts: dict[tuple[str, str], Scripted] = {}
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._port = port
+        self._host = host
         self.requests: list[Seen] = []
         self.connections = 0
         self.client_left = asyncio.Event()
@@ -133,7 +134,7 @@ class FakeModelServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     @property
     def port(self) -> int:
@@ -154,7 +155,7 @@ class FakeModelServer:
 
     async def start(self) -> None:
         """Listen; after `stop`, on the same port again."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(self._accept, self._host, self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

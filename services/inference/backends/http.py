@@ -203,11 +203,17 @@ class ModelServerClient:
         self._headers = httpx.Headers({**headers, **(extra_headers or {})})
         self._timeouts = {"connect": limits.connect}
         self._urls: dict[str, httpx.URL] = {}
+        """By path, at the present address."""
         self._transport = AiohttpTransport(verify=base.is_tls, client=self._session)
 
     @property
     def url(self) -> str:
         return str(self._base)
+
+    def use(self, base: BaseUrl) -> None:
+        """Send further requests to another address of the same server; those that run go on."""
+        if base != self._base:
+            self._base, self._urls = base, {}
 
     async def get(self, path: str, *, within_seconds: float = LOOK_SECONDS) -> Reply:
         """Fetch a small document; raises BackendFailure for transport errors, never for a status."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from pydantic import SecretStr
 
 from services.inference.backend import Backend, Identity, Kind
+from services.inference.backends.elsewhere import Elsewhere
 from services.inference.backends.http import ModelServerClient, TimeLimits
 from services.inference.backends.llamacpp import LlamaCppBackend
 from services.inference.backends.lmstudio import LMStudioBackend
@@ -17,16 +19,10 @@ from services.inference.backends.model_server import ModelServerBackend
 from services.inference.backends.ollama import OllamaBackend
 from services.inference.backends.pythia import PythiaBackend
 from services.inference.base_url import BaseUrl, parse_base_url
-from services.inference.config import (
-    EMBEDDED_MODEL_DIR,
-    LLAMACPP_URL,
-    LM_STUDIO_URL,
-    MLX_URL,
-    OLLAMA_URL,
-    InferenceSettings,
-)
+from services.inference.config import EMBEDDED_MODEL_DIR, InferenceSettings
+from services.inference.hosts import configured_model, hosts_of, is_enabled, other_places, preferences
 from services.inference.pythia.weights import pythia_name
-from services.inference.router import UNNAMED_MODELS
+from services.inference.registry.discovery import recogniser
 
 SERVERS: Final[dict[Kind, type[ModelServerBackend]]] = {
     Kind.MLX: MlxBackend,
@@ -34,14 +30,6 @@ SERVERS: Final[dict[Kind, type[ModelServerBackend]]] = {
     Kind.LMSTUDIO: LMStudioBackend,
     Kind.OLLAMA: OllamaBackend,
 }
-
-USUAL_URLS: Final = {
-    Kind.MLX: MLX_URL,
-    Kind.LLAMACPP: LLAMACPP_URL,
-    Kind.LMSTUDIO: LM_STUDIO_URL,
-    Kind.OLLAMA: OLLAMA_URL,
-}
-
 
 DEMO: Final = "demo"
 DEMO_MODEL: Final = "kala-demo"
@@ -85,46 +73,41 @@ class ServerFactory:
         self._settings = settings
 
     def configured(self) -> list[Backend]:
-        """Give the servers that the settings name; one that is switched on without a URL is expected where it usually is."""
+        """Give the servers that the settings name, but for those that are started here."""
         return [
-            self.make(Identity(kind.value, kind, url=str(base), default_model=self._model(kind)), base)
+            self.make(identity, parse_base_url(identity.url))
             for kind in SERVERS
-            if (base := self._base(kind)) is not None
+            for identity in hosts_of(self._settings, kind)
+            if identity.url
         ]
 
     def open_kinds(self) -> frozenset[Kind]:
         """Give the kinds that may be taken up when found: neither switched off nor configured elsewhere."""
         return frozenset(
-            kind for kind in SERVERS if self._base(kind) is None and self._enabled(kind) is not False
+            kind
+            for kind in SERVERS
+            if is_enabled(self._settings, kind) is not False
+            and not any(not host.preferences.only_for for host in hosts_of(self._settings, kind))
         )
 
     def make(self, identity: Identity, base: BaseUrl) -> Backend:
         """Make the client of one server."""
-        settings = self._settings
+        settings, kind = self._settings, identity.kind
         if identity.is_discovered:
-            identity = Identity(
-                identity.name,
-                identity.kind,
-                url=identity.url,
-                default_model=self._model(identity.kind),
-                is_discovered=True,
+            identity = replace(
+                identity,
+                default_model=configured_model(settings, kind),
+                preferences=preferences(settings, kind),
             )
+        key = self._api_key(kind)
         client = ModelServerClient(
-            base,
-            limits=self._limits(identity.kind),
-            api_key=self._api_key(identity.kind),
-            max_connections=settings.max_in_flight,
+            base, limits=self._limits(kind), api_key=key, max_connections=settings.max_in_flight
         )
-        return SERVERS[identity.kind](identity, client, max_output_tokens=settings.max_output_tokens)
-
-    def _base(self, kind: Kind) -> BaseUrl | None:
-        if self._enabled(kind) is False:
-            return None
-        url: str | None = getattr(self._settings, f"{kind.value}_url")
-        if url is None and not self._enabled(kind):
-            return None
-        usual = parse_base_url(USUAL_URLS[kind])
-        return parse_base_url(url, field=f"{kind.value}_url", default_port=usual.port) if url else usual
+        backend = SERVERS[kind](identity, client, max_output_tokens=settings.max_output_tokens)
+        others = other_places(settings, base, has_key=key is not None)
+        if others and not identity.is_discovered:
+            backend.elsewhere = Elsewhere(base, others, recogniser(kind))
+        return backend
 
     def _limits(self, kind: Kind) -> TimeLimits:
         settings = self._settings
@@ -135,14 +118,6 @@ class ServerFactory:
             idle=settings.idle_seconds,
             total=own or settings.max_act_seconds,
         )
-
-    def _enabled(self, kind: Kind) -> bool | None:
-        enabled: bool | None = getattr(self._settings, f"{kind.value}_enabled")
-        return enabled
-
-    def _model(self, kind: Kind) -> str:
-        model: str | None = getattr(self._settings, f"{kind.value}_model")
-        return "" if model is None or model in UNNAMED_MODELS else model
 
     def _api_key(self, kind: Kind) -> str | None:
         key: SecretStr | None = getattr(self._settings, f"{kind.value}_api_key", None)

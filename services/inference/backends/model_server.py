@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import ClassVar, Final
 
 from services.inference.backend import (
@@ -15,6 +16,7 @@ from services.inference.backend import (
     State,
     Status,
 )
+from services.inference.backends.elsewhere import AWAY, Elsewhere
 from services.inference.backends.http import ModelServerClient, Reply
 from services.inference.chat import PROBE, ChatCall, Event, Opened
 from services.inference.failures import failure_of_body
@@ -34,6 +36,10 @@ class ModelServerBackend(ABC):
         self._identity = identity
         self._http = http
         self._max_output_tokens = max_output_tokens
+        self.elsewhere: Elsewhere | None = None
+        """Where it may be besides its own address."""
+        self.launch: Callable[[], Status | None] = lambda: None
+        """Says why a server that is started here does not answer; None where it should."""
 
     @property
     def identity(self) -> Identity:
@@ -41,10 +47,28 @@ class ModelServerBackend(ABC):
 
     async def look(self) -> Status:
         """See the backend's state; its faults become a status with their reason and cure."""
+        elsewhere = self.elsewhere
+        if elsewhere is not None and elsewhere.is_away and await elsewhere.return_if_back():
+            self._http.use(elsewhere.place)
         try:
-            return await self._look()
+            return self._seen(await self._look())
+        except BackendFailure as failure:
+            if elsewhere is None or failure.reason not in AWAY:
+                return self._status_of(failure)
+            is_found = await elsewhere.find()
+            self._http.use(elsewhere.place)
+            if not is_found:
+                return self._status_of(failure)
+        try:
+            return self._seen(await self._look())
         except BackendFailure as failure:
             return self._status_of(failure)
+
+    def _seen(self, status: Status) -> Status:
+        if self.elsewhere is None or not self.elsewhere.is_away:
+            return status
+        place = f"found at {self.elsewhere.place}, since nothing answers at {self.elsewhere.own}"
+        return replace(status, detail=f"{status.detail}; {place}")
 
     @abstractmethod
     def chat(self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]) -> AsyncGenerator[Event]:
@@ -96,8 +120,10 @@ class ModelServerBackend(ABC):
         if failure.reason == "AUTHENTICATION_FAILED":
             setting = f"KALA_INFERENCE_{self.identity.kind.name}_API_KEY"
             return Status(State.ERROR, f"refuses the API key; set {setting}", reason=failure.reason)
-        off = {"CONNECTION_REFUSED", "CONNECT_TIMED_OUT", "UNREACHABLE", "DNS_FAILED", "LOOK_TIMED_OUT"}
-        state = State.OFF if failure.reason in off else State.ERROR
+        launched = self.launch() if failure.reason in AWAY else None
+        if launched is not None:
+            return launched
+        state = State.OFF if failure.reason in AWAY else State.ERROR
         return Status(state, f"{failure.detail}; {self.off_cure}", reason=failure.reason)
 
     def _check_model(self, event: Event, model: ModelInfo) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -61,19 +61,36 @@ class PortScanner:
         return rounds == 0
 
     async def _identify(self, port: int) -> Kind | None:
-        limit = self.probe_seconds
-        limits = TimeLimits(connect=limit, first_byte=limit, idle=limit, total=limit)
-        client = ModelServerClient(BaseUrl("http", LOOPBACK, port), limits=limits)
         try:
-            async with asyncio.timeout(limit):
-                kind = await identify(client)
-        except (BackendFailure, TimeoutError):
+            kind = await identify_at(BaseUrl("http", LOOPBACK, port), self.probe_seconds)
+        except BackendFailure:
             return None
-        finally:
-            await client.aclose()
         if kind is None or kind not in self.kinds:
             self._left_alone[port] = STRANGER_ROUNDS
         return kind
+
+
+def recogniser(wanted: Kind) -> Callable[[BaseUrl], Awaitable[bool]]:
+    """Give what tells whether a server of this kind answers at an address; it raises BackendFailure when nobody does."""
+
+    async def recognise(base: BaseUrl) -> bool:
+        return await identify_at(base, PROBE_SECONDS) is wanted
+
+    return recognise
+
+
+async def identify_at(base: BaseUrl, within_seconds: float) -> Kind | None:
+    """Say what answers at an address, without any key; raises BackendFailure when nothing does in time."""
+    limit = within_seconds
+    limits = TimeLimits(connect=limit, first_byte=limit, idle=limit, total=limit)
+    client = ModelServerClient(base, limits=limits)
+    try:
+        async with asyncio.timeout(limit):
+            return await identify(client)
+    except TimeoutError:
+        raise BackendFailure("LOOK_TIMED_OUT", f"did not answer within {limit:g} s") from None
+    finally:
+        await client.aclose()
 
 
 async def identify(client: ModelServerClient) -> Kind | None:

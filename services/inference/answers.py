@@ -63,7 +63,7 @@ def chat_response(step: Step) -> pb.ChatResponse:
         case Delta():
             return pb.ChatResponse(delta=_delta(step))
         case Routed():
-            return pb.ChatResponse(route=_route(step))
+            return pb.ChatResponse(route=route_info(step))
         case Ended():
             return pb.ChatResponse(finish=finish(step))
 
@@ -89,7 +89,9 @@ async def together(steps: AsyncIterable[Step], *, is_whole: bool) -> AsyncIterat
 def finish(ended: Ended) -> pb.ChatFinish:
     """Write the end of an answer."""
     return pb.ChatFinish(
-        reason=_FINISH_REASONS[ended.reason], usage=_usage(ended.usage), attempts=attempts(ended.attempts)
+        reason=_FINISH_REASONS[ended.reason],
+        usage=usage_message(ended.usage),
+        attempts=attempts(ended.attempts),
     )
 
 
@@ -141,6 +143,15 @@ def models(entries: Iterable[Entry]) -> list[pb.Model]:
     return [_model(entry, model, is_unique=ids.count(model.id) == 1) for entry, model in listed]
 
 
+def model(entries: Iterable[Entry], entry: Entry, found: ModelInfo) -> pb.Model:
+    """Write one model as the list shows it, and one that the list does not show as it was found."""
+    name = NAME_PREFIX + entry.backend.identity.name
+    for listed in models(entries):
+        if (listed.backend, listed.backend_model) == (name, found.id):
+            return listed
+    return _model(entry, found, is_unique=True)
+
+
 def candidates(route: Route) -> list[pb.RouteCandidate]:
     """Write a route as ExplainRoute shows it: the eligible ones first, in the order of trying."""
     eligible = [
@@ -173,7 +184,8 @@ def duration(seconds: float) -> Duration:
     return Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
 
 
-def _route(routed: Routed) -> pb.RouteInfo:
+def route_info(routed: Routed) -> pb.RouteInfo:
+    """Write who answers."""
     return pb.RouteInfo(
         backend=NAME_PREFIX + routed.identity.name,
         kind=routed.identity.kind.value,
@@ -208,7 +220,8 @@ def _logprob(logprob: TokenLogprob) -> pb.TokenLogprob:
     )
 
 
-def _usage(usage: Usage) -> UsageMessage:
+def usage_message(usage: Usage) -> UsageMessage:
+    """Write what an answer cost."""
     return UsageMessage(
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,

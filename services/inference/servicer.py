@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from kala.errors import DeadlineExceededError, InvalidArgumentError, KalaError, NotFoundError
@@ -18,6 +19,7 @@ from services.inference import answers
 from services.inference.backend import Capability
 from services.inference.conversion import chat_call, wanted
 from services.inference.dispatch import Dispatch
+from services.inference.model_loading import ModelLoading
 from services.inference.pages import page
 from services.inference.protection.protection import Protection
 from services.inference.roles import Routing
@@ -55,6 +57,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._routing = service.routing
         self._protection = service.protection
         self._wall_clock = service.wall_clock
+        self._loading = ModelLoading(service.registry, service.max_act_seconds)
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:  # noqa: ARG002 - the contract names it
         """Generate one answer; the clearance was verified by the guard and is asked again before each attempt."""
@@ -140,6 +143,31 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         steps = await entry.backend.diagnose(request.model)
         await self._registry.look(entry)
         return pb.CheckBackendResponse(backend=self._backend(entry), checks=answers.checks(steps))
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:  # noqa: ARG002 - the contract names it
+        """Load a model into a backend's memory; the clearance is asked again right before."""
+        clearance = current_clearance()
+        action = unpack_strictly(clearance.action, pb.LoadModelAction)
+        await self._registry.ready()
+        entry = self._entry(action.backend, "backend")
+        if action.files:
+            problem = "must be empty: a backend loads its own files, which cannot be held against digests here"
+            raise InvalidArgumentError("files", problem)
+        context_tokens = action.context_tokens if action.HasField("context_tokens") else None
+        loaded = await self._loading.load(
+            entry, action.model, context_tokens, partial(self._recheck, clearance)
+        )
+        return pb.LoadModelResponse(
+            model=answers.model(self._registry.entries(), entry, loaded.model),
+            elapsed=answers.duration(loaded.elapsed_seconds),
+        )
+
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:  # noqa: ARG002 - the contract names it
+        """Take a model out of a backend's memory."""
+        await self._registry.ready()
+        entry = self._entry(request.backend, "backend")
+        unloaded = await self._loading.unload(entry, request.model)
+        return pb.UnloadModelResponse(model=answers.model(self._registry.entries(), entry, unloaded.model))
 
     async def ExplainRoute(
         self,

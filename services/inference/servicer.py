@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -18,19 +18,20 @@ from services.common.sealing import unpack_strictly
 from services.inference import answers
 from services.inference.backend import Capability
 from services.inference.conversion import chat_call, wanted
-from services.inference.dispatch import Dispatch
+from services.inference.dispatch import Attempt, Dispatch
 from services.inference.model_loading import ModelLoading
 from services.inference.pages import page
 from services.inference.protection.protection import Protection
 from services.inference.roles import Routing
 from services.inference.router import TASKS, Route, Wanted, choose, explain
+from services.inference.task_rpcs import Tasks
 
 if TYPE_CHECKING:
     from services.common.peers import Context
     from services.inference.registry.registry import Entry, Registry
 
 ATTEMPTS_METADATA_KEY: Final = "kala-attempts-bin"
-"""Trailing metadata of a failed Chat: a serialised ChatFinish that holds the attempts and nothing else."""
+"""Trailing metadata of a failed act: a serialised ChatFinish that holds the attempts and nothing else."""
 
 _NEEDS: Final = {number: capability for capability, number in answers.CAPABILITIES.items()}
 
@@ -58,6 +59,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._protection = service.protection
         self._wall_clock = service.wall_clock
         self._loading = ModelLoading(service.registry, service.max_act_seconds)
+        self._tasks = Tasks(
+            service.registry,
+            service.protection,
+            service.routing,
+            service.recheck,
+            choose=self._choose,
+            explain=self._explain,
+        )
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:  # noqa: ARG002 - the contract names it
         """Generate one answer; the clearance was verified by the guard and is asked again before each attempt."""
@@ -66,30 +75,46 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         role = self._routing.role(action.role)
         call = chat_call(action).filled(role.sampling)
         destination = self._routing.settle(wanted(action, call), role)
-        limit = asyncio.timeout(self._max_act_seconds)
-        try:
-            async with limit:
-                route = await self._choose(destination)
-                dispatch = Dispatch(
-                    self._registry,
-                    call,
-                    route,
-                    recheck=lambda: self._recheck(clearance),
-                    protection=self._protection,
-                )
-                try:
-                    async with aclosing(dispatch.run()) as steps:
-                        async for response in answers.together(steps, is_whole=not call.stream):
-                            yield response
-                except KalaError:
-                    _tell_attempts(context, dispatch)
-                    raise
-        except TimeoutError:
-            if not limit.expired():
+        async with _at_most(self._max_act_seconds):
+            route = await self._choose(destination)
+            dispatch = Dispatch(
+                self._registry,
+                call,
+                route,
+                recheck=lambda: self._recheck(clearance),
+                protection=self._protection,
+            )
+            try:
+                async with aclosing(dispatch.run()) as steps:
+                    async for response in answers.together(steps, is_whole=not call.stream):
+                        yield response
+            except KalaError:
+                _tell_attempts(context, dispatch.attempts)
                 raise
-            raise DeadlineExceededError(
-                f"the generation was ended after {self._max_act_seconds:g} s", reason="MAX_ACT_SECONDS"
-            ) from None
+
+    async def Complete(
+        self,
+        request: pb.CompleteRequest,  # noqa: ARG002 - the guard has read it
+        context: Context,
+    ) -> AsyncIterator[pb.CompleteResponse]:
+        """Continue a text."""
+        told = partial(_tell_attempts, context)
+        async with (
+            _at_most(self._max_act_seconds),
+            aclosing(self._tasks.complete(current_clearance(), told)) as responses,
+        ):
+            async for response in responses:
+                yield response
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:  # noqa: ARG002 - as above
+        """Turn texts into vectors."""
+        async with _at_most(self._max_act_seconds):
+            return await self._tasks.embed(current_clearance(), partial(_tell_attempts, context))
+
+    async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:  # noqa: ARG002 - as above
+        """Order documents by their bearing on a query."""
+        async with _at_most(self._max_act_seconds):
+            return await self._tasks.rerank(current_clearance(), partial(_tell_attempts, context))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002 - the contract names it
         """List what can be asked for now."""
@@ -151,7 +176,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         await self._registry.ready()
         entry = self._entry(action.backend, "backend")
         if action.files:
-            problem = "must be empty: a backend loads its own files, which cannot be held against digests here"
+            problem = (
+                "must be empty: a backend loads its own files, which cannot be held against digests here"
+            )
             raise InvalidArgumentError("files", problem)
         context_tokens = action.context_tokens if action.HasField("context_tokens") else None
         loaded = await self._loading.load(
@@ -195,6 +222,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             route = choose(destination, self._registry.views(), self._routing.chain)
         return self._protection.arranged(route, self._registry.get)
 
+    def _explain(self, destination: Wanted) -> Route:
+        route = explain(destination, self._registry.views(), self._routing.chain)
+        return self._protection.arranged(route, self._registry.get)
+
     def _entry(self, name: str, field: str) -> Entry:
         if not name.startswith(answers.NAME_PREFIX):
             raise InvalidArgumentError(field, "must be backends/<name>")
@@ -216,7 +247,22 @@ def inference_servicer(service: Service) -> InferenceServicer:
     return InferenceServicer(service)  # type: ignore[abstract]
 
 
-def _tell_attempts(context: Context, dispatch: Dispatch) -> None:
-    if dispatch.attempts:
-        tried = pb.ChatFinish(attempts=answers.attempts(dispatch.attempts)).SerializeToString()
-        context.set_trailing_metadata(((ATTEMPTS_METADATA_KEY, tried),))
+@asynccontextmanager
+async def _at_most(seconds: float) -> AsyncIterator[None]:
+    """End an act that lasts longer; raises DeadlineExceededError then."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceededError(
+            f"the generation was ended after {seconds:g} s", reason="MAX_ACT_SECONDS"
+        ) from None
+
+
+def _tell_attempts(context: Context, tried: list[Attempt]) -> None:
+    if tried:
+        finish = pb.ChatFinish(attempts=answers.attempts(tried)).SerializeToString()
+        context.set_trailing_metadata(((ATTEMPTS_METADATA_KEY, finish),))

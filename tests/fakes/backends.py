@@ -40,6 +40,10 @@ class FakeBackend:
     def identity(self) -> Identity:
         return self._identity
 
+    def was_asked(self, times: int) -> bool:
+        """Tell whether so many requests of users have come."""
+        return self.asked == times
+
     async def look(self) -> Status:
         """Give the state that the test has set."""
         self.looked += 1

@@ -91,7 +91,7 @@ class Protection:
         passed: list[PassedOver] = []
         for candidate in self.arranged(route, get).candidates:
             entry = get(candidate.backend)
-            shut = entry and entry.guard.shut(candidate.model.id)
+            shut = None if entry is None else entry.guard.shut(candidate.model.id)
             if shut is None or shut.takes_trials:
                 chosen.append(candidate)
             else:

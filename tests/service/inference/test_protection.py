@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -151,9 +152,9 @@ async def test_clients_that_leave_never_open_it_and_give_their_places_back() -> 
     backend = FakeBackend()
     suite = await world(backend, places=1)
     backend.gate.clear()
-    for number in range(10):
+    for asked in range(1, 11):
         asking = asyncio.create_task(suite.ask())
-        await until(lambda expected=number + 1: backend.asked == expected)
+        await until(partial(backend.was_asked, asked))
         assert suite.entry().guard.in_flight == 1
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -123,6 +123,24 @@ class InferenceSettings(RoutingSettings):
     pythia_queue: Annotated[
         int, Field(ge=1, description="Requests that may wait for the model in process.")
     ] = 32
+    pythia_batch: Annotated[
+        int, Field(ge=1, le=256, description="Texts that the model in process generates at once.")
+    ] = 8
+    pythia_device: Annotated[
+        str,
+        Field(
+            pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,2})?)$",
+            description="Where the model in process computes: auto, cpu, cuda, cuda:1, mps.",
+        ),
+    ] = "auto"
+    pythia_dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16"],
+        Field(description="Numbers that the model in process computes with."),
+    ] = "auto"
+    pythia_quantization: Annotated[
+        Literal["none", "8bit", "4bit"],
+        Field(description="How weights are held; 8bit and 4bit need `kala-suite[inference-quantized]`."),
+    ] = "none"
 
     connect_seconds: Annotated[float, Field(gt=0, description="Longest wait for a connection.")] = 2.0
     first_byte_seconds: Annotated[

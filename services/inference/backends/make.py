@@ -17,10 +17,11 @@ from services.inference.backends.lmstudio import LMStudioBackend
 from services.inference.backends.mlx import MlxBackend
 from services.inference.backends.model_server import ModelServerBackend
 from services.inference.backends.ollama import OllamaBackend
-from services.inference.backends.pythia import PythiaBackend
+from services.inference.backends.pythia import PythiaBackend, PythiaLimits
 from services.inference.base_url import BaseUrl, parse_base_url
 from services.inference.config import EMBEDDED_MODEL_DIR, InferenceSettings
 from services.inference.hosts import configured_model, hosts_of, is_enabled, other_places, preferences
+from services.inference.pythia.holding import Holding, Quantization
 from services.inference.pythia.weights import pythia_name
 from services.inference.registry.discovery import recogniser
 
@@ -59,10 +60,14 @@ def _pythia(identity: Identity, directory: Path, model_id: str, settings: Infere
         identity,
         directory,
         model_id,
-        # Half the cores: the rest of the suite needs to breathe while the model computes.
-        threads=settings.torch_threads or max(1, (os.cpu_count() or 2) // 2),
-        max_waiting=settings.pythia_queue,
-        max_output_tokens=settings.max_output_tokens,
+        holding=Holding(
+            settings.pythia_device,
+            settings.pythia_dtype,
+            Quantization(settings.pythia_quantization),
+            # Half the cores: the rest of the suite needs to breathe while the model computes.
+            threads=settings.torch_threads or max(1, (os.cpu_count() or 2) // 2),
+        ),
+        limits=PythiaLimits(settings.pythia_batch, settings.pythia_queue, settings.max_output_tokens),
     )
 
 

@@ -1,22 +1,25 @@
-"""The Pythia model in this process: loaded on first use in one worker thread, one generation at a time."""
+"""The Pythia model in this process: loaded on first use in one worker thread, many texts at once."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
-from kala.errors import InvalidArgumentError, ModelNotAvailable, VerificationError
+from kala.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ModelNotAvailable,
+    VerificationError,
+)
 from services.inference.backend import (
     BackendFailure,
-    Blame,
     Capability,
     Check,
     ContextOverflow,
@@ -26,52 +29,61 @@ from services.inference.backend import (
     State,
     Status,
 )
-from services.inference.chat import ChatCall, Delta, Event, Finish, FinishReason, Form, Opened, Text, Usage
-from services.inference.pythia.stops import PieceDecoder, StopScanner
+from services.inference.chat import ChatCall, Delta, Event, Finish, Opened, Sampling, Usage
+from services.inference.pythia.holding import CannotLoadError, Holding
+from services.inference.pythia.requests import (
+    ABSENT_LIBRARIES,
+    all_of,
+    conversation,
+    cure_of,
+    failure_of,
+    post,
+    refuse_logprobs,
+    refuse_what_it_cannot,
+    rejection,
+    texts_joined,
+)
 from services.inference.pythia.weights import Weights, check, find
+from services.inference.pythia.worker import FAULTS, Generation, Told, Worker
+from services.inference.tasks import CompleteCall, EmbedCall, Vectors
 
 if TYPE_CHECKING:
     from services.inference.pythia.engine import Engine
 
 log: Final = structlog.get_logger()
 
-ABSENT_LIBRARIES: Final = "torch and transformers are not installed; install `kala-suite[inference-pythia]`"
+DO: Final = frozenset({Capability.CHAT, Capability.COMPLETE, Capability.EMBED})
+
+T = TypeVar("T")
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
-    """One generation, shared between the event loop and the worker thread."""
+@dataclass(frozen=True, slots=True)
+class PythiaLimits:
+    """How much the model in process takes on."""
 
-    call: ChatCall
-    emit: Callable[[str], None]
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    max_rows: int = 8
+    """Texts generated at once."""
+    max_waiting: int = 32
+    max_output_tokens: int = 16_384
 
 
 class PythiaBackend:
     """A GPT-NeoX model of a local directory, served in process."""
 
     def __init__(
-        self,
-        identity: Identity,
-        directory: Path,
-        model_id: str,
-        *,
-        threads: int,
-        max_waiting: int,
-        max_output_tokens: int,
+        self, identity: Identity, directory: Path, model_id: str, *, holding: Holding, limits: PythiaLimits
     ) -> None:
         self._identity = identity
         self._directory = directory
         self._model_id = model_id
-        self._threads = threads
-        self._max_waiting = max_waiting
-        self._max_output_tokens = max_output_tokens
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"kala-{identity.name}")
-        self._turn = asyncio.Lock()
+        self._holding = holding
+        self._limits = limits
+        self._worker = Worker(identity.name, self._loaded)
+        self._turns = asyncio.Semaphore(limits.max_rows)
         self._waiting = 0
-        self._running: set[_Job] = set()
         self._weights: Weights | None = None
         self._engine: Engine | None = None
+        self._context_tokens: int | None = None
 
     @property
     def identity(self) -> Identity:
@@ -92,29 +104,66 @@ class PythiaBackend:
     async def preload(self) -> None:
         """Load the model now, so that the first request need not wait; a failure shows at the first request."""
         try:
-            await asyncio.get_running_loop().run_in_executor(self._worker, self._loaded)
+            await self._in_thread(self._loaded)
         except (BackendFailure, ModelNotAvailable, VerificationError) as failure:
             log.warning("preload_failed", backend=self.identity.name, reason=str(failure))
+
+    async def load(self, model: str, context_tokens: int | None) -> ModelInfo:
+        """Load the model; see ModelManager.load.  A shorter context only limits what it takes."""
+        weights = await asyncio.to_thread(self._check)
+        self._require_own(model)
+        if context_tokens is not None and not 1 < context_tokens <= weights.context_tokens:
+            raise InvalidArgumentError(
+                "context_tokens", f"must be 2 to {weights.context_tokens}, the context of {self._model_id}"
+            )
+        await self._in_thread(lambda: self._limit_context(context_tokens))
+        return self._model(weights)
+
+    async def unload(self, model: str) -> ModelInfo:
+        """Give the model's memory back; see ModelManager.unload.  Refused while it generates."""
+        self._require_own(model)
+        await self._in_thread(self._forget)
+        return self._model(self._weights)
 
     async def chat(
         self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]
     ) -> AsyncGenerator[Event]:
         """Generate; see Backend.chat."""
-        _refuse_what_it_cannot(call)
-        if self._waiting >= self._max_waiting:
-            raise BackendFailure("BACKEND_BUSY", f"has {self._waiting} requests waiting already")
-        self._waiting += 1
-        try:
-            await self._turn.acquire()
-        finally:
-            self._waiting -= 1
-        try:
+        refuse_what_it_cannot(call)
+        messages = conversation(call)
+        async with self._turn():
             begin()
-            async with aclosing(self._generate(call, model)) as events:
+            generating = self._generate(lambda engine: engine.encode(messages), call.sampling, model)
+            async with aclosing(generating) as events:
                 async for event in events:
                     yield event
-        finally:
-            self._turn.release()
+
+    async def complete(
+        self, call: CompleteCall, model: ModelInfo, begin: Callable[[], None]
+    ) -> AsyncGenerator[Event]:
+        """Continue a text; see Completer.complete."""
+        if call.suffix:
+            raise rejection("the model in process cannot fill a gap; drop the suffix")
+        refuse_logprobs(call.sampling)
+        async with self._turn():
+            begin()
+            generating = self._generate(lambda engine: engine.encode_text(call.prompt), call.sampling, model)
+            async with aclosing(generating) as events:
+                async for event in events:
+                    yield event
+
+    async def embed(self, call: EmbedCall, model: ModelInfo, begin: Callable[[], None]) -> Vectors:  # noqa: ARG002 - it has one model
+        """Give the mean of each text's last hidden states, of length 1; see Embedder.embed."""
+        async with self._turn():
+            begin()
+            vectors, used = [], 0
+            for text in call.inputs:
+                vector, tokens = await self._in_thread(lambda text=text: self._embedded(text))
+                if call.dimensions not in {None, len(vector)}:
+                    raise rejection(f"the vectors of the model in process have {len(vector)} numbers")
+                vectors.append(array("f", vector))
+                used += tokens
+        return Vectors(tuple(vectors), Usage(input_tokens=used))
 
     async def diagnose(self, model: str) -> tuple[Check, ...]:
         """Look at the files and load them."""
@@ -126,60 +175,87 @@ class PythiaBackend:
             return (Check("models", passed=False, detail=f"model {model!r} is not there", cure=cure),)
         files = Check("files", passed=True, detail="the files are whole")
         try:
-            await asyncio.get_running_loop().run_in_executor(self._worker, self._loaded)
+            await self._in_thread(self._loaded)
         except BackendFailure as failure:
-            return (files, Check("load", passed=False, detail=failure.detail, cure=ABSENT_LIBRARIES))
+            return (files, Check("load", passed=False, detail=failure.detail, cure=cure_of(failure)))
         return (files, Check("load", passed=True, detail=f"{self._model_id} is loaded"))
 
     async def aclose(self) -> None:
         """Stop every generation and give the thread back."""
-        for job in self._running:
-            job.cancelled.set()
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._worker.stop()
 
-    async def _generate(self, call: ChatCall, model: ModelInfo) -> AsyncGenerator[Event]:
-        loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        job = _Job(call, emit=lambda piece: _post(loop, pieces, piece))
-        future = loop.run_in_executor(self._worker, self._run, job)
-        future.add_done_callback(lambda _: pieces.put_nowait(None))
-        self._running.add(job)
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait for one of the places in the batch."""
+        if self._turns.locked() and self._waiting >= self._limits.max_waiting:
+            raise BackendFailure("BACKEND_BUSY", f"has {self._waiting} requests waiting already")
+        self._waiting += 1
         try:
-            yield Opened(model.id)
-            while (text := await _next_text(pieces)) is not None:
-                yield Delta(text=text)
-            yield await future
-        except (InvalidArgumentError, RuntimeError, ValueError, MemoryError, OSError) as error:
-            raise _failure_of(error) from error
+            await self._turns.acquire()
         finally:
-            job.cancelled.set()
-            self._running.discard(job)
-            if not future.done():
-                future.add_done_callback(_retrieved)
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._turns.release()
 
-    def _run(self, job: _Job) -> Finish:
-        """Generate in the worker thread."""
+    async def _generate(
+        self, encode: Callable[[Engine], list[int]], sampling: Sampling, model: ModelInfo
+    ) -> AsyncGenerator[Event]:
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[Told] = asyncio.Queue()
+        most = self._limits.max_output_tokens
+        work = Generation(
+            encode,
+            sampling,
+            min(sampling.max_output_tokens or most, most),
+            tell=lambda item: post(loop, told, item),
+        )
+        try:
+            self._worker.submit(work)
+            yield Opened(model.id)
+            while True:
+                for item in texts_joined(await all_of(told)):
+                    if isinstance(item, Exception):
+                        raise item
+                    yield Delta(text=item) if isinstance(item, str) else item
+                    if isinstance(item, Finish):
+                        return
+        except (InvalidArgumentError, *FAULTS) as error:
+            raise failure_of(error) from error
+        finally:
+            work.cancelled.set()
+
+    async def _in_thread(self, act: Callable[[], T]) -> T:
+        try:
+            return await asyncio.wrap_future(self._worker.errand(act))
+        except FAULTS as error:
+            raise failure_of(error) from error
+
+    def _embedded(self, text: str) -> tuple[list[float], int]:
         engine = self._loaded()
-        prompt = engine.encode(_conversation(job.call))
-        context = engine.context_tokens
-        used = len(prompt.ids)
-        if used >= context:
-            raise ContextOverflow(prompt_tokens=used, context_tokens=context)
-        wanted = min(job.call.sampling.max_output_tokens or self._max_output_tokens, self._max_output_tokens)
-        limit = min(wanted, context - used)
-        decoder, stops = PieceDecoder(engine.decode), StopScanner(job.call.sampling.stop)
-        drawn, is_stopped = 0, False
-        for token in engine.draw(prompt, job.call.sampling, limit=limit, is_cancelled=job.cancelled.is_set):
-            drawn += 1
-            text, is_stopped = stops.feed(decoder.feed(token))
-            if text:
-                job.emit(text)
-            if is_stopped:
-                break
-        if not is_stopped and (rest := stops.finish()):
-            job.emit(rest)
-        reason = FinishReason.LENGTH if drawn == limit and not is_stopped else FinishReason.STOP
-        return Finish(reason, Usage(input_tokens=used, output_tokens=drawn))
+        try:
+            ids = engine.encode_text(text)
+        except InvalidArgumentError as error:
+            raise failure_of(error) from error
+        if len(ids) > engine.context_tokens:
+            raise ContextOverflow(prompt_tokens=len(ids), context_tokens=engine.context_tokens)
+        with engine.computing():
+            return engine.embed(ids), len(ids)
+
+    def _limit_context(self, context_tokens: int | None) -> None:
+        engine = self._loaded()
+        self._context_tokens = context_tokens
+        engine.context_tokens = context_tokens or self._check().context_tokens
+
+    def _forget(self) -> None:
+        if self._worker.running:
+            raise FailedPreconditionError(
+                f"{self._model_id} is generating; unload it when its {self._worker.running} answers have ended",
+                reason="MODEL_IN_USE",
+            )
+        # The files are looked at again before they are loaded again.
+        self._engine = self._weights = self._context_tokens = None
 
     def _loaded(self) -> Engine:
         if self._engine is None:
@@ -187,10 +263,12 @@ class PythiaBackend:
             try:
                 from services.inference.pythia.engine import Engine
 
-                self._engine = Engine(weights, threads=self._threads)
+                self._engine = Engine(weights, self._holding)
             except ImportError as error:
                 raise BackendFailure("LIBRARIES_MISSING", ABSENT_LIBRARIES) from error
-            except (RuntimeError, ValueError, MemoryError, OSError) as error:
+            except CannotLoadError as error:
+                raise BackendFailure(error.reason, error.detail) from error
+            except FAULTS as error:
                 raise BackendFailure(
                     "LOAD_FAILED", f"cannot load {self._model_id}: {type(error).__name__}"
                 ) from error
@@ -202,73 +280,19 @@ class PythiaBackend:
             self._weights = check(find(self._directory, self._model_id))
         return self._weights
 
+    def _require_own(self, model: str) -> None:
+        if model != self._model_id:
+            raise InvalidArgumentError("model", f"{self.identity.name} holds {self._model_id} only")
+
     def _model(self, weights: Weights | None) -> ModelInfo:
+        quantization = self._holding.quantization.value
         return ModelInfo(
             id=self._model_id,
             state=LoadState.LOADED if self._engine else LoadState.NOT_LOADED,
-            context_tokens=weights.context_tokens if weights else None,
+            context_tokens=self._context_tokens or (weights.context_tokens if weights else None),
             max_context_tokens=weights.context_tokens if weights else None,
-            capabilities=frozenset({Capability.CHAT}),
+            capabilities=DO,
+            quantization="" if quantization == "none" else quantization,
             is_demo=self.identity.is_demo,
             base_digest=weights.base_digest if weights else b"",
         )
-
-
-def _conversation(call: ChatCall) -> list[dict[str, str]]:
-    return [
-        {
-            "role": message.role.value,
-            "content": "\n".join(part.text for part in message.parts if isinstance(part, Text)),
-        }
-        for message in call.messages
-    ]
-
-
-def _refuse_what_it_cannot(call: ChatCall) -> None:
-    if any(not isinstance(part, Text) for message in call.messages for part in message.parts):
-        raise _rejection("the model in process reads text only")
-    if call.demands_a_tool:
-        raise _rejection("the model in process calls no tools; drop tool_choice or choose another backend")
-    if call.answer_form.form is not Form.TEXT:
-        raise _rejection("the model in process cannot be held to a response_format; choose another backend")
-    if call.sampling.logprobs:
-        raise _rejection("the model in process gives no logprobs")
-
-
-def _rejection(problem: str) -> BackendFailure:
-    return BackendFailure(
-        "BACKEND_REJECTED", "cannot do what the request asks", blame=Blame.CALLER, told=problem
-    )
-
-
-def _failure_of(error: Exception) -> BackendFailure:
-    if isinstance(error, InvalidArgumentError):
-        return BackendFailure(
-            "BACKEND_REJECTED", "cannot read the conversation", blame=Blame.CALLER, told=error.problem
-        )
-    return BackendFailure("GENERATION_FAILED", f"failed while generating: {type(error).__name__}")
-
-
-def _post(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[str | None], piece: str) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(pieces.put_nowait, piece)
-
-
-async def _next_text(pieces: asyncio.Queue[str | None]) -> str | None:
-    """Give all text that is there, at least one piece; None at the end."""
-    first = await pieces.get()
-    if first is None:
-        return None
-    texts = [first]
-    while not pieces.empty():
-        piece = pieces.get_nowait()
-        if piece is None:
-            pieces.put_nowait(None)
-            break
-        texts.append(piece)
-    return "".join(texts)
-
-
-def _retrieved(future: asyncio.Future[Finish]) -> None:
-    if not future.cancelled():
-        future.exception()

@@ -150,7 +150,7 @@ async def test_generation_stops_when_the_client_goes_away(start: StartSuite, lon
 
 
 async def test_a_full_queue_is_said(start: StartSuite, long: Path) -> None:
-    suite = await start(model_dir=long, pythia_queue=1)
+    suite = await start(model_dir=long, pythia_batch=1, pythia_queue=1)
     endless = action("Hi", stream=True, sampling=pb.Sampling(temperature=0, max_output_tokens=16_000))
     running = suite.call(endless)
     async for response in running:

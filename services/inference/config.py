@@ -28,6 +28,11 @@ LLAMACPP_URL: Final = "http://127.0.0.1:8080"
 MLX_URL: Final = "http://127.0.0.1:8080"
 OLLAMA_URL: Final = "http://127.0.0.1:11434"
 
+HUB_URL: Final = "https://huggingface.co"
+
+MAX_PULL_GIGABYTES: Final = 60.0
+"""Pythia 12b twice over; a slip of the tongue must not fill a disk."""
+
 EMBEDDED_MODEL_DIR: Final = Path(__file__).parent / "embedded" / "model"
 
 Switch = Annotated[
@@ -113,6 +118,15 @@ class InferenceSettings(RoutingSettings):
     models_dir: Annotated[Path, Field(description="Where pulled models are kept, one directory each.")] = (
         Path("~/.cache/kala/models")
     )
+    hub_url: Annotated[
+        str,
+        Field(description="Where models are pulled from; a mirror of the Hugging Face hub, or the hub."),
+        aliases("HF_ENDPOINT"),
+    ] = HUB_URL
+    hub_token: Annotated[SecretStr | None, Field(description="Sent to the hub."), aliases("HF_TOKEN")] = None
+    max_pull_gigabytes: Annotated[
+        float, Field(gt=0, description="Largest model that may be pulled, in units of 10^9 bytes.")
+    ] = MAX_PULL_GIGABYTES
     embedded: Annotated[bool, Field(description="Offer the embedded demo model.")] = True
     embedded_dir: Annotated[
         Path | None, Field(description="Directory of the embedded demo model; unset means the packaged one.")
@@ -176,7 +190,7 @@ class InferenceSettings(RoutingSettings):
     def _check(self) -> Self:
         if (self.spool_dir is None) != (self.spool_key_file is None):
             raise ValueError("spool_dir and spool_key_file go together")
-        for name in ("lmstudio_url", "llamacpp_url", "mlx_url", "ollama_url"):
+        for name in ("lmstudio_url", "llamacpp_url", "mlx_url", "ollama_url", "hub_url"):
             url = getattr(self, name)
             if url is None:
                 continue

@@ -19,6 +19,7 @@ from services.inference.backends.model_server import (
     status_of_models,
 )
 from services.inference.backends.openai_compatible import MODELS_PATH, OpenAICompatibleBackend
+from services.inference.backends.openai_tasks import EmbeddingServer
 from services.inference.failures import failure_of_body
 
 GREETING_PATH: Final = "/lmstudio-greeting"
@@ -27,6 +28,8 @@ V0_MODELS_PATH: Final = "/api/v0/models"
 
 LOAD_PATH: Final = "/api/v1/models/load"
 UNLOAD_PATH: Final = "/api/v1/models/unload"
+
+_OF_EVERY_LLM: Final = (Capability.CHAT, Capability.COMPLETE, Capability.JSON_SCHEMA)
 
 NO_MODEL_CURE: Final = "load one in LM Studio's Developer page or run `lms load <model>`"
 
@@ -37,7 +40,7 @@ def is_greeting(reply: Reply) -> bool:
     return isinstance(parsed, dict) and parsed.get("lmstudio") is True
 
 
-class LMStudioBackend(OpenAICompatibleBackend):
+class LMStudioBackend(EmbeddingServer, OpenAICompatibleBackend):
     """A running LM Studio server."""
 
     off_cure: ClassVar[str] = "start LM Studio's local server (Developer page, or `lms server start`)"
@@ -159,7 +162,7 @@ def _capabilities_of_v1(item: dict[str, object]) -> frozenset[Capability]:
         return frozenset({Capability.EMBED})
     named = item.get("capabilities")
     named = named if isinstance(named, dict) else {}
-    found = {Capability.CHAT, Capability.JSON_SCHEMA}
+    found = {*_OF_EVERY_LLM}
     if named.get("vision"):
         found.add(Capability.VISION)
     if named.get("trained_for_tool_use"):
@@ -173,7 +176,7 @@ def _model_of_v0(item: dict[str, object]) -> ModelInfo | None:
         return None
     loaded = item.get("state") == "loaded"
     kind = item.get("type")
-    capabilities = {Capability.EMBED} if kind == "embeddings" else {Capability.CHAT, Capability.JSON_SCHEMA}
+    capabilities = {Capability.EMBED} if kind == "embeddings" else {*_OF_EVERY_LLM}
     if kind == "vlm":
         capabilities.add(Capability.VISION)
     named = item.get("capabilities")

@@ -61,7 +61,7 @@ class MlxBackend(OpenAICompatibleBackend):
             id=self.identity.default_model or _pinned_id(reply),
             state=LoadState.LOADED,
             aliases=(PINNED_MODEL,),
-            capabilities=frozenset({Capability.CHAT, Capability.TOOLS}),
+            capabilities=frozenset({Capability.CHAT, Capability.COMPLETE, Capability.TOOLS}),
         )
         return status_of_models((model,), no_model=self.load_cure(""))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from services.inference.backend import ModelInfo
+from services.inference.backend import BackendFailure, ModelInfo
 from services.inference.backends.model_server import OK, ModelServerBackend
 from services.inference.backends.task_wire import (
     batches,
@@ -16,10 +16,14 @@ from services.inference.backends.task_wire import (
     rerank_body,
 )
 from services.inference.chat import Opened
+from services.inference.protection.outcomes import TASK_NOT_SERVED
 from services.inference.tasks import EmbedCall, RerankCall, Scores, Vectors
 
 EMBED_PATH: Final = "/v1/embeddings"
 RERANK_PATH: Final = "/v1/rerank"
+
+_ABSENT: Final = frozenset({"NOT_SERVED", "HTTP_405", "HTTP_501"})
+"""How servers say that an endpoint is not there, or was not switched on."""
 
 
 class EmbeddingServer(ModelServerBackend):
@@ -30,18 +34,23 @@ class EmbeddingServer(ModelServerBackend):
         parts: list[Vectors] = []
         for texts in batches(call.inputs):
             body = embeddings_body(texts, model=self.wire_model(model), dimensions=call.dimensions)
-            answer = await self._answer_to(EMBED_PATH, body, _going_on if parts else begin)
+            answer = await self._answer_to(
+                EMBED_PATH, body, _going_on if parts else begin, says="embeds no texts"
+            )
             answered, part = read_embeddings(answer, texts=len(texts))
             self._check_model(Opened(answered), model)
             parts.append(part)
         return joined(parts, dimensions=call.dimensions)
 
-    async def _answer_to(self, path: str, body: bytes, begin: Callable[[], None]) -> bytes:
+    async def _answer_to(self, path: str, body: bytes, begin: Callable[[], None], *, says: str) -> bytes:
         """Send a request and give its whole answer; raises BackendFailure for anything but a 200."""
         async with self._http.post(path, body, begin, streams=False) as answer:
-            if answer.status != OK:
-                raise self.failure_of(answer.status, await answer.error_body())
-            return await answer.body()
+            if answer.status == OK:
+                return await answer.body()
+            failure = self.failure_of(answer.status, await answer.error_body())
+            if failure.reason in _ABSENT:
+                raise BackendFailure(TASK_NOT_SERVED, says, told=failure.told)
+            raise failure
 
 
 class RankingServer(EmbeddingServer):
@@ -51,7 +60,8 @@ class RankingServer(EmbeddingServer):
         """Score all documents in one request; see Reranker."""
         body = rerank_body(call.query, call.documents, model=self.wire_model(model))
         answered, scores = read_scores(
-            await self._answer_to(RERANK_PATH, body, begin), documents=len(call.documents)
+            await self._answer_to(RERANK_PATH, body, begin, says="ranks no documents"),
+            documents=len(call.documents),
         )
         self._check_model(Opened(answered), model)
         return scores

@@ -287,6 +287,22 @@ class ModelManager(Protocol):
 
 
 @runtime_checkable
+class TokenCounter(Protocol):
+    """A backend that tells how many tokens its model reads; counting generates nothing and loads no model."""
+
+    async def count_prompt(self, call: ChatCall, model: ModelInfo) -> int:
+        """Count a conversation with its functions as the model would read it, head of the answer included.
+
+        Raises BackendFailure, also where the model is not in memory and counting would load it.
+        """
+        ...
+
+    async def count_text(self, text: str, model: ModelInfo) -> int:
+        """Count a text by itself; raises BackendFailure as `count_prompt` does."""
+        ...
+
+
+@runtime_checkable
 class Completer(Protocol):
     """A backend that continues texts."""
 

@@ -18,6 +18,7 @@ from services.inference.backend import (
     Status,
 )
 from services.inference.backends.http import ModelServerClient, Reply
+from services.inference.backends.llama_tokens import count_request, count_text
 from services.inference.backends.loading import (
     LOAD_SECONDS,
     POLL_SECONDS,
@@ -32,6 +33,8 @@ from services.inference.backends.model_server import (
     status_of_models,
 )
 from services.inference.backends.openai_compatible import MODELS_PATH, OpenAICompatibleBackend
+from services.inference.backends.openai_tasks import EMBED_PATH, RERANK_PATH, RankingServer
+from services.inference.chat import ChatCall
 
 HEALTH_PATH: Final = "/health"
 LOAD_PATH: Final = "/models/load"
@@ -42,6 +45,8 @@ LOADING_STATUS: Final = 503
 IDLE_POLLS: Final = 8
 """How often a model may be seen out of memory after its loading began: a child process takes a moment to show."""
 
+BAD_REQUEST: Final = 400
+
 OWNER: Final = "llamacpp"
 SERVER_NAME: Final = "llama.cpp"
 
@@ -51,6 +56,12 @@ _STATES: Final = {
     "downloading": LoadState.LOADING,
     "sleeping": LoadState.LOADED,
     "unloaded": LoadState.NOT_LOADED,
+}
+
+
+_FLAGS: Final = {
+    Capability.EMBED: frozenset({"--embedding", "--embeddings"}),
+    Capability.RERANK: frozenset({"--rerank", "--reranking"}),
 }
 
 
@@ -68,7 +79,7 @@ def is_llama_cpp_python(reply: Reply) -> bool:
     )
 
 
-class LlamaCppBackend(OpenAICompatibleBackend):
+class LlamaCppBackend(RankingServer, OpenAICompatibleBackend):
     """A running llama-server."""
 
     off_cure: ClassVar[str] = "start it, e.g. `llama-server -m model.gguf --port 8080`"
@@ -82,6 +93,7 @@ class LlamaCppBackend(OpenAICompatibleBackend):
     def __init__(self, identity: Identity, http: ModelServerClient, *, max_output_tokens: int) -> None:
         super().__init__(identity, http, max_output_tokens=max_output_tokens)
         self._adapters: dict[str, tuple[int, ...]] = {}
+        self._serves: dict[tuple[str, ...], frozenset[Capability]] = {}
 
     def load_cure(self, model: str) -> str:
         return (
@@ -127,6 +139,23 @@ class LlamaCppBackend(OpenAICompatibleBackend):
             await self._tell(UNLOAD_PATH, info.id, done_already="not running")
         return await self._until(info.id, lambda state: state is LoadState.NOT_LOADED)
 
+    async def count_prompt(self, call: ChatCall, model: ModelInfo) -> int:
+        """Count a whole prompt; see TokenCounter."""
+        self._require_in_memory(model)
+        return await count_request(
+            self._http, self._request(call, model, stream=False), self.wire_model(model)
+        )
+
+    async def count_text(self, text: str, model: ModelInfo) -> int:
+        """Count a text; see TokenCounter."""
+        self._require_in_memory(model)
+        return await count_text(self._http, text, self.wire_model(model))
+
+    def _require_in_memory(self, model: ModelInfo) -> None:
+        # Router mode would load the model for a count.
+        if model.state is not LoadState.LOADED or self._repeats_names:
+            raise BackendFailure("NO_TOKENIZER", "has no tokenizer at hand for this model")
+
     async def _installed(self, model: str) -> ModelInfo:
         status = await self._look()
         if status.state is State.LOADING and not status.models:
@@ -152,7 +181,12 @@ class LlamaCppBackend(OpenAICompatibleBackend):
             await asyncio.sleep(POLL_SECONDS)
 
     async def _look(self) -> Status:
-        health = await self._get(HEALTH_PATH)
+        try:
+            health = await self._get(HEALTH_PATH)
+        except BackendFailure:
+            # Whoever answers here next may have been started otherwise.
+            self._serves.clear()
+            raise
         if health.status == LOADING_STATUS:
             return Status(State.LOADING, "is loading its model; wait for it", reason="BACKEND_LOADING")
         reply = await self._get(MODELS_PATH)
@@ -162,12 +196,30 @@ class LlamaCppBackend(OpenAICompatibleBackend):
         # Someone configured this address, so a proxy that hides the server's marks is believed; but not its names.
         self._repeats_names = not is_llama_server(reply)
         is_multimodal = _is_multimodal(reply)
-        models = tuple(model for item in listed if (model := _model(item, sees=is_multimodal)) is not None)
         self._is_router = any("status" in item for item in listed)
+        serves = frozenset() if self._is_router else await self._served(listed)
+        models = tuple(
+            model for item in listed if (model := _model(item, sees=is_multimodal, serves=serves)) is not None
+        )
         self._adapters = {} if self._repeats_names else await self._adapters_of(models)
         return status_of_models(
             models, no_model="load one with `kala models load`, or start llama-server with -m"
         )
+
+    async def _served(self, listed: list[dict[str, object]]) -> frozenset[Capability]:
+        """Find out once per model whether it embeds or ranks.
+
+        llama-server says nowhere what it was started for, but looks at that before it reads a request: an empty one is
+        501 where the endpoint is off and 400 where it is on, and costs no model a token.
+        """
+        names = tuple(str(item.get("id")) for item in listed)
+        if names not in self._serves:
+            asked = {Capability.EMBED: EMBED_PATH, Capability.RERANK: RERANK_PATH}
+            replies = {task: await self._http.tell(path, {}) for task, path in asked.items()}
+            found = frozenset(task for task, reply in replies.items() if reply.status == BAD_REQUEST)
+            # Of one server, and as long as it serves the same.
+            self._serves = {names: found}
+        return self._serves[names]
 
     async def _adapters_of(self, models: tuple[ModelInfo, ...]) -> dict[str, tuple[int, ...]]:
         """Give the numbers of the LoRA adapters of every model in memory."""
@@ -183,6 +235,12 @@ class LlamaCppBackend(OpenAICompatibleBackend):
         return found
 
 
+def _started_for(arguments: object) -> frozenset[Capability]:
+    """Read from a command line of router mode what a model is started for."""
+    given = {str(argument) for argument in arguments} if isinstance(arguments, list) else set()
+    return frozenset(task for task, flags in _FLAGS.items() if given & flags)
+
+
 def _is_multimodal(reply: Reply) -> bool:
     # Single mode tells it beside the list; router mode per model (`architecture`).
     for item in json_list(reply, "models") or []:
@@ -192,7 +250,9 @@ def _is_multimodal(reply: Reply) -> bool:
     return False
 
 
-def _model(item: dict[str, object], *, sees: bool) -> ModelInfo | None:
+def _model(
+    item: dict[str, object], *, sees: bool, serves: frozenset[Capability] = frozenset()
+) -> ModelInfo | None:
     name = item.get("id")
     if not isinstance(name, str) or not name:
         return None
@@ -200,9 +260,14 @@ def _model(item: dict[str, object], *, sees: bool) -> ModelInfo | None:
     meta = meta if isinstance(meta, dict) else {}
     aliases = item.get("aliases")
     modalities = architecture.get("input_modalities") if isinstance(architecture, dict) else None
-    capabilities = {Capability.CHAT, Capability.TOOLS, Capability.JSON_SCHEMA}
+    if isinstance(status, dict):
+        serves = _started_for(status.get("args"))
+    capabilities = {Capability.CHAT, Capability.COMPLETE, Capability.TOOLS, Capability.JSON_SCHEMA, *serves}
     if sees or (isinstance(modalities, list) and "image" in modalities):
         capabilities.add(Capability.VISION)
+    if Capability.RERANK in serves:
+        # Its one output is a score: such a model neither speaks nor embeds.
+        capabilities = {Capability.RERANK}
     return ModelInfo(
         id=name,
         # Single mode names no status: the server answers only once its model is in memory.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
@@ -55,6 +55,10 @@ class Seen:
 
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+Script = Scripted | Callable[[Seen], Scripted]
+"""What to answer, or how to find it out from the request."""
 
 
 def as_json(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Scripted:
@@ -119,7 +123,7 @@ class FakeModelServer:
     """Listens on a free port of this machine; unscripted paths answer 404.  Looks like llama-server with model `tiny`."""
 
     def __init__(self, *, like_llama_server: bool = True, port: int = 0, host: str = "127.0.0.1") -> None:
-        self._scripts: dict[tuple[str, str], Scripted] = {}
+        self._scripts: dict[tuple[str, str], Script] = {}
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._port = port
@@ -140,11 +144,11 @@ class FakeModelServer:
     def port(self) -> int:
         return self._port
 
-    def on(self, method: str, path: str, script: Scripted) -> None:
+    def on(self, method: str, path: str, script: Script) -> None:
         """Answer this from now on."""
         self._scripts[method, path] = script
 
-    def on_chat(self, script: Scripted) -> None:
+    def on_chat(self, script: Script) -> None:
         """Answer chat completions so from now on."""
         self.on("POST", "/v1/chat/completions", script)
 
@@ -197,6 +201,8 @@ class FakeModelServer:
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         script = self._scripts.get((seen.method, seen.path.partition("?")[0]))
         script = script or as_json({"error": {"message": "File Not Found", "code": 404}}, status=404)
+        if not isinstance(script, Scripted):
+            script = script(seen)
         if script.head_after is not None and not await self._wait(script.head_after, reader):
             return False
         writer.write(_head(script))

@@ -1,4 +1,4 @@
-"""Ollama by its native API: state by /api/tags and /api/ps, chat by /api/chat.
+"""Ollama by its native API: state by /api/tags and /api/ps, chat by /api/chat, texts by /api/generate and /api/embed.
 
 Ollama loads a model when it is asked for, so an installed one may be named although it is not in memory.  What runs on
 Ollama's own servers (a "cloud" model) is not offered: it would let data leave this machine under a local name.
@@ -29,15 +29,18 @@ from services.inference.backends.loading import (
 )
 from services.inference.backends.model_server import (
     OK,
-    ModelServerBackend,
     json_list,
     positive,
     status_of_models,
 )
+from services.inference.backends.ollama_task_wire import embed_body, generate_body, read_embed
 from services.inference.backends.ollama_wire import AnswerReader, request_body
-from services.inference.chat import ChatCall, Event
+from services.inference.backends.openai_tasks import TaskServer
+from services.inference.backends.task_wire import batches, joined
+from services.inference.chat import ChatCall, Event, Opened
 from services.inference.failures import failure_of_body
 from services.inference.ndjson import LineReader, LineTooLongError
+from services.inference.tasks import CompleteCall, EmbedCall, Vectors
 
 VERSION_PATH: Final = "/api/version"
 TAGS_PATH: Final = "/api/tags"
@@ -45,6 +48,7 @@ RUNNING_PATH: Final = "/api/ps"
 SHOW_PATH: Final = "/api/show"
 CHAT_PATH: Final = "/api/chat"
 GENERATE_PATH: Final = "/api/generate"
+EMBED_PATH: Final = "/api/embed"
 
 UNLOAD_POLLS: Final = 40
 
@@ -56,7 +60,7 @@ _LATEST: Final = ":latest"
 _CLOUD: Final = (":cloud", "-cloud")
 
 _CAPABILITIES: Final = {
-    "completion": frozenset({Capability.CHAT, Capability.JSON_SCHEMA}),
+    "completion": frozenset({Capability.CHAT, Capability.COMPLETE, Capability.JSON_SCHEMA}),
     "vision": frozenset({Capability.VISION}),
     "tools": frozenset({Capability.TOOLS}),
     "embedding": frozenset({Capability.EMBED}),
@@ -78,7 +82,7 @@ class _Shown:
     is_remote: bool = False
 
 
-class OllamaBackend(ModelServerBackend):
+class OllamaBackend(TaskServer):
     """A running Ollama."""
 
     off_cure: ClassVar[str] = "start it with `ollama serve`"
@@ -95,22 +99,56 @@ class OllamaBackend(ModelServerBackend):
     def answers_as(self, answered: str, model: ModelInfo) -> bool:
         return answered.removesuffix(_LATEST) == model.id.removesuffix(_LATEST)
 
-    async def chat(
-        self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]
-    ) -> AsyncGenerator[Event]:
+    def chat(self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]) -> AsyncGenerator[Event]:
         """Generate; see Backend.chat."""
-        context = self._kept.get(model.id) or model.context_tokens
         body = request_body(
             call,
             model=model.id,
             max_output_tokens=self._max_output_tokens,
-            context_tokens=context,
+            context_tokens=self._context_of(model),
             keep=model.id in self._kept,
         )
-        async with self._http.post(CHAT_PATH, body, begin, streams=True) as answer:
+        return self._events(CHAT_PATH, body, model, begin)
+
+    def complete(
+        self, call: CompleteCall, model: ModelInfo, begin: Callable[[], None]
+    ) -> AsyncGenerator[Event]:
+        """Continue a text, or fill the gap before its suffix; see Completer."""
+        body = generate_body(
+            call,
+            model=model.id,
+            max_output_tokens=self._max_output_tokens,
+            context_tokens=self._context_of(model),
+            keep=model.id in self._kept,
+        )
+        return self._events(GENERATE_PATH, body, model, begin, is_text=True)
+
+    async def embed(self, call: EmbedCall, model: ModelInfo, begin: Callable[[], None]) -> Vectors:
+        """Embed in batches, one after the other; see Embedder."""
+        parts: list[Vectors] = []
+        for texts in batches(call.inputs):
+            body = embed_body(texts, model=model.id, dimensions=call.dimensions, keep=model.id in self._kept)
+            answered, part = read_embed(
+                await self._answer_to(EMBED_PATH, body, begin, is_first=not parts), texts=len(texts)
+            )
+            self._check_model(Opened(answered), model)
+            parts.append(part)
+        return joined(parts, dimensions=call.dimensions)
+
+    async def _events(
+        self,
+        path: str,
+        body: bytes,
+        model: ModelInfo,
+        begin: Callable[[], None],
+        *,
+        is_text: bool = False,
+    ) -> AsyncGenerator[Event]:
+        """Send a request and read its answer; leaving early closes the exchange."""
+        async with self._http.post(path, body, begin, streams=True) as answer:
             if answer.status != OK or "html" in answer.content_type:
                 raise self.failure_of(answer.status, await answer.error_body())
-            lines, reader = LineReader(), AnswerReader()
+            lines, reader = LineReader(), AnswerReader(is_text=is_text)
             while not reader.is_done and (data := await answer.read()):
                 for event in reader.read(_fed(lines, data)):
                     self._check_model(event, model)
@@ -122,6 +160,9 @@ class OllamaBackend(ModelServerBackend):
             if not reader.is_done:
                 raise reader.cut()
             await answer.drain()
+
+    def _context_of(self, model: ModelInfo) -> int | None:
+        return self._kept.get(model.id) or model.context_tokens
 
     async def load(self, model: str, context_tokens: int | None) -> ModelInfo:
         """Load a model and keep it; see ModelManager."""

@@ -34,6 +34,7 @@ from services.inference.chat import (
     Message,
     Opened,
     Role,
+    Sampling,
     Text,
     ToolCall,
     ToolMode,
@@ -69,12 +70,6 @@ def request_body(
     leaves the model in memory until it is unloaded.
     """
     sampling = call.sampling
-    options: Json = {name: value for name in _OPTIONS if (value := getattr(sampling, name)) is not None}
-    options["num_predict"] = min(sampling.max_output_tokens or max_output_tokens, max_output_tokens)
-    if sampling.stop:
-        options["stop"] = list(sampling.stop)
-    if context_tokens is not None:
-        options["num_ctx"] = context_tokens
     body: Json = {
         "model": model,
         "messages": _messages(call.messages),
@@ -82,7 +77,7 @@ def request_body(
         # Neither the start of a long history nor that of a long answer may be dropped silently.
         "truncate": False,
         "shift": False,
-        "options": options,
+        "options": options_of(sampling, max_output_tokens=max_output_tokens, context_tokens=context_tokens),
     }
     if sampling.logprobs:
         body["logprobs"] = True
@@ -104,12 +99,27 @@ def request_body(
     return orjson.dumps(body)
 
 
+def options_of(sampling: Sampling, *, max_output_tokens: int, context_tokens: int | None) -> Json:
+    """Write how tokens are drawn, how many at most, and the context that the model has."""
+    options: Json = {name: value for name in _OPTIONS if (value := getattr(sampling, name)) is not None}
+    options["num_predict"] = min(sampling.max_output_tokens or max_output_tokens, max_output_tokens)
+    if sampling.stop:
+        options["stop"] = list(sampling.stop)
+    if context_tokens is not None:
+        options["num_ctx"] = context_tokens
+    return options
+
+
 class AnswerReader:
-    """Turns the lines of one answer into events; success needs the line that says `done`."""
+    """Turns the lines of one answer into events; success needs the line that says `done`.
 
-    __slots__ = ("_calls", "_is_done", "_is_open")
+    `is_text` says that a completion was asked for, whose words are each line's `response`.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_calls", "_is_done", "_is_open", "_is_text")
+
+    def __init__(self, *, is_text: bool = False) -> None:
+        self._is_text = is_text
         self._is_open = False
         self._is_done = False
         self._calls = 0
@@ -150,6 +160,8 @@ class AnswerReader:
         return BackendFailure("STREAM_CUT", "closed the stream in the middle of the answer")
 
     def _delta(self, parsed: Json) -> Delta:
+        if self._is_text:
+            return Delta(text=string(parsed.get("response")), reasoning=string(parsed.get("thinking")))
         message = parsed.get("message")
         message = message if isinstance(message, dict) else {}
         return Delta(

@@ -26,7 +26,33 @@ _ABSENT: Final = frozenset({"NOT_SERVED", "HTTP_405", "HTTP_501"})
 """How servers say that an endpoint is not there, or was not switched on."""
 
 
-class EmbeddingServer(ModelServerBackend):
+class TaskServer(ModelServerBackend):
+    """A server that has endpoints whose answer is one body."""
+
+    async def _answer_to(
+        self,
+        path: str,
+        body: bytes,
+        begin: Callable[[], None],
+        *,
+        is_first: bool = True,
+        says: str = "embeds no texts",
+    ) -> bytes:
+        """Send a request and give its whole answer; raises BackendFailure for anything but a 200.
+
+        `begin` is called for the first request of a call: the clearance covers all of it.  `says` is for a server that
+        has no such endpoint.
+        """
+        async with self._http.post(path, body, begin if is_first else _going_on, streams=False) as answer:
+            if answer.status == OK:
+                return await answer.body()
+            failure = self.failure_of(answer.status, await answer.error_body())
+            if failure.reason in _ABSENT:
+                raise BackendFailure(TASK_NOT_SERVED, says, told=failure.told)
+            raise failure
+
+
+class EmbeddingServer(TaskServer):
     """A server that embeds."""
 
     async def embed(self, call: EmbedCall, model: ModelInfo, begin: Callable[[], None]) -> Vectors:
@@ -34,23 +60,11 @@ class EmbeddingServer(ModelServerBackend):
         parts: list[Vectors] = []
         for texts in batches(call.inputs):
             body = embeddings_body(texts, model=self.wire_model(model), dimensions=call.dimensions)
-            answer = await self._answer_to(
-                EMBED_PATH, body, _going_on if parts else begin, says="embeds no texts"
-            )
+            answer = await self._answer_to(EMBED_PATH, body, begin, is_first=not parts)
             answered, part = read_embeddings(answer, texts=len(texts))
             self._check_model(Opened(answered), model)
             parts.append(part)
         return joined(parts, dimensions=call.dimensions)
-
-    async def _answer_to(self, path: str, body: bytes, begin: Callable[[], None], *, says: str) -> bytes:
-        """Send a request and give its whole answer; raises BackendFailure for anything but a 200."""
-        async with self._http.post(path, body, begin, streams=False) as answer:
-            if answer.status == OK:
-                return await answer.body()
-            failure = self.failure_of(answer.status, await answer.error_body())
-            if failure.reason in _ABSENT:
-                raise BackendFailure(TASK_NOT_SERVED, says, told=failure.told)
-            raise failure
 
 
 class RankingServer(EmbeddingServer):
@@ -68,4 +82,4 @@ class RankingServer(EmbeddingServer):
 
 
 def _going_on() -> None:
-    """Begin nothing: the clearance covers the whole call, and its first batch has begun."""
+    """Begin nothing: the call has begun with its first batch."""

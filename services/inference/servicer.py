@@ -17,6 +17,8 @@ from services.common.clearance import VerifiedClearance, current_clearance
 from services.common.sealing import unpack_strictly
 from services.inference import answers
 from services.inference.backend import Capability
+from services.inference.context.counting import count
+from services.inference.context.rpc import action_of, counted_response, strategy_of
 from services.inference.conversion import chat_call, wanted
 from services.inference.dispatch import Attempt, Dispatch
 from services.inference.model_loading import ModelLoading
@@ -115,6 +117,26 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Order documents by their bearing on a query."""
         async with _at_most(self._max_act_seconds):
             return await self._tasks.rerank(current_clearance(), partial(_tell_attempts, context))
+
+    async def CountTokens(
+        self,
+        request: pb.CountTokensRequest,
+        context: Context,  # noqa: ARG002 - the contract names it
+    ) -> pb.CountTokensResponse:
+        """Count a prompt for the model that would be tried first, and fit it to its context if asked."""
+        strategy, action = strategy_of(request), action_of(request)
+        call = chat_call(action)
+        destination = self._routing.settle(wanted(action, call), self._routing.role(action.role))
+        candidate = (await self._choose(destination)).candidates[0]
+        entry = self._entry(answers.NAME_PREFIX + candidate.backend, "model")
+        counted = await count(
+            entry.backend,
+            call,
+            candidate.model,
+            strategy=strategy,
+            reserved_tokens=request.reserve_output_tokens,
+        )
+        return counted_response(counted, candidate)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002 - the contract names it
         """List what can be asked for now."""

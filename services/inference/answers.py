@@ -9,9 +9,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kala.common.v1.usage_pb2 import Usage as UsageMessage
 from kala.inference.v1 import inference_pb2 as pb
+from services.inference.attempts import Attempt
 from services.inference.backend import Capability, Check, LoadState, ModelInfo, State
 from services.inference.chat import Delta, FinishReason, TokenLogprob, Usage
-from services.inference.dispatch import Attempt, Ended, Routed, Step
+from services.inference.dispatch import Ended, Routed, Step
 from services.inference.protection.breaker import BreakerState
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def finish(ended: Ended) -> pb.ChatFinish:
         reason=_FINISH_REASONS[ended.reason],
         usage=usage_message(ended.usage),
         attempts=attempts(ended.attempts),
+        derived_digest=ended.derived_digest,
     )
 
 
@@ -104,6 +106,7 @@ def attempts(tried: Iterable[Attempt]) -> list[pb.Attempt]:
             reason=attempt.reason,
             detail=attempt.detail,
             elapsed=duration(attempt.elapsed_seconds),
+            spliced=attempt.is_spliced,
         )
         for attempt in tried
     ]

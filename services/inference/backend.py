@@ -248,6 +248,11 @@ class Backend(Protocol):
         """Who it is."""
         ...
 
+    @property
+    def carries_on(self) -> bool:
+        """Whether it goes on with a last message of the assistant's as it stands, instead of answering after it."""
+        ...
+
     async def look(self) -> Status:
         """Say what can be asked of it now; never raises for the backend's own faults."""
         ...

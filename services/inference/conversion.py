@@ -66,6 +66,11 @@ _FORMS: Final = {
     pb.RESPONSE_FORMAT_TYPE_JSON_OBJECT: Form.JSON_OBJECT,
     pb.RESPONSE_FORMAT_TYPE_JSON_SCHEMA: Form.JSON_SCHEMA,
 }
+_MID_STREAM: Final = {
+    pb.MID_STREAM_POLICY_UNSPECIFIED: False,
+    pb.MID_STREAM_POLICY_ERROR: False,
+    pb.MID_STREAM_POLICY_CONTINUE: True,
+}
 _RANGES: Final = {
     "temperature": (0.0, 2.0),
     "top_p": (0.0, 1.0),
@@ -94,6 +99,7 @@ def chat_call(action: pb.ChatAction) -> ChatCall:
         answer_form=_answer_form(action.response_format),
         stream=action.stream,
         reasoning_effort=action.reasoning_effort,
+        goes_on=_goes_on(action),
     )
 
 
@@ -109,9 +115,14 @@ def wanted(action: pb.ChatAction, call: ChatCall) -> Wanted:
     )
 
 
+def _goes_on(action: pb.ChatAction) -> bool:
+    goes_on = _MID_STREAM.get(action.mid_stream)
+    if goes_on is None:
+        raise InvalidArgumentError("mid_stream", "must be error or continue")
+    return goes_on
+
+
 def _refuse_later_features(action: pb.ChatAction) -> None:
-    if action.mid_stream == pb.MID_STREAM_POLICY_CONTINUE:
-        raise UnimplementedError("mid_stream: CONTINUE is not served by this release; use ERROR")
     if action.adapters:
         raise UnimplementedError("adapters: this release applies none")
 

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from services.inference.attempts import Attempt, all_failed, callers_error, over_budget
 from services.inference.backend import Backend, BackendFailure, Blame, LoadState, ModelInfo
-from services.inference.dispatch import Attempt, Routed, all_failed, callers_error, over_budget
+from services.inference.dispatch import Routed
 from services.inference.protection.outcomes import REFUSED_HERE
 from services.inference.protection.protection import Protection
 from services.inference.registry.registry import Entry, Registry

@@ -16,11 +16,12 @@ from kala.inference.v1 import inference_pb2_grpc
 from services.common.clearance import VerifiedClearance, current_clearance
 from services.common.sealing import unpack_strictly
 from services.inference import answers
+from services.inference.attempts import Attempt
 from services.inference.backend import Capability
 from services.inference.context.counting import count
 from services.inference.context.rpc import action_of, counted_response, strategy_of
 from services.inference.conversion import chat_call, wanted
-from services.inference.dispatch import Attempt, Dispatch
+from services.inference.dispatch import Dispatch
 from services.inference.model_loading import ModelLoading
 from services.inference.pages import page
 from services.inference.protection.protection import Protection
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from services.inference.registry.registry import Entry, Registry
 
 ATTEMPTS_METADATA_KEY: Final = "kala-attempts-bin"
-"""Trailing metadata of a failed act: a serialised ChatFinish that holds the attempts and nothing else."""
+"""Trailing metadata of a failed act: a serialised ChatFinish that holds the attempts, the digest of what was added, and nothing else."""
 
 _NEEDS: Final = {number: capability for capability, number in answers.CAPABILITIES.items()}
 
@@ -91,7 +92,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     async for response in answers.together(steps, is_whole=not call.stream):
                         yield response
             except KalaError:
-                _tell_attempts(context, dispatch.attempts)
+                _tell_attempts(context, dispatch.attempts, dispatch.derived_digest)
                 raise
 
     async def Complete(
@@ -284,7 +285,7 @@ async def _at_most(seconds: float) -> AsyncIterator[None]:
         ) from None
 
 
-def _tell_attempts(context: Context, tried: list[Attempt]) -> None:
+def _tell_attempts(context: Context, tried: list[Attempt], derived_digest: bytes = b"") -> None:
     if tried:
-        finish = pb.ChatFinish(attempts=answers.attempts(tried)).SerializeToString()
-        context.set_trailing_metadata(((ATTEMPTS_METADATA_KEY, finish),))
+        finish = pb.ChatFinish(attempts=answers.attempts(tried), derived_digest=derived_digest)
+        context.set_trailing_metadata(((ATTEMPTS_METADATA_KEY, finish.SerializeToString()),))

@@ -30,8 +30,8 @@ from services.inference.router import Route, Wanted
 from services.inference.task_conversion import Action, complete_call, embed_call, rerank_call, wanted_for
 
 if TYPE_CHECKING:
+    from services.inference.attempts import Attempt
     from services.inference.backend import ModelInfo
-    from services.inference.dispatch import Attempt
     from services.inference.protection.protection import Protection
     from services.inference.registry.registry import Registry
     from services.inference.tasks import EmbedCall, RerankCall, Scores, Vectors

@@ -21,6 +21,8 @@ from services.inference.chat import PROBE, ChatCall, Delta, Event, Finish, Finis
 class FakeBackend:
     """Answers "Hello", unless `failure` is set; waits for `gate` before it does."""
 
+    carries_on = False
+
     def __init__(
         self, name: str = "llamacpp", *models: ModelInfo, kind: Kind = Kind.LLAMACPP, weight: float = 1.0
     ) -> None:

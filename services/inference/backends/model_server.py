@@ -18,6 +18,7 @@ from services.inference.backend import (
 )
 from services.inference.backends.elsewhere import AWAY, Elsewhere
 from services.inference.backends.http import ModelServerClient, Reply
+from services.inference.base_url import BaseUrl
 from services.inference.chat import PROBE, ChatCall, Event, Opened
 from services.inference.failures import failure_of_body
 
@@ -30,6 +31,9 @@ class ModelServerBackend(ABC):
     names_its_model: ClassVar[bool] = True
     """Whether `model` in an answer says which model answered, rather than repeating what was asked."""
 
+    carries_on: ClassVar[bool] = False
+    """Whether it goes on with a last message of the assistant's as it stands, instead of answering after it."""
+
     off_cure: ClassVar[str] = "start the server"
 
     def __init__(self, identity: Identity, http: ModelServerClient, *, max_output_tokens: int) -> None:
@@ -39,7 +43,11 @@ class ModelServerBackend(ABC):
         self.elsewhere: Elsewhere | None = None
         """Where it may be besides its own address."""
         self.launch: Callable[[], Status | None] = lambda: None
-        """Says why a server that is started here does not answer; None where it should."""
+        """Says why a server that is started here is not to be asked; None where it is."""
+
+    def move(self, base: BaseUrl) -> None:
+        """Ask at another address from now on."""
+        self._http.use(base)
 
     @property
     def identity(self) -> Identity:
@@ -47,6 +55,9 @@ class ModelServerBackend(ABC):
 
     async def look(self) -> Status:
         """See the backend's state; its faults become a status with their reason and cure."""
+        launched = self.launch()
+        if launched is not None:
+            return launched
         elsewhere = self.elsewhere
         if elsewhere is not None and elsewhere.is_away and await elsewhere.return_if_back():
             self._http.use(elsewhere.place)
@@ -120,9 +131,6 @@ class ModelServerBackend(ABC):
         if failure.reason == "AUTHENTICATION_FAILED":
             setting = f"KALA_INFERENCE_{self.identity.kind.name}_API_KEY"
             return Status(State.ERROR, f"refuses the API key; set {setting}", reason=failure.reason)
-        launched = self.launch() if failure.reason in AWAY else None
-        if launched is not None:
-            return launched
         state = State.OFF if failure.reason in AWAY else State.ERROR
         return Status(state, f"{failure.detail}; {self.off_cure}", reason=failure.reason)
 

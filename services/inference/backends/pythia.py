@@ -70,6 +70,9 @@ class PythiaLimits:
 class PythiaBackend:
     """A GPT-NeoX model of a local directory, served in process."""
 
+    carries_on: Final = False
+    """Its template always begins a new answer."""
+
     def __init__(
         self, identity: Identity, directory: Path, model_id: str, *, holding: Holding, limits: PythiaLimits
     ) -> None:

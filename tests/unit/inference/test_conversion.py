@@ -170,15 +170,28 @@ def test_a_wrong_field_is_named(action: pb.ChatAction, field: str) -> None:
     assert caught.value.field == field
 
 
+def test_what_comes_later_says_so() -> None:
+    action = pb.ChatAction(messages=[user()], adapters=["adapters/a@1"])
+    with pytest.raises(UnimplementedError, match="adapters"):
+        chat_call(action)
+
+
 @pytest.mark.parametrize(
-    ("action", "name"),
+    ("policy", "goes_on"),
     [
-        (pb.ChatAction(messages=[user()], mid_stream=pb.MID_STREAM_POLICY_CONTINUE), "mid_stream"),
-        (pb.ChatAction(messages=[user()], adapters=["adapters/a@1"]), "adapters"),
+        (pb.MID_STREAM_POLICY_UNSPECIFIED, False),
+        (pb.MID_STREAM_POLICY_ERROR, False),
+        (pb.MID_STREAM_POLICY_CONTINUE, True),
     ],
 )
-def test_what_comes_later_says_so(action: pb.ChatAction, name: str) -> None:
-    with pytest.raises(UnimplementedError, match=name):
+def test_only_continue_carries_a_broken_stream_on(policy: pb.MidStreamPolicy, goes_on: bool) -> None:
+    assert chat_call(pb.ChatAction(messages=[user()], mid_stream=policy)).goes_on is goes_on
+
+
+def test_a_policy_that_nobody_knows_is_refused() -> None:
+    action = pb.ChatAction(messages=[user()])
+    action.mid_stream = 9  # type: ignore[assignment]  # what a newer client could send
+    with pytest.raises(InvalidArgumentError, match="mid_stream"):
         chat_call(action)
 
 

@@ -85,6 +85,7 @@ class _Shown:
 class OllamaBackend(TaskServer):
     """A running Ollama."""
 
+    carries_on: ClassVar[bool] = True
     off_cure: ClassVar[str] = "start it with `ollama serve`"
 
     def __init__(self, identity: Identity, http: ModelServerClient, *, max_output_tokens: int) -> None:

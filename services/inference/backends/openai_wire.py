@@ -141,11 +141,12 @@ class ChunkReader:
     `is_text` as of read_completion.
     """
 
-    __slots__ = ("_finish", "_is_done", "_is_open", "_is_text", "_usage")
+    __slots__ = ("_finish", "_is_done", "_is_open", "_is_text", "_model", "_usage")
 
     def __init__(self, *, is_text: bool = False) -> None:
         self._is_text = is_text
         self._is_open = False
+        self._model = ""
         self._is_done = False
         self._finish: FinishReason | None = None
         self._usage = Usage()
@@ -191,9 +192,13 @@ class ChunkReader:
         return chunk
 
     def _opened(self, chunk: Json) -> Iterator[Event]:
-        if not self._is_open:
-            self._is_open = True
-            yield Opened(string(chunk.get("model")))
+        model = string(chunk.get("model")) or self._model
+        if self._model and model != self._model:
+            raise BackendFailure("WRONG_MODEL", "changed its model in the middle of the answer")
+        if not self._is_open or model != self._model:
+            # Again when the first chunks name no model, so that whoever reads this can still look at it.
+            yield Opened(model)
+        self._is_open, self._model = True, model
 
     def _deltas(self, chunk: Json) -> Iterator[Delta]:
         if chunk.get("usage"):

@@ -57,7 +57,7 @@ class Breaker:
     due_at: float = 0.0
     """When the next probe may be made; means nothing while it is closed."""
     takes_trials: bool = False
-    """Whether a user's request serves as the probe, because no other can be made."""
+    """Whether a user's request serves as the probe, because no other can be made; until it opens again."""
     _failures: int = 0
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_OUTCOMES))
     _epoch: int = 0
@@ -111,6 +111,7 @@ class Breaker:
         self.why = why
         self.due_at = now + self._wait(retry_after_seconds)
         self.state = BreakerState.OPEN
+        self.takes_trials = False
         self._epoch += 1
 
     def close(self) -> None:

@@ -59,6 +59,10 @@ class Guard:
         """Give the models that requests are kept away from."""
         return ((name, breaker) for name, breaker in list(self._models.items()) if not breaker.is_closed)
 
+    def forget(self, name: str) -> None:
+        """Drop the breaker of a model that is no longer there."""
+        self._models.pop(name, None)
+
     def looked(self, *, answers: bool) -> None:
         """Take note of a look: one that was answered shows that connections can be made again."""
         if not answers:

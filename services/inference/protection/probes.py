@@ -28,7 +28,7 @@ from services.inference.router import find_model
 log: Final = structlog.get_logger()
 
 COLD_SECONDS: Final = 300.0
-"""The same for a model that is busy, or has to be loaded first."""
+"""The same for a model that is busy, or may have to be loaded first."""
 
 PLANNING_SECONDS: Final = 1.0
 """How often idle models are thought of."""
@@ -105,8 +105,9 @@ class Prober:
             if breaker.takes_trials or now < breaker.due_at or (name, model_id) in self._running:
                 continue
             model = find_model(entry.status.models, model_id)
-            if model is None or not model.can_chat or entry.backend.identity.is_remote:
-                # Nothing that we could ask it proves anything, or it would cost money: the next request has to prove it.
+            if model is None:
+                guard.forget(model_id)
+            elif not _is_testable(entry, model):
                 breaker.takes_trials = True
             elif (leave := breaker.probe(now)) is not None:
                 yield model, leave
@@ -120,11 +121,10 @@ class Prober:
         return (
             self.idle_looks > 0
             and identity.kind not in NEVER_IDLY_TESTED
-            and not identity.is_remote
             and entry.status.state is State.READY
             and guard.in_flight == 0
-            and model.can_chat
             and model.state is LoadState.LOADED
+            and _is_testable(entry, model)
             and guard.shut(model.id) is None
             and guard.is_test_due(model.id, self.idle_looks)
         )
@@ -150,7 +150,7 @@ class Prober:
             return
         self.registry.report(entry, failure)
         name = entry.backend.identity.name
-        log.info("test_failed", backend=name, model=model.id, reason=failure.reason)
+        log.debug("test_failed", backend=name, model=model.id, reason=failure.reason)
         if weigh(failure) is Weight.NOTHING:
             # It turned our question away, so it is there, and only a request of a user can show whether it answers.
             guard.answered(model.id)
@@ -181,6 +181,15 @@ class Prober:
                 "KALA_INFERENCE_HEALTH_SECONDS",
             )
         return None
+
+
+def _is_testable(entry: Entry, model: ModelInfo) -> bool:
+    """Tell whether a test of ours can prove a model; else the next request of a user has to.
+
+    One that cannot chat is not asked by PROBE, a remote one costs money, and one that is not in memory would be loaded.
+    """
+    is_in_memory = model.state is not LoadState.NOT_LOADED
+    return model.can_chat and is_in_memory and not entry.backend.identity.is_remote
 
 
 def _begin() -> None:

@@ -96,7 +96,8 @@ class Registry:
 
     def entries(self) -> list[Entry]:
         """Give every backend in chain order."""
-        views = (entry.view for entry in self._entries.values())
+        # A list, because the thread that serves /metrics asks too.
+        views = [entry.view for entry in list(self._entries.values())]
         order = [view.name for view in chain_order(views, self.chain)]
         return [self._entries[name] for name in order]
 

@@ -32,7 +32,9 @@ class World:
     def __init__(self, *backends: FakeBackend, places: int = 128, budget: RetryBudget | None = None) -> None:
         self.now = 1000.0
         self.ends: list[tuple[str, str]] = []
-        self.registry = Registry(backends, limits=Limits(places=places))
+        self.wall = 1_800_000_000.0
+        """The machine's clock, which people set."""
+        self.registry = Registry(backends, limits=Limits(places=places), wall_clock=lambda: self.wall)
         self.protection = Protection(
             clock=lambda: self.now,
             budget=budget or RetryBudget(),
@@ -326,6 +328,32 @@ async def test_a_remote_backend_is_proven_by_a_user_and_not_at_our_expense() -> 
     assert suite.state("openai") is BreakerState.CLOSED
 
 
+async def test_no_test_loads_a_model() -> None:
+    backend = FakeBackend("llamacpp", ModelInfo("tiny", LoadState.LOADED))
+    suite = await world(backend)
+    backend.failure = BROKEN
+    await suite.fail()
+    backend.models = (ModelInfo("tiny", LoadState.NOT_LOADED),)
+    await suite.registry.refresh()
+    await suite.later()
+    assert backend.tested == 0
+    backend.failure = None
+    async with suite.protection.attempt(suite.entry(), backend.models[0]):
+        pass
+    assert suite.state() is BreakerState.CLOSED
+
+
+async def test_a_model_that_is_no_longer_there_leaves_no_open_breaker() -> None:
+    backend = FakeBackend()
+    suite = await world(backend)
+    backend.failure = BROKEN
+    await suite.fail()
+    backend.models = (ModelInfo("other", LoadState.LOADED),)
+    await suite.registry.refresh()
+    await suite.later()
+    assert (suite.state(), suite.entry().guard.words()) == (BreakerState.CLOSED, "")
+
+
 async def test_a_model_that_turns_our_question_away_is_proven_by_a_user() -> None:
     backend = FakeBackend()
     suite = await world(backend)
@@ -336,6 +364,23 @@ async def test_a_model_that_turns_our_question_away_is_proven_by_a_user() -> Non
     backend.failure = None
     assert await suite.answered_by() == [("llamacpp", "")]
     assert suite.state() is BreakerState.CLOSED
+
+
+@pytest.mark.parametrize("jump", [-1e9, -3600.0, 3600.0, 1e9])
+async def test_setting_the_machines_clock_changes_nothing(jump: float) -> None:
+    backend = FakeBackend()
+    suite = await world(backend)
+    backend.failure = BROKEN
+    await suite.fail(2)
+    suite.wall += jump
+    await suite.fail(1)
+    assert suite.state() is BreakerState.OPEN
+    suite.wall += jump
+    await suite.later(WAIT_SECONDS - 0.001)
+    assert backend.tested == 0
+    backend.failure = None
+    await suite.later(0.001)
+    assert (backend.tested, suite.state()) == (1, BreakerState.CLOSED)
 
 
 async def test_the_prober_runs_by_itself_and_ends_when_told() -> None:

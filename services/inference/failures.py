@@ -34,6 +34,9 @@ _OVERFLOWS: Final = tuple(
             r"(?:.*?n_keep:\s*(?P<prompt>\d+)\s*>=\s*n_ctx:\s*(?P<context>\d+))?"
         ),
         r"keep the first (?P<prompt>\d+) tokens.*?context length of only (?P<context>\d+) tokens",
+        # Anthropic
+        r"prompt is too long: (?P<prompt>\d+) tokens > (?P<context>\d+) maximum",
+        r"exceed context limit: (?P<prompt>\d+) \+ \d+ > (?P<context>\d+)",
         # Ollama
         r"prompt is longer than the context length",
         r"input length exceeds the (?:maximum )?context length",
@@ -46,7 +49,7 @@ _CALLERS_MISTAKES: Final = tuple(
     for pattern in (
         r"image input is not supported",  # llama-server without mmproj, as 500
         r"only 'text' content type is supported",  # mlx_lm.server, as 404
-        r"does not support (?:images?|vision|tools)",  # Ollama
+        r"does not support (?:images?|vision|tools|thinking)",  # Ollama
         r"is too large to process",  # llama-server, embeddings, as 500
         r"failed to (?:decode|load|process) image",
         r"not a chat model|does not support chat",
@@ -74,6 +77,7 @@ _STATUS_REASONS: Final = {
     429: "BACKEND_BUSY",
     503: "BACKEND_LOADING",
     504: "BACKEND_TIMED_OUT",
+    529: "BACKEND_BUSY",  # Anthropic: overloaded
 }
 
 

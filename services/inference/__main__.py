@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -32,10 +33,15 @@ from services.inference.records import ADMINISTRATIVE, Records
 from services.inference.registry.discovery import PortScanner
 from services.inference.registry.registry import Registry
 from services.inference.servicer import Service, inference_servicer
+from services.inference.started.server import StartedServer
 
 
-def make_registry(settings: InferenceSettings, pythia: Sequence[PythiaBackend] = ()) -> Registry:
-    """Put the configured backends, the models in process and the search for others together."""
+def make_registry(
+    settings: InferenceSettings,
+    pythia: Sequence[PythiaBackend] = (),
+    started: Sequence[StartedServer] = (),
+) -> Registry:
+    """Put the configured backends, the servers started here, the models in process and the search for others together."""
     servers = ServerFactory(settings)
     finder = (
         PortScanner(settings.discovery_ports, servers.open_kinds(), servers.make)
@@ -43,7 +49,7 @@ def make_registry(settings: InferenceSettings, pythia: Sequence[PythiaBackend] =
         else None
     )
     return Registry(
-        [*servers.configured(), *pythia],
+        [*(server.backend for server in started), *servers.configured(), *pythia],
         finder=finder,
         refresh_seconds=settings.refresh_seconds,
         chain=settings.routing.chain,
@@ -97,7 +103,8 @@ async def main() -> None:
         )
     verifier = ClearanceVerifier(load_public_keys(settings.ethics_public_keys))
     pythia = pythia_backends(settings)
-    registry = make_registry(settings, pythia)
+    started = ServerFactory(settings).started(os.environ)
+    registry = make_registry(settings, pythia, started)
     async with AsyncExitStack() as stack:
         telemetry = stack.enter_context(process_telemetry(INFERENCE, settings))
         telemetry.registry.register(BackendCollector(registry.entries))
@@ -109,6 +116,10 @@ async def main() -> None:
         writer = await open_audit_writer(settings, stack, part=INFERENCE)
         policy = call_policy(verifier, Records(writer))
         stack.push_async_callback(registry.aclose)
+        # Before the server, so that they end after it has served its last call.
+        for child in started:
+            child.changed = registry.look_soon
+            stack.push_async_callback(_ended, asyncio.create_task(child.run()))
         server = await stack.enter_async_context(
             serving(settings, [register], policy=policy, telemetry=telemetry.rpc)
         )

@@ -38,6 +38,9 @@ LOADS_ON_DEMAND: Final = frozenset({Kind.OLLAMA, Kind.PYTHIA})
 
 MODEL_NOT_AVAILABLE: Final = "MODEL_NOT_AVAILABLE"
 
+SERVER_STARTING: Final = "SERVER_STARTING"
+"""Reason of a server that this service has started and that does not listen yet."""
+
 REMOTE_NOT_ALLOWED: Final = "REMOTE_NOT_ALLOWED"
 
 UNNAMED_MODELS: Final = frozenset({"", AUTO_MODEL, LOCAL_MODEL})
@@ -66,7 +69,7 @@ class View:
 
     @property
     def is_answering(self) -> bool:
-        return self.status.state in _ANSWERING
+        return self.status.state in _ANSWERING and self.status.reason != SERVER_STARTING
 
 
 @dataclass(frozen=True, slots=True)

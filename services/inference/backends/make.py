@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -20,10 +22,19 @@ from services.inference.backends.ollama import OllamaBackend
 from services.inference.backends.pythia import PythiaBackend, PythiaLimits
 from services.inference.base_url import BaseUrl, parse_base_url
 from services.inference.config import EMBEDDED_MODEL_DIR, InferenceSettings
-from services.inference.hosts import configured_model, hosts_of, is_enabled, other_places, preferences
+from services.inference.hosts import (
+    MODEL_PATHS,
+    configured_model,
+    hosts_of,
+    is_enabled,
+    other_places,
+    preferences,
+)
 from services.inference.pythia.holding import Holding, Quantization
 from services.inference.pythia.weights import pythia_name
 from services.inference.registry.discovery import recogniser
+from services.inference.started.command import Command, LlamaCppCommand, MlxCommand, environment
+from services.inference.started.server import StartedServer
 
 SERVERS: Final[dict[Kind, type[ModelServerBackend]]] = {
     Kind.MLX: MlxBackend,
@@ -31,6 +42,11 @@ SERVERS: Final[dict[Kind, type[ModelServerBackend]]] = {
     Kind.LMSTUDIO: LMStudioBackend,
     Kind.OLLAMA: OllamaBackend,
 }
+
+KEY_BYTES: Final = 32
+
+UNKNOWN_PORT: Final = BaseUrl("http", "127.0.0.1", 9)
+"""The address of a server that was not started yet: the discard port, where nobody listens."""
 
 DEMO: Final = "demo"
 DEMO_MODEL: Final = "kala-demo"
@@ -71,6 +87,25 @@ def _pythia(identity: Identity, directory: Path, model_id: str, settings: Infere
     )
 
 
+def start_command(settings: InferenceSettings, identity: Identity) -> Command:
+    """Say how a server is started; its model is called as configured, else by its file's name."""
+    if identity.kind is Kind.MLX:
+        path = _absolute(settings.mlx_model_path)
+        return MlxCommand(path, identity.default_model or path.name)
+    path = _absolute(settings.llamacpp_model_path)
+    return LlamaCppCommand(
+        path,
+        identity.default_model or path.stem,
+        program=settings.llamacpp_program,
+        gpu_layers=settings.llamacpp_gpu_layers,
+        context_tokens=settings.llamacpp_context_tokens,
+    )
+
+
+def _absolute(path: Path | None) -> Path:
+    return (path or Path()).expanduser().absolute()
+
+
 class ServerFactory:
     """Makes clients of model servers by kind."""
 
@@ -86,6 +121,15 @@ class ServerFactory:
             if identity.url
         ]
 
+    def started(self, environ: Mapping[str, str]) -> list[StartedServer]:
+        """Give the servers that are to be started here; `environ` is this process's environment."""
+        return [
+            self._started(identity, environ)
+            for kind in MODEL_PATHS
+            for identity in hosts_of(self._settings, kind)
+            if not identity.url
+        ]
+
     def open_kinds(self) -> frozenset[Kind]:
         """Give the kinds that may be taken up when found: neither switched off nor configured elsewhere."""
         return frozenset(
@@ -97,6 +141,18 @@ class ServerFactory:
 
     def make(self, identity: Identity, base: BaseUrl) -> Backend:
         """Make the client of one server."""
+        return self._client(identity, base, key=self._api_key(identity.kind))
+
+    def _started(self, identity: Identity, environ: Mapping[str, str]) -> StartedServer:
+        key = secrets.token_urlsafe(KEY_BYTES)
+        command = start_command(self._settings, identity)
+        identity = replace(identity, default_model=command.model_name)
+        backend = self._client(identity, UNKNOWN_PORT, key=key)
+        server = StartedServer(identity.name, command, backend, environment(environ, key))
+        backend.elsewhere, backend.launch = None, server.status
+        return server
+
+    def _client(self, identity: Identity, base: BaseUrl, *, key: str | None) -> ModelServerBackend:
         settings, kind = self._settings, identity.kind
         if identity.is_discovered:
             identity = replace(
@@ -104,7 +160,6 @@ class ServerFactory:
                 default_model=configured_model(settings, kind),
                 preferences=preferences(settings, kind),
             )
-        key = self._api_key(kind)
         client = ModelServerClient(
             base, limits=self._limits(kind), api_key=key, max_connections=settings.max_in_flight
         )

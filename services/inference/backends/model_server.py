@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import ClassVar, Final
 
+from services.inference import diagnosis
 from services.inference.backend import (
     BackendFailure,
     Check,
@@ -40,6 +42,7 @@ class ModelServerBackend(ABC):
         self._identity = identity
         self._http = http
         self._max_output_tokens = max_output_tokens
+        self.clock: Callable[[], float] = time.monotonic
         self.elsewhere: Elsewhere | None = None
         """Where it may be besides its own address."""
         self.launch: Callable[[], Status | None] = lambda: None
@@ -86,20 +89,25 @@ class ModelServerBackend(ABC):
         """Generate; see Backend.chat."""
 
     async def diagnose(self, model: str) -> tuple[Check, ...]:
-        """Connect, identify, list and generate one token."""
-        status = await self.look()
+        """Connect, identify, list, compare the context, generate one token and time it."""
+        status, identity = await self.look(), self.identity
         if status.state is State.OFF:
-            return (Check("connect", passed=False, detail=status.detail, cure=self.off_cure),)
+            cure = diagnosis.connect_cure(identity, status.reason)
+            return (Check("connect", passed=False, detail=status.detail, cure=cure),)
         checks = [Check("connect", passed=True, detail=f"{self._http.url} answers")]
         if status.state is State.ERROR:
-            return (*checks, Check("identify", passed=False, detail=status.detail, cure=self.off_cure))
-        checks.append(Check("identify", passed=True, detail=f"is {self.identity.kind.value}"))
-        chosen = _model_to_test(status, model or self.identity.default_model)
+            cure = diagnosis.identify_cure(identity, status.reason)
+            return (*checks, Check("identify", passed=False, detail=status.detail, cure=cure))
+        checks.append(Check("identify", passed=True, detail=f"is {identity.kind.value}"))
+        found, chosen = diagnosis.model_check(identity, status, model)
+        checks.append(found)
         if chosen is None:
-            wanted = f"model {model!r} is not there" if model else status.detail
-            return (*checks, Check("models", passed=False, detail=wanted, cure=self.load_cure(model)))
-        checks.append(Check("models", passed=True, detail=f"{chosen.id} is {chosen.state.value}"))
-        return (*checks, await self._test_answer(chosen))
+            return tuple(checks)
+        context = diagnosis.context_check(identity, chosen)
+        checks += [] if context is None else [context]
+        if not all(check.passed for check in checks) or not chosen.can_chat:
+            return tuple(checks)
+        return (*checks, *await self._test_answer(chosen))
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -144,13 +152,16 @@ class ModelServerBackend(ABC):
         """Tell whether the name in an answer is one of the model's."""
         return answered == model.id or answered in model.aliases
 
-    async def _test_answer(self, model: ModelInfo) -> Check:
+    async def _test_answer(self, model: ModelInfo) -> tuple[Check, ...]:
+        started = self.clock()
         try:
             async for _event in self.chat(PROBE, model, lambda: None):
                 pass
         except BackendFailure as failure:
-            return Check("answer", passed=False, detail=failure.detail, cure=self.load_cure(model.id))
-        return Check("answer", passed=True, detail=f"{model.id} generates")
+            cure = diagnosis.answer_cure(self.identity, model, failure)
+            return (Check("answer", passed=False, detail=failure.detail, cure=cure),)
+        generates = Check("answer", passed=True, detail=f"{model.id} generates")
+        return (generates, diagnosis.speed_check(self.identity, model, self.clock() - started))
 
 
 def status_of_models(models: tuple[ModelInfo, ...], *, no_model: str) -> Status:
@@ -175,10 +186,3 @@ def json_list(reply: Reply, key: str) -> list[dict[str, object]] | None:
 def positive(value: object) -> int | None:
     """Give a positive whole number as it is, anything else as None."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def _model_to_test(status: Status, wanted: str) -> ModelInfo | None:
-    if wanted:
-        return next((model for model in status.models if wanted in {model.id, *model.aliases}), None)
-    usable = (LoadState.LOADED, LoadState.UNKNOWN)
-    return next((model for model in status.models if model.can_chat and model.state in usable), None)

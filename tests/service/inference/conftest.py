@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from services.inference.protection.protection import Protection
 from services.inference.records import Records, Writer
 from services.inference.registry.registry import Registry
 from services.inference.servicer import Service, inference_servicer
+from services.inference.started.server import StartedServer
 from tests.fakes.clearances import FakeEthics, MovingClock
 from tests.fakes.model_server import FakeModelServer
 
@@ -108,8 +109,14 @@ async def start(tmp_path: Path) -> AsyncIterator[StartSuite]:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path, *, writer: Writer | None = None, **fields: object) -> AsyncIterator[Suite]:
-    """Run the service as `__main__` puts it together."""
+async def running(
+    tmp_path: Path,
+    *,
+    writer: Writer | None = None,
+    started: Sequence[StartedServer] = (),
+    **fields: object,
+) -> AsyncIterator[Suite]:
+    """Run the service as `__main__` puts it together; whoever gives `started` servers runs them."""
     clock = MovingClock()
     ethics = FakeEthics(clock)
     settings = InferenceSettings(
@@ -121,7 +128,7 @@ async def running(tmp_path: Path, *, writer: Writer | None = None, **fields: obj
         }
     )
     verifier = ClearanceVerifier({ethics.signer.key_id: ethics.signer.public_key}, clock=clock)
-    registry = make_registry(settings, pythia_backends(settings))
+    registry = make_registry(settings, pythia_backends(settings), started)
     protection = Protection()
     servicer = inference_servicer(
         Service(registry, verifier.recheck, settings.max_act_seconds, settings.routing, protection)

@@ -1,0 +1,1 @@
+"""Model servers that this service starts, watches and stops itself."""

@@ -105,6 +105,29 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
+class Fitting:
+    """What fitting did to a conversation."""
+
+    strategy: str
+    tokens: int
+    fitted_tokens: int
+    dropped_messages: int
+    context_tokens: int | None
+    is_estimated: bool
+
+    def to_json(self) -> dict[str, object]:
+        """Give it as the `kala` object of an answer carries it."""
+        return {
+            "strategy": self.strategy,
+            "prompt_tokens": self.tokens,
+            "fitted_tokens": self.fitted_tokens,
+            "dropped_messages": self.dropped_messages,
+            "context_tokens": self.context_tokens,
+            "estimated": self.is_estimated,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
     """How an act ended, for its outcome record."""
 

@@ -6,23 +6,27 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from gateway.acts import CHAT_KIND, CHAT_RPC, Act, Conclusion, Logged
+from gateway.acts import CHAT_KIND, CHAT_RPC, Act, Conclusion, Fitting, Logged
 from gateway.answer import Release
 from gateway.chat_action import build_action, check_provider, has_untrusted_content, request_text
 from gateway.chat_answer import EVENT_STREAM, ChunkWriter, Identity, completion
 from gateway.chat_schema import MAX_MESSAGES, ChatRequest, ImagePart, UserMessage, parse_chat_request
 from gateway.edge import Exchange, too_large, until_disconnect
+from gateway.fitting import TRUNCATION_HEADER, fit, strategy_of
 from gateway.gate import Gate
 from gateway.keys import ApiKey
 from gateway.ledger import Ledger
 from gateway.pipeline import OnChatRelease, Pipeline, Progress
 from gateway.strict_json import read_object
 from kala.common.v1 import options_pb2
-from kala.errors import InvalidArgumentError
+from kala.errors import InvalidArgumentError, KalaError
 from kala.inference.v1 import inference_pb2
 from services.common.sealing import pack
+
+if TYPE_CHECKING:
+    from kala.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
 ROUTE: Final = "HTTP POST /v1/chat/completions"
 PROVIDER_HEADER: Final = "x-kala-provider"
@@ -39,6 +43,15 @@ class ChatLimits:
     max_messages: int = MAX_MESSAGES
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that was read."""
+
+    request: ChatRequest
+    action: inference_pb2.ChatAction
+    fitting: Fitting | None = None
+
+
 class ChatCompletions:
     """Answers chat requests."""
 
@@ -46,6 +59,7 @@ class ChatCompletions:
         self,
         *,
         gate: Gate,
+        inference: InferenceServiceAsyncStub,
         ledger: Ledger,
         pipeline: Pipeline,
         limits: ChatLimits,
@@ -54,6 +68,7 @@ class ChatCompletions:
         new_id: Callable[[int], str] = secrets.token_hex,
     ) -> None:
         self._gate = gate
+        self._inference = inference
         self._ledger = ledger
         self._pipeline = pipeline
         self._limits = limits
@@ -65,7 +80,8 @@ class ChatCompletions:
         """Handle one request."""
         exchange.is_audited = True
         key = await self._gate.admit(exchange, rpc=ROUTE, scope=options_pb2.SCOPE_CHAT)
-        request, action = await self._read(exchange, key)
+        asked = await self._read(exchange, key)
+        request, action = asked.request, asked.action
         act = Act(
             rpc=CHAT_RPC,
             kind=CHAT_KIND,
@@ -82,12 +98,14 @@ class ChatCompletions:
             may_spool=self._may_spool,
         )
         answer = _Stream if request.wants_stream else _Whole
-        identity = Identity(f"chatcmpl-{self._new_id(ID_BYTES)}", int(self._wall_clock()), action.model)
+        identity = Identity(
+            f"chatcmpl-{self._new_id(ID_BYTES)}", int(self._wall_clock()), action.model, asked.fitting
+        )
         with self._gate.room:
             await until_disconnect(exchange, answer(exchange, self._pipeline, identity, request).run(act))
 
-    async def _read(self, exchange: Exchange, key: ApiKey) -> tuple[ChatRequest, inference_pb2.ChatAction]:
-        """Read and validate a request; a malformed one of a known caller leaves a record, then raises."""
+    async def _read(self, exchange: Exchange, key: ApiKey) -> _Asked:
+        """Read, validate and fit a request; one that cannot be put leaves a record of its known caller, then raises."""
         body = b""
         try:
             body = await exchange.read_body(
@@ -97,18 +115,31 @@ class ChatCompletions:
             request = parse_chat_request(read_object(body), max_messages=self._limits.max_messages)
             self._check_images(request, body)
             provider = check_provider(exchange.headers.get(PROVIDER_HEADER, ""))
-            return request, build_action(request, provider=provider)
+            strategy = strategy_of(exchange.headers.get(TRUNCATION_HEADER, ""))
+            action = build_action(request, provider=provider)
         except InvalidArgumentError as error:
-            exchange.receipt = await self._ledger.invalid(
-                self._gate.caller(key),
-                kind=CHAT_KIND,
-                rpc=ROUTE,
-                error=error,
-                body=body,
-                request_id=exchange.request_id,
-                trace_id=exchange.trace_id,
-            )
+            await self._record(exchange, key, error, body)
             raise
+        if not strategy:
+            return _Asked(request, action)
+        with self._gate.room:
+            try:
+                return _Asked(request, action, await fit(self._inference, action, strategy))
+            except KalaError as error:
+                await self._record(exchange, key, error, body)
+                raise
+
+    async def _record(self, exchange: Exchange, key: ApiKey, error: KalaError, body: bytes) -> None:
+        """Log a request that came to no judgement."""
+        exchange.receipt = await self._ledger.invalid(
+            self._gate.caller(key),
+            kind=CHAT_KIND,
+            rpc=ROUTE,
+            error=error,
+            body=body,
+            request_id=exchange.request_id,
+            trace_id=exchange.trace_id,
+        )
 
     def _check_size(self, body: bytes) -> None:
         # Cheap first look: only a body that mentions images may be large; `_check_images` looks properly.

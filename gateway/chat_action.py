@@ -9,6 +9,7 @@ from typing import Any, Final
 from gateway import chat_schema as schema
 from kala.errors import InvalidArgumentError
 from kala.inference.v1 import inference_pb2 as pb
+from services.common.images import check_image
 
 MAX_SCHEMA_BYTES: Final = 64 * 1024
 """The contract's limit for a JSON Schema."""
@@ -48,7 +49,7 @@ def build_action(request: schema.ChatRequest, *, provider: str = "") -> pb.ChatA
     model = request.model or AUTO_MODEL
     action = pb.ChatAction(
         model=model,
-        messages=[_message(message) for message in request.messages],
+        messages=[_message(message, f"messages[{index}]") for index, message in enumerate(request.messages)],
         sampling=_sampling(request),
         tools=[_tool(tool, index) for index, tool in enumerate(request.tools or ())],
         stream=request.wants_stream,
@@ -92,13 +93,13 @@ def _tail(text: str) -> str:
     return encoded[-MAX_REQUEST_TEXT_BYTES:].decode("utf-8", "ignore")
 
 
-def _message(message: schema.Message) -> pb.ChatMessage:
+def _message(message: schema.Message, where: str) -> pb.ChatMessage:
     built = pb.ChatMessage(role=_ROLES[message.role], name=message.name or "")
     content = message.content
     if isinstance(content, str):
         built.content.add(text=content)
     elif content is not None:
-        built.content.extend(_part(part) for part in content)
+        built.content.extend(_part(part, f"{where}.content[{place}]") for place, part in enumerate(content))
     if isinstance(message, schema.ToolMessage):
         built.tool_call_id = message.tool_call_id
     elif isinstance(message, schema.AssistantMessage):
@@ -111,18 +112,19 @@ def _message(message: schema.Message) -> pb.ChatMessage:
     return built
 
 
-def _part(part: object) -> pb.ContentPart:
+def _part(part: object, where: str) -> pb.ContentPart:
     match part:
         case schema.TextPart():
             return pb.ContentPart(text=part.text)
         case schema.RefusalPart():
             return pb.ContentPart(text=part.refusal)
         case schema.ImagePart():
+            check_image(part.image_url.url, f"{where}.image_url.url")
             return pb.ContentPart(image_data_uri=part.image_url.url, image_detail=part.image_url.detail or "")
         case schema.AudioPart():
             return pb.ContentPart(audio_base64=part.input_audio.data, audio_format=part.input_audio.format)
         case _:
-            raise InvalidArgumentError("messages", "holds a content part of an unknown kind")
+            raise InvalidArgumentError(where, "is a content part of an unknown kind")
 
 
 def _sampling(request: schema.ChatRequest) -> pb.Sampling:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.acts import Conclusion
+from gateway.acts import Conclusion, Fitting
 from gateway.answer import Answer, Release, ToolPiece
 from gateway.errors import openai_body
 from kala.common.v1 import usage_pb2
@@ -28,6 +28,12 @@ class Identity:
     id: str  # chatcmpl-…
     created: int  # seconds since 1970
     model: str  # as asked for; the backend's own name replaces it once known
+    fitting: Fitting | None = None  # what was left out of the conversation before it was judged
+
+    def kala(self, conclusion: Conclusion) -> Json:
+        """Write the `kala` object."""
+        said = conclusion.to_json()
+        return said if self.fitting is None else {**said, "fitted": self.fitting.to_json()}
 
 
 def completion(
@@ -47,7 +53,7 @@ def completion(
                 "finish_reason": conclusion.finish_reason,
             }
         ],
-        "kala": conclusion.to_json(),
+        "kala": identity.kala(conclusion),
     }
     usage = usage_json(conclusion.usage)
     if usage is not None:
@@ -92,13 +98,13 @@ class ChunkWriter:
             parts.append(_event(last))
             last = self._chunk(None)
             last["usage"] = usage_json(conclusion.usage)
-        last["kala"] = conclusion.to_json()
+        last["kala"] = self._identity.kala(conclusion)
         parts += [_event(last), DONE]
         return b"".join(parts)
 
     def failed(self, error: KalaError, conclusion: Conclusion) -> bytes:
         """Write the error event that ends a stream; no [DONE] follows, for the answer is not done."""
-        return _event({**openai_body(error), "kala": conclusion.to_json()})
+        return _event({**openai_body(error), "kala": self._identity.kala(conclusion)})
 
     def _chunk(
         self, delta: Json | None, *, finish_reason: str | None = None, logprobs: Json | None = None

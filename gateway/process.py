@@ -130,7 +130,14 @@ def _app(
     may_spool = settings.audit_policy == "spool"
     bindings = bindings_of(contract_files())
     return build_app(
-        chat=ChatCompletions(gate=gate, ledger=ledger, pipeline=pipeline, limits=limits, may_spool=may_spool),
+        chat=ChatCompletions(
+            gate=gate,
+            inference=inference_stub,
+            ledger=ledger,
+            pipeline=pipeline,
+            limits=limits,
+            may_spool=may_spool,
+        ),
         moderations=Moderations(
             gate=gate,
             ledger=ledger,

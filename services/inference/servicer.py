@@ -25,6 +25,7 @@ from services.inference.dispatch import Dispatch
 from services.inference.model_loading import ModelLoading
 from services.inference.pages import page
 from services.inference.protection.protection import Protection
+from services.inference.pull.pulling import Pulling
 from services.inference.roles import Routing
 from services.inference.router import TASKS, Route, Wanted, choose, explain
 from services.inference.task_rpcs import Tasks
@@ -48,6 +49,7 @@ class Service:
     max_act_seconds: float
     routing: Routing = field(default_factory=Routing)
     protection: Protection = field(default_factory=Protection)
+    pulling: Pulling = field(default_factory=Pulling)
     wall_clock: Callable[[], float] = time.time
 
 
@@ -60,6 +62,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._max_act_seconds = service.max_act_seconds
         self._routing = service.routing
         self._protection = service.protection
+        self._pulling = service.pulling
         self._wall_clock = service.wall_clock
         self._loading = ModelLoading(service.registry, service.max_act_seconds)
         self._tasks = Tasks(
@@ -218,6 +221,20 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         entry = self._entry(request.backend, "backend")
         unloaded = await self._loading.unload(entry, request.model)
         return pb.UnloadModelResponse(model=answers.model(self._registry.entries(), entry, unloaded.model))
+
+    async def PullModel(
+        self,
+        request: pb.PullModelRequest,
+        context: Context,  # noqa: ARG002 - the contract names it
+    ) -> AsyncIterator[pb.PullModelResponse]:
+        """Get a model's files onto this machine; the caller's leaving stops it."""
+        entry = self._entry(request.backend, "backend") if request.backend else None
+        async with aclosing(
+            self._pulling.pull(request, None if entry is None else entry.backend)
+        ) as responses:
+            async for response in responses:
+                yield response
+        self._registry.look_soon()
 
     async def ExplainRoute(
         self,

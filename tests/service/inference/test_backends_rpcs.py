@@ -60,7 +60,9 @@ async def test_a_test_goes_as_far_as_one_generated_token(suite: Suite, llama: Fa
         ("connect", True),
         ("identify", True),
         ("models", True),
+        ("context", True),
         ("answer", True),
+        ("speed", True),
     ]
     assert llama.chats[-1].json()["max_tokens"] == 1
 

@@ -10,6 +10,7 @@ import orjson
 
 from kala.errors import InvalidArgumentError, UnimplementedError
 from kala.inference.v1 import inference_pb2 as pb
+from services.common.images import check_image
 from services.inference.backend import Capability
 from services.inference.chat import (
     AnswerForm,
@@ -43,7 +44,6 @@ MAX_TOP_K: Final = 1000
 MAX_TOP_LOGPROBS: Final = 20
 
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_IMAGE: Final = re.compile(r"data:image/[A-Za-z0-9.+-]{1,32};base64,")
 _AUDIO_FORMATS: Final = frozenset({"wav", "mp3"})
 _EFFORTS: Final = frozenset({"", "none", "minimal", "low", "medium", "high"})
 
@@ -158,10 +158,7 @@ def _part(where: str, part: pb.ContentPart) -> Part:
         case "text":
             return Text(part.text)
         case "image_data_uri":
-            # A URL here would make the model server fetch it, from inside its network.
-            require(
-                _IMAGE.match(part.image_data_uri) is not None, where, "must be a data:image/…;base64,… URI"
-            )
+            check_image(part.image_data_uri, where)
             return Image(part.image_data_uri, part.image_detail)
         case "audio_base64":
             require(part.audio_format in _AUDIO_FORMATS, f"{where}.audio_format", "must be wav or mp3")

@@ -23,6 +23,7 @@ from kala.errors import (
     UnavailableError,
 )
 from tests.fakes.gateway_suite import Suite, running_suite
+from tests.fakes.images import data_uri, png
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -176,7 +177,7 @@ async def test_an_oversize_body_is_413_and_logged(suite: Suite, *, declares_leng
 
 
 async def test_a_large_body_is_accepted_for_its_images_only(suite: Suite) -> None:
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 5_000_000}}
+    image = {"type": "image_url", "image_url": {"url": data_uri(png(padding=4_000_000))}}
     with_image = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, image]}]
     assert (await suite.chat(messages=with_image)).status_code == 200
     mentions = [{"role": "user", "content": '"image_url"' + "A" * 5_000_000}]

@@ -14,6 +14,7 @@ from kala.errors import (
     UnavailableError,
 )
 from kala.inference.v1 import inference_pb2 as pb
+from tests.fakes.images import PIXEL
 from tests.fakes.model_server import FakeModelServer, as_json, completion
 from tests.fakes.recordings import recording
 from tests.service.inference.conftest import StartSuite, Suite, action
@@ -217,7 +218,7 @@ async def test_mlx_is_not_sent_images(start: StartSuite, server: FakeModelServer
     replay_mlx(server, "image")
     suite = await start(mlx_url=server.url)
     image = pb.ChatMessage(
-        role=pb.ROLE_USER, content=[pb.ContentPart(image_data_uri="data:image/png;base64,AA==")]
+        role=pb.ROLE_USER, content=[pb.ContentPart(image_data_uri=PIXEL)]
     )
     with pytest.raises(InvalidArgumentError, match="cannot do vision"):
         await suite.chat(pb.ChatAction(messages=[image]))

@@ -12,9 +12,10 @@ from gateway.strict_json import read_object
 from gateway.validation import path_of
 from kala.errors import InvalidArgumentError
 from kala.inference.v1 import inference_pb2 as pb
+from tests.fakes.images import PIXEL
 
 USER = {"role": "user", "content": "Hi"}
-IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}}
+IMAGE = {"type": "image_url", "image_url": {"url": PIXEL, "detail": "low"}}
 AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
 TOOL = {
     "type": "function",

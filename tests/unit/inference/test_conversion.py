@@ -11,6 +11,7 @@ from kala.inference.v1 import inference_pb2 as pb
 from services.inference.backend import Capability
 from services.inference.chat import Form, Image, Role, Text, ToolMode
 from services.inference.conversion import chat_call, wanted
+from tests.fakes.images import PIXEL
 
 
 def user(text: str = "Hi") -> pb.ChatMessage:
@@ -47,7 +48,7 @@ def test_a_whole_action_is_read() -> None:
 
 def test_an_image_needs_a_backend_that_sees() -> None:
     message = pb.ChatMessage(
-        role=pb.ROLE_USER, content=[pb.ContentPart(image_data_uri="data:image/png;base64,AA==")]
+        role=pb.ROLE_USER, content=[pb.ContentPart(image_data_uri=PIXEL)]
     )
     action = pb.ChatAction(messages=[message], provider="lmstudio")
     call = chat_call(action)

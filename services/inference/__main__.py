@@ -29,6 +29,7 @@ from services.inference.protection.guard import Limits
 from services.inference.protection.metrics import AttemptCounter, BackendCollector
 from services.inference.protection.probes import Prober
 from services.inference.protection.protection import Protection
+from services.inference.pull.pulling import Pulling, flags_of
 from services.inference.records import ADMINISTRATIVE, Records
 from services.inference.registry.discovery import PortScanner
 from services.inference.registry.registry import Registry
@@ -109,7 +110,14 @@ async def main() -> None:
         telemetry = stack.enter_context(process_telemetry(INFERENCE, settings))
         telemetry.registry.register(BackendCollector(registry.entries))
         protection = Protection(observe=AttemptCounter(telemetry.registry))
-        service = Service(registry, verifier.recheck, settings.max_act_seconds, settings.routing, protection)
+        service = Service(
+            registry,
+            verifier.recheck,
+            settings.max_act_seconds,
+            settings.routing,
+            protection,
+            Pulling(flags_of(settings)),
+        )
         register = partial(
             inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference_servicer(service)
         )

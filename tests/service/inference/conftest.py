@@ -23,6 +23,7 @@ from services.inference.__main__ import call_policy, make_prober, make_registry
 from services.inference.backends.make import pythia_backends
 from services.inference.config import InferenceSettings
 from services.inference.protection.protection import Protection
+from services.inference.pull.pulling import Pulling, flags_of
 from services.inference.records import Records, Writer
 from services.inference.registry.registry import Registry
 from services.inference.servicer import Service, inference_servicer
@@ -131,7 +132,14 @@ async def running(
     registry = make_registry(settings, pythia_backends(settings), started)
     protection = Protection()
     servicer = inference_servicer(
-        Service(registry, verifier.recheck, settings.max_act_seconds, settings.routing, protection)
+        Service(
+            registry,
+            verifier.recheck,
+            settings.max_act_seconds,
+            settings.routing,
+            protection,
+            Pulling(flags_of(settings)),
+        )
     )
     register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer)
     policy = call_policy(verifier, Records(writer))

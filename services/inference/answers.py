@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from kala.common.v1.reference_pb2 import ContentReference
 from kala.common.v1.usage_pb2 import Usage as UsageMessage
 from kala.inference.v1 import inference_pb2 as pb
 from services.inference.attempts import Attempt
@@ -196,6 +197,7 @@ def route_info(routed: Routed) -> pb.RouteInfo:
         attempts=attempts(routed.attempts),
         base_digest=routed.base_digest,
         remote=routed.identity.is_remote,
+        adapters=[ContentReference(name=adapter.name, sha256=adapter.digest) for adapter in routed.adapters],
     )
 
 

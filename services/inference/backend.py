@@ -6,10 +6,13 @@ import enum
 import re
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from services.inference.chat import ChatCall, Event, Sampling
 from services.inference.tasks import CompleteCall, EmbedCall, RerankCall, Scores, Vectors
+
+if TYPE_CHECKING:
+    from services.common.adapter_manifest import VerifiedAdapter
 
 LOCAL_MODEL: Final = "local-model"
 """The seeds' name for "the model that is loaded"; it is never sent to a server."""
@@ -69,6 +72,14 @@ class State(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class AppliedAdapter:
+    """An adapter that a model can apply; `digest` is its 32-byte adapter digest."""
+
+    name: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A model of one backend; `capabilities` is None where the backend does not say."""
 
@@ -81,6 +92,8 @@ class ModelInfo:
     quantization: str = ""
     is_demo: bool = False
     base_digest: bytes = b""
+    adapters: tuple[AppliedAdapter, ...] = ()
+    """Adapters in service for single requests."""
 
     @property
     def can_chat(self) -> bool:
@@ -336,4 +349,26 @@ class Reranker(Protocol):
 
     async def rerank(self, call: RerankCall, model: ModelInfo, begin: Callable[[], None]) -> Scores:
         """Score every document against the query; raises BackendFailure.  `begin` as of Backend.chat."""
+        ...
+
+
+@runtime_checkable
+class AdapterHost(Protocol):
+    """A backend that applies verified adapters to single requests."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who it is."""
+        ...
+
+    async def base_digest(self) -> bytes:
+        """Give the digest of its base model's files, computing it where nothing vouches for them; raises KalaError."""
+        ...
+
+    async def load_adapter(self, adapter: VerifiedAdapter) -> None:
+        """Hold an adapter ready from its verified bytes; raises KalaError and BackendFailure."""
+        ...
+
+    async def unload_adapter(self, name: str) -> bool:
+        """Take an adapter out; False where it was not there.  Answers under way keep it to their end."""
         ...

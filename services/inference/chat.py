@@ -157,6 +157,8 @@ class ChatCall:
     answer_form: AnswerForm = field(default_factory=AnswerForm)
     stream: bool = False
     reasoning_effort: str = ""
+    adapters: tuple[str, ...] = ()
+    """Adapters to apply, by name."""
     goes_on: bool = False
     """Whether the next backend carries on a stream that broke off, instead of an error that ends it."""
 

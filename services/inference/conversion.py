@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from kala.errors import InvalidArgumentError, UnimplementedError
+from kala.errors import InvalidArgumentError
 from kala.inference.v1 import inference_pb2 as pb
 from services.common.images import check_image
 from services.inference.backend import Capability
@@ -43,6 +43,9 @@ MAX_OUTPUT_TOKENS: Final = 1_048_576
 MAX_TOP_K: Final = 1000
 MAX_TOP_LOGPROBS: Final = 20
 
+MAX_ADAPTERS: Final = 4
+
+_ADAPTER_NAME: Final = re.compile(r"adapters/[a-z0-9-]{1,64}@[1-9][0-9]{0,9}")
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _AUDIO_FORMATS: Final = frozenset({"wav", "mp3"})
 _EFFORTS: Final = frozenset({"", "none", "minimal", "low", "medium", "high"})
@@ -80,8 +83,7 @@ _RANGES: Final = {
 
 
 def chat_call(action: pb.ChatAction) -> ChatCall:
-    """Read a ChatAction; raises InvalidArgumentError naming the field, UnimplementedError for what comes later."""
-    _refuse_later_features(action)
+    """Read a ChatAction; raises InvalidArgumentError naming the field."""
     require(1 <= len(action.messages) <= MAX_MESSAGES, "messages", f"must be 1 to {MAX_MESSAGES}")
     require(len(action.tools) <= MAX_TOOLS, "tools", f"must be at most {MAX_TOOLS}")
     require(
@@ -100,6 +102,7 @@ def chat_call(action: pb.ChatAction) -> ChatCall:
         stream=action.stream,
         reasoning_effort=action.reasoning_effort,
         goes_on=_goes_on(action),
+        adapters=_adapters(action),
     )
 
 
@@ -112,6 +115,7 @@ def wanted(action: pb.ChatAction, call: ChatCall) -> Wanted:
         action.provider,
         frozenset(needs),
         allow_remote=action.allow_remote,
+        adapters=call.adapters,
     )
 
 
@@ -122,9 +126,16 @@ def _goes_on(action: pb.ChatAction) -> bool:
     return goes_on
 
 
-def _refuse_later_features(action: pb.ChatAction) -> None:
-    if action.adapters:
-        raise UnimplementedError("adapters: this release applies none")
+def _adapters(action: pb.ChatAction) -> tuple[str, ...]:
+    require(len(action.adapters) <= MAX_ADAPTERS, "adapters", f"must be at most {MAX_ADAPTERS}")
+    for index, name in enumerate(action.adapters):
+        require(
+            _ADAPTER_NAME.fullmatch(name) is not None,
+            f"adapters[{index}]",
+            "must be adapters/<name>@<version>",
+        )
+    require(len(set(action.adapters)) == len(action.adapters), "adapters", "must name each once")
+    return tuple(action.adapters)
 
 
 def _message(index: int, message: pb.ChatMessage) -> Message:

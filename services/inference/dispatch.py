@@ -24,7 +24,15 @@ from services.inference.attempts import (
     over_budget,
     untrue_error,
 )
-from services.inference.backend import BackendFailure, Blame, Completer, Identity, LoadState, ModelInfo
+from services.inference.backend import (
+    AppliedAdapter,
+    BackendFailure,
+    Blame,
+    Completer,
+    Identity,
+    LoadState,
+    ModelInfo,
+)
 from services.inference.chat import ChatCall, Delta, Event, Finish, FinishReason, Opened, Usage, join_deltas
 from services.inference.continuation import SoFar, carried_on, digest
 from services.inference.protection.outcomes import REFUSED_HERE, TASK_NOT_SERVED
@@ -46,6 +54,8 @@ class Routed:
     model: str
     base_digest: bytes
     attempts: tuple[Attempt, ...]
+    adapters: tuple[AppliedAdapter, ...] = ()
+    """Those that the request named, in its order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +216,16 @@ class Dispatch:
         present = self._attempt(attempt)
         # The model's id here, not a server's pet name for it: "default_model" would tell nobody anything.
         return Routed(
-            attempt.identity, attempt.model.id, attempt.model.base_digest, (*self.attempts, present)
+            attempt.identity,
+            attempt.model.id,
+            attempt.model.base_digest,
+            (*self.attempts, present),
+            self._adapters_of(attempt.model),
         )
+
+    def _adapters_of(self, model: ModelInfo) -> tuple[AppliedAdapter, ...]:
+        names = self.call.adapters if isinstance(self.call, ChatCall) else ()
+        return tuple(adapter for name in names for adapter in model.adapters if adapter.name == name)
 
     async def _end(self, attempt: _Try, finish: Finish, wanted: Demands | None) -> list[Step]:
         whole = self._so_far.whole() if self.call.stream else _joined(attempt.held)

@@ -85,6 +85,8 @@ class Wanted:
     """Whether data may leave the machines of whoever runs this."""
     context_tokens: int | None = None
     """Context that the model must be loaded with at least; None for any."""
+    adapters: tuple[str, ...] = ()
+    """Adapters that must be in service with the model."""
 
     @property
     def is_unnamed(self) -> bool:
@@ -321,6 +323,11 @@ def _placed(view: View, pick: _Pick, wanted: Wanted, *, first: bool) -> Candidat
         problem = f"{pick.id!r} on {view.name} is loaded with {context} tokens of context, and {least} are asked for"
         error = FailedPreconditionError(f"{problem}; load it with more", reason="CONTEXT_TOO_SMALL")
         return PassedOver(view.name, "CONTEXT_TOO_SMALL", problem, error)
+    absent = sorted(set(wanted.adapters) - {adapter.name for adapter in pick.adapters})
+    if absent:
+        problem = f"{pick.id!r} on {view.name} has no {_listed(absent)} in service"
+        error = FailedPreconditionError(f"{problem}; load it with LoadAdapter", reason="ADAPTER_NOT_LOADED")
+        return PassedOver(view.name, "ADAPTER_NOT_LOADED", problem, error)
     is_configured = pick.id == view.identity.model_for(wanted.task, wanted.needs)
     how = "configured" if is_configured else pick.state.value
     return Candidate(view.name, pick, f"{view.status.state.value}; model {pick.id} is {how}")

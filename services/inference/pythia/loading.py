@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 BIG_MODEL_PARAMETERS: Final = 1_000_000_000
 """From here on a CPU holds the weights in half the bytes, because memory and not arithmetic is the limit."""
 
+NF4_BLOCK: Final = 64
+"""Weights that share one scale in 4 bits; bitsandbytes' kernel for CPUs wants rows of whole blocks."""
+
 QUANTIZATION_LIBRARIES: Final = ("bitsandbytes", "accelerate")
 
 # Unknown to every stub: transformers and torch are used through a handful of calls.
@@ -26,16 +30,17 @@ def load_model(weights: Weights, holding: Holding) -> tuple[Untyped, Untyped]:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     # A service's stderr holds log lines, not bars.
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers annotates parts only
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers annotates parts only
     torch.set_num_threads(holding.threads)
     device = _device(holding.device)
     # Local files only, no code from the directory, no pickles: safetensors alone.
     directory, safe = str(weights.directory), {"local_files_only": True, "trust_remote_code": False}
     config: Untyped = GPTNeoXConfig.from_pretrained(directory, **safe)
     dtype = _dtype(holding.dtype, device, config)
+    _require_fitting(holding.quantization, device, config)
     how: Untyped = _quantized(holding.quantization, device, dtype)
     try:
         tokenizer: Untyped = AutoTokenizer.from_pretrained(directory, **safe)
@@ -84,6 +89,16 @@ def _dtype(wanted: str, device: torch.device, config: Untyped) -> torch.dtype:
     return torch.float32 if parameters < BIG_MODEL_PARAMETERS else torch.bfloat16
 
 
+def _require_fitting(wanted: Quantization, device: torch.device, config: Untyped) -> None:
+    widths = (config.hidden_size, config.intermediate_size)
+    if wanted is Quantization.NF4 and device.type == "cpu" and any(width % NF4_BLOCK for width in widths):
+        raise CannotLoadError(
+            "MODEL_NOT_QUANTIZABLE",
+            f"a CPU holds only models of widths that {NF4_BLOCK} divides in 4 bits, and this one's are "
+            f"{widths[0]} and {widths[1]}; set pythia_quantization to 8bit or none",
+        )
+
+
 def _quantized(wanted: Quantization, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
     if wanted is Quantization.NONE:
         return {}
@@ -96,6 +111,8 @@ def _quantized(wanted: Quantization, device: torch.device, dtype: torch.dtype) -
         )
     from transformers import BitsAndBytesConfig
 
+    # It logs at every single matrix that it computes in half precision, which is what is asked of it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     config: Untyped = (
         BitsAndBytesConfig(load_in_8bit=True)
         if wanted is Quantization.INT8

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from kala.errors import InvalidArgumentError, UnimplementedError
+from kala.errors import InvalidArgumentError
 from kala.inference.v1 import inference_pb2 as pb
 from services.inference.backend import Capability
 from services.inference.chat import Form, Image, Role, Text, ToolMode
@@ -47,9 +47,7 @@ def test_a_whole_action_is_read() -> None:
 
 
 def test_an_image_needs_a_backend_that_sees() -> None:
-    message = pb.ChatMessage(
-        role=pb.ROLE_USER, content=[pb.ContentPart(image_data_uri=PIXEL)]
-    )
+    message = pb.ChatMessage(role=pb.ROLE_USER, content=[pb.ContentPart(image_data_uri=PIXEL)])
     action = pb.ChatAction(messages=[message], provider="lmstudio")
     call = chat_call(action)
     assert isinstance(call.messages[0].parts[0], Image)
@@ -171,10 +169,27 @@ def test_a_wrong_field_is_named(action: pb.ChatAction, field: str) -> None:
     assert caught.value.field == field
 
 
-def test_what_comes_later_says_so() -> None:
-    action = pb.ChatAction(messages=[user()], adapters=["adapters/a@1"])
-    with pytest.raises(UnimplementedError, match="adapters"):
-        chat_call(action)
+def test_adapters_are_asked_for_by_name() -> None:
+    names = ["adapters/tone@1", "adapters/law-2@12"]
+    action = pb.ChatAction(messages=[user()], adapters=names)
+    call = chat_call(action)
+    assert wanted(action, call).adapters == call.adapters == tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "field"),
+    [
+        (["tone"], "adapters[0]"),
+        (["adapters/tone@1", "adapters/../x@1"], "adapters[1]"),
+        (["adapters/tone@0"], "adapters[0]"),
+        (["adapters/tone@1", "adapters/tone@1"], "adapters"),
+        ([f"adapters/a@{number}" for number in range(1, 6)], "adapters"),
+    ],
+)
+def test_a_wrong_adapter_is_named(names: list[str], field: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        chat_call(pb.ChatAction(messages=[user()], adapters=names))
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,14 @@ class Cut:
     """Close the connection here, in the middle of whatever it is."""
 
 
-Step = bytes | Hang | Gate | Cut
+@dataclass(frozen=True, slots=True)
+class Drip:
+    """Send this over and over, a hundred times a second, until the client goes away."""
+
+    data: bytes
+
+
+Step = bytes | Hang | Gate | Cut | Drip
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +226,22 @@ class FakeModelServer:
                 if not await self._wait(step.event, reader):
                     return False
                 continue
+            if isinstance(step, Drip):
+                await self._drip(_framed(step.data, script.framing), reader, writer)
+                return False
             writer.write(_framed(step, script.framing))
             await writer.drain()
         if script.framing == "chunked":
             writer.write(b"0\r\n\r\n")
         await writer.drain()
         return script.framing != "close"
+
+    async def _drip(self, data: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left = asyncio.create_task(reader.read(1))
+        while not left.done():
+            writer.write(data)
+            await asyncio.wait({left}, timeout=0.01)
+        self.client_left.set()
 
     async def _wait(self, event: asyncio.Event, reader: asyncio.StreamReader) -> bool:
         """Wait for the event; False when the client left first."""

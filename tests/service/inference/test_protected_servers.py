@@ -120,6 +120,27 @@ async def test_a_full_host_passes_on_to_the_next(start: StartSuite, llama: FakeM
         held.cancel()
 
 
+async def test_a_server_that_died_gets_nothing_and_is_used_again_after_one_look(
+    start: StartSuite, llama: FakeModelServer
+) -> None:
+    async with FakeModelServer() as studio:
+        studio.on("GET", "/api/v0/models", STUDIO_MODELS)
+        studio.on_chat(as_json(completion("fine", model="s")))
+        suite = await start(llamacpp_url=llama.url, lmstudio_url=studio.url)
+        await suite.chat()
+        await llama.stop()
+        refused, *others = [(await suite.chat()).finish.attempts for _ in range(20)]
+        assert [attempt.reason for attempt in refused] == ["CONNECTION_REFUSED", ""]
+        assert [[attempt.backend for attempt in attempts] for attempts in others] == [
+            ["backends/lmstudio"]
+        ] * 19
+        assert (await backend(suite)).breaker == pb.BREAKER_STATE_OPEN
+        await llama.start()
+        await suite.registry.refresh()
+        assert (await backend(suite)).breaker == pb.BREAKER_STATE_CLOSED
+        assert (await suite.chat()).route.backend == "backends/llamacpp"
+
+
 async def test_prometheus_sees_attempts_breakers_and_load(start: StartSuite, llama: FakeModelServer) -> None:
     suite = await start(llamacpp_url=llama.url)
     await suite.registry.ready()

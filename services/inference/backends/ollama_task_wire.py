@@ -8,8 +8,8 @@ import orjson
 
 from services.inference.backend import BackendFailure
 from services.inference.backends.ollama_wire import options_of
-from services.inference.backends.openai_wire import Json, count, string
 from services.inference.backends.task_wire import answer_object, vector
+from services.inference.backends.wire_json import Json, count, string
 from services.inference.chat import Usage
 from services.inference.tasks import CompleteCall, Vectors
 

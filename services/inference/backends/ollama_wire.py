@@ -13,12 +13,13 @@ from typing import Final
 import orjson
 
 from services.inference.backend import BackendFailure, cannot_do
-from services.inference.backends.openai_wire import (
+from services.inference.backends.openai_wire import function_json
+from services.inference.backends.wire_json import (
     MAX_CALL_INDEX,
     Json,
     count,
-    function_json,
     parse_object,
+    past_arguments,
     read_logprobs,
     string,
 )
@@ -229,11 +230,5 @@ def _message(index: int, message: Message, names: dict[str, str]) -> Json:
 
 
 def _past_call(index: int, call: ToolCall) -> Json:
-    try:
-        is_object = isinstance(orjson.loads(call.arguments or "{}"), dict)
-    except orjson.JSONDecodeError:
-        is_object = False
-    if not is_object:
-        raise cannot_do(f"messages[{index}].tool_calls: the arguments of {call.name!r} must be a JSON object")
-    arguments = orjson.Fragment(call.arguments or "{}")
+    arguments = past_arguments(f"messages[{index}]", call)
     return {"id": call.id, "function": {"name": call.name, "index": call.index, "arguments": arguments}}

@@ -79,7 +79,7 @@ class OpenAICompatibleBackend(ModelServerBackend):
                 raise failure_of_body(answer.status, await answer.error_body())
             sse, chunks = SseReader(), ChunkReader(is_text=is_text)
             while not chunks.is_done and (data := await answer.read()):
-                for event in chunks.read(_fed(sse, data)):
+                for event in chunks.read(fed(sse, data)):
                     self._check_model(event, model)
                     yield event
             if not chunks.is_done:
@@ -102,7 +102,8 @@ class OpenAICompatibleBackend(ModelServerBackend):
         )
 
 
-def _fed(sse: SseReader, data: bytes) -> list[tuple[bytes, bytes]]:
+def fed(sse: SseReader, data: bytes) -> list[tuple[bytes, bytes]]:
+    """Give the events that end in a read; raises BackendFailure for one without an end."""
     try:
         return sse.feed(data)
     except EventTooLongError as error:

@@ -7,11 +7,19 @@ inside a 200.  Anything that cannot be read raises BackendFailure; nothing is gu
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
 from services.inference.backend import BackendFailure
+from services.inference.backends.wire_json import (
+    MAX_CALL_INDEX,
+    Json,
+    count,
+    parse_object,
+    read_logprobs,
+    string,
+)
 from services.inference.chat import (
     Audio,
     ChatCall,
@@ -26,7 +34,6 @@ from services.inference.chat import (
     Part,
     Sampling,
     Text,
-    TokenLogprob,
     Tool,
     ToolCall,
     ToolMode,
@@ -35,18 +42,7 @@ from services.inference.chat import (
 )
 from services.inference.failures import failure_of_error, read_error
 
-Json = dict[str, Any]  # Any: a JSON value
-
 DONE: Final = b"[DONE]"
-
-MAX_COUNT: Final = 2**53 - 1
-"""Largest count of tokens that is believed: what JSON, and the log, hold exactly."""
-
-MAX_TOP_LOGPROBS: Final = 20
-"""The most alternatives of a token that a request can ask for."""
-
-MAX_CALL_INDEX: Final = 127
-"""The contract's last position of a tool call."""
 
 _FINISH_REASONS: Final = {
     "stop": FinishReason.STOP,
@@ -291,21 +287,6 @@ def _add_form(body: Json, call: ChatCall) -> None:
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
 
 
-def parse_object(payload: bytes) -> Json:
-    """Read a JSON object; raises BackendFailure for anything else."""
-    try:
-        parsed = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        if payload.lstrip()[:1] == b"<":
-            raise BackendFailure(
-                "NOT_AN_API", "answered with a web page; is the URL a model server's?"
-            ) from None
-        raise BackendFailure("MALFORMED_ANSWER", "answered with something that is not JSON") from None
-    if not isinstance(parsed, dict):
-        raise BackendFailure("MALFORMED_ANSWER", "answered with JSON that is no object")
-    return parsed
-
-
 def _choice(parsed: Json) -> Json | None:
     choices = parsed.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -352,36 +333,6 @@ def _tool_call(position: int, item: Json) -> ToolCall:
     )
 
 
-def read_logprobs(value: object) -> tuple[TokenLogprob, ...]:
-    """Read a list of tokens with their log probabilities; anything else is none."""
-    if not isinstance(value, list):
-        return ()
-    return tuple(
-        _logprob(item, _alternatives(item.get("top_logprobs"))) for item in value if isinstance(item, dict)
-    )
-
-
-def _alternatives(value: object) -> tuple[TokenLogprob, ...]:
-    """Read the alternatives of one token, which have none of their own, however deep a server nests them."""
-    if not isinstance(value, list):
-        return ()
-    return tuple(_logprob(item, ()) for item in value[:MAX_TOP_LOGPROBS] if isinstance(item, dict))
-
-
-def _logprob(item: Json, top: tuple[TokenLogprob, ...]) -> TokenLogprob:
-    token, logprob, raw = string(item.get("token")), item.get("logprob"), item.get("bytes")
-    try:
-        token_bytes = bytes(raw) if isinstance(raw, list) else token.encode()
-    except (TypeError, ValueError):
-        token_bytes = token.encode()
-    return TokenLogprob(
-        token=token,
-        logprob=float(logprob) if isinstance(logprob, int | float) else 0.0,
-        token_bytes=token_bytes,
-        top=top,
-    )
-
-
 def _finish_reason(text: str) -> FinishReason:
     # Servers have further names for "the model said it was done" (eos, end_turn); all of them are an orderly end.
     return _FINISH_REASONS.get(text, FinishReason.STOP)
@@ -397,18 +348,3 @@ def read_usage(value: object) -> Usage:
         cached_input_tokens=count(value.get("prompt_tokens_details"), "cached_tokens"),
         reasoning_tokens=count(value.get("completion_tokens_details"), "reasoning_tokens"),
     )
-
-
-def count(value: object, name: str) -> int | None:
-    """Give a believable count under a name of a JSON object, else None."""
-    number = value.get(name) if isinstance(value, dict) else None
-    return (
-        number
-        if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= MAX_COUNT
-        else None
-    )
-
-
-def string(value: object) -> str:
-    """Give a text as it is, anything else as empty."""
-    return value if isinstance(value, str) else ""

@@ -13,7 +13,8 @@ from typing import Any, Final
 import orjson
 
 from services.inference.backend import BackendFailure, Blame
-from services.inference.backends.openai_wire import add_sampling, add_stream, parse_object, read_usage, string
+from services.inference.backends.openai_wire import add_sampling, add_stream, read_usage
+from services.inference.backends.wire_json import parse_object, string
 from services.inference.chat import Usage
 from services.inference.failures import failure_of_error, read_error
 from services.inference.tasks import CompleteCall, Scores, Vectors

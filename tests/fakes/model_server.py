@@ -41,7 +41,7 @@ Step = bytes | Hang | Gate | Cut | Drip
 
 @dataclass(frozen=True, slots=True)
 class Scripted:
-    """What to answer. `framing`: "length", "chunked", or "close" (the body ends with the connection)."""
+    """What to answer. `framing`: "length", "chunked", or "close" (the body ends with the connection), "raw" (no head)."""
 
     steps: Sequence[Step] = ()
     status: int = 200
@@ -115,6 +115,12 @@ def completion(text: str = "Hello", *, model: str = "tiny", finish: str = "stop"
         "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
         "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
     }
+
+
+def in_turn(*scripts: Scripted) -> Script:
+    """Answer with these one after the other, and with the last from then on."""
+    waiting = list(scripts)
+    return lambda _seen: waiting.pop(0) if len(waiting) > 1 else waiting[0]
 
 
 def llama_models(*names: str, n_ctx: int = 256) -> dict[str, object]:
@@ -206,13 +212,11 @@ class FakeModelServer:
             writer.close()
 
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        script = self._scripts.get((seen.method, seen.path.partition("?")[0]))
-        script = script or as_json({"error": {"message": "File Not Found", "code": 404}}, status=404)
-        if not isinstance(script, Scripted):
-            script = script(seen)
+        script = self._script(seen)
         if script.head_after is not None and not await self._wait(script.head_after, reader):
             return False
-        writer.write(_head(script))
+        if script.framing != "raw":
+            writer.write(_head(script))
         for step in script.steps:
             if isinstance(step, Cut):
                 await writer.drain()
@@ -235,6 +239,11 @@ class FakeModelServer:
             writer.write(b"0\r\n\r\n")
         await writer.drain()
         return script.framing != "close"
+
+    def _script(self, seen: Seen) -> Scripted:
+        script = self._scripts.get((seen.method, seen.path.partition("?")[0]))
+        script = script or as_json({"error": {"message": "File Not Found", "code": 404}}, status=404)
+        return script if isinstance(script, Scripted) else script(seen)
 
     async def _drip(self, data: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         left = asyncio.create_task(reader.read(1))

@@ -217,9 +217,7 @@ async def test_mlx_404_is_a_failed_generation_and_not_a_missing_model(
 async def test_mlx_is_not_sent_images(start: StartSuite, server: FakeModelServer) -> None:
     replay_mlx(server, "image")
     suite = await start(mlx_url=server.url)
-    image = pb.ChatMessage(
-        role=pb.ROLE_USER, content=[pb.ContentPart(image_data_uri=PIXEL)]
-    )
+    image = pb.ChatMessage(role=pb.ROLE_USER, content=[pb.ContentPart(image_data_uri=PIXEL)])
     with pytest.raises(InvalidArgumentError, match="cannot do vision"):
         await suite.chat(pb.ChatAction(messages=[image]))
     assert server.chats == []

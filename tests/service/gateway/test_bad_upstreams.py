@@ -19,6 +19,8 @@ from services.common.server import serving
 from services.inference.__main__ import make_registry
 from services.inference.backends.make import pythia_backends
 from services.inference.config import InferenceSettings
+from services.inference.protection.guard import Guard
+from services.inference.registry.registry import Registry
 from services.inference.servicer import Service, inference_servicer
 from tests.fakes.gateway_suite import Suite, running_suite
 from tests.fakes.model_server import (
@@ -46,27 +48,45 @@ async def llama() -> AsyncIterator[FakeModelServer]:
         yield server
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def real(llama: FakeModelServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Suite]:
-    """A gateway before the real inference service."""
-    directory: Path = tmp_path_factory.mktemp("real")
-    ethics = ScriptedEthics()
-    settings = InferenceSettings(
-        address=f"unix:{directory}/real.sock",
+@pytest.fixture(scope="module")
+def settings(llama: FakeModelServer, tmp_path_factory: pytest.TempPathFactory) -> InferenceSettings:
+    return InferenceSettings(
+        address=f"unix:{tmp_path_factory.mktemp('inference')}/real.sock",
         embedded=False,
         discover=False,
         llamacpp_url=llama.url,
         metrics_port=None,
     )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def registry(settings: InferenceSettings) -> AsyncIterator[Registry]:
+    made = make_registry(settings, pythia_backends(settings))
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture(autouse=True)
+def _forgiven(registry: Registry) -> None:
+    """Forget what the tests before have done to the breakers."""
+    for entry in registry.entries():
+        entry.guard = Guard()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def real(
+    settings: InferenceSettings, registry: Registry, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Suite]:
+    """A gateway before the real inference service."""
+    directory: Path = tmp_path_factory.mktemp("real")
+    ethics = ScriptedEthics()
     verifier = ClearanceVerifier({ethics.signer.key_id: ethics.signer.public_key})
-    registry = make_registry(settings, pythia_backends(settings))
     servicer = inference_servicer(
         Service(registry, verifier.recheck, settings.max_act_seconds, settings.routing)
     )
     register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer)
     policy = CallPolicy(guard_for=guard_for(verifier, [inference_pb2.DESCRIPTOR]))
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(registry.aclose)
         server = await stack.enter_async_context(serving(settings, [register], policy=policy))
         refreshing = asyncio.create_task(registry.run())
         stack.callback(refreshing.cancel)

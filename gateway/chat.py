@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.acts import CHAT_KIND, CHAT_RPC, Act, Conclusion, Fitting, Logged
 from gateway.answer import Release
-from gateway.chat_action import build_action, check_provider, has_untrusted_content, request_text
+from gateway.chat_action import build_action, has_untrusted_content, request_text
 from gateway.chat_answer import EVENT_STREAM, ChunkWriter, Identity, completion
 from gateway.chat_schema import MAX_MESSAGES, ChatRequest, ImagePart, UserMessage, parse_chat_request
+from gateway.destination import Destinations
 from gateway.edge import Exchange, too_large, until_disconnect
 from gateway.fitting import TRUNCATION_HEADER, fit, strategy_of
 from gateway.gate import Gate
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from kala.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
 ROUTE: Final = "HTTP POST /v1/chat/completions"
-PROVIDER_HEADER: Final = "x-kala-provider"
 ID_BYTES: Final = 12
 
 
@@ -64,6 +64,7 @@ class ChatCompletions:
         pipeline: Pipeline,
         limits: ChatLimits,
         may_spool: bool,
+        destinations: Destinations = Destinations(),  # noqa: B008 - frozen
         wall_clock: Callable[[], float] = time.time,
         new_id: Callable[[int], str] = secrets.token_hex,
     ) -> None:
@@ -73,6 +74,7 @@ class ChatCompletions:
         self._pipeline = pipeline
         self._limits = limits
         self._may_spool = may_spool
+        self._destinations = destinations
         self._wall_clock = wall_clock
         self._new_id = new_id
 
@@ -114,9 +116,9 @@ class ChatCompletions:
             self._check_size(body)
             request = parse_chat_request(read_object(body), max_messages=self._limits.max_messages)
             self._check_images(request, body)
-            provider = check_provider(exchange.headers.get(PROVIDER_HEADER, ""))
+            destination = self._destinations.of(exchange.headers, request.model or "")
             strategy = strategy_of(exchange.headers.get(TRUNCATION_HEADER, ""))
-            action = build_action(request, provider=provider)
+            action = build_action(request, destination)
         except InvalidArgumentError as error:
             await self._record(exchange, key, error, body)
             raise

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway import chat_schema as schema
+from gateway.destination import Destination
 from kala.errors import InvalidArgumentError
 from kala.inference.v1 import inference_pb2 as pb
 from services.common.images import check_image
@@ -17,12 +18,9 @@ MAX_SCHEMA_BYTES: Final = 64 * 1024
 MAX_REQUEST_TEXT_BYTES: Final = 64 * 1024
 """The contract's limit for the request's text beside an output check; the tail is kept."""
 
-PROVIDERS: Final = frozenset({"mlx", "llamacpp", "lmstudio", "ollama", "pythia", "openai", "anthropic"})
-
-REMOTE_PROVIDERS: Final = frozenset({"openai", "anthropic"})
-"""Naming one of these is itself the permission for data to leave (decisions: Routing)."""
-
 AUTO_MODEL: Final = "auto"
+
+ANYWHERE_HERE: Final = Destination()
 
 _ROLES: Final = {
     "system": pb.ROLE_SYSTEM,
@@ -44,8 +42,8 @@ _FORMATS: Final = {
 }
 
 
-def build_action(request: schema.ChatRequest, *, provider: str = "") -> pb.ChatAction:
-    """Build the action; `provider` restricts the kind of backend and may permit a remote one."""
+def build_action(request: schema.ChatRequest, destination: Destination = ANYWHERE_HERE) -> pb.ChatAction:
+    """Build the action, bound for this destination."""
     model = request.model or AUTO_MODEL
     action = pb.ChatAction(
         model=model,
@@ -53,8 +51,9 @@ def build_action(request: schema.ChatRequest, *, provider: str = "") -> pb.ChatA
         sampling=_sampling(request),
         tools=[_tool(tool, index) for index, tool in enumerate(request.tools or ())],
         stream=request.wants_stream,
-        provider=provider,
-        allow_remote=provider in REMOTE_PROVIDERS or model.partition("/")[0] in REMOTE_PROVIDERS,
+        provider=destination.provider,
+        role=destination.role,
+        allow_remote=destination.allow_remote,
         reasoning_effort=request.reasoning_effort or "",
     )
     if request.tool_choice is not None:
@@ -64,13 +63,6 @@ def build_action(request: schema.ChatRequest, *, provider: str = "") -> pb.ChatA
     if request.response_format is not None:
         action.response_format.CopyFrom(_response_format(request.response_format))
     return action
-
-
-def check_provider(name: str) -> str:
-    """Give a provider's name back, or raise InvalidArgumentError that lists the known ones."""
-    if name and name not in PROVIDERS:
-        raise InvalidArgumentError("x-kala-provider", f"must be one of {', '.join(sorted(PROVIDERS))}")
-    return name
 
 
 def has_untrusted_content(action: pb.ChatAction) -> bool:

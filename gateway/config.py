@@ -8,10 +8,11 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from gateway.destination import Provider
 from kala.errors import InvalidArgumentError
 from services.common.addresses import parse_address
 from services.common.peers import AUDIT, ETHICS, GATEWAY, GRPC_PORTS, INFERENCE, METRICS_PORTS
-from services.common.settings import MetricsPort, ProcessSettings
+from services.common.settings import MetricsPort, ProcessSettings, aliases
 from services.common.tls import TlsFiles
 
 SECTION: Final = GATEWAY
@@ -70,6 +71,20 @@ class GatewaySettings(ProcessSettings):
     tls_ca_file: Annotated[Path | None, Field(description="PEM of the authority that signs every part.")] = (
         None
     )
+
+    provider: Annotated[
+        Provider,
+        Field(
+            description="What inference is told, too; naming `openai` or `anthropic` lets data leave, `auto` does not."
+        ),
+        aliases("LLM_PROVIDER"),
+    ] = "auto"
+    allow_remote: Annotated[
+        bool,
+        Field(
+            description="Let requests that name no provider leave this machine when no local backend answers."
+        ),
+    ] = False
 
     database: Annotated[str, Field(description="Keys: path of an SQLite file, or an SQLAlchemy URL.")] = str(
         DEFAULT_STATE / "data" / "gateway.db"

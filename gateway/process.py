@@ -17,6 +17,7 @@ from gateway.bridge import Bridge
 from gateway.bridge_routes import Routes, bindings_of, contract_files
 from gateway.chat import ChatCompletions, ChatLimits
 from gateway.checkpoint_pin import CheckpointPin, load_verifiers
+from gateway.destination import Destinations
 from gateway.gate import Gate
 from gateway.guarded import GuardedCalls
 from gateway.health import Health
@@ -137,6 +138,7 @@ def _app(
             pipeline=pipeline,
             limits=limits,
             may_spool=may_spool,
+            destinations=Destinations(settings.provider, settings.allow_remote),
         ),
         moderations=Moderations(
             gate=gate,

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway.chat_action import build_action, check_provider, has_untrusted_content, request_text
+from gateway.chat_action import build_action, has_untrusted_content, request_text
 from gateway.chat_schema import parse_chat_request
+from gateway.destination import Destination
 from gateway.strict_json import read_object
 from gateway.validation import path_of
 from kala.errors import InvalidArgumentError
@@ -82,15 +83,11 @@ def test_forms_of_the_answer() -> None:
     assert json_object.type == pb.RESPONSE_FORMAT_TYPE_JSON_OBJECT
 
 
-@pytest.mark.parametrize(
-    ("model", "provider", "remote"),
-    [("auto", "", False), ("m", "lmstudio", False), ("openai/gpt", "", True), ("m", "anthropic", True)],
-)
-def test_only_naming_a_remote_provider_lets_data_leave(model: str, provider: str, *, remote: bool) -> None:
-    action = build_action(
-        parse_chat_request({"messages": [USER], "model": model}), provider=check_provider(provider)
-    )
-    assert (action.allow_remote, action.provider) == (remote, provider)
+def test_the_destination_is_part_of_what_is_judged() -> None:
+    request = parse_chat_request({"messages": [USER], "model": "m"})
+    action = build_action(request, Destination("openai", "rank", allow_remote=True))
+    assert (action.provider, action.role, action.allow_remote) == ("openai", "rank", True)
+    assert not build_action(request).allow_remote
 
 
 @pytest.mark.parametrize(

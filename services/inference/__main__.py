@@ -23,6 +23,7 @@ from services.common.settings import load
 from services.common.telemetry import process_telemetry
 from services.inference.backend import Kind, State
 from services.inference.backends.make import ServerFactory, pythia_backends
+from services.inference.backends.make_remote import remote_backends
 from services.inference.backends.pythia import PythiaBackend
 from services.inference.config import SECTION, InferenceSettings
 from services.inference.protection.guard import Limits
@@ -50,7 +51,7 @@ def make_registry(
         else None
     )
     return Registry(
-        [*(server.backend for server in started), *servers.configured(), *pythia],
+        [*(server.backend for server in started), *servers.configured(), *pythia, *remote_backends(settings)],
         finder=finder,
         refresh_seconds=settings.refresh_seconds,
         chain=settings.routing.chain,

@@ -11,7 +11,7 @@ from kala.errors import InvalidArgumentError
 from services.common.peers import ETHICS, GATEWAY, GRPC_PORTS, INFERENCE, METRICS_PORTS
 from services.common.settings import AllowedPeers, ListenAddress, MetricsPort, aliases
 from services.inference.base_url import parse_base_url
-from services.inference.config_routing import RoutingSettings
+from services.inference.config_remote import RemoteSettings
 from services.inference.protection.limits import IDLE_LOOKS, LATENCY_SECONDS
 from services.inference.pythia.weights import DOWNLOAD_GIGABYTES, pythia_name
 
@@ -42,7 +42,7 @@ Switch = Annotated[
 Key = Annotated[SecretStr | None, Field(description="Sent as a Bearer token.")]
 
 
-class InferenceSettings(RoutingSettings):
+class InferenceSettings(RemoteSettings):
     """Which backends there are and how long to wait for them."""
 
     address: ListenAddress = f"127.0.0.1:{GRPC_PORTS[INFERENCE]}"

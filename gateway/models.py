@@ -88,5 +88,6 @@ class Models:
                     for capability in model.capabilities
                 ],
                 "demo": model.demo,
+                "breaker": inference_pb2.BreakerState.Name(model.breaker).removeprefix("BREAKER_STATE_"),
             },
         }

@@ -237,6 +237,7 @@ def usage_message(usage: Usage) -> UsageMessage:
 
 def _model(entry: Entry, model: ModelInfo, *, is_unique: bool) -> pb.Model:
     name = entry.backend.identity.name
+    shut = entry.guard.shut(model.id)
     return pb.Model(
         id=model.id if is_unique else f"{name}/{model.id}",
         backend=NAME_PREFIX + name,
@@ -249,4 +250,5 @@ def _model(entry: Entry, model: ModelInfo, *, is_unique: bool) -> pb.Model:
         ],
         quantization=model.quantization,
         demo=model.is_demo,
+        breaker=_BREAKERS[BreakerState.CLOSED if shut is None else shut.state],
     )

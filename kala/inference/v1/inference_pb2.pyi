@@ -1539,6 +1539,7 @@ class Model(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     QUANTIZATION_FIELD_NUMBER: _builtins.int
     DEMO_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id to ask for, unique over all backends: the model's own id, prefixed "<backend>/" where two backends have it."""
     backend: _builtins.str
@@ -1555,6 +1556,8 @@ class Model(_message.Message):
     """Quantization as the backend names it; empty when unknown."""
     demo: _builtins.bool
     """True for the embedded demo, which serves only by name or when nothing else is there."""
+    breaker: Global___BreakerState.ValueType
+    """Its breaker; unless it is closed, requests are kept away until a test of it has succeeded."""
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[Global___Capability.ValueType]:
         """What it can do; empty when unknown."""
@@ -1571,10 +1574,11 @@ class Model(_message.Message):
         capabilities: _abc.Iterable[Global___Capability.ValueType] | None = ...,
         quantization: _builtins.str = ...,
         demo: _builtins.bool = ...,
+        breaker: Global___BreakerState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_context_tokens", b"_context_tokens", "_max_context_tokens", b"_max_context_tokens", "context_tokens", b"context_tokens", "max_context_tokens", b"max_context_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_tokens", b"_context_tokens", "_max_context_tokens", b"_max_context_tokens", "backend", b"backend", "backend_model", b"backend_model", "capabilities", b"capabilities", "context_tokens", b"context_tokens", "demo", b"demo", "id", b"id", "max_context_tokens", b"max_context_tokens", "quantization", b"quantization", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_tokens", b"_context_tokens", "_max_context_tokens", b"_max_context_tokens", "backend", b"backend", "backend_model", b"backend_model", "breaker", b"breaker", "capabilities", b"capabilities", "context_tokens", b"context_tokens", "demo", b"demo", "id", b"id", "max_context_tokens", b"max_context_tokens", "quantization", b"quantization", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__context_tokens: _TypeAlias = _typing.Literal["context_tokens"]  # noqa: Y015
     _WhichOneofArgType__context_tokens: _TypeAlias = _typing.Literal["_context_tokens", b"_context_tokens"]  # noqa: Y015

@@ -45,6 +45,8 @@ async def test_the_state_of_a_breaker_is_listed_with_its_reason(
     )
     await fail(suite, 10)
     assert len(llama.chats) == 4
+    (model,) = (await suite.stub.ListModels(pb.ListModelsRequest())).models
+    assert (model.id, model.breaker) == ("tiny", pb.BREAKER_STATE_OPEN)
     with translated():
         explained = await suite.stub.ExplainRoute(pb.ExplainRouteRequest())
     assert [candidate.eligible for candidate in explained.candidates] == [False]

@@ -21,6 +21,8 @@ from services.common.peers import INFERENCE
 from services.common.server import serving
 from services.common.settings import load
 from services.common.telemetry import process_telemetry
+from services.inference.adapters.desk import AdapterDesk
+from services.inference.adapters.trust import Trust, TrustFiles
 from services.inference.backend import Kind, State
 from services.inference.backends.make import ServerFactory, pythia_backends
 from services.inference.backends.make_remote import remote_backends
@@ -57,6 +59,22 @@ def make_registry(
         chain=settings.routing.chain,
         limits=Limits(places=settings.max_in_flight + settings.max_waiting),
     )
+
+
+def adapter_desk(settings: InferenceSettings, registry: Registry) -> AdapterDesk:
+    """Make what lets adapters in; raises KalaError where a pinned file does not hold."""
+    trust = Trust(
+        TrustFiles(
+            trainer_keys=settings.trainer_public_keys,
+            ethics_keys=settings.ethics_public_keys,
+            tools_keys=settings.tools_public_keys,
+            log_key=settings.audit_vkey_file,
+            profiles=settings.gate_profiles,
+            revocations=settings.adapter_revocations,
+            allows_demo_profiles=settings.allow_demo_profiles,
+        )
+    )
+    return AdapterDesk(registry, trust, settings.adapters_dir)
 
 
 def make_prober(settings: InferenceSettings, registry: Registry, protection: Protection) -> Prober:
@@ -118,6 +136,7 @@ async def main() -> None:
             settings.routing,
             protection,
             Pulling(flags_of(settings)),
+            adapters=adapter_desk(settings, registry),
         )
         register = partial(
             inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference_servicer(service)

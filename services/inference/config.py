@@ -156,6 +156,34 @@ class InferenceSettings(RemoteSettings):
         Field(description="How weights are held; 8bit and 4bit need `kala-suite[inference-quantized]`."),
     ] = "none"
 
+    trainer_public_keys: Annotated[
+        tuple[Path, ...],
+        Field(description="PEM files of the trainer's current and next key; adapters are signed with it."),
+    ] = ()
+    tools_public_keys: Annotated[
+        tuple[Path, ...],
+        Field(description="PEM files of tools' current and next key, behind the gates that tools measured."),
+    ] = ()
+    audit_vkey_file: Annotated[
+        Path | None,
+        Field(
+            description="The log's public key, one vkey line each; an adapter's gates must be in this log."
+        ),
+    ] = None
+    gate_profiles: Annotated[
+        tuple[Path, ...],
+        Field(description="Gate profiles of which an adapter must have passed one; none means no adapter."),
+    ] = ()
+    adapter_revocations: Annotated[
+        Path | None, Field(description="The trainer's signed list of revoked adapters, read when it changes.")
+    ] = None
+    adapters_dir: Annotated[Path, Field(description="The only place that adapters are loaded from.")] = Path(
+        "~/.cache/kala/adapters"
+    )
+    allow_demo_profiles: Annotated[
+        bool, Field(description="Accept gate profiles made for demonstrations; `kala up` alone sets it.")
+    ] = False
+
     connect_seconds: Annotated[float, Field(gt=0, description="Longest wait for a connection.")] = 2.0
     first_byte_seconds: Annotated[
         float,

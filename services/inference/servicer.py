@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kala.errors import DeadlineExceededError, InvalidArgumentError, KalaError, NotFoundError
@@ -16,6 +17,8 @@ from kala.inference.v1 import inference_pb2_grpc
 from services.common.clearance import VerifiedClearance, current_clearance
 from services.common.sealing import unpack_strictly
 from services.inference import answers
+from services.inference.adapters.desk import AdapterDesk
+from services.inference.adapters.trust import Trust, TrustFiles
 from services.inference.attempts import Attempt
 from services.inference.backend import Capability
 from services.inference.context.counting import count
@@ -51,6 +54,8 @@ class Service:
     protection: Protection = field(default_factory=Protection)
     pulling: Pulling = field(default_factory=Pulling)
     wall_clock: Callable[[], float] = time.time
+    adapters: AdapterDesk | None = None
+    """None where no adapter can be verified."""
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -64,6 +69,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._protection = service.protection
         self._pulling = service.pulling
         self._wall_clock = service.wall_clock
+        self._adapters = service.adapters or AdapterDesk(service.registry, Trust(TrustFiles()), Path())
         self._loading = ModelLoading(service.registry, service.max_act_seconds)
         self._tasks = Tasks(
             service.registry,
@@ -82,6 +88,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         call = chat_call(action).filled(role.sampling)
         destination = self._routing.settle(wanted(action, call), role)
         async with _at_most(self._max_act_seconds):
+            await self._adapters.require(call.adapters, clearance.claims)
             route = await self._choose(destination)
             dispatch = Dispatch(
                 self._registry,
@@ -235,6 +242,30 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             async for response in responses:
                 yield response
         self._registry.look_soon()
+
+    async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Context) -> pb.LoadAdapterResponse:  # noqa: ARG002 - the contract names it
+        """Verify a signed, gated adapter and let it serve; the clearance is asked again right before."""
+        clearance = current_clearance()
+        action = unpack_strictly(clearance.action, pb.LoadAdapterAction)
+        await self._registry.ready()
+        async with _at_most(self._max_act_seconds):
+            elapsed = await self._adapters.load(
+                self._entry(action.backend, "backend"),
+                action,
+                clearance.claims,
+                partial(self._recheck, clearance),
+            )
+        return pb.LoadAdapterResponse(adapter=action.adapter, elapsed=answers.duration(elapsed))
+
+    async def UnloadAdapter(
+        self,
+        request: pb.UnloadAdapterRequest,
+        context: Context,  # noqa: ARG002 - the contract names it
+    ) -> pb.UnloadAdapterResponse:
+        """Take an adapter out of service."""
+        entries = [self._entry(request.backend, "backend")] if request.backend else self._registry.entries()
+        await self._adapters.unload(entries, request.adapter)
+        return pb.UnloadAdapterResponse(adapter=request.adapter)
 
     async def ExplainRoute(
         self,

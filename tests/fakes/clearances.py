@@ -39,16 +39,24 @@ class FakeEthics:
         write_public_key(path, self.signer.public_key)
         return path
 
-    def seal(self, action: Message, *, audience: str, presenter: str = "local:gateway") -> SealedAction:
+    def seal(
+        self,
+        action: Message,
+        *,
+        audience: str,
+        presenter: str = "local:gateway",
+        tenant: str = "",
+        constitution_digest: bytes = bytes(32),
+    ) -> SealedAction:
         """Clear an action for one RPC."""
         packed = pack(action)
         clearance = self.signer.mint(
             decision_id="test",
             audience=audience,
             action=packed,
-            constitution_digest=bytes(32),
+            constitution_digest=constitution_digest,
             presenter=presenter,
-            principal=Principal(),
+            principal=Principal(tenant=tenant),
             purpose=PURPOSE_UNSPECIFIED,
         )
         return SealedAction(action=packed, clearance=clearance)

@@ -30,6 +30,7 @@ from services.inference.backend import (
     Status,
 )
 from services.inference.chat import ChatCall, Delta, Event, Finish, Opened, Sampling, Usage
+from services.inference.pythia.adapters import Adapters
 from services.inference.pythia.holding import CannotLoadError, Holding
 from services.inference.pythia.requests import (
     ABSENT_LIBRARIES,
@@ -43,12 +44,14 @@ from services.inference.pythia.requests import (
     rejection,
     texts_joined,
 )
-from services.inference.pythia.weights import Weights, check, find
+from services.inference.pythia.weights import Weights, check, find, unlisted_digest
 from services.inference.pythia.worker import FAULTS, Generation, Told, Worker
 from services.inference.tasks import CompleteCall, EmbedCall, Vectors
 
 if TYPE_CHECKING:
+    from services.common.adapter_manifest import VerifiedAdapter
     from services.inference.pythia.engine import Engine
+    from services.inference.pythia.lora import LoraAdapter
 
 log: Final = structlog.get_logger()
 
@@ -87,6 +90,7 @@ class PythiaBackend:
         self._weights: Weights | None = None
         self._engine: Engine | None = None
         self._context_tokens: int | None = None
+        self._adapters = Adapters()
 
     @property
     def identity(self) -> Identity:
@@ -136,7 +140,11 @@ class PythiaBackend:
         messages = conversation(call)
         async with self._turn():
             begin()
-            generating = self._generate(lambda engine: engine.encode(messages), call.sampling, model)
+            adapters = self._adapters.chosen(call.adapters)
+            template = next((one.chat_template for one in adapters if one.chat_template), "")
+            generating = self._generate(
+                lambda engine: engine.encode(messages, template), call.sampling, model, adapters
+            )
             async with aclosing(generating) as events:
                 async for event in events:
                     yield event
@@ -167,6 +175,19 @@ class PythiaBackend:
                 vectors.append(array("f", vector))
                 used += tokens
         return Vectors(tuple(vectors), Usage(input_tokens=used))
+
+    async def base_digest(self) -> bytes:
+        """Give the digest of the files that are loaded; see AdapterHost.base_digest."""
+        weights = await asyncio.to_thread(self._check)
+        return weights.base_digest or await asyncio.to_thread(unlisted_digest, weights)
+
+    async def load_adapter(self, adapter: VerifiedAdapter) -> None:
+        """Hold an adapter ready; see AdapterHost.load_adapter."""
+        await self._in_thread(lambda: self._adapters.hold(adapter, self._loaded()))
+
+    async def unload_adapter(self, name: str) -> bool:
+        """Take an adapter out; see AdapterHost.unload_adapter."""
+        return await self._in_thread(lambda: self._adapters.drop(name))
 
     async def diagnose(self, model: str) -> tuple[Check, ...]:
         """Look at the files and load them."""
@@ -203,7 +224,11 @@ class PythiaBackend:
             self._turns.release()
 
     async def _generate(
-        self, encode: Callable[[Engine], list[int]], sampling: Sampling, model: ModelInfo
+        self,
+        encode: Callable[[Engine], list[int]],
+        sampling: Sampling,
+        model: ModelInfo,
+        adapters: tuple[LoraAdapter, ...] = (),
     ) -> AsyncGenerator[Event]:
         loop = asyncio.get_running_loop()
         told: asyncio.Queue[Told] = asyncio.Queue()
@@ -213,6 +238,7 @@ class PythiaBackend:
             sampling,
             min(sampling.max_output_tokens or most, most),
             tell=lambda item: post(loop, told, item),
+            adapters=adapters,
         )
         try:
             self._worker.submit(work)
@@ -259,6 +285,7 @@ class PythiaBackend:
             )
         # The files are looked at again before they are loaded again.
         self._engine = self._weights = self._context_tokens = None
+        self._adapters = Adapters()
 
     def _loaded(self) -> Engine:
         if self._engine is None:
@@ -298,4 +325,5 @@ class PythiaBackend:
             quantization="" if quantization == "none" else quantization,
             is_demo=self.identity.is_demo,
             base_digest=weights.base_digest if weights else b"",
+            adapters=self._adapters.applied(),
         )

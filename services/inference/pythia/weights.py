@@ -39,6 +39,8 @@ class Weights:
     directory: Path
     context_tokens: int
     base_digest: bytes
+    stamps: tuple[tuple[str, int, int], ...] = ()
+    """Name, size and time of change of the files, as they were when they were looked at."""
 
 
 def pythia_name(size: str) -> str:
@@ -81,7 +83,41 @@ def check(directory: Path) -> Weights:
             f"{directory / CONFIG}: is a {architecture} model; only gpt_neox is served in process"
         )
     manifest = directory / MANIFEST
-    return Weights(directory, context_tokens, _checked_against(manifest) if manifest.is_file() else b"")
+    # Before the files are read, so that a change meanwhile shows.
+    stamps = _stamps(directory)
+    base_digest = _checked_against(manifest) if manifest.is_file() else b""
+    return Weights(directory, context_tokens, base_digest, stamps)
+
+
+def unlisted_digest(weights: Weights) -> bytes:
+    """Give the file set digest of a base that no manifest vouches for; reads all of it.
+
+    Raises VerificationError where the files are no longer those that were looked at before loading.
+    """
+    files = [_reference(weights.directory, name) for name, _, _ in weights.stamps]
+    if _stamps(weights.directory) != weights.stamps:
+        raise VerificationError(
+            f"{weights.directory}: its files changed since the model was loaded; load it again"
+        )
+    return file_set_digest(files)
+
+
+def _stamps(directory: Path) -> tuple[tuple[str, int, int], ...]:
+    found = [
+        (path.name, path.stat())
+        for path in sorted(directory.iterdir())
+        if path.suffix in BASE_SUFFIXES and path.name != MANIFEST
+    ]
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in found)
+
+
+def _reference(directory: Path, name: str) -> ContentReference:
+    try:
+        with (directory / name).open("rb") as file:
+            digest, size = hashlib.file_digest(file, "sha256").digest(), file.tell()
+    except OSError as error:
+        raise VerificationError(f"{directory / name}: cannot be read") from error
+    return ContentReference(name=name, sha256=digest, bytes=size)
 
 
 def _checked_against(manifest: Path) -> bytes:

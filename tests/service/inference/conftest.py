@@ -19,7 +19,7 @@ from services.common.channel import open_channel
 from services.common.clearance import ClearanceVerifier
 from services.common.server import serving
 from services.common.status import translated
-from services.inference.__main__ import call_policy, make_prober, make_registry
+from services.inference.__main__ import adapter_desk, call_policy, make_prober, make_registry
 from services.inference.backends.make import pythia_backends
 from services.inference.config import InferenceSettings
 from services.inference.protection.protection import Protection
@@ -139,6 +139,7 @@ async def running(
             settings.routing,
             protection,
             Pulling(flags_of(settings)),
+            adapters=adapter_desk(settings, registry),
         )
     )
     register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer)

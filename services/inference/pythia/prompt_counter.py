@@ -1,0 +1,65 @@
+"""Counts what the model in process would read, with its tokenizer alone: the weights stay where they are."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from services.inference.backend import BackendFailure
+from services.inference.pythia.engine import PLAIN_TEMPLATE
+from services.inference.pythia.requests import ABSENT_LIBRARIES
+from services.inference.pythia.worker import FAULTS
+
+if TYPE_CHECKING:
+    from services.inference.pythia.weights import Weights
+
+# Unknown to every stub: transformers is used through two calls.
+Untyped = Any
+
+
+class PromptCounter:
+    """The tokenizer of checked files, a second one beside the model's own, so that no count waits for a generation."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self._tokenizer: Untyped = None
+        self._lock = threading.Lock()
+
+    async def prompt(self, messages: Sequence[dict[str, str]]) -> int:
+        """Count a conversation as the model's template has it, head of the answer included; raises BackendFailure."""
+        return await self._count(
+            lambda tokenizer: tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+            )
+        )
+
+    async def text(self, text: str) -> int:
+        """Count a text by itself; raises BackendFailure."""
+        return await self._count(lambda tokenizer: tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    async def _count(self, encode: Callable[[Untyped], Sequence[int]]) -> int:
+        return len(await asyncio.to_thread(self._encoded, encode))
+
+    def _encoded(self, encode: Callable[[Untyped], Sequence[int]]) -> Sequence[int]:
+        # One at a time: a fast tokenizer refuses to be used by two threads at once.
+        with self._lock:
+            try:
+                if self._tokenizer is None:
+                    from transformers import AutoTokenizer
+
+                    self._tokenizer = AutoTokenizer.from_pretrained(
+                        str(self.weights.directory), local_files_only=True, trust_remote_code=False
+                    )
+                return encode(self._tokenizer)
+            except ImportError as error:
+                raise BackendFailure("LIBRARIES_MISSING", ABSENT_LIBRARIES) from error
+            except FAULTS as error:
+                raise BackendFailure(
+                    "NO_TOKENIZER", f"its tokenizer failed: {type(error).__name__}"
+                ) from error

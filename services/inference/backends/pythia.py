@@ -32,6 +32,7 @@ from services.inference.backend import (
 from services.inference.chat import ChatCall, Delta, Event, Finish, Opened, Sampling, Usage
 from services.inference.pythia.adapters import Adapters
 from services.inference.pythia.holding import CannotLoadError, Holding
+from services.inference.pythia.prompt_counter import PromptCounter
 from services.inference.pythia.requests import (
     ABSENT_LIBRARIES,
     all_of,
@@ -88,6 +89,7 @@ class PythiaBackend:
         self._turns = asyncio.Semaphore(limits.max_rows)
         self._waiting = 0
         self._weights: Weights | None = None
+        self._counter: PromptCounter | None = None
         self._engine: Engine | None = None
         self._context_tokens: int | None = None
         self._adapters = Adapters()
@@ -188,6 +190,14 @@ class PythiaBackend:
     async def unload_adapter(self, name: str) -> bool:
         """Take an adapter out; see AdapterHost.unload_adapter."""
         return await self._in_thread(lambda: self._adapters.drop(name))
+
+    async def count_prompt(self, call: ChatCall, model: ModelInfo) -> int:  # noqa: ARG002 - it has one model
+        """Count a whole prompt; see TokenCounter."""
+        return await self._prompt_counter().prompt(conversation(call))
+
+    async def count_text(self, text: str, model: ModelInfo) -> int:  # noqa: ARG002 - it has one model
+        """Count a text; see TokenCounter."""
+        return await self._prompt_counter().text(text)
 
     async def diagnose(self, model: str) -> tuple[Check, ...]:
         """Look at the files and load them."""
@@ -309,6 +319,13 @@ class PythiaBackend:
         if self._weights is None:
             self._weights = check(find(self._directory, self._model_id))
         return self._weights
+
+    def _prompt_counter(self) -> PromptCounter:
+        if self._weights is None:
+            raise BackendFailure("NO_TOKENIZER", "its files were not looked at yet")
+        if self._counter is None or self._counter.weights is not self._weights:
+            self._counter = PromptCounter(self._weights)
+        return self._counter
 
     def _require_own(self, model: str) -> None:
         if model != self._model_id:

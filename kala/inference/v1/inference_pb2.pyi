@@ -147,7 +147,9 @@ class _MidStreamPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MidSt
     MID_STREAM_POLICY_ERROR: _MidStreamPolicy.ValueType  # 1
     """The stream ends with an error. The default."""
     MID_STREAM_POLICY_CONTINUE: _MidStreamPolicy.ValueType  # 2
-    """The next backend goes on with the text so far; the splice is declared."""
+    """The next backend goes on with the text so far; the splice is declared in the attempts and in `derived_digest`.
+    Streams only; half a function call is not carried on.
+    """
 
 class MidStreamPolicy(_MidStreamPolicy, metaclass=_MidStreamPolicyEnumTypeWrapper):
     """What a backend's failure after the first released token leads to."""
@@ -156,7 +158,9 @@ MID_STREAM_POLICY_UNSPECIFIED: MidStreamPolicy.ValueType  # 0
 MID_STREAM_POLICY_ERROR: MidStreamPolicy.ValueType  # 1
 """The stream ends with an error. The default."""
 MID_STREAM_POLICY_CONTINUE: MidStreamPolicy.ValueType  # 2
-"""The next backend goes on with the text so far; the splice is declared."""
+"""The next backend goes on with the text so far; the splice is declared in the attempts and in `derived_digest`.
+Streams only; half a function call is not carried on.
+"""
 Global___MidStreamPolicy: _TypeAlias = MidStreamPolicy  # noqa: Y015
 
 class _FinishReason:
@@ -975,7 +979,9 @@ class ChatFinish(_message.Message):
     reason: Global___FinishReason.ValueType
     """Why."""
     derived_digest: _builtins.bytes
-    """Digest of retry text that was added after judgement; 32 bytes, empty when nothing was added."""
+    """SHA-256 of the texts that were added to the judged request, one after the other as UTF-8: fixed retry texts, and
+    released text that another backend carried on. Empty when nothing was added.
+    """
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """What it cost."""

@@ -20,7 +20,10 @@ UP_SECONDS = 90
 HERMETIC = {"KALA_INFERENCE_DISCOVER": "false"}
 """A model server that happens to run on the machine must not answer a test."""
 
-AMBIENT = ("KALA_", "LM_STUDIO", "LMSTUDIO", "USE_LM_STUDIO", "OLLAMA", "MLX_", "LLAMACPP", "LLM_PROVIDER")
+AMBIENT = (
+    *("KALA_", "LM_STUDIO", "LMSTUDIO", "USE_LM_STUDIO", "OLLAMA", "MLX_", "LLAMACPP", "LLM_PROVIDER"),
+    *("OPENAI_", "ANTHROPIC_"),
+)
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -88,7 +88,7 @@ class RemoteBackend(ModelServerBackend):
             names = ", ".join(known.id for known in self._models)
             detail, cure = f"model {wanted!r} is not configured", f"configured are: {names}"
             return (*checks, Check("models", passed=False, detail=detail, cure=cure))
-        return (*checks, await self._test_answer(chosen))
+        return (*checks, *await self._test_answer(chosen))
 
     async def _look(self) -> Status:
         detail = "is configured; nothing is sent there, not even a look, before a request allows it"

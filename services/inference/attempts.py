@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,22 +39,38 @@ class Attempt:
 
 
 def callers_error(
-    identity: Identity, model: ModelInfo, failure: BackendFailure, *, field: str = "messages"
+    identity: Identity,
+    model: ModelInfo,
+    failure: BackendFailure,
+    *,
+    field: str = "messages",
+    estimate: Callable[[], int] | None = None,
 ) -> InvalidArgumentError:
-    """Tell the caller what is wrong with the request and what to do; `field` is the one that may be too long."""
+    """Tell the caller what is wrong with the request and what to do.
+
+    `field` is the one that may be too long, `estimate` its tokens where the backend does not tell them.
+    """
     if isinstance(failure, ContextOverflow):
-        return _overflow_error(identity, model, failure, field)
+        return _overflow_error(identity, model, failure, field, estimate)
     told = f": {failure.told}" if failure.told else ""
     return InvalidArgumentError("", f"{identity.name} {failure.detail}{told}", reason=failure.reason)
 
 
 def _overflow_error(
-    identity: Identity, model: ModelInfo, overflow: ContextOverflow, field: str
+    identity: Identity,
+    model: ModelInfo,
+    overflow: ContextOverflow,
+    field: str,
+    estimate: Callable[[], int] | None,
 ) -> InvalidArgumentError:
     subject, cure = _TOO_LONG[field]
-    prompt = "is longer" if overflow.prompt_tokens is None else f"has {overflow.prompt_tokens} tokens, more"
-    context = overflow.context_tokens or model.context_tokens
-    limit = "its context" if context is None else f"its context of {context} tokens"
+    if overflow.prompt_tokens is not None:
+        prompt = f"has {overflow.prompt_tokens} tokens, more"
+    else:
+        prompt = "is longer" if estimate is None else f"is longer (about {estimate()} tokens by estimate)"
+    context, most = overflow.context_tokens or model.context_tokens, model.max_context_tokens
+    limit = "its context" if most is None else f"its context, which is {most} tokens at most"
+    limit = limit if context is None else f"its context of {context} tokens"
     return InvalidArgumentError(
         field,
         f"{subject} {prompt} than {model.id!r} on {identity.name} takes, {limit}; "

@@ -34,6 +34,7 @@ from services.inference.backend import (
     ModelInfo,
 )
 from services.inference.chat import ChatCall, Delta, Event, Finish, FinishReason, Opened, Usage, join_deltas
+from services.inference.context.estimate import estimate_call
 from services.inference.continuation import SoFar, carried_on, digest
 from services.inference.protection.outcomes import REFUSED_HERE, TASK_NOT_SERVED
 from services.inference.protection.protection import Protection
@@ -266,7 +267,8 @@ class Dispatch:
             return failed_mid_stream(attempt.identity, failure)
         if failure.blame is Blame.CALLER:
             field = "messages" if isinstance(self.call, ChatCall) else "prompt"
-            return callers_error(attempt.identity, attempt.model, failure, field=field)
+            estimate = partial(estimate_call, self.call)
+            return callers_error(attempt.identity, attempt.model, failure, field=field, estimate=estimate)
         return None
 
     def _ask_again(self, attempt: _Try, failure: BackendFailure) -> bool:

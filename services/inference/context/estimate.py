@@ -11,7 +11,8 @@ import string
 from collections.abc import Iterable
 from typing import Final
 
-from services.inference.chat import Audio, Image, Message, Part, Text, Tool
+from services.inference.chat import Audio, ChatCall, Image, Message, Part, Text, Tool
+from services.inference.tasks import CompleteCall
 
 LETTERS_PER_TOKEN: Final = 4.0
 """English prose has about 4.1 letters per token in vocabularies of 32,000 to 200,000 tokens."""
@@ -63,6 +64,13 @@ def estimate_prompt(messages: Iterable[Message], tools: Iterable[Tool] = ()) -> 
     counted = sum(_estimate_message(message) for message in messages)
     counted += sum(_estimate_tool(tool) for tool in tools)
     return counted + MESSAGE_TOKENS  # the head of the answer
+
+
+def estimate_call(call: ChatCall | CompleteCall) -> int:
+    """Give the likely number of tokens of what a call sends."""
+    if isinstance(call, ChatCall):
+        return estimate_prompt(call.messages, call.tools)
+    return estimate_text(call.prompt) + estimate_text(call.suffix)
 
 
 def estimate_media(messages: Iterable[Message]) -> int:

@@ -247,7 +247,7 @@ class ContextOverflow(BackendFailure):
 
     def __init__(self, *, prompt_tokens: int | None, context_tokens: int | None) -> None:
         super().__init__(
-            "CONTEXT_LENGTH_EXCEEDED", "the prompt is longer than the context", blame=Blame.CALLER
+            "CONTEXT_LENGTH_EXCEEDED", "takes no prompt longer than its context", blame=Blame.CALLER
         )
         self.prompt_tokens = prompt_tokens
         self.context_tokens = context_tokens

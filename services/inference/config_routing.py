@@ -143,6 +143,13 @@ class RoutingSettings(GrpcServerSettings):
         Field(description="Model directory; set, mlx_lm.server is started with it and watched."),
         aliases("MLX_MODEL_PATH"),
     ] = None
+    mlx_context_tokens: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Context of its model, which mlx_lm.server neither tells nor keeps to; unset means unknown.",
+        ),
+    ] = None
     llamacpp_model_path: Annotated[
         Path | None,
         Field(description="GGUF file; set, llama-server is started with it and watched."),

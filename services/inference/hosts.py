@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from services.inference.backend import Capability, Identity, Kind, Preferences
+from services.inference.backend import Capability, ContextLengths, Identity, Kind, Preferences
 from services.inference.base_url import BaseUrl, parse_base_url
 from services.inference.config import (
     LLAMACPP_URL,
@@ -81,6 +81,8 @@ def configured_model(settings: InferenceSettings, kind: Kind) -> str:
 
 def preferences(settings: InferenceSettings, kind: Kind) -> Preferences:
     """Give what the settings say about the use of a kind."""
+    if kind is Kind.MLX:
+        return Preferences(contexts=ContextLengths(settings.mlx_context_tokens))
     return settings.lmstudio_preferences if kind is Kind.LMSTUDIO else Preferences()
 
 

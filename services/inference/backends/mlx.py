@@ -9,11 +9,21 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import ClassVar, Final
 
-from services.inference.backend import BackendFailure, Blame, Capability, LoadState, ModelInfo, State, Status
+from services.inference.backend import (
+    BackendFailure,
+    Blame,
+    Capability,
+    ContextOverflow,
+    LoadState,
+    ModelInfo,
+    State,
+    Status,
+)
 from services.inference.backends.http import Reply
 from services.inference.backends.llamacpp import is_llama_server
 from services.inference.backends.model_server import OK, json_list, status_of_models
 from services.inference.backends.openai_compatible import MODELS_PATH, OpenAICompatibleBackend
+from services.inference.chat import Event, Finish
 from services.inference.failures import failure_of_body
 
 HEALTH_PATH: Final = "/health"
@@ -48,6 +58,15 @@ class MlxBackend(OpenAICompatibleBackend):
             # 404 is its answer to every failed generation, so it does not mean that something was not found.
             return BackendFailure("GENERATION_FAILED", "could not generate", told=failure.told)
         return failure
+
+    def _check_model(self, event: Event, model: ModelInfo) -> None:
+        """Notice a prompt beyond the context: the server reads it and answers as if nothing were wrong."""
+        super()._check_model(event, model)
+        if not isinstance(event, Finish) or model.context_tokens is None:
+            return
+        used = event.usage.input_tokens or 0
+        if used > model.context_tokens:
+            raise ContextOverflow(prompt_tokens=used, context_tokens=model.context_tokens)
 
     async def _look(self) -> Status:
         health = await self._get(HEALTH_PATH)

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 from kala.errors import (
     DeadlineExceededError,
@@ -20,14 +21,13 @@ from kala.errors import (
 from services.inference.backend import BackendFailure, Blame, Identity, Kind, ModelInfo, ModelManager
 from services.inference.registry.registry import Entry, Registry
 
-MAX_MODEL_CHARS = 256
+MAX_MODEL_CHARS: Final = 256
 """As of ChatAction.model."""
 
-_HOW_ELSE = {
+_HOW_ELSE: Final = {
     Kind.MLX: "mlx_lm.server serves the model it was started with: start it with --model {model}",
-    Kind.PYTHIA: "the model in process loads when it is first asked for",
-    Kind.OPENAI: "OpenAI keeps its models itself",
-    Kind.ANTHROPIC: "Anthropic keeps its models itself",
+    Kind.OPENAI: "OpenAI keeps its models in memory itself",
+    Kind.ANTHROPIC: "Anthropic keeps its models in memory itself",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar, Final
 from urllib.parse import quote
 
@@ -203,9 +204,16 @@ class LlamaCppBackend(RankingServer, OpenAICompatibleBackend):
             model for item in listed if (model := _model(item, sees=is_multimodal, serves=serves)) is not None
         )
         self._adapters = {} if self._repeats_names else await self._adapters_of(models)
-        return status_of_models(
+        status = status_of_models(
             models, no_model="load one with `kala models load`, or start llama-server with -m"
         )
+        return replace(status, detail=f"{status.detail}{self._switched_off()}")
+
+    def _switched_off(self) -> str:
+        count = sum(len(adapters) for adapters in self._adapters.values())
+        if not count:
+            return ""
+        return f"; LoRA adapters of its own are switched off ({count}): none can be held against a signed manifest"
 
     async def _served(self, listed: list[dict[str, object]]) -> frozenset[Capability]:
         """Find out once per model whether it embeds or ranks.

@@ -211,7 +211,9 @@ async def test_a_200_that_is_no_load_is_no_success(
 async def test_an_lm_studio_without_the_api_says_how_else(start: StartSuite, server: FakeModelServer) -> None:
     server.on("GET", "/api/v0/models", as_json({"data": [{"id": "a", "type": "llm", "state": "loaded"}]}))
     suite = await start(lmstudio_url=server.url)
-    with pytest.raises(FailedPreconditionError, match=r"before LM Studio 0.4.0.*lms load a.*--context-length"):
+    with pytest.raises(
+        FailedPreconditionError, match=r"before LM Studio 0.4.0.*lms load a.*--context-length"
+    ):
         await load(suite, "a", 4096)
 
 
@@ -391,6 +393,8 @@ async def test_no_lora_of_llama_servers_command_line_serves_without_its_gates(
     per_request = recording(folder, "lora_per_request")
     server.on_chat(per_request.scripted())
     suite = await start(llamacpp_url=server.url)
+    (backend,) = (await suite.stub.ListBackends(pb.ListBackendsRequest())).backends
+    assert "LoRA adapters of its own are switched off (1)" in backend.detail
     assert (await suite.chat()).text == "Hello!"
     # As the recorded request, which changed what the model said.
     assert server.chats[0].json()["lora"] == json.loads(per_request.request_body)["lora"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,16 @@ from kala.errors import (
     NotFoundError,
     UnavailableError,
 )
-from services.inference.backend import Capability, Identity, Kind, LoadState, ModelInfo, State, Status
+from services.inference.backend import (
+    Capability,
+    Identity,
+    Kind,
+    LoadState,
+    ModelInfo,
+    Preferences,
+    State,
+    Status,
+)
 from services.inference.router import View, Wanted, choose, explain
 
 LOADED, NOT_LOADED, UNKNOWN = LoadState.LOADED, LoadState.NOT_LOADED, LoadState.UNKNOWN
@@ -299,3 +309,45 @@ def test_a_context_that_is_too_small_for_the_role_is_said_with_both_numbers() ->
         FailedPreconditionError, match=r"4096 tokens .* 16384 are asked for; load it with more"
     ):
         choose(Wanted(context_tokens=16384), [small])
+
+
+def with_preferences(seen: View, **preferences: object) -> View:
+    return replace(seen, identity=replace(seen.identity, preferences=Preferences(**preferences)))
+
+
+def test_images_go_to_the_configured_vision_model_and_texts_do_not() -> None:
+    studio = view(Kind.LMSTUDIO, "text", "sees", default="text")
+    studio = with_preferences(studio, models=((Capability.VISION, "sees"),))
+    assert chosen(Wanted(needs=frozenset({Capability.VISION})), studio) == [("lmstudio", "sees")]
+    assert chosen(Wanted(), studio) == [("lmstudio", "text")]
+
+
+def test_the_model_for_chat_is_not_taken_to_embed() -> None:
+    embedder = ModelInfo("nomic", LOADED, capabilities=frozenset({Capability.EMBED}))
+    chat = ModelInfo("chat", LOADED, capabilities=frozenset({Capability.CHAT}))
+    studio = view(Kind.LMSTUDIO, chat, embedder, default="chat")
+    assert chosen(Wanted(task=Capability.EMBED), studio) == [("lmstudio", "nomic")]
+
+
+def test_a_host_for_embeddings_comes_first_for_them_and_never_for_chat() -> None:
+    embeds = view(Kind.LMSTUDIO, "nomic", name="lmstudio-embeddings")
+    embeds = with_preferences(embeds, only_for=frozenset({Capability.EMBED}))
+    embeds = replace(embeds, identity=replace(embeds.identity, number=0))
+    both = view(Kind.LMSTUDIO, "nomic")
+    assert chosen(Wanted(task=Capability.EMBED), both, embeds) == [
+        ("lmstudio-embeddings", "nomic"),
+        ("lmstudio", "nomic"),
+    ]
+    assert chosen(Wanted("nomic"), both, embeds) == [("lmstudio", "nomic")]
+    with pytest.raises(UnavailableError):
+        choose(Wanted(), [embeds])
+
+
+def test_a_server_that_is_being_started_is_passed_over_and_waited_for_in_words() -> None:
+    model = ModelInfo("tiny", LoadState.LOADING)
+    status = Status(State.LOADING, "is being started with tiny; wait for it", (model,), "SERVER_STARTING")
+    starting = View(Identity("mlx", Kind.MLX, default_model="tiny"), status)
+    for wanted in (Wanted(), Wanted("tiny"), Wanted(provider="mlx")):
+        with pytest.raises(UnavailableError, match="wait for it"):
+            choose(wanted, [starting])
+    assert chosen(Wanted(), starting, LLAMA) == [("llamacpp", "m-llama")]

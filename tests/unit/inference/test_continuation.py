@@ -29,6 +29,13 @@ def said(call: ChatCall) -> list[tuple[Role, str]]:
     ]
 
 
+def so_far(*released: Delta) -> SoFar:
+    noted = SoFar()
+    for delta in released:
+        noted.add(delta)
+    return noted
+
+
 def test_the_text_so_far_is_the_assistants_last_word() -> None:
     call, added = carried_on(CALL, "Once upon", in_words=False)
     assert said(call) == [(Role.USER, "Tell me a story."), (Role.ASSISTANT, "Once upon")]
@@ -60,22 +67,15 @@ def test_a_form_is_not_sent_again_because_a_grammar_would_begin_anew() -> None:
 
 
 def test_half_a_function_call_and_a_refusal_cannot_be_carried_on() -> None:
-    so_far = SoFar()
-    so_far.add(Delta(text="Let me see", reasoning="hm"))
-    assert so_far.is_only_text
-    so_far.add(Delta(tool_calls=(ToolCall("1", "f", '{"a"', 0),)))
-    assert not so_far.is_only_text
-    refused = SoFar()
-    refused.add(Delta(refusal="I will not"))
-    assert not refused.is_only_text
+    text = Delta(text="Let me see", reasoning="hm")
+    assert so_far(text).is_only_text
+    assert not so_far(text, Delta(tool_calls=(ToolCall("1", "f", '{"a"', 0),))).is_only_text
+    assert not so_far(Delta(refusal="I will not")).is_only_text
 
 
 def test_the_whole_is_what_was_released_in_order() -> None:
-    so_far = SoFar()
-    assert so_far.whole() == Delta()
-    for text in ("Once ", "upon"):
-        so_far.add(Delta(text=text))
-    assert so_far.whole().text == "Once upon"
+    assert so_far().whole() == Delta()
+    assert so_far(Delta(text="Once "), Delta(text="upon")).whole().text == "Once upon"
 
 
 def test_the_digest_commits_to_all_that_was_added() -> None:

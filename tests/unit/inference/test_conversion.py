@@ -200,7 +200,9 @@ def test_a_wrong_adapter_is_named(names: list[str], field: str) -> None:
         (pb.MID_STREAM_POLICY_CONTINUE, True),
     ],
 )
-def test_only_continue_carries_a_broken_stream_on(policy: pb.MidStreamPolicy, goes_on: bool) -> None:
+def test_only_continue_carries_a_broken_stream_on(
+    policy: pb.MidStreamPolicy.ValueType, goes_on: bool
+) -> None:
     assert chat_call(pb.ChatAction(messages=[user()], mid_stream=policy)).goes_on is goes_on
 
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 CHAT_RPC: Final = "/kala.inference.v1.InferenceService/Chat"
 CHAT_KIND: Final = "chat"
 
+COMPLETE_RPC: Final = "/kala.inference.v1.InferenceService/Complete"
+EMBED_RPC: Final = "/kala.inference.v1.InferenceService/Embed"
+RERANK_RPC: Final = "/kala.inference.v1.InferenceService/Rerank"
+
 NO_ATTEMPTS: Final = "none"
 
 FINISH_REASONS: Final = {

@@ -58,15 +58,17 @@ class Answer:
     reasoning: str = ""
     refusal: str = ""
     tool_calls: dict[int, ToolCallText] = field(default_factory=dict)
+    text_form: str = TEXT_FORM
+    """How the text is to be read, where it is all there is."""
 
     @property
     def form(self) -> str:
-        """Say how `to_bytes` spells the answer: `text` when it is only text, else `message`."""
-        return MESSAGE_FORM if self.reasoning or self.refusal or self.tool_calls else TEXT_FORM
+        """Say how `to_bytes` spells the answer: `text` (or as `text_form` says) when it is only text, else `message`."""
+        return MESSAGE_FORM if self.reasoning or self.refusal or self.tool_calls else self.text_form
 
     def to_bytes(self) -> bytes:
         """Give the bytes that the log commits to: the text itself, or the message as JSON with sorted keys."""
-        if self.form == TEXT_FORM:
+        if self.form != MESSAGE_FORM:
             return self.text.encode()
         message = {
             "content": self.text,

@@ -18,10 +18,13 @@ from kala.errors import NotFoundError
 if TYPE_CHECKING:
     from gateway.bridge import Bridge
     from gateway.chat import ChatCompletions
+    from gateway.completions import Completions
     from gateway.health import Health
     from gateway.models import Models
     from gateway.moderations import Moderations
     from gateway.openapi import OpenApi
+    from gateway.text_tasks import TextTasks
+    from gateway.text_tasks_schema import EmbeddingRequest, RerankRequest
     from services.common.telemetry import RpcTelemetry
 
 REST_PREFIX: Final = "/kala/v1/"
@@ -30,6 +33,9 @@ REST_PREFIX: Final = "/kala/v1/"
 def build_app(
     *,
     chat: ChatCompletions,
+    completions: Completions,
+    embeddings: TextTasks[EmbeddingRequest],
+    reranks: TextTasks[RerankRequest],
     moderations: Moderations,
     models: Models,
     health: Health,
@@ -53,6 +59,9 @@ def build_app(
     every = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
     app.router.routes[:] = [
         route("/v1/chat/completions", chat.complete, "POST"),
+        route("/v1/completions", completions.complete, "POST"),
+        route("/v1/embeddings", embeddings.answer, "POST"),
+        route("/v1/rerank", reranks.answer, "POST"),
         route("/v1/moderations", moderations.moderate, "POST"),
         route("/v1/models", models.list_all, "GET", "HEAD"),
         route("/v1/models/{id:path}", models.get, "GET", "HEAD"),

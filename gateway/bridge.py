@@ -13,12 +13,12 @@ import grpc
 
 from gateway.acts import Act, decision_json
 from gateway.bridge_routes import Binding, Routes
-from gateway.chat_action import has_untrusted_content, request_text
+from gateway.chat_action import has_untrusted_content, request_text, tail_of
 from gateway.edge import Exchange, until_disconnect
 from gateway.errors import METHOD_NOT_ALLOWED, google_body, http_status
 from gateway.framing import framing_for
 from gateway.gate import Gate
-from gateway.guarded import GuardedCalls, RefusedError
+from gateway.guarded import ActFailedError, GuardedCalls, RefusedError
 from gateway.identity import Caller
 from gateway.ledger import Ledger
 from gateway.tenancy import GET_ENTRY, confine, entry_of_payload, require_own
@@ -187,11 +187,14 @@ class Bridge:
             exchange.receipt = refused.receipt
             body = google_body(refused)
             body["kala"] = {
-                "decision": decision_json(refused.decision, "output"),
+                "decision": decision_json(refused.decision, refused.stage),
                 "receipt": refused.receipt.to_json(),
             }
             await exchange.send_json(http_status(refused), body)
             return
+        except ActFailedError as failed:
+            exchange.served = failed.served
+            raise
         exchange.receipt, exchange.served = acted.receipt, acted.served
         written = [write_message(response) for response in acted.responses]
         if binding.is_streaming:
@@ -211,7 +214,7 @@ class Bridge:
             trace_id=exchange.trace_id,
             started=exchange.started,
             model=getattr(message, "model", ""),
-            request_text=request_text(chat) if chat is not None else "",
+            request_text=_request_text(message),
             after_untrusted_content=chat is not None and has_untrusted_content(chat),
             must_log_first=True,
             # Only conversation may go on from the spool (design section 7).
@@ -239,3 +242,14 @@ class Bridge:
             request_serializer=binding.request_class.SerializeToString,
             response_deserializer=binding.response_class.FromString,
         )
+
+
+def _request_text(message: Message) -> str:
+    """Give what was asked, for the judges of the answer."""
+    match message:
+        case inference_pb2.ChatAction():
+            return request_text(message)
+        case inference_pb2.CompleteAction():
+            return tail_of(message.prompt)
+        case _:
+            return ""

@@ -6,12 +6,12 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from gateway.acts import CHAT_KIND, CHAT_RPC, Act, Conclusion, Fitting, Logged
-from gateway.answer import Release
+from gateway.acts import CHAT_KIND, CHAT_RPC, Act, Fitting
 from gateway.chat_action import build_action, has_untrusted_content, request_text
-from gateway.chat_answer import EVENT_STREAM, ChunkWriter, Identity, completion
+from gateway.chat_answer import ChunkWriter, Identity, completion
 from gateway.chat_schema import MAX_MESSAGES, ChatRequest, ImagePart, UserMessage, parse_chat_request
 from gateway.destination import Destinations
 from gateway.edge import Exchange, too_large, until_disconnect
@@ -19,7 +19,8 @@ from gateway.fitting import TRUNCATION_HEADER, fit, strategy_of
 from gateway.gate import Gate
 from gateway.keys import ApiKey
 from gateway.ledger import Ledger
-from gateway.pipeline import OnChatRelease, Pipeline, Progress
+from gateway.pipeline import Pipeline
+from gateway.readers import Stream, Whole
 from gateway.strict_json import read_object
 from kala.common.v1 import options_pb2
 from kala.errors import InvalidArgumentError, KalaError
@@ -99,12 +100,19 @@ class ChatCompletions:
             must_log_first=action.allow_remote,
             may_spool=self._may_spool,
         )
-        answer = _Stream if request.wants_stream else _Whole
         identity = Identity(
             f"chatcmpl-{self._new_id(ID_BYTES)}", int(self._wall_clock()), action.model, asked.fitting
         )
+        reader = self._reader(exchange, identity, request)
         with self._gate.room:
-            await until_disconnect(exchange, answer(exchange, self._pipeline, identity, request).run(act))
+            await until_disconnect(exchange, reader.run(act))
+
+    def _reader(self, exchange: Exchange, identity: Identity, request: ChatRequest) -> Whole | Stream:
+        tools = frozenset(tool.function.name for tool in request.tools or ())
+        if request.wants_stream:
+            chunks = ChunkWriter(identity, wants_usage=request.wants_usage)
+            return Stream(exchange, self._pipeline, chunks, declared_tools=tools)
+        return Whole(exchange, self._pipeline, partial(completion, identity), declared_tools=tools)
 
     async def _read(self, exchange: Exchange, key: ApiKey) -> _Asked:
         """Read, validate and fit a request; one that cannot be put leaves a record of its known caller, then raises."""
@@ -151,91 +159,6 @@ class ChatCompletions:
     def _check_images(self, request: ChatRequest, body: bytes) -> None:
         if len(body) > self._limits.max_body_bytes and not _has_images(request):
             raise too_large(self._limits.max_body_bytes)
-
-
-class _Reader:
-    """One client waiting for one answer."""
-
-    def __init__(
-        self, exchange: Exchange, pipeline: Pipeline, identity: Identity, request: ChatRequest
-    ) -> None:
-        self._exchange = exchange
-        self._pipeline = pipeline
-        self._identity = identity
-        self._request = request
-
-    async def _carry_out(self, act: Act, on_release: OnChatRelease) -> Conclusion:
-        names = frozenset(tool.function.name for tool in self._request.tools or ())
-        return await self._pipeline.chat(
-            act,
-            declared_tools=names,
-            is_stream=self._request.wants_stream,
-            on_release=on_release,
-        )
-
-    def _note(self, conclusion: Conclusion) -> None:
-        self._exchange.receipt = conclusion.receipt
-        self._exchange.served = conclusion.served
-        self._exchange.overhead_ms = conclusion.overhead_ms
-
-
-class _Whole(_Reader):
-    """Waits for everything."""
-
-    async def run(self, act: Act) -> None:
-        """Answer with one JSON object."""
-        logprobs: list[inference_pb2.TokenLogprob] = []
-
-        async def collect(release: Release, _progress: Progress) -> None:
-            logprobs.extend(release.logprobs)
-
-        conclusion = await self._carry_out(act, collect)
-        self._note(conclusion)
-        if conclusion.error is not None:
-            raise conclusion.error
-        await self._exchange.send_json(
-            200, completion(self._identity, conclusion, logprobs if conclusion.is_allowed else ())
-        )
-
-
-class _Stream(_Reader):
-    """Reads chunks as they are released."""
-
-    def __init__(
-        self, exchange: Exchange, pipeline: Pipeline, identity: Identity, request: ChatRequest
-    ) -> None:
-        super().__init__(exchange, pipeline, identity, request)
-        self._chunks = ChunkWriter(identity, wants_usage=request.wants_usage)
-
-    async def run(self, act: Act) -> None:
-        """Answer with server-sent events; the headers wait for the first words, so that a failure before keeps its status."""
-        conclusion = await self._carry_out(act, self._pass_on)
-        if not self._exchange.has_begun:
-            self._note(conclusion)
-            if conclusion.error is not None:
-                raise conclusion.error
-            if conclusion.intent_id is not None:
-                self._exchange.receipt = Logged(conclusion.intent_id, is_logged=True)
-            await self._begin(conclusion)
-        if conclusion.error is not None:
-            await self._exchange.send_part(self._chunks.failed(conclusion.error, conclusion))
-        else:
-            await self._exchange.send_part(self._chunks.concluded(conclusion))
-        await self._exchange.end_stream()
-
-    async def _begin(self, conclusion: Conclusion) -> None:
-        await self._exchange.begin_stream(EVENT_STREAM)
-        if conclusion.stage == "request" and conclusion.answer.text:
-            await self._exchange.send_part(self._chunks.released(Release(text=conclusion.answer.text)))
-
-    async def _pass_on(self, release: Release, progress: Progress) -> None:
-        if not self._exchange.has_begun:
-            self._exchange.receipt = Logged(progress.intent_id, is_logged=True)
-            self._exchange.served = progress.served
-            self._exchange.overhead_ms = progress.overhead_ms
-            self._chunks.served_by(progress.served.model)
-            await self._exchange.begin_stream(EVENT_STREAM)
-        await self._exchange.send_part(self._chunks.released(release))
 
 
 def _has_images(request: ChatRequest) -> bool:

@@ -74,11 +74,12 @@ def request_text(action: pb.ChatAction) -> str:
     """Give the last user text, its tail where it is long; context for the judges of the answer."""
     for message in reversed(action.messages):
         if message.role == pb.ROLE_USER:
-            return _tail("\n".join(part.text for part in message.content if part.text))
+            return tail_of("\n".join(part.text for part in message.content if part.text))
     return ""
 
 
-def _tail(text: str) -> str:
+def tail_of(text: str) -> str:
+    """Give as much of a text's end as the contract takes beside an output check."""
     encoded = text.encode()
     if len(encoded) <= MAX_REQUEST_TEXT_BYTES:
         return text

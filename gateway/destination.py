@@ -68,3 +68,9 @@ def check_provider(name: str) -> str:
     if name and name != AUTO and name not in PROVIDERS:
         raise InvalidArgumentError(PROVIDER_HEADER, f"must be one of {', '.join(sorted(PROVIDERS))} or auto")
     return name
+
+
+def refuse_role(headers: Mapping[str, str]) -> None:
+    """Raise InvalidArgumentError where a role is named: only chats have one."""
+    if headers.get(ROLE_HEADER, "").strip():
+        raise InvalidArgumentError(ROLE_HEADER, "is for chats only; name the model instead")

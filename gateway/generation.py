@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from gateway.acts import Act, Served
 from gateway.answer import MAX_CHUNK_CHARS, AnswerBuffer, Chunk, Release
+from gateway.completion_call import open_generation
 from gateway.errors import BACKENDS_UNAVAILABLE, ETHICS_UNAVAILABLE, MODEL_NOT_FOUND
 from gateway.judge import UNAVAILABLE_TEXT, EthicsClient, ethics_failure
 from gateway.output_check import in_checked_words
@@ -105,8 +106,8 @@ class Generation:
         On return `state.decision` is set; with ALLOW everything has left, with anything else no more may.
         """
         self.state.began_at = self.state.ended_at = self._clock()
-        chat = self._inference.Chat(
-            inference_pb2.ChatRequest(sealed=self._sealed), timeout=self._max_act_seconds
+        chat = open_generation(
+            self._inference, self._act.rpc, self._sealed, timeout_seconds=self._max_act_seconds
         )
         self._check = self._ethics.open_check()
         readers: list[asyncio.Task[None]] = []
@@ -286,7 +287,11 @@ class Generation:
 
 def backend_failure(error: grpc.RpcError) -> KalaError:
     """Turn a failed call of inference into the error that its caller may see."""
-    known = from_error(error)
+    return for_clients(from_error(error))
+
+
+def for_clients(known: KalaError) -> KalaError:
+    """Give an error of inference the reason by which OpenAI's clients know it."""
     if isinstance(known, UnavailableError) and known.reason == UnavailableError.default_reason:
         return UnavailableError(
             "the inference service does not answer; try again", reason=BACKENDS_UNAVAILABLE

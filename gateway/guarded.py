@@ -6,9 +6,14 @@ The answer is held until all of it is checked; who wants words as they come uses
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import hashlib
+import json
+import sys
+import time
+from array import array
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import grpc
 import orjson
@@ -16,15 +21,15 @@ import orjson
 from gateway.acts import Act, Ending, Logged, Served, refusal_text
 from gateway.answer import Answer
 from gateway.bridge_routes import Binding
-from gateway.generation import served_by
+from gateway.generation import attempts_of, served_by
 from gateway.judge import EthicsClient
 from gateway.output_check import check_texts, in_checked_words
-from gateway.pipeline import CLIENT_CLOSED, REJUDGED, Allowed, NotAllowed, Pipeline
+from gateway.pipeline import CLIENT_CLOSED, REJUDGED, Allowed, NotAllowed, Pipeline, Recorded
 from gateway.transcoding import texts_of, write_message
 from kala.common.v1 import clearance_pb2, decision_pb2, usage_pb2
 from kala.errors import ClearanceError, KalaError, PermissionDeniedError, ResourceExhaustedError
 from kala.inference.v1 import inference_pb2
-from services.common.audit_client import new_key
+from services.common.audit_client import new_key, receipt_id
 from services.common.status import from_error
 
 if TYPE_CHECKING:
@@ -37,6 +42,10 @@ Call = Callable[["Message"], AsyncIterator["Message"]]
 """Makes the call and gives its one or many responses; raises grpc.RpcError."""
 
 
+EMBEDDINGS_FORM: Final = "embeddings"
+"""How the log names an answer of vectors, which is committed to by its digest and not kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class Acted:
     """What a guarded RPC answered, checked and logged."""
@@ -44,6 +53,10 @@ class Acted:
     responses: list[Message]
     receipt: Logged
     served: Served
+    decision: decision_pb2.Decision
+    intent_id: str
+    elsewhere_seconds: float
+    """Between the call of the actor and its last word."""
 
 
 class RefusedError(PermissionDeniedError):
@@ -51,34 +64,66 @@ class RefusedError(PermissionDeniedError):
 
     default_reason = "REFUSED"
 
-    def __init__(self, decision: decision_pb2.Decision, receipt: Logged) -> None:
+    def __init__(
+        self,
+        decision: decision_pb2.Decision,
+        receipt: Logged,
+        *,
+        stage: Literal["request", "output"] = "output",
+    ) -> None:
         outcome = decision_pb2.Outcome.Name(decision.outcome).removeprefix("OUTCOME_")
         super().__init__(refusal_text(decision), reason=outcome)
         self.decision = decision
         self.receipt = receipt
+        self.stage = stage
+
+
+class ActFailedError(Recorded):
+    """An act that began and failed; carries its receipt and who was tried."""
+
+    def __init__(self, error: KalaError, receipt: Logged, served: Served) -> None:
+        super().__init__(error, receipt)
+        self.served = served
 
 
 class GuardedCalls:
     """Carries out guarded RPCs; one per process."""
 
-    def __init__(self, *, pipeline: Pipeline, ethics: EthicsClient) -> None:
+    def __init__(
+        self, *, pipeline: Pipeline, ethics: EthicsClient, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._pipeline = pipeline
         self._ethics = ethics
+        self._clock = clock
 
     async def carry_out(self, act: Act, binding: Binding, call: Call) -> Acted:
-        """Carry out one act; raises RefusedError, or the KalaError of whatever failed, always with a record."""
+        """Carry out one act; raises RefusedError, or the KalaError of whatever failed, always with a record.
+
+        What failed after its intent was logged is an ActFailedError.
+        """
         allowed = await self._admit(act)
         key = new_key()
         intent = self._pipeline.log_intent(act, allowed.decision, key=key)
         responses: list[Message] = []
+        began = ended = self._clock()
         try:
             await asyncio.shield(intent)
+            began = self._clock()
             allowed = await self._act(act, allowed, binding, call, responses)
+            ended = self._clock()
             decision = await check_texts(self._ethics, act, allowed.decision.id, texts_of(responses))
         except KalaError as error:
-            if intent.done() and intent.exception() is None:
-                await self._log(act, Ending("error", error.reason), responses, None, intent=key)
-            raise await self._as_may_leave(act, allowed, error) from error
+            if not intent.done() or intent.exception() is not None:
+                raise await self._as_may_leave(act, allowed, error) from error
+            failure = Ending("error", error.reason, served=Served(attempts=_attempts_of(error)))
+            receipt = await self._log(act, failure, responses, None, intent=key)
+            try:
+                told = await self._as_may_leave(act, allowed, error)
+            except KalaError as unjudged:
+                told = unjudged
+            if isinstance(told, RefusedError):
+                raise told from error
+            raise ActFailedError(told, receipt, failure.served) from error
         except asyncio.CancelledError:
             ending = _ending(Ending("cancelled", CLIENT_CLOSED), responses, Answer())
             self._pipeline.log_cancelled(act, ending, intent=intent, key=key)
@@ -90,7 +135,14 @@ class GuardedCalls:
         receipt = await self._log(
             act, Ending("ok", decision=decision), responses, _written(responses), intent=key
         )
-        return Acted(responses, receipt, _served(responses))
+        return Acted(
+            responses,
+            receipt,
+            _served(responses),
+            decision,
+            receipt_id(key),
+            elsewhere_seconds=ended - began,
+        )
 
     async def _as_may_leave(self, act: Act, allowed: Allowed, error: KalaError) -> KalaError:
         if isinstance(error, RefusedError):
@@ -100,7 +152,7 @@ class GuardedCalls:
     async def _admit(self, act: Act) -> Allowed:
         admitted = await self._pipeline.admit(act)
         if isinstance(admitted, NotAllowed):
-            raise RefusedError(admitted.decision, admitted.receipt)
+            raise RefusedError(admitted.decision, admitted.receipt, stage="request")
         return admitted
 
     async def _act(
@@ -143,9 +195,39 @@ def _sealed(binding: Binding, sealed: clearance_pb2.SealedAction) -> Message:
 
 
 def _written(responses: list[Message]) -> Answer:
-    """Give the answer's bytes as the client gets them: one JSON object per line."""
+    """Give the answer's bytes as the client gets them, one JSON object per line; of vectors what commits to them."""
+    if len(responses) == 1 and isinstance(responses[0], inference_pb2.EmbedResponse):
+        return Answer(text=vectors_commitment(responses[0]), text_form=EMBEDDINGS_FORM)
     lines = [orjson.dumps(write_message(response)) for response in responses]
     return Answer(text=b"\n".join(lines).decode())
+
+
+def vectors_commitment(response: inference_pb2.EmbedResponse) -> str:
+    """Spell what the log commits to: how many vectors of which length, and SHA-256 over all their numbers.
+
+    The numbers are little-endian IEEE 754 singles, one vector after the other; the JSON has sorted keys and no spaces.
+    """
+    digest = hashlib.sha256()
+    for embedding in response.embeddings:
+        digest.update(singles(embedding.values))
+    said = {
+        "count": len(response.embeddings),
+        "dimensions": len(response.embeddings[0].values) if response.embeddings else 0,
+        "sha256": digest.hexdigest(),
+    }
+    return json.dumps(said, sort_keys=True, separators=(",", ":"))
+
+
+def singles(values: Iterable[float]) -> bytes:
+    """Give a vector's numbers as little-endian IEEE 754 singles."""
+    packed = array("f", values)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def _attempts_of(error: KalaError) -> tuple[inference_pb2.Attempt, ...]:
+    return attempts_of(error.__cause__) if isinstance(error.__cause__, grpc.RpcError) else ()
 
 
 def _ending(ending: Ending, responses: list[Message], released: Answer) -> Ending:
@@ -153,7 +235,7 @@ def _ending(ending: Ending, responses: list[Message], released: Answer) -> Endin
         status=ending.status,
         code=ending.code,
         decision=ending.decision,
-        served=_served(responses),
+        served=_served(responses) if responses else ending.served,
         usage=_usage(responses),
         generated=_written(responses),
         released=released,

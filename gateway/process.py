@@ -17,6 +17,7 @@ from gateway.bridge import Bridge
 from gateway.bridge_routes import Routes, bindings_of, contract_files
 from gateway.chat import ChatCompletions, ChatLimits
 from gateway.checkpoint_pin import CheckpointPin, load_verifiers
+from gateway.completions import Completions
 from gateway.destination import Destinations
 from gateway.gate import Gate
 from gateway.guarded import GuardedCalls
@@ -31,6 +32,7 @@ from gateway.models import Models
 from gateway.moderations import Moderations
 from gateway.openapi import OpenApi
 from gateway.pipeline import Pipeline
+from gateway.text_tasks import EMBEDDINGS, RERANK, Method, Request, TextTask, TextTasks
 from kala.audit.v1.audit_pb2_grpc import AuditReadServiceStub
 from kala.errors import InvalidArgumentError
 from kala.ethics.v1.ethics_pb2_grpc import EthicsServiceStub
@@ -130,6 +132,23 @@ def _app(
     )
     may_spool = settings.audit_policy == "spool"
     bindings = bindings_of(contract_files())
+    guarded = GuardedCalls(pipeline=pipeline, ethics=ethics)
+    destinations = Destinations(settings.provider, settings.allow_remote)
+
+    def tasks(task: TextTask[Request], method: Method) -> TextTasks[Request]:
+        return TextTasks(
+            task,
+            gate=gate,
+            ledger=ledger,
+            guarded=guarded,
+            binding=next(binding for binding in bindings if binding.rpc == task.rpc),
+            method=method,
+            limits=limits,
+            destinations=destinations,
+            max_act_seconds=settings.max_act_seconds,
+            may_spool=may_spool,
+        )
+
     return build_app(
         chat=ChatCompletions(
             gate=gate,
@@ -138,8 +157,18 @@ def _app(
             pipeline=pipeline,
             limits=limits,
             may_spool=may_spool,
-            destinations=Destinations(settings.provider, settings.allow_remote),
+            destinations=destinations,
         ),
+        completions=Completions(
+            gate=gate,
+            ledger=ledger,
+            pipeline=pipeline,
+            limits=limits,
+            destinations=destinations,
+            may_spool=may_spool,
+        ),
+        embeddings=tasks(EMBEDDINGS, inference_stub.Embed),
+        reranks=tasks(RERANK, inference_stub.Rerank),
         moderations=Moderations(
             gate=gate,
             ledger=ledger,
@@ -157,7 +186,7 @@ def _app(
             routes=Routes(bindings),
             gate=gate,
             ledger=ledger,
-            guarded=GuardedCalls(pipeline=pipeline, ethics=ethics),
+            guarded=guarded,
             channels=channels,
             local=keys.handlers,
             body_timeout_seconds=settings.body_timeout_seconds,

@@ -24,6 +24,8 @@ _TEXT_MESSAGES: Final = frozenset(
     {"google.protobuf.Timestamp", "google.protobuf.Duration", "google.protobuf.FieldMask"}
 )
 
+_TEXT_TYPES: Final = frozenset({FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES})
+
 Json = dict[str, Any]  # Any: JSON
 
 
@@ -102,6 +104,9 @@ def _refuse_clearances(message: Message, prefix: str) -> None:
 
 def _texts(message: Message, prefix: str) -> Iterator[tuple[str, str]]:
     for field, value in message.ListFields():
+        if field.message_type is None and field.type not in _TEXT_TYPES:
+            # A call's vectors are a million numbers.
+            continue
         path = f"{prefix}.{field.name}" if prefix else field.name
         for item in value if field.is_repeated else (value,):
             if field.type == FieldDescriptor.TYPE_STRING:

@@ -17,6 +17,7 @@ from gateway.edge import JSON, Exchange
 from gateway.framing import EVENT_STREAM, NDJSON
 from gateway.moderation_categories import LAWS, OPENAI_CATEGORIES, OPENAI_OF
 from gateway.moderation_schema import ModerationRequest
+from gateway.openapi_text_tasks import text_task_paths, text_task_schemas
 from gateway.schemas import Schemas, descriptor_of
 from kala.common.v1 import options_pb2
 
@@ -116,6 +117,7 @@ class OpenApi:
                     "ChatRequest": chat,
                     **moderation.pop("$defs"),
                     "ModerationRequest": moderation,
+                    **text_task_schemas(_REFERENCE),
                     "Moderation": _moderation(),
                     "OpenAIError": _OPENAI_ERROR,
                     "Error": _GOOGLE_ERROR,
@@ -219,6 +221,7 @@ def _openai_paths() -> Json:
                 },
             }
         },
+        **text_task_paths(),
         "/v1/moderations": {
             "post": {
                 "operationId": "createModeration",

@@ -116,6 +116,13 @@ async def test_an_image_makes_the_count_an_estimate(start: StartSuite, server: F
     assert b"base64" not in server.requests[-1].body
 
 
+async def test_a_prompt_never_leaves_to_be_counted(start: StartSuite, server: FakeModelServer) -> None:
+    suite = await start(openai_api_key="sk-test", openai_url=server.url + "/v1", openai_model="gpt-4o-mini")
+    counted = await count(suite, allow_remote=True)
+    assert (counted.backend, counted.estimated) == ("backends/openai", True)
+    assert server.connections == 0
+
+
 # --- fitting
 
 

@@ -53,9 +53,13 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
     """Plays `script` for every Chat."""
 
     script: Callable[[pb.ChatAction], Sequence[Step]] = lambda _action: saying(REPLY)
+    count: Callable[[pb.CountTokensRequest], pb.CountTokensResponse | KalaError] = lambda request: (
+        pb.CountTokensResponse(tokens=9, fitted=request.messages, fitted_tokens=9, backend=BACKEND)
+    )
     verifier: ClearanceVerifier | None = None
     trailers: tuple[tuple[str, bytes], ...] = ()
     chats: list[pb.ChatAction] = field(default_factory=list)
+    counts: list[pb.CountTokensRequest] = field(default_factory=list)
     began: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -80,6 +84,15 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise
+
+    async def CountTokens(  # noqa: N802 - the contract's name
+        self, request: pb.CountTokensRequest, context: Context
+    ) -> pb.CountTokensResponse:
+        self.counts.append(request)
+        counted = self.count(request)
+        if isinstance(counted, KalaError):
+            await abort(context, counted)
+        return counted
 
     async def Embed(  # noqa: N802 - the contract's name
         self, request: pb.EmbedRequest, context: Context

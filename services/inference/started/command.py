@@ -20,7 +20,10 @@ GGUF_MAGIC: Final = b"GGUF"
 
 GET_IT: Final = "get it with `kala models pull` or scripts/setup_local_models.sh"
 
-_SECRET: Final = re.compile(r"KALA_.*|.*(?:_KEY|_TOKEN|_SECRET|_PASSWORD|_DSN)|DATABASE_URL")
+_SECRET: Final = re.compile(
+    r"KALA_.*|(?:.*_)?(?:KEY|TOKEN|SECRET|(?:[A-Z]*)PASSWORD|PASSWD|CREDENTIALS?|DSN|DATABASE_URL)(?:_.*)?"
+)
+"""Our own settings, and by their names the secrets of others, such as AWS_ACCESS_KEY_ID."""
 
 
 class MissingError(Exception):

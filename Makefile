@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # Two workers: what continuous integration has, and what a laptop can spare.
 TEST_WORKERS ?= 2
 
-.PHONY: help run test unit e2e check check-all fmt lint types proto proto-check extras bench classifier lock clean
+.PHONY: help run test unit e2e check check-all fmt lint types proto proto-check extras bench lm_studio.smoke smoke-lm-studio classifier lock clean
 
 help: ## Show the tasks
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,12 @@ extras: ## Install each image's extra alone and import its process
 bench: $(VENV)/.dev ## Measure the numbers of docs/performance.md
 	bench/setup.sh
 	$(BIN)/python -m bench $(ARGS)
+
+lm_studio.smoke: smoke-lm-studio
+
+smoke-lm-studio: ## Ask the LM Studio behind the running suite whether it works, and one question
+	$(BIN)/kala health lm
+	$(BIN)/kala chat "Say hello in one short sentence." --model lmstudio/auto -v $(ARGS)
 
 classifier: ## Train the embedded classifier again; DATA=DIR names the public rows, OUT=DIR where to write
 	PYTHON=$(PYTHON) scripts/classifier/setup.sh

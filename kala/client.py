@@ -34,6 +34,8 @@ FIRST_RETRY_SECONDS: Final = 0.25
 LONGEST_RETRY_SECONDS: Final = 20.0
 """A server that asks for more patience than this is reported instead."""
 
+PAGE_SIZE: Final = "1000"
+
 _DONE: Final = "[DONE]"
 
 # `Any` in this module: parsed JSON, and OpenAI's open set of request parameters.
@@ -84,7 +86,7 @@ class KalaClient:
         self._http = httpx.Client(
             base_url=self.target.url,
             headers={"authorization": f"Bearer {self.target.key}"},
-            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+            timeout=_timeouts(READ_SECONDS),
             transport=self.transport,
             # A proxy of the environment must not see what goes to a gateway on this machine.
             trust_env=not _is_loopback(self.target.url),
@@ -106,11 +108,19 @@ class KalaClient:
         *,
         model: str = MODEL_AUTO,
         provider: str | None = None,
+        timeout_seconds: float | None = None,
         **parameters: Any,  # Any: OpenAI parameters are an open set
     ) -> ChatReply:
         """Ask for one answer; refusals are answers too (`reply.allowed` tells), failures raise a KalaError."""
         body = {"model": model, "messages": list(messages), **parameters}
-        return ChatReply.of(self.call("POST", "/v1/chat/completions", body=body, headers=_provider(provider)))
+        reply = self.call(
+            "POST",
+            "/v1/chat/completions",
+            body=body,
+            headers=_provider(provider),
+            timeout_seconds=timeout_seconds,
+        )
+        return ChatReply.of(reply)
 
     @contextlib.contextmanager
     def stream(
@@ -158,10 +168,12 @@ class KalaClient:
         body: Mapping[str, Any] | None = None,
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        timeout_seconds: float | None = None,
     ) -> dict[str, Any]:
-        """Any call of the gateway that answers with one JSON object."""
+        """Any call of the gateway that answers with one JSON object; `timeout_seconds` bounds the wait for it."""
+        waits = _timeouts(READ_SECONDS if timeout_seconds is None else timeout_seconds)
         response = self._retried(
-            lambda: self._http.request(method, path, json=body, params=params, headers=headers)
+            lambda: self._http.request(method, path, json=body, params=params, headers=headers, timeout=waits)
         )
         try:
             parsed = response.json()
@@ -170,6 +182,27 @@ class KalaClient:
         if not isinstance(parsed, dict):
             raise error_of(response.status_code, response.content, response.headers)
         return parsed
+
+    def pages(
+        self, path: str, items: str, *, params: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Everything that a paged list holds under the key `items`."""
+        found: list[dict[str, Any]] = []
+        token = ""
+        while True:
+            asked = {**(params or {}), "page_size": PAGE_SIZE, **({"page_token": token} if token else {})}
+            page = self.call("GET", path, params=asked)
+            found += page.get(items) or ()
+            token = str(page.get("next_page_token") or "")
+            if not token:
+                return found
+
+    @contextlib.contextmanager
+    def lines(self, path: str, *, body: Mapping[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
+        """A streamed call of the REST bridge: its messages as they come; sent once, never again by itself."""
+        with contextlib.ExitStack() as stack:
+            response = self._sent(lambda: stack.enter_context(self._http.stream("POST", path, json=body)))
+            yield _messages(response)
 
     def _retried(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         """Send until it succeeds, for the few failures that time may heal and that certainly released nothing."""
@@ -221,6 +254,23 @@ def _events(response: httpx.Response) -> Iterator[Mapping[str, Any]]:
                 raise error_of(int(chunk["error"].get("status") or 500), data.encode(), {})
             yield chunk
     raise UnavailableError("the stream ended before the answer was complete", reason="STREAM_CUT")
+
+
+def _messages(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a stream of lines; the error that ends it is raised."""
+    with _translated(str(response.url)):
+        for line in response.iter_lines():
+            if not line.strip():
+                continue
+            message = json.loads(line)
+            if set(message) == {"error"}:
+                status = message["error"].get("code")
+                raise error_of(status if isinstance(status, int) else 500, line.encode(), {})
+            yield message
+
+
+def _timeouts(read_seconds: float) -> httpx.Timeout:
+    return httpx.Timeout(read_seconds, connect=CONNECT_SECONDS)
 
 
 def _pause(error: KalaError, attempt: int) -> float:

@@ -8,7 +8,7 @@ from typing import Final
 import typer
 from typer.exceptions import TyperException
 
-from kala.cli import audit, chat, ethics, keys, logs, suite
+from kala.cli import audit, bench, chat, ethics, health, keys, logs, models, suite
 
 EXIT_ABORTED: Final = 130
 """As a shell reports a command that Ctrl-C ended."""
@@ -28,6 +28,9 @@ application.command("down")(suite.down)
 application.command("status")(suite.status)
 application.command("logs")(logs.logs)
 application.command("chat")(chat.chat)
+application.add_typer(health.group, name="health")
+application.add_typer(models.group, name="models")
+application.add_typer(bench.group, name="bench")
 application.add_typer(keys.group, name="keys")
 application.add_typer(audit.group, name="audit")
 application.add_typer(ethics.group, name="ethics")

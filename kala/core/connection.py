@@ -11,11 +11,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from kala.client import MODEL_AUTO, KalaClient
 from kala.core.inference import InferenceConfig
 from kala.core.lmstudio_adapter import LOCAL_MODEL, LMStudioConfig
+from kala.core.places import place
 from kala.errors import FailedPreconditionError, KalaError, UnavailableError
 from kala.replies import ChatReply
 from kala.suite.layout import StateLayout
@@ -54,15 +54,23 @@ class Connection:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        model: str | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
+        timeout_seconds: float | None = None,
     ) -> ChatReply:
-        """Ask for one answer; what is None takes the configuration's value."""
+        """Ask for one answer; what is None takes the configuration's value, and the wait for it the client's."""
         given = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         parameters = {**self.defaults, **{name: value for name, value in given.items() if value is not None}}
         try:
-            return self.client.chat(messages, model=self.model, provider=self.provider, **parameters)
+            return self.client.chat(
+                messages,
+                model=self.model if model in {None, "", LOCAL_MODEL} else model,
+                provider=self.provider,
+                timeout_seconds=timeout_seconds,
+                **parameters,
+            )
         except KalaError as error:
             raise self._in_words(error) from error
 
@@ -155,9 +163,9 @@ class _Wanted:
             return None
         backends = client.backends()
         if self.lmstudio is not None:
-            place = _place(self.lmstudio.base_url)
+            wanted = place(self.lmstudio.base_url)
             if any(
-                each.get("kind") == LMSTUDIO and _place(str(each.get("url"))) == place for each in backends
+                each.get("kind") == LMSTUDIO and place(str(each.get("url"))) == wanted for each in backends
             ):
                 return None
             return (
@@ -214,10 +222,3 @@ def _private_client(wanted: _Wanted, environ: Mapping[str, str]) -> Iterator[Kal
             yield client
     finally:
         shutil.rmtree(root, ignore_errors=True)
-
-
-def _place(url: str) -> tuple[str, int | None]:
-    """Host and port of a base URL; `localhost` and 127.0.0.1 are one place."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    host = parts.hostname or ""
-    return ("127.0.0.1" if host in {"localhost", "::1"} else host, parts.port)

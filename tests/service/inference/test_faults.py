@@ -95,7 +95,7 @@ async def test_a_failure_before_the_first_token_goes_to_the_next_backend(
 ) -> None:
     async with FakeModelServer() as studio:
         studio.on("GET", "/api/v0/models", as_json({"data": [{"id": "s", "type": "llm", "state": "loaded"}]}))
-        good = as_stream(chunk("fine", model="s"), chunk(finish="stop"), DONE)
+        good = as_stream(chunk("fine", model="s"), chunk(finish="stop", model="s"), DONE)
         studio.on_chat(good if stream else as_json(completion("fine", model="s")))
         suite = await start(llamacpp_url=llama.url, lmstudio_url=studio.url)
         llama.on_chat(script)

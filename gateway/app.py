@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gateway.bridge import Bridge
     from gateway.chat import ChatCompletions
     from gateway.completions import Completions
+    from gateway.connection_test import ConnectionTest
     from gateway.health import Health
     from gateway.models import Models
     from gateway.moderations import Moderations
@@ -38,6 +39,7 @@ def build_app(
     reranks: TextTasks[RerankRequest],
     moderations: Moderations,
     models: Models,
+    connections: ConnectionTest,
     health: Health,
     bridge: Bridge,
     openapi: OpenApi,
@@ -65,6 +67,7 @@ def build_app(
         route("/v1/moderations", moderations.moderate, "POST"),
         route("/v1/models", models.list_all, "GET", "HEAD"),
         route("/v1/models/{id:path}", models.get, "GET", "HEAD"),
+        route("/api/test-lmstudio", connections.lm_studio, "POST"),
         route("/healthz", health.live, "GET", "HEAD"),
         route("/readyz", health.ready, "GET", "HEAD"),
         route("/metrics", health.metrics, "GET", "HEAD"),

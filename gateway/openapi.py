@@ -241,6 +241,7 @@ def _openai_paths() -> Json:
                 },
             }
         },
+        "/api/test-lmstudio": {"post": _simple("testLmStudio", "Test LM Studio step by step", "admin")},
         "/v1/models": {"get": _simple("listModels", "List what can be asked for", "chat")},
         "/v1/models/{id}": {
             "get": {

@@ -18,6 +18,7 @@ from gateway.bridge_routes import Routes, bindings_of, contract_files
 from gateway.chat import ChatCompletions, ChatLimits
 from gateway.checkpoint_pin import CheckpointPin, load_verifiers
 from gateway.completions import Completions
+from gateway.connection_test import ConnectionTest
 from gateway.destination import Destinations
 from gateway.gate import Gate
 from gateway.guarded import GuardedCalls
@@ -158,6 +159,7 @@ def _app(
             limits=limits,
             may_spool=may_spool,
             destinations=destinations,
+            mid_stream=settings.mid_stream,
         ),
         completions=Completions(
             gate=gate,
@@ -179,6 +181,7 @@ def _app(
             may_spool=may_spool,
         ),
         models=Models(gate=gate, inference=inference_stub, started_at=int(time.time())),
+        connections=ConnectionTest(gate=gate, inference=inference_stub),
         health=Health(
             ethics=channels[ETHICS], ledger=ledger, registry=telemetry.registry, clock=time.monotonic
         ),

@@ -36,6 +36,7 @@ from services.inference.pull.pulling import Pulling, flags_of
 from services.inference.records import ADMINISTRATIVE, Records
 from services.inference.registry.discovery import PortScanner
 from services.inference.registry.registry import Registry
+from services.inference.router import SERVER_STARTING
 from services.inference.servicer import Service, inference_servicer
 from services.inference.started.server import StartedServer
 
@@ -93,7 +94,7 @@ async def preload(registry: Registry, pythia: Sequence[PythiaBackend]) -> None:
     await registry.ready()
     others = [view for view in registry.views() if view.identity.kind is not Kind.PYTHIA]
     usable = [backend for backend in pythia if backend.identity.name in ready_names(registry)]
-    if usable and not any(view.is_answering for view in others):
+    if usable and not any(view.is_answering or view.status.reason == SERVER_STARTING for view in others):
         await usable[0].preload()
         await registry.refresh()
 

@@ -200,9 +200,7 @@ class RoutingSettings(GrpcServerSettings):
         )
 
     @model_validator(mode="after")
-    def _check_routing(self) -> Self:
-        if len(set(self.chain)) != len(self.chain):
-            raise ValueError("chain must name each kind once")
+    def _check_roles(self) -> Self:
         names = [*self.roles, *self.lmstudio_role_models]
         for name in names:
             if not _ROLE_NAME.fullmatch(name.lower()):
@@ -213,6 +211,18 @@ class RoutingSettings(GrpcServerSettings):
             raise ValueError(
                 f"role {twice!r} is set by roles and by LMSTUDIO_MODEL_{twice.upper()}; keep one"
             )
+        for name, role in self.routing.roles.items():
+            most = self.lmstudio_preferences.contexts.of(role.model)
+            if role.provider == Kind.LMSTUDIO.value and most and (role.context_tokens or 0) > most:
+                raise ValueError(
+                    f"role {name!r} asks for {role.context_tokens} tokens of context, and LM Studio's is set to {most}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_hosts(self) -> Self:
+        if len(set(self.chain)) != len(self.chain):
+            raise ValueError("chain must name each kind once")
         for kind in SERVED_BY_URL:
             for text in getattr(self, f"{kind}_urls"):
                 _checked(text, f"{kind}_urls")

@@ -149,6 +149,10 @@ def test_kala_yaml_sets_roles_and_the_chain(tmp_path: Path) -> None:
         ("roles: {rank: {temprature: 0}}", "not permitted"),
         ("roles: {rank: {temperature: 3}}", "less than or equal to 2"),
         ("roles: {'a b': {model: x}}", "a-z 0-9"),
+        (
+            "{lmstudio_max_context: 4096, roles: {r: {provider: lmstudio, context_tokens: 8192}}}",
+            "set to 4096",
+        ),
         ("llamacpp_urls: ['http://a:1 weight=0']", "weight=N"),
         ("llamacpp_urls: ['http://a:1 heavy']", "weight=N"),
         ("llamacpp_urls: ['http://169.254.169.254']", "link-local"),

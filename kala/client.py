@@ -24,6 +24,7 @@ from kala.wire_errors import error_of
 
 MODEL_AUTO: Final = "auto"
 PROVIDER_HEADER: Final = "x-kala-provider"
+TRUNCATION_HEADER: Final = "x-kala-truncation"
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 900.0
@@ -108,16 +109,20 @@ class KalaClient:
         *,
         model: str = MODEL_AUTO,
         provider: str | None = None,
+        truncation: str | None = None,
         timeout_seconds: float | None = None,
         **parameters: Any,  # Any: OpenAI parameters are an open set
     ) -> ChatReply:
-        """Ask for one answer; refusals are answers too (`reply.allowed` tells), failures raise a KalaError."""
+        """Ask for one answer; refusals are answers too (`reply.allowed` tells), failures raise a KalaError.
+
+        `truncation` is `keep-system-and-tail` or `content-budget`; without it a conversation over the context is refused.
+        """
         body = {"model": model, "messages": list(messages), **parameters}
         reply = self.call(
             "POST",
             "/v1/chat/completions",
             body=body,
-            headers=_provider(provider),
+            headers=_headers(provider, truncation),
             timeout_seconds=timeout_seconds,
         )
         return ChatReply.of(reply)
@@ -129,6 +134,7 @@ class KalaClient:
         *,
         model: str = MODEL_AUTO,
         provider: str | None = None,
+        truncation: str | None = None,
         **parameters: Any,  # Any: OpenAI parameters are an open set
     ) -> Iterator[ChatStream]:
         """Ask for one answer, piece by piece: `with client.stream(…) as answer: for text in answer: …`."""
@@ -139,10 +145,11 @@ class KalaClient:
             "stream_options": {"include_usage": True},
             **parameters,
         }
+        headers = _headers(provider, truncation)
         with contextlib.ExitStack() as stack:
             response = self._retried(
                 lambda: stack.enter_context(
-                    self._http.stream("POST", "/v1/chat/completions", json=body, headers=_provider(provider))
+                    self._http.stream("POST", "/v1/chat/completions", json=body, headers=headers)
                 )
             )
             yield ChatStream(_events(response))
@@ -278,8 +285,9 @@ def _pause(error: KalaError, attempt: int) -> float:
     return FIRST_RETRY_SECONDS * 2**attempt if asked is None else asked
 
 
-def _provider(provider: str | None) -> dict[str, str]:
-    return {} if provider is None else {PROVIDER_HEADER: provider}
+def _headers(provider: str | None, truncation: str | None) -> dict[str, str]:
+    named = {PROVIDER_HEADER: provider, TRUNCATION_HEADER: truncation}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _is_loopback(url: str) -> bool:

@@ -78,6 +78,8 @@ class ChatReply:
     overhead_ms: float | None = None
     """Time that judging and logging added."""
     tool_calls: tuple[Json, ...] = ()
+    fitted: Json | None = None
+    """What was left out of the conversation, where the request asked for that; see `x-kala-truncation`."""
 
     @property
     def allowed(self) -> bool:
@@ -112,6 +114,7 @@ class ChatReply:
             attempts=tuple(map(_attempt, kala.get("attempts") or ())),
             overhead_ms=kala.get("overhead_ms"),
             tool_calls=tool_calls,
+            fitted=kala.get("fitted"),
         )
 
 

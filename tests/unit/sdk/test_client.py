@@ -39,6 +39,22 @@ def test_an_answer_carries_its_decision_and_receipt() -> None:
     assert gateway.seen[0].headers["authorization"] == "Bearer kala_x"
 
 
+def test_a_conversation_is_fitted_when_that_is_asked_for() -> None:
+    answer = completion("Hi.").json()
+    answer["kala"]["fitted"] = {"dropped_messages": 2}
+    gateway = FakeGateway([httpx.Response(200, json=answer), stream("Hi."), completion("Hi.")])
+    with client_of(gateway) as client:
+        reply = client.chat(QUESTION, truncation="keep-system-and-tail")
+        with client.stream(QUESTION, truncation="content-budget", provider="mlx") as streamed:
+            list(streamed)
+        client.chat(QUESTION)
+    assert reply.fitted == {"dropped_messages": 2}
+    assert streamed.reply.fitted is None
+    named = [request.headers.get("x-kala-truncation") for request in gateway.seen]
+    assert named == ["keep-system-and-tail", "content-budget", None]
+    assert gateway.seen[1].headers["x-kala-provider"] == "mlx"
+
+
 def test_a_refusal_is_an_answer() -> None:
     with client_of(FakeGateway([completion("No.", outcome="REFUSE", law=1)])) as client:
         reply = client.chat(QUESTION)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,7 +38,8 @@ def load_model(weights: Weights, holding: Holding) -> tuple[Untyped, Untyped]:
     torch.set_num_threads(holding.threads)
     device = _device(holding.device)
     # Local files only, no code from the directory, no pickles: safetensors alone.
-    directory, safe = str(weights.directory), {"local_files_only": True, "trust_remote_code": False}
+    directory = str(weights.directory)
+    safe: Untyped = {"local_files_only": True, "trust_remote_code": False}
     config: Untyped = GPTNeoXConfig.from_pretrained(directory, **safe)
     dtype = _dtype(holding.dtype, device, config)
     _require_fitting(holding.quantization, device, config)
@@ -62,7 +64,7 @@ def _device(wanted: str) -> torch.device:
         has_mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
     device = torch.device(wanted)
-    is_there = {
+    is_there: dict[str, Callable[[], bool]] = {
         "cpu": lambda: True,
         "cuda": lambda: (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available,
@@ -113,9 +115,10 @@ def _quantized(wanted: Quantization, device: torch.device, dtype: torch.dtype) -
 
     # It logs at every single matrix that it computes in half precision, which is what is asked of it.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    config: Untyped = (
-        BitsAndBytesConfig(load_in_8bit=True)
+    options: Untyped = (
+        {"load_in_8bit": True}
         if wanted is Quantization.INT8
-        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     )
+    config: Untyped = BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]  # as above
     return {"quantization_config": config, "device_map": {"": str(device)}}

@@ -95,8 +95,8 @@ class Served:
             for attempt in self.attempts
         )
 
-    def attempts_json(self) -> list[dict[str, str]]:
-        """Give the attempts as answers carry them."""
+    def attempts_json(self) -> list[dict[str, str | bool]]:
+        """Give the attempts as answers carry them; `spliced` where one carried on an earlier one's text."""
         return [
             {
                 "backend": attempt.backend,
@@ -104,6 +104,7 @@ class Served:
                 "outcome": "failed" if attempt.reason else "ok",
                 "reason": attempt.reason,
             }
+            | ({"spliced": True} if attempt.spliced else {})
             for attempt in self.attempts
         ]
 

@@ -19,6 +19,7 @@ from gateway.fitting import TRUNCATION_HEADER, fit, strategy_of
 from gateway.gate import Gate
 from gateway.keys import ApiKey
 from gateway.ledger import Ledger
+from gateway.mid_stream import MidStream, mid_stream_of
 from gateway.pipeline import Pipeline
 from gateway.readers import Stream, Whole
 from gateway.strict_json import read_object
@@ -66,6 +67,7 @@ class ChatCompletions:
         limits: ChatLimits,
         may_spool: bool,
         destinations: Destinations = Destinations(),  # noqa: B008 - frozen
+        mid_stream: MidStream = "error",
         wall_clock: Callable[[], float] = time.time,
         new_id: Callable[[int], str] = secrets.token_hex,
     ) -> None:
@@ -76,6 +78,7 @@ class ChatCompletions:
         self._limits = limits
         self._may_spool = may_spool
         self._destinations = destinations
+        self._mid_stream = mid_stream
         self._wall_clock = wall_clock
         self._new_id = new_id
 
@@ -127,6 +130,8 @@ class ChatCompletions:
             destination = self._destinations.of(exchange.headers, request.model or "")
             strategy = strategy_of(exchange.headers.get(TRUNCATION_HEADER, ""))
             action = build_action(request, destination)
+            if action.stream:
+                action.mid_stream = mid_stream_of(exchange.headers, default=self._mid_stream)
         except InvalidArgumentError as error:
             await self._record(exchange, key, error, body)
             raise

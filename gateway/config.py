@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from gateway.destination import Provider
+from gateway.mid_stream import MidStream
 from kala.errors import InvalidArgumentError
 from services.common.addresses import parse_address
 from services.common.peers import AUDIT, ETHICS, GATEWAY, GRPC_PORTS, INFERENCE, METRICS_PORTS
@@ -141,6 +142,12 @@ class GatewaySettings(ProcessSettings):
     hold_back_milliseconds: Annotated[
         int, Field(ge=1, le=10_000, description="Streamed text that waited this long is checked at once.")
     ] = DEFAULT_HOLD_BACK_MILLISECONDS
+    mid_stream: Annotated[
+        MidStream,
+        Field(
+            description="What a backend's failure in mid-stream leads to: an error, or the next one carries the text on."
+        ),
+    ] = "error"
     key_cache_seconds: Annotated[
         float,
         Field(ge=0, le=4, description="How long a key's state is remembered; bounds a revocation elsewhere."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,7 @@ class GenerationState:
 
     served: Served = field(default_factory=Served)
     finish: inference_pb2.ChatFinish | None = None
+    derived_digest: bytes = b""  # of what inference added to the judged request, also where it failed
     decision: decision_pb2.Decision | None = None
     began_at: float = 0.0  # monotonic seconds: when the backend was called
     ended_at: float = 0.0  # when it was last heard
@@ -163,9 +165,10 @@ class Generation:
                         pass
                 await self._take_chat(response)
         except grpc.RpcError as error:
-            tried = attempts_of(error)
-            if tried:
-                self.state.served = replace(self.state.served, attempts=tried)
+            tried = tried_of(error)
+            self.state.derived_digest = tried.derived_digest
+            if tried.attempts:
+                self.state.served = replace(self.state.served, attempts=tuple(tried.attempts))
             raise await in_checked_words(
                 self._ethics, self._act, self._decision_id, backend_failure(error)
             ) from error
@@ -213,6 +216,7 @@ class Generation:
         self, finish: inference_pb2.ChatFinish, chunks: list[ethics_pb2.OutputChunk]
     ) -> None:
         self.state.finish = finish
+        self.state.derived_digest = finish.derived_digest
         if finish.attempts:
             self.state.served = replace(self.state.served, attempts=tuple(finish.attempts))
         self._stop_timers()
@@ -305,17 +309,19 @@ def for_clients(known: KalaError) -> KalaError:
     return known
 
 
+def tried_of(error: grpc.RpcError) -> inference_pb2.ChatFinish:
+    """Read what a failed call tried, from the trailers that inference sends with its error; empty where it sends none."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        for key, value in error.trailing_metadata() or ():
+            if key == ATTEMPTS_METADATA_KEY and isinstance(value, bytes):
+                with contextlib.suppress(DecodeError):
+                    return inference_pb2.ChatFinish.FromString(value)
+    return inference_pb2.ChatFinish()
+
+
 def attempts_of(error: grpc.RpcError) -> tuple[inference_pb2.Attempt, ...]:
-    """Read which backends a failed call tried, from the trailers that inference sends with its error."""
-    if not isinstance(error, grpc.aio.AioRpcError):
-        return ()
-    for key, value in error.trailing_metadata() or ():
-        if key == ATTEMPTS_METADATA_KEY and isinstance(value, bytes):
-            try:
-                return tuple(inference_pb2.ChatFinish.FromString(value).attempts)
-            except DecodeError:
-                return ()
-    return ()
+    """Read which backends a failed call tried."""
+    return tuple(tried_of(error).attempts)
 
 
 def served_by(route: inference_pb2.RouteInfo) -> Served:

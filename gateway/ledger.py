@@ -76,6 +76,8 @@ class Ledger:
         payloads = [*_answer_payloads(record, ending.generated, ending.released)]
         if ending.derived_digest:
             _add(record, {"result.derived": ending.derived_digest.hex()})
+        if splices := sum(attempt.spliced for attempt in ending.served.attempts):
+            _add(record, {"result.splices": str(splices)})
         return await self._append(record, payloads, may_spool=act.may_spool)
 
     async def refused(self, act: Act, decision: decision_pb2.Decision, words: str) -> Logged:

@@ -293,7 +293,7 @@ class _Turn:
             usage=finish.usage if finish is not None and finish.HasField("usage") else None,
             generated=self._buffer.generated(),
             released=self._left(error),
-            derived_digest=finish.derived_digest if finish is not None else b"",
+            derived_digest=state.derived_digest,
             rejudged_by=self._rejudged_by,
         )
 

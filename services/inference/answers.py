@@ -237,7 +237,7 @@ def usage_message(usage: Usage) -> UsageMessage:
 
 def _model(entry: Entry, model: ModelInfo, *, is_unique: bool) -> pb.Model:
     name = entry.backend.identity.name
-    shut = entry.guard.shut(model.id)
+    shut = entry.guard.shut_for_anything(model.id)
     return pb.Model(
         id=model.id if is_unique else f"{name}/{model.id}",
         backend=NAME_PREFIX + name,

@@ -28,6 +28,7 @@ from services.inference.backend import (
     AppliedAdapter,
     BackendFailure,
     Blame,
+    Capability,
     Completer,
     Identity,
     LoadState,
@@ -135,6 +136,7 @@ class Dispatch:
         """
         wanted = await _demands_of(self.call)
         self.protection.begin_request()
+        task = Capability.CHAT if isinstance(self.call, ChatCall) else Capability.COMPLETE
         self._waiting.extend(_Turn(candidate) for candidate in self.route.candidates)
         has_reached_one, ending = False, None
         while self._waiting:
@@ -147,7 +149,7 @@ class Dispatch:
             attempt = _Try(turn, entry, self.clock(), self._is_released)
             try:
                 async with (
-                    self.protection.attempt(entry, attempt.model),
+                    self.protection.attempt(entry, attempt.model, task),
                     aclosing(self._try(attempt, wanted)) as steps,
                 ):
                     async for step in steps:

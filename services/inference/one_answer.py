@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from services.inference.attempts import Attempt, all_failed, callers_error, over_budget
-from services.inference.backend import Backend, BackendFailure, Blame, LoadState, ModelInfo
+from services.inference.backend import Backend, BackendFailure, Blame, Capability, LoadState, ModelInfo
 from services.inference.dispatch import Routed
 from services.inference.protection.outcomes import REFUSED_HERE
 from services.inference.protection.protection import Protection
@@ -37,6 +37,8 @@ class OneAnswer:
     route: Route
     subject: str
     """The field of the request that may be over a context, for the error's words."""
+    task: Capability
+    """What backends are asked for; one that cannot do it may still do other things."""
     protection: Protection = field(default_factory=Protection)
     clock: Callable[[], float] = time.monotonic
     attempts: list[Attempt] = field(default_factory=list)
@@ -54,7 +56,7 @@ class OneAnswer:
                 raise over_budget(self.attempts)
             started = self.clock()
             try:
-                async with self.protection.attempt(entry, candidate.model):
+                async with self.protection.attempt(entry, candidate.model, self.task):
                     value = await ask(entry.backend, candidate.model)
             except BackendFailure as failure:
                 self._record(entry, candidate, started, failure)

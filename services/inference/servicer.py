@@ -59,7 +59,7 @@ class Service:
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """Serves chat, models and backends; the RPCs of later releases answer UNIMPLEMENTED by the base class."""
+    """Serves every RPC of the contract."""
 
     def __init__(self, service: Service) -> None:
         self._registry = service.registry
@@ -279,7 +279,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         role = self._routing.role(request.role)
         asked = Wanted(request.model, request.provider, needs, task, allow_remote=request.allow_remote)
         route = explain(self._routing.settle(asked, role), self._registry.views(), self._routing.chain)
-        route = self._protection.explained(route, self._registry.get)
+        route = self._protection.explained(route, self._registry.get, task)
         return pb.ExplainRouteResponse(candidates=answers.candidates(route))
 
     async def _choose(self, destination: Wanted) -> Route:
@@ -314,8 +314,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
 def inference_servicer(service: Service) -> InferenceServicer:
     """Make the servicer of one process."""
-    # The stub marks every RPC abstract; those of later releases answer UNIMPLEMENTED by the base class.
-    return InferenceServicer(service)  # type: ignore[abstract]
+    return InferenceServicer(service)
 
 
 @asynccontextmanager

@@ -76,7 +76,7 @@ class Tasks:
         action = unpack_strictly(clearance.action, pb.EmbedAction)
         call = embed_call(action)
         route = await self._route(action, Capability.EMBED)
-        one = OneAnswer(self.registry, route, "inputs", protection=self.protection)
+        one = OneAnswer(self.registry, route, "inputs", Capability.EMBED, self.protection)
         try:
             answered = await one.of(partial(_embed, call, partial(self.recheck, clearance)))
         except KalaError:
@@ -108,7 +108,9 @@ class Tasks:
         failure: KalaError | None = None
         if route.candidates:
             try:
-                return await self._scored(route, partial(_rerank, call, begin), tried), False
+                return await self._scored(
+                    route, partial(_rerank, call, begin), tried, Capability.RERANK
+                ), False
             except (UnavailableError, NotFoundError, FailedPreconditionError) as error:
                 failure = error
         try:
@@ -118,8 +120,8 @@ class Tasks:
             if failure is not None:
                 raise failure from None
             route = await self._route(action, Capability.RERANK)
-            return await self._scored(route, partial(_rerank, call, begin), tried), False
-        return await self._scored(route, partial(_likeness, call, begin), tried), True
+            return await self._scored(route, partial(_rerank, call, begin), tried, Capability.RERANK), False
+        return await self._scored(route, partial(_likeness, call, begin), tried, Capability.EMBED), True
 
     def _rankers(self, wanted: Wanted) -> Route:
         """Give the route of a ranking as far as its backends rank at all."""
@@ -136,9 +138,13 @@ class Tasks:
         return Route(tuple(rankers), route.passed_over)
 
     async def _scored(
-        self, route: Route, ask: Callable[[Backend, ModelInfo], Awaitable[Scores]], tried: list[Attempt]
+        self,
+        route: Route,
+        ask: Callable[[Backend, ModelInfo], Awaitable[Scores]],
+        tried: list[Attempt],
+        task: Capability,
     ) -> Answered[Scores]:
-        one = OneAnswer(self.registry, route, "documents", protection=self.protection, attempts=tried)
+        one = OneAnswer(self.registry, route, "documents", task, self.protection, attempts=tried)
         return await one.of(ask)
 
     async def _route(self, action: Action, task: Capability) -> Route:

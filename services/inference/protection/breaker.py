@@ -58,6 +58,7 @@ class Breaker:
     """When the next probe may be made; means nothing while it is closed."""
     takes_trials: bool = False
     """Whether a user's request serves as the probe, because no other can be made; until it opens again."""
+    _quick_from: float = float("-inf")
     _failures: int = 0
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_OUTCOMES))
     _epoch: int = 0
@@ -98,8 +99,11 @@ class Breaker:
         self.why = why
         self._failures += 1
         self._recent.append(False)
-        if leave.is_probe or retry_after_seconds is not None or self._is_too_much():
+        if leave.is_probe or retry_after_seconds is not None:
             self.open(now, why, retry_after_seconds=retry_after_seconds)
+        elif self._is_too_much():
+            self.open(now, why)
+            self._hasten(now)
 
     def undecided(self, leave: Leave) -> None:
         """Note that the attempt says nothing about the backend; after a probe the next one may follow at once."""
@@ -122,6 +126,13 @@ class Breaker:
         self._failures = 0
         self._recent.clear()
         self._epoch += 1
+
+    def _hasten(self, now: float) -> None:
+        # It may have been the requests: a probe at once then ends what would be an outage for all others. Not each time,
+        # or a backend that answers probes alone would hardly be shut.
+        if now >= self._quick_from:
+            self.due_at = now
+            self._quick_from = now + self.wait_seconds
 
     def _is_too_much(self) -> bool:
         if self._failures >= self.failures_in_a_row:

@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from services.inference.backend import Capability
 from services.inference.protection.breaker import WAIT_SECONDS, Breaker, BreakerState
 from services.inference.protection.bulkhead import Bulkhead
+
+Served = tuple[str, Capability]
+"""A model's id and what it is asked for."""
 
 PLACES: Final = 128
 """The connections to a backend and as many requests that wait for one."""
@@ -29,7 +33,7 @@ class Guard:
     looks: int = 0
     """Looks at the backend so far that found it answering."""
     _reach: Breaker = field(init=False)
-    _models: dict[str, Breaker] = field(default_factory=dict)
+    _models: dict[Served, Breaker] = field(default_factory=dict)
     _answered: dict[str, int] = field(default_factory=dict)
     _tested: dict[str, int] = field(default_factory=dict)
     bulkhead: Bulkhead = field(init=False)
@@ -48,20 +52,21 @@ class Guard:
         """The breaker of its address: open while no connection can be made."""
         return self._reach
 
-    def model(self, name: str) -> Breaker:
-        """Give the breaker of a model."""
-        breaker = self._models.get(name)
+    def model(self, name: str, task: Capability = Capability.CHAT) -> Breaker:
+        """Give the breaker of a model for one task: a server that chats may be unable to embed."""
+        breaker = self._models.get((name, task))
         if breaker is None:
-            breaker = self._models[name] = Breaker(wait_seconds=self.limits.wait_seconds)
+            breaker = self._models[name, task] = Breaker(wait_seconds=self.limits.wait_seconds)
         return breaker
 
-    def shut_models(self) -> Iterator[tuple[str, Breaker]]:
-        """Give the models that requests are kept away from."""
-        return ((name, breaker) for name, breaker in list(self._models.items()) if not breaker.is_closed)
+    def shut_models(self) -> Iterator[tuple[Served, Breaker]]:
+        """Give the models and tasks that requests are kept away from."""
+        return ((served, breaker) for served, breaker in list(self._models.items()) if not breaker.is_closed)
 
     def forget(self, name: str) -> None:
-        """Drop the breaker of a model that is no longer there."""
-        self._models.pop(name, None)
+        """Drop the breakers of a model that is no longer there."""
+        for task in Capability:
+            self._models.pop((name, task), None)
 
     def looked(self, *, answers: bool) -> None:
         """Take note of a look: one that was answered shows that connections can be made again."""
@@ -94,20 +99,26 @@ class Guard:
             if state in states
         )
 
-    def shut(self, model: str) -> Breaker | None:
-        """Give the breaker that keeps requests from a model, or None."""
+    def shut(self, model: str, task: Capability = Capability.CHAT) -> Breaker | None:
+        """Give the breaker that keeps requests for a task from a model, or None."""
         if not self._reach.is_closed:
             return self._reach
-        breaker = self._models.get(model)
+        breaker = self._models.get((model, task))
         return None if breaker is None or breaker.is_closed else breaker
+
+    def shut_for_anything(self, model: str) -> Breaker | None:
+        """Give a breaker that keeps requests for some task from a model, or None."""
+        shut = (self.shut(model, task) for task in Capability)
+        return next((breaker for breaker in shut if breaker is not None), None)
 
     def words(self) -> str:
         """Say what requests are kept from and why; empty where nothing is."""
         if not self._reach.is_closed:
             return f"it gets no requests until a look finds it again (last failure: {self._reach.why})"
-        return "; ".join(f"it {left_alone(name, breaker)}" for name, breaker in self.shut_models())
+        return "; ".join(f"it {left_alone(*served, breaker)}" for served, breaker in self.shut_models())
 
 
-def left_alone(model: str, breaker: Breaker) -> str:
+def left_alone(model: str, task: Capability, breaker: Breaker) -> str:
     """Say why requests are kept from a model."""
-    return f"gets no requests for {model!r} until a test of it succeeds (last failure: {breaker.why})"
+    what = f"{model!r}" if task is Capability.CHAT else f"{task.value} by {model!r}"
+    return f"gets no requests for {what} until a test of it succeeds (last failure: {breaker.why})"

@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from services.inference.backend import BackendFailure, Kind, LoadState, ModelInfo, State
+from services.inference.backend import BackendFailure, Capability, Kind, LoadState, ModelInfo, State
 from services.inference.chat import PROBE
 from services.inference.protection.breaker import BreakerState, Leave
 from services.inference.protection.limits import IDLE_LOOKS, LATENCY_SECONDS
@@ -101,13 +101,13 @@ class Prober:
             if (leave := guard.reach.probe(now)) is not None:
                 yield None, leave
             return
-        for model_id, breaker in guard.shut_models():
+        for (model_id, task), breaker in guard.shut_models():
             if breaker.takes_trials or now < breaker.due_at or (name, model_id) in self._running:
                 continue
             model = find_model(entry.status.models, model_id)
             if model is None:
                 guard.forget(model_id)
-            elif not _is_testable(entry, model):
+            elif task is not Capability.CHAT or not _is_testable(entry, model):
                 breaker.takes_trials = True
             elif (leave := breaker.probe(now)) is not None:
                 yield model, leave
@@ -133,8 +133,8 @@ class Prober:
         if model is None:
             await self._look(entry)
             return
-        guard = entry.guard
-        breaker = guard.model(model.id)
+        guard, served = entry.guard, (model.id, Capability.CHAT)
+        breaker = guard.model(*served)
         if leave is None:
             guard.tested(model.id)
             leave = breaker.admit(self.protection.clock())
@@ -143,9 +143,9 @@ class Prober:
         try:
             failure = await self._failure(entry, model)
         except BaseException as stopped:
-            self.protection.learn(entry, model, leave, stopped)
+            self.protection.learn(entry, served, leave, stopped)
             raise
-        self.protection.learn(entry, model, leave, failure)
+        self.protection.learn(entry, served, leave, failure)
         if failure is None:
             return
         self.registry.report(entry, failure)

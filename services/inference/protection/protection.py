@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from services.inference.backend import BackendFailure
+from services.inference.backend import BackendFailure, Capability
 from services.inference.protection.balance import Host, Turns, balanced
 from services.inference.protection.guard import left_alone
 from services.inference.protection.outcomes import BREAKER_OPEN, BULKHEAD_FULL, Weight, weigh
@@ -21,6 +21,7 @@ from services.inference.router import Candidate, PassedOver, Route
 if TYPE_CHECKING:
     from services.inference.backend import ModelInfo
     from services.inference.protection.breaker import Breaker, Leave
+    from services.inference.protection.guard import Served
     from services.inference.registry.registry import Entry
 
 log: Final = structlog.get_logger()
@@ -46,14 +47,16 @@ class Protection:
     _turns: Turns = field(default_factory=Turns)
 
     @asynccontextmanager
-    async def attempt(self, entry: Entry, model: ModelInfo) -> AsyncIterator[None]:
+    async def attempt(
+        self, entry: Entry, model: ModelInfo, task: Capability = Capability.CHAT
+    ) -> AsyncIterator[None]:
         """Hold a place at this backend for one attempt with this model, around all of it.
 
         Entering raises BackendFailure BREAKER_OPEN or BULKHEAD_FULL where it may not be made.  Leaving in order counts
         as an answer, leaving by a BackendFailure as what `weigh` says; anything else, such as a client that left,
         counts as nothing.
         """
-        leave = self._admitted(entry, model)
+        leave = self._admitted(entry, model, task)
         error: BaseException | None = None
         try:
             yield
@@ -62,7 +65,7 @@ class Protection:
             raise
         finally:
             entry.guard.bulkhead.leave()
-            self.learn(entry, model, leave, error)
+            self.learn(entry, (model.id, task), leave, error)
             self.observe(entry.backend.identity.name, _reason(error))
 
     def begin_request(self) -> None:
@@ -85,48 +88,57 @@ class Protection:
         ]
         return Route(tuple(by_name[host.name] for host in balanced(hosts)), route.passed_over)
 
-    def explained(self, route: Route, get: Callable[[str], Entry | None]) -> Route:
+    def explained(
+        self, route: Route, get: Callable[[str], Entry | None], task: Capability = Capability.CHAT
+    ) -> Route:
         """Show a route as requests would take it now: arranged, without the backends that a breaker keeps them from."""
         chosen: list[Candidate] = []
         passed: list[PassedOver] = []
         for candidate in self.arranged(route, get).candidates:
             entry = get(candidate.backend)
-            shut = None if entry is None else entry.guard.shut(candidate.model.id)
+            model = candidate.model.id
+            shut = None if entry is None else entry.guard.shut(model, task)
             if shut is None or shut.takes_trials:
                 chosen.append(candidate)
             else:
-                passed.append(
-                    PassedOver(candidate.backend, BREAKER_OPEN, left_alone(candidate.model.id, shut))
-                )
+                passed.append(PassedOver(candidate.backend, BREAKER_OPEN, left_alone(model, task, shut)))
         return Route(tuple(chosen), (*passed, *route.passed_over))
 
-    def learn(self, entry: Entry, model: ModelInfo, leave: Leave, error: BaseException | None) -> None:
+    def learn(self, entry: Entry, served: Served, leave: Leave, error: BaseException | None) -> None:
         """Let a breaker know how an attempt or a probe with `leave` ended."""
         guard, name = entry.guard, entry.backend.identity.name
-        breaker = guard.model(model.id)
+        model, task = served
+        breaker = guard.model(model, task)
         was_closed = breaker.is_closed
         if error is None:
             breaker.succeeded(leave)
-            guard.answered(model.id)
+            guard.answered(model)
         elif not isinstance(error, BackendFailure):
             breaker.undecided(leave)
         else:
             self._failed(entry, breaker, leave, error)
         if breaker.is_closed is not was_closed:
-            log.info("breaker", backend=name, model=model.id, state=breaker.state.name, why=breaker.why)
+            log.info(
+                "breaker",
+                backend=name,
+                model=model,
+                task=task.value,
+                state=breaker.state.name,
+                why=breaker.why,
+            )
             self.shut.set()
 
-    def _admitted(self, entry: Entry, model: ModelInfo) -> Leave:
+    def _admitted(self, entry: Entry, model: ModelInfo, task: Capability) -> Leave:
         now, guard = self.clock(), entry.guard
         if not guard.reach.is_closed:
-            raise _refused(guard.reach, model.id, now)
-        breaker = guard.model(model.id)
+            raise _refused(guard.reach, (model.id, task), now)
+        breaker = guard.model(model.id, task)
         if not guard.bulkhead.enter():
             raise BackendFailure(BULKHEAD_FULL, f"has {guard.in_flight} requests running or waiting already")
         leave = breaker.admit(now)
         if leave is None:
             guard.bulkhead.leave()
-            raise _refused(breaker, model.id, now)
+            raise _refused(breaker, (model.id, task), now)
         identity = entry.backend.identity
         self._turns.taken(identity.name, _group(entry, model.id), identity.weight)
         return leave
@@ -172,9 +184,9 @@ def _group(entry: Entry, model: str) -> tuple[str, ...]:
     return (identity.kind.value, "found" if identity.is_discovered else "configured", model)
 
 
-def _refused(breaker: Breaker, model: str, now: float) -> BackendFailure:
+def _refused(breaker: Breaker, served: Served, now: float) -> BackendFailure:
     return BackendFailure(
         BREAKER_OPEN,
-        left_alone(model, breaker),
+        left_alone(*served, breaker),
         retry_after_seconds=max(0.0, breaker.due_at - now),
     )

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from kala.errors import InvalidArgumentError, UnavailableError
 from kala.inference.v1 import inference_pb2 as pb
 from services.common.status import translated
+from services.inference.protection.breaker import BreakerState
 from services.inference.protection.metrics import AttemptCounter, BackendCollector
 from tests.fakes.model_server import FakeModelServer, Hang, Scripted, as_json, as_stream, chunk, completion
 from tests.service.inference.conftest import StartSuite, Suite, action, until
@@ -38,13 +39,17 @@ async def test_the_state_of_a_breaker_is_listed_with_its_reason(
     assert (await backend(suite)).breaker == pb.BREAKER_STATE_CLOSED
     llama.on_chat(as_json({"error": "oops"}, status=500))
     await fail(suite, 3)
+    (entry,) = suite.registry.entries()
+    breaker = entry.guard.model("tiny")
+    # Three requests after the good one, and the test that follows at once.
+    await until(lambda: len(llama.chats) == 5 and breaker.state is BreakerState.OPEN)
     seen = await backend(suite)
     assert (seen.breaker, seen.state) == (pb.BREAKER_STATE_OPEN, pb.BACKEND_STATE_READY)
     assert (
         "gets no requests for 'tiny' until a test of it succeeds (last failure: answered 500)" in seen.detail
     )
     await fail(suite, 10)
-    assert len(llama.chats) == 4
+    assert len(llama.chats) == 5
     (model,) = (await suite.stub.ListModels(pb.ListModelsRequest())).models
     assert (model.id, model.breaker) == ("tiny", pb.BREAKER_STATE_OPEN)
     with translated():
@@ -103,7 +108,7 @@ async def test_a_stream_that_breaks_counts_although_its_text_was_released(
     for _ in range(3):
         with pytest.raises(UnavailableError):
             await suite.chat(action(stream=True))
-    assert (await backend(suite)).breaker == pb.BREAKER_STATE_OPEN
+    assert (await backend(suite)).breaker != pb.BREAKER_STATE_CLOSED
 
 
 async def test_a_full_host_passes_on_to_the_next(start: StartSuite, llama: FakeModelServer) -> None:

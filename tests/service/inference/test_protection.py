@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from kala.errors import KalaError
-from services.inference.backend import BackendFailure, Blame, Kind, LoadState, ModelInfo, State
+from services.inference.backend import BackendFailure, Blame, Capability, Kind, LoadState, ModelInfo, State
 from services.inference.chat import ChatCall, Message, Role, Text
 from services.inference.dispatch import Dispatch, Ended, Step
 from services.inference.protection.breaker import WAIT_SECONDS, BreakerState
@@ -131,6 +131,30 @@ async def test_what_fails_with_one_model_is_still_asked_for_another() -> None:
     async with suite.protection.attempt(suite.entry(), good):
         pass
     assert suite.ends == [("llamacpp", "HTTP_500")] * 3 + [("llamacpp", OK)]
+
+
+async def test_a_server_that_cannot_embed_still_chats() -> None:
+    backend = FakeBackend()
+    suite = await world(backend)
+    model = backend.models[0]
+    for _ in range(3):
+        with pytest.raises(BackendFailure, match="501"):
+            async with suite.protection.attempt(suite.entry(), model, Capability.EMBED):
+                raise BackendFailure("HTTP_501", "answered 501")
+    with pytest.raises(BackendFailure, match="gets no requests for embeddings by 'tiny'"):
+        async with suite.protection.attempt(suite.entry(), model, Capability.EMBED):
+            raise AssertionError
+    assert await suite.answered_by() == [("llamacpp", "")]
+
+
+async def test_three_odd_requests_are_no_outage_for_all_others() -> None:
+    backend = FakeBackend()
+    suite = await world(backend)
+    backend.failure = BROKEN
+    await suite.fail()
+    backend.failure = None
+    await suite.later(0)
+    assert await suite.answered_by() == [("llamacpp", "")]
 
 
 @pytest.mark.parametrize(
@@ -374,13 +398,14 @@ async def test_setting_the_machines_clock_changes_nothing(jump: float) -> None:
     await suite.fail(2)
     suite.wall += jump
     await suite.fail(1)
-    assert suite.state() is BreakerState.OPEN
+    await suite.later(0)
+    assert (backend.tested, suite.state()) == (1, BreakerState.OPEN)
     suite.wall += jump
     await suite.later(WAIT_SECONDS - 0.001)
-    assert backend.tested == 0
+    assert backend.tested == 1
     backend.failure = None
     await suite.later(0.001)
-    assert (backend.tested, suite.state()) == (1, BreakerState.CLOSED)
+    assert (backend.tested, suite.state()) == (2, BreakerState.CLOSED)
 
 
 async def test_the_prober_runs_by_itself_and_ends_when_told() -> None:

@@ -29,9 +29,13 @@ def fail(breaker: Breaker, times: int = 1, now: float = 0.0) -> None:
 
 
 def opened(now: float = 0.0) -> Breaker:
+    """A breaker that has just opened, and whose first probe, made at once, has failed."""
     breaker = Breaker()
     fail(breaker, 3, now)
     assert breaker.state is OPEN
+    leave = breaker.probe(now)
+    assert leave is not None
+    breaker.failed(leave, now, "answered 500")
     return breaker
 
 
@@ -83,6 +87,26 @@ def test_one_probe_at_a_time_passes_once_the_wait_is_over() -> None:
     assert breaker.admit(WAIT_SECONDS) is None
 
 
+def test_the_first_probe_comes_at_once_so_that_three_odd_requests_are_no_outage() -> None:
+    breaker = Breaker()
+    fail(breaker, 3)
+    leave = breaker.probe(0.0)
+    assert leave is not None
+    breaker.succeeded(leave)
+    assert breaker.state is CLOSED
+
+
+def test_a_backend_that_answers_probes_alone_is_shut_for_a_wait_all_the_same() -> None:
+    breaker = Breaker()
+    fail(breaker, 3)
+    leave = breaker.probe(0.0)
+    assert leave is not None
+    breaker.succeeded(leave)
+    fail(breaker, 3, now=1.0)
+    assert breaker.probe(1.0 + WAIT_SECONDS - 0.001) is None
+    assert breaker.probe(1.0 + WAIT_SECONDS) is not None
+
+
 def test_a_probes_success_closes_it_and_forgets_the_failures() -> None:
     breaker = opened()
     leave = breaker.probe(WAIT_SECONDS)
@@ -117,9 +141,9 @@ def test_what_began_before_it_opened_neither_closes_it_nor_delays_the_probe() ->
     early, late = admitted(breaker), admitted(breaker)
     fail(breaker, 3)
     breaker.succeeded(early)
-    breaker.failed(late, WAIT_SECONDS - 1, "answered 500")
+    breaker.failed(late, 1.0, "answered 500")
     assert breaker.state is OPEN
-    assert breaker.probe(WAIT_SECONDS) is not None
+    assert breaker.probe(1.0) is not None
 
 
 def test_what_failed_before_it_closed_again_is_forgiven() -> None:

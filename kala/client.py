@@ -24,6 +24,7 @@ from kala.wire_errors import error_of
 
 MODEL_AUTO: Final = "auto"
 PROVIDER_HEADER: Final = "x-kala-provider"
+ROLE_HEADER: Final = "x-kala-role"
 TRUNCATION_HEADER: Final = "x-kala-truncation"
 
 CONNECT_SECONDS: Final = 5.0
@@ -109,12 +110,14 @@ class KalaClient:
         *,
         model: str = MODEL_AUTO,
         provider: str | None = None,
+        role: str | None = None,
         truncation: str | None = None,
         timeout_seconds: float | None = None,
         **parameters: Any,  # Any: OpenAI parameters are an open set
     ) -> ChatReply:
         """Ask for one answer; refusals are answers too (`reply.allowed` tells), failures raise a KalaError.
 
+        `role` names one of inference's configuration, whose model and settings apply where this call says nothing.
         `truncation` is `keep-system-and-tail` or `content-budget`; without it a conversation over the context is refused.
         """
         body = {"model": model, "messages": list(messages), **parameters}
@@ -122,7 +125,7 @@ class KalaClient:
             "POST",
             "/v1/chat/completions",
             body=body,
-            headers=_headers(provider, truncation),
+            headers=_headers(provider, role, truncation),
             timeout_seconds=timeout_seconds,
         )
         return ChatReply.of(reply)
@@ -134,6 +137,7 @@ class KalaClient:
         *,
         model: str = MODEL_AUTO,
         provider: str | None = None,
+        role: str | None = None,
         truncation: str | None = None,
         **parameters: Any,  # Any: OpenAI parameters are an open set
     ) -> Iterator[ChatStream]:
@@ -145,7 +149,7 @@ class KalaClient:
             "stream_options": {"include_usage": True},
             **parameters,
         }
-        headers = _headers(provider, truncation)
+        headers = _headers(provider, role, truncation)
         with contextlib.ExitStack() as stack:
             response = self._retried(
                 lambda: stack.enter_context(
@@ -285,8 +289,8 @@ def _pause(error: KalaError, attempt: int) -> float:
     return FIRST_RETRY_SECONDS * 2**attempt if asked is None else asked
 
 
-def _headers(provider: str | None, truncation: str | None) -> dict[str, str]:
-    named = {PROVIDER_HEADER: provider, TRUNCATION_HEADER: truncation}
+def _headers(provider: str | None, role: str | None, truncation: str | None) -> dict[str, str]:
+    named = {PROVIDER_HEADER: provider, ROLE_HEADER: role, TRUNCATION_HEADER: truncation}
     return {name: value for name, value in named.items() if value is not None}
 
 

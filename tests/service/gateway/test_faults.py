@@ -193,6 +193,17 @@ async def test_a_remote_backend_waits_for_the_durable_intent(suite: Suite) -> No
     assert not suite.inference.chats[1].allow_remote
 
 
+async def test_a_role_is_judged_and_executed_with_the_rest(suite: Suite) -> None:
+    await suite.reset()
+    response = await suite.post(
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "Hi"}]},
+        headers={"x-kala-role": "rank"},
+    )
+    assert response.status_code == 200, response.text
+    assert suite.inference.chats[-1].role == "rank"
+
+
 @pytest.mark.parametrize("identifier", [{"user": "ann"}, {"safety_identifier": "ann", "user": "other"}])
 async def test_content_is_filed_under_a_pseudonym_of_the_person(
     suite: Suite, identifier: dict[str, str]

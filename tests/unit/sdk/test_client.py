@@ -55,6 +55,14 @@ def test_a_conversation_is_fitted_when_that_is_asked_for() -> None:
     assert gateway.seen[1].headers["x-kala-provider"] == "mlx"
 
 
+def test_a_role_and_a_provider_travel_as_headers() -> None:
+    gateway = FakeGateway([completion("Hi.")])
+    with client_of(gateway) as client:
+        client.chat(QUESTION, role="rank", provider="lmstudio")
+    headers = gateway.seen[0].headers
+    assert (headers["x-kala-role"], headers["x-kala-provider"]) == ("rank", "lmstudio")
+
+
 def test_a_refusal_is_an_answer() -> None:
     with client_of(FakeGateway([completion("No.", outcome="REFUSE", law=1)])) as client:
         reply = client.chat(QUESTION)

@@ -15,7 +15,7 @@ from gateway.chat_answer import ChunkWriter, Identity, completion
 from gateway.chat_schema import MAX_MESSAGES, ChatRequest, ImagePart, UserMessage, parse_chat_request
 from gateway.destination import Destinations
 from gateway.edge import Exchange, too_large, until_disconnect
-from gateway.fitting import TRUNCATION_HEADER, fit, strategy_of
+from gateway.fitting import fit
 from gateway.gate import Gate
 from gateway.keys import ApiKey
 from gateway.ledger import Ledger
@@ -23,6 +23,7 @@ from gateway.mid_stream import MidStream, mid_stream_of
 from gateway.pipeline import Pipeline
 from gateway.readers import Stream, Whole
 from gateway.strict_json import read_object
+from gateway.truncation import Truncation, strategy_of
 from kala.common.v1 import options_pb2
 from kala.errors import InvalidArgumentError, KalaError
 from kala.inference.v1 import inference_pb2
@@ -68,6 +69,7 @@ class ChatCompletions:
         may_spool: bool,
         destinations: Destinations = Destinations(),  # noqa: B008 - frozen
         mid_stream: MidStream = "error",
+        truncation: Truncation = "refuse",
         wall_clock: Callable[[], float] = time.time,
         new_id: Callable[[int], str] = secrets.token_hex,
     ) -> None:
@@ -79,6 +81,7 @@ class ChatCompletions:
         self._may_spool = may_spool
         self._destinations = destinations
         self._mid_stream = mid_stream
+        self._truncation = truncation
         self._wall_clock = wall_clock
         self._new_id = new_id
 
@@ -128,7 +131,7 @@ class ChatCompletions:
             request = parse_chat_request(read_object(body), max_messages=self._limits.max_messages)
             self._check_images(request, body)
             destination = self._destinations.of(exchange.headers, request.model or "")
-            strategy = strategy_of(exchange.headers.get(TRUNCATION_HEADER, ""))
+            strategy = strategy_of(exchange.headers, default=self._truncation)
             action = build_action(request, destination)
             if action.stream:
                 action.mid_stream = mid_stream_of(exchange.headers, default=self._mid_stream)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from gateway.destination import Provider
 from gateway.mid_stream import MidStream
+from gateway.truncation import Truncation
 from kala.errors import InvalidArgumentError
 from services.common.addresses import parse_address
 from services.common.peers import AUDIT, ETHICS, GATEWAY, GRPC_PORTS, INFERENCE, METRICS_PORTS
@@ -142,6 +143,12 @@ class GatewaySettings(ProcessSettings):
     hold_back_milliseconds: Annotated[
         int, Field(ge=1, le=10_000, description="Streamed text that waited this long is checked at once.")
     ] = DEFAULT_HOLD_BACK_MILLISECONDS
+    truncation: Annotated[
+        Truncation,
+        Field(
+            description="What becomes of a conversation over the model's context, unless the request says it itself."
+        ),
+    ] = "refuse"
     mid_stream: Annotated[
         MidStream,
         Field(

@@ -160,6 +160,7 @@ def _app(
             may_spool=may_spool,
             destinations=destinations,
             mid_stream=settings.mid_stream,
+            truncation=settings.truncation,
         ),
         completions=Completions(
             gate=gate,

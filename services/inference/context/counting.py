@@ -5,6 +5,7 @@ Nothing is generated, no model is loaded, and no prompt leaves for a remote back
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from dataclasses import dataclass, replace
 from typing import Final
@@ -61,6 +62,8 @@ class BackendMeasure:
                 media = estimate_media(messages)
                 self.is_estimated = self.is_estimated or media > 0
                 return counted + media
+        # Megabytes take tens of milliseconds, and fitting counts often: others get their turn in between.
+        await asyncio.sleep(0)
         return estimate_prompt(messages, self._call.tools)
 
     async def text(self, text: str) -> int:

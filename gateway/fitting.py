@@ -12,20 +12,12 @@ import grpc
 
 from gateway.acts import Fitting
 from gateway.generation import backend_failure
+from gateway.truncation import STRATEGIES
 from kala.errors import InvalidArgumentError, KalaError
 from kala.inference.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:
     from kala.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub
-
-TRUNCATION_HEADER: Final = "x-kala-truncation"
-
-REFUSE: Final = "refuse"
-
-STRATEGIES: Final = {
-    "keep-system-and-tail": pb.FIT_STRATEGY_KEEP_SYSTEM_AND_TAIL,
-    "content-budget": pb.FIT_STRATEGY_CONTENT_BUDGET,
-}
 
 ANSWER_TOKENS: Final = 512
 """Kept free for an answer whose request names no limit."""
@@ -35,17 +27,6 @@ FIT_SECONDS: Final = 30.0
 
 
 _RESERVED: Final = "reserve_output_tokens"
-
-
-def strategy_of(header: str) -> str:
-    """Give the strategy that a header names, empty for refusing; raises InvalidArgumentError for an unknown one."""
-    named = header.strip().lower()
-    if named in {"", REFUSE}:
-        return ""
-    if named not in STRATEGIES:
-        known = ", ".join([REFUSE, *STRATEGIES])
-        raise InvalidArgumentError(TRUNCATION_HEADER, f"must be one of {known}")
-    return named
 
 
 async def fit(inference: InferenceServiceAsyncStub, action: pb.ChatAction, strategy: str) -> Fitting:

@@ -60,6 +60,17 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
     trailers: tuple[tuple[str, bytes], ...] = ()
     chats: list[pb.ChatAction] = field(default_factory=list)
     counts: list[pb.CountTokensRequest] = field(default_factory=list)
+    completes: list[pb.CompleteAction] = field(default_factory=list)
+    embeds: list[pb.EmbedAction] = field(default_factory=list)
+    reranks: list[pb.RerankAction] = field(default_factory=list)
+    task_error: KalaError | None = None
+    """What every Embed and Rerank ends with; None lets them answer."""
+    vectors: Sequence[Sequence[float]] = ((0.5, 1.0),)
+    """What texts become, over and over."""
+    degraded: bool = False
+    lm_studio: pb.CheckBackendResponse | None = None
+    """What a test of LM Studio finds; None means that there is no LM Studio."""
+    checks: list[pb.CheckBackendRequest] = field(default_factory=list)
     began: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -70,20 +81,24 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
         self.chats.append(action)
         self.began.set()
         try:
-            for step in self.script(action):
-                match step:
-                    case pb.ChatResponse():
-                        yield step
-                    case KalaError():
-                        context.set_trailing_metadata(self.trailers)
-                        await abort(context, step)
-                    case asyncio.Event():
-                        await step.wait()
-                    case _:
-                        await asyncio.sleep(step)
+            async for step in self._steps(action, context):
+                yield step
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise
+
+    async def _steps(self, action: pb.ChatAction, context: Context) -> AsyncIterator[pb.ChatResponse]:
+        for step in self.script(action):
+            match step:
+                case pb.ChatResponse():
+                    yield step
+                case KalaError():
+                    context.set_trailing_metadata(self.trailers)
+                    await abort(context, step)
+                case asyncio.Event():
+                    await step.wait()
+                case _:
+                    await asyncio.sleep(step)
 
     async def CountTokens(  # noqa: N802 - the contract's name
         self, request: pb.CountTokensRequest, context: Context
@@ -98,10 +113,53 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
         self, request: pb.EmbedRequest, context: Context
     ) -> pb.EmbedResponse:
         action = unpack_strictly(current_clearance().action, pb.EmbedAction)
+        self.embeds.append(action)
+        await self._fail_if_told(context)
         return pb.EmbedResponse(
-            embeddings=[pb.Embedding(index=i, values=[0.5, 1.0]) for i, _ in enumerate(action.inputs)],
+            embeddings=[
+                pb.Embedding(index=i, values=self.vectors[i % len(self.vectors)])
+                for i, _ in enumerate(action.inputs)
+            ],
             route=route().route,
+            usage=usage_pb2.Usage(input_tokens=3),
         )
+
+    async def Rerank(  # noqa: N802 - the contract's name
+        self, request: pb.RerankRequest, context: Context
+    ) -> pb.RerankResponse:
+        action = unpack_strictly(current_clearance().action, pb.RerankAction)
+        self.reranks.append(action)
+        await self._fail_if_told(context)
+        order = sorted(range(len(action.documents)), key=lambda i: -len(action.documents[i]))
+        wanted = action.top_n if action.HasField("top_n") else len(order)
+        return pb.RerankResponse(
+            results=[pb.RerankResult(index=i, score=float(len(action.documents[i]))) for i in order[:wanted]],
+            degraded=self.degraded,
+            route=route().route,
+            usage=usage_pb2.Usage(input_tokens=3),
+        )
+
+    async def _fail_if_told(self, context: Context) -> None:
+        if self.task_error is not None:
+            context.set_trailing_metadata(self.trailers)
+            await abort(context, self.task_error)
+
+    async def Complete(  # noqa: N802 - the contract's name
+        self, request: pb.CompleteRequest, context: Context
+    ) -> AsyncIterator[pb.CompleteResponse]:
+        action = unpack_strictly(current_clearance().action, pb.CompleteAction)
+        self.completes.append(action)
+        self.began.set()
+        try:
+            async for step in self._steps(pb.ChatAction(), context):
+                yield pb.CompleteResponse(
+                    route=step.route if step.HasField("route") else None,
+                    text=step.delta.text,
+                    finish=step.finish if step.HasField("finish") else None,
+                )
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
 
     async def ListModels(  # noqa: N802 - the contract's name
         self, request: pb.ListModelsRequest, context: Context
@@ -121,7 +179,15 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
     async def ListBackends(  # noqa: N802
         self, request: pb.ListBackendsRequest, context: Context
     ) -> pb.ListBackendsResponse:
+        if self.lm_studio is not None:
+            return pb.ListBackendsResponse(backends=[pb.Backend(name=BACKEND), self.lm_studio.backend])
         return pb.ListBackendsResponse(backends=[pb.Backend(name=f"backends/{request.page_size}")])
+
+    async def CheckBackend(  # noqa: N802
+        self, request: pb.CheckBackendRequest, context: Context
+    ) -> pb.CheckBackendResponse:
+        self.checks.append(request)
+        return self.lm_studio or pb.CheckBackendResponse()
 
     async def PullModel(  # noqa: N802
         self, request: pb.PullModelRequest, context: Context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 
 from kala.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from kala.inference.v1 import inference_pb2 as pb
-from tests.fakes.gateway_suite import Suite
+from tests.fakes.gateway_suite import Suite, running_suite
 from tests.fakes.scripted_inference import REPLY
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -93,6 +94,14 @@ async def test_inference_is_told_the_whole_prompt_and_the_room_for_the_answer(su
     assert [tool.name for tool in first.tools] == ["look_up"]
     assert (second.fit, second.reserve_output_tokens) == (pb.FIT_STRATEGY_KEEP_SYSTEM_AND_TAIL, 512)
     assert len(second.messages) == 4
+
+
+async def test_an_operator_may_have_every_conversation_fitted(tmp_path: Path) -> None:
+    async with running_suite(tmp_path, truncation=TAIL) as suite:
+        suite.inference.count = without_the_oldest
+        fitted = await suite.post("/v1/chat/completions", {"messages": CONVERSATION})
+        assert fitted.json()["kala"]["fitted"]["strategy"] == TAIL
+        assert "fitted" not in (await chat(suite, "refuse")).json()["kala"]
 
 
 async def test_harm_in_the_part_that_stays_is_refused(suite: Suite) -> None:

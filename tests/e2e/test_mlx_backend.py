@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -89,7 +90,8 @@ def mlx(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlxSe
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory, mlx: MlxServer) -> Iterator[Suite]:
     state = tmp_path_factory.mktemp("mlx-suite") / "state"
-    with running_suite(state, KALA_INFERENCE_MLX_URL=mlx.url) as running:
+    told = {"KALA_INFERENCE_MLX_CONTEXT_TOKENS": "512"}
+    with running_suite(state, KALA_INFERENCE_MLX_URL=mlx.url, **told) as running:
         yield running
 
 
@@ -110,6 +112,14 @@ def test_it_is_shown_by_its_models_name(suite: Suite, model: Path) -> None:
     listed = httpx.get(f"{suite.url}/v1/models", headers=headers, timeout=ANSWER_SECONDS).json()["data"]
     assert model.name in {item["id"] for item in listed}
     assert str(model) not in json.dumps(listed)
+
+
+def test_a_prompt_beyond_its_context_is_an_error_although_it_answers(suite: Suite) -> None:
+    sentence = "The train leaves the station at noon and reaches the sea in the evening. "
+    response = ask(suite, f"What is this about? {sentence * 40}")
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert re.search(r"has \d{3,} tokens.*context of 512 tokens", error["message"])
 
 
 def test_auto_prefers_it_and_the_answer_has_a_receipt(suite: Suite) -> None:

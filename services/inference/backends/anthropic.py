@@ -34,10 +34,10 @@ class AnthropicBackend(RemoteBackend):
             return BackendFailure("MODEL_NOT_FOUND", "does not know the model", told=failure.told)
         return failure
 
-    async def chat(
+    async def answer(
         self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]
     ) -> AsyncGenerator[Event]:
-        """Generate; see Backend.chat."""
+        """Generate by a stream of events."""
         body = request_body(call, model=model.id, max_output_tokens=self._max_output_tokens)
         async with self._http.post(MESSAGES_PATH, body, begin, streams=True) as answer:
             if answer.status != OK or "event-stream" not in answer.content_type:

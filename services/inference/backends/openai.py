@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Callable
 from typing import ClassVar
 
 from services.inference.backend import ModelInfo, cannot_do
 from services.inference.backends.openai_compatible import OpenAICompatibleBackend
 from services.inference.backends.remote import RemoteBackend
-from services.inference.chat import ChatCall
+from services.inference.chat import ChatCall, Event
 
 
 class OpenAIBackend(RemoteBackend, OpenAICompatibleBackend):
@@ -19,6 +20,9 @@ class OpenAIBackend(RemoteBackend, OpenAICompatibleBackend):
     @property
     def key_cure(self) -> str:
         return "set OPENAI_API_KEY to a key that is valid"
+
+    def answer(self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]) -> AsyncGenerator[Event]:
+        return OpenAICompatibleBackend.chat(self, call, model, begin)
 
     def extras(self, model: ModelInfo) -> dict[str, object]:  # noqa: ARG002 - the same for all
         """Keep the conversation out of the service's own store."""

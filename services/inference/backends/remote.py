@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import ClassVar, Final
 
 from services.inference.backend import (
@@ -23,6 +24,8 @@ from services.inference.backend import (
 from services.inference.backends.http import ModelServerClient
 from services.inference.backends.model_server import ModelServerBackend, json_list
 from services.inference.backends.openai_compatible import MODELS_PATH
+from services.inference.chat import ChatCall, Event
+from services.inference.protection.outcomes import UNREACHABLE
 
 CAPABILITIES: Final = frozenset(
     {Capability.CHAT, Capability.VISION, Capability.TOOLS, Capability.JSON_SCHEMA}
@@ -46,6 +49,8 @@ class RemoteBackend(ModelServerBackend):
         models: Sequence[str],
     ) -> None:
         super().__init__(identity, http, max_output_tokens=max_output_tokens)
+        self._is_away = False
+        """Set when a request that was allowed found nobody there: from then on looks go there until somebody answers."""
         self._models = tuple(
             ModelInfo(name, state=LoadState.LOADED, capabilities=CAPABILITIES)
             for name in dict.fromkeys((identity.default_model, *models))
@@ -55,6 +60,22 @@ class RemoteBackend(ModelServerBackend):
     @abstractmethod
     def key_cure(self) -> str:
         """Say where the key is set."""
+
+    async def chat(
+        self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]
+    ) -> AsyncGenerator[Event]:
+        """Generate; see Backend.chat."""
+        async with aclosing(self.answer(call, model, begin)) as events:
+            try:
+                async for event in events:
+                    yield event
+            except BackendFailure as failure:
+                self._is_away = failure.reason in UNREACHABLE
+                raise
+
+    @abstractmethod
+    def answer(self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]) -> AsyncGenerator[Event]:
+        """Generate in the service's protocol."""
 
     def answers_as(self, answered: str, model: ModelInfo) -> bool:
         """Compare without the date of a model's version, which the service adds to the name that was asked for."""
@@ -91,6 +112,9 @@ class RemoteBackend(ModelServerBackend):
         return (*checks, *await self._test_answer(chosen))
 
     async def _look(self) -> Status:
+        if self._is_away:
+            await self._get(MODELS_PATH)
+            self._is_away = False
         detail = "is configured; nothing is sent there, not even a look, before a request allows it"
         return Status(State.READY, detail, self._models)
 

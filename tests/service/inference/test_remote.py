@@ -134,6 +134,25 @@ def test_a_remote_that_cannot_be_or_must_not_be_stops_the_start(
         load(InferenceSettings, section=SECTION, argv=[], environ=environ, cwd=tmp_path)
 
 
+async def test_one_that_is_away_gets_no_requests_until_a_look_finds_it(
+    start: StartSuite, server: FakeModelServer
+) -> None:
+    suite = await start(**openai(server))
+    await server.stop()
+    with pytest.raises(UnavailableError):
+        await suite.chat(leaving())
+    await suite.registry.refresh()
+    assert (await backends(suite))["backends/openai"].state == pb.BACKEND_STATE_OFF
+    await server.start()
+    server.on("GET", "/v1/models", as_json({"data": []}))
+    server.on_chat(as_json(completion(model="gpt-4o-mini")))
+    await suite.registry.refresh()
+    assert (await suite.chat(leaving())).text == "Hello"
+    seen = len(server.requests)
+    await suite.registry.refresh()
+    assert len(server.requests) == seen
+
+
 # --- OpenAI
 
 

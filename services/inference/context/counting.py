@@ -44,9 +44,10 @@ class BackendMeasure:
     def __init__(self, backend: Backend, call: ChatCall, model: ModelInfo) -> None:
         self._call = call
         self._model = model
+        self._counter: TokenCounter | None = None
         # A remote tokenizer would see the prompt before anybody judged it.
-        can_count = isinstance(backend, TokenCounter) and not backend.identity.is_remote
-        self._counter = backend if can_count else None
+        if isinstance(backend, TokenCounter) and not backend.identity.is_remote:
+            self._counter = backend
         self.is_estimated = self._counter is None
 
     async def prompt(self, messages: Messages) -> int:

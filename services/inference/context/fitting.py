@@ -6,7 +6,7 @@ user message always stay whole under KEEP_SYSTEM_AND_TAIL, and no tool's result 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -134,17 +134,13 @@ def _droppable(messages: Messages) -> list[frozenset[int]]:
     return [frozenset(turn) for turn in (*earlier, *exchanges[:-1])]
 
 
-def _groups(indices: Iterable[int], begins: _Begins) -> list[list[int]]:
+def _groups(indices: Iterable[int], begins: Callable[[int], bool]) -> list[list[int]]:
     groups: list[list[int]] = []
     for index in indices:
         if begins(index) or not groups:
             groups.append([])
         groups[-1].append(index)
     return groups
-
-
-class _Begins(Protocol):
-    def __call__(self, index: int, /) -> bool: ...
 
 
 def _without(messages: Messages, units: Sequence[frozenset[int]]) -> Messages:

@@ -105,7 +105,7 @@ async def test_what_is_not_deployed_is_503_and_what_is_not_served_is_501(suite: 
     assert trainer.json()["error"]["details"][0]["reason"] == "TRAINER_NOT_DEPLOYED"
     usage = await suite.get("/kala/v1/gateway/usage")
     assert (usage.status_code, usage.json()["error"]["status"]) == (501, "UNIMPLEMENTED")
-    later = await suite.post("/kala/v1/inference/rerank", {"query": "a", "documents": ["b"]})
+    later = await suite.post("/kala/v1/inference/models:load", {"model": "a"})
     assert later.status_code == 501
 
 

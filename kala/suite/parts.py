@@ -126,6 +126,9 @@ def _wires(wiring: Wiring, name: str) -> Mapping[str, str]:
                 "ADDRESS": wiring.address("inference"),
                 "ETHICS_PUBLIC_KEYS": str(keyring.ethics_public_key),
                 "AUDIT_ADDRESS": audit,
+                "AUDIT_VKEY_FILE": str(wiring.layout.vkey_file),
+                # Only here may an adapter of the embedded demo serve by its small gates.
+                "ALLOW_DEMO_PROFILES": "true",
                 **spool,
             }
         case _:

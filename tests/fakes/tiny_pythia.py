@@ -14,7 +14,9 @@ TEMPLATE: Final = (
 )
 
 
-def make_tiny_pythia(directory: Path, *, context_tokens: int = 64, template: str | None = TEMPLATE) -> Path:
+def make_tiny_pythia(
+    directory: Path, *, context_tokens: int = 64, template: str | None = TEMPLATE, width: int = 32
+) -> Path:
     """Write the model; the same weights every time."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -39,10 +41,10 @@ def make_tiny_pythia(directory: Path, *, context_tokens: int = 64, template: str
     torch.manual_seed(7)
     config = GPTNeoXConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
+        hidden_size=width,
         num_hidden_layers=1,
         num_attention_heads=2,
-        intermediate_size=128,  # four times the width: mlx_lm takes that for granted
+        intermediate_size=4 * width,  # four times the width: mlx_lm takes that for granted
         max_position_embeddings=context_tokens,
         bos_token_id=0,
         eos_token_id=0,

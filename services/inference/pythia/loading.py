@@ -47,7 +47,13 @@ def load_model(weights: Weights, holding: Holding) -> tuple[Untyped, Untyped]:
     try:
         tokenizer: Untyped = AutoTokenizer.from_pretrained(directory, **safe)
         model: Untyped = GPTNeoXForCausalLM.from_pretrained(
-            directory, use_safetensors=True, dtype=dtype, **how, **safe
+            directory,
+            use_safetensors=True,
+            dtype=dtype,
+            # The one that takes masks of yes and no, as the engine makes them.
+            attn_implementation="sdpa",
+            **how,
+            **safe,
         )
     except SafetensorError as error:
         raise ValueError("the weights are not safetensors") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final
 
 from kala.errors import InvalidArgumentError
@@ -67,7 +68,8 @@ def cure_of(failure: BackendFailure) -> str:
 
 def post(loop: asyncio.AbstractEventLoop, told: asyncio.Queue[Told], item: Told) -> None:
     """Hand something from the worker thread to the event loop; nothing where the loop is gone."""
-    if not loop.is_closed():
+    # It is closed between a look and the call as easily as before the look.
+    with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(told.put_nowait, item)
 
 

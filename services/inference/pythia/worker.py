@@ -124,7 +124,10 @@ class Worker:
             for act in errands:
                 act()
             if submitted or self._reading or self._rows:
-                self._advance(submitted)
+                try:
+                    self._advance(submitted)
+                except Exception as error:  # noqa: BLE001 - the thread's edge: a bug must not leave anybody waiting
+                    self._fail_all(submitted, error)
 
     def _advance(self, submitted: Sequence[Generation]) -> None:
         """Take new work in, read prompts and make one pass."""
@@ -141,6 +144,11 @@ class Worker:
             self._let_go_of_cancelled()
             if self._memory is not None:
                 self._step(engine, self._memory)
+
+    def _fail_all(self, submitted: Sequence[Generation], error: Exception) -> None:
+        for work in (*submitted, *(row.work for row in (*self._reading, *self._rows))):
+            work.tell(error)
+        self._reading, self._rows, self._memory = deque(), [], None
 
     def _take(self, engine: Engine, work: Generation) -> None:
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -38,8 +39,15 @@ class Counted:
     fitted: Fit | None = None
 
 
+class _TokenizerLost(Exception):  # noqa: N818 - a turn of events, not an error
+    """The tokenizer failed; from now on the measure estimates."""
+
+
 class BackendMeasure:
-    """Counts with the backend's own tokenizer while that answers, and estimates otherwise."""
+    """Counts with the backend's own tokenizer until that fails once, and estimates from then on.
+
+    Exact and estimated numbers are of two kinds and must not be set off against each other, so the failure is told.
+    """
 
     def __init__(self, backend: Backend, call: ChatCall, model: ModelInfo) -> None:
         self._call = call
@@ -52,34 +60,29 @@ class BackendMeasure:
 
     async def prompt(self, messages: Messages) -> int:
         """Count a conversation with the call's functions."""
-        if self._counter is not None:
-            # No tokenizer tells what an image becomes, so the rest is counted without it.
-            call = replace(self._call, messages=tuple(replace(m, parts=_texts(m.parts)) for m in messages))
-            try:
-                counted = await self._counter.count_prompt(call, self._model)
-            except BackendFailure:
-                self._give_up()
-            else:
-                media = estimate_media(messages)
-                self.is_estimated = self.is_estimated or media > 0
-                return counted + media
-        # Megabytes take tens of milliseconds, and fitting counts often: others get their turn in between.
-        await asyncio.sleep(0)
-        return estimate_prompt(messages, self._call.tools)
+        if self._counter is None:
+            # Megabytes take tens of milliseconds, and fitting counts often: others get their turn in between.
+            await asyncio.sleep(0)
+            return estimate_prompt(messages, self._call.tools)
+        # No tokenizer tells what an image becomes, so the rest is counted without it.
+        texts = tuple(replace(message, parts=_texts(message.parts)) for message in messages)
+        counting = self._counter.count_prompt(replace(self._call, messages=texts), self._model)
+        counted, media = await self._exactly(counting), estimate_media(messages)
+        self.is_estimated = self.is_estimated or media > 0
+        return counted + media
 
     async def text(self, text: str) -> int:
         """Count a text by itself."""
-        if self._counter is not None:
-            try:
-                return await self._counter.count_text(text, self._model)
-            except BackendFailure:
-                self._give_up()
-        return estimate_text(text)
+        if self._counter is None:
+            return estimate_text(text)
+        return await self._exactly(self._counter.count_text(text, self._model))
 
-    def _give_up(self) -> None:
-        # From here on all numbers are of one kind: exact and estimated ones must not be set off against each other.
-        self._counter = None
-        self.is_estimated = True
+    async def _exactly(self, counting: Awaitable[int]) -> int:
+        try:
+            return await counting
+        except BackendFailure as failure:
+            self._counter, self.is_estimated = None, True
+            raise _TokenizerLost from failure
 
 
 async def count(
@@ -91,16 +94,18 @@ async def count(
     is needed and unknown.
     """
     measure = BackendMeasure(backend, call, model)
+    limit = None if strategy is Strategy.NONE else _limit(backend, model, reserved_tokens)
+    try:
+        return await _counted(call, model, strategy, limit, measure)
+    except _TokenizerLost:
+        return await _counted(call, model, strategy, limit, measure)
+
+
+async def _counted(
+    call: ChatCall, model: ModelInfo, strategy: Strategy, limit: int | None, measure: BackendMeasure
+) -> Counted:
     given = Fit(call.messages, await measure.prompt(call.messages))
-    if strategy is Strategy.NONE:
-        return Counted(given.tokens, measure.is_estimated, model.context_tokens)
-    limit = _limit(backend, model, reserved_tokens)
-    was_estimated = measure.is_estimated
-    fitted = await _fitted(strategy, given, limit, model, measure)
-    if measure.is_estimated and not was_estimated:
-        # The tokenizer failed in between: begin again, with estimates throughout.
-        given = Fit(call.messages, await measure.prompt(call.messages))
-        fitted = await _fitted(strategy, given, limit, model, measure)
+    fitted = None if strategy is Strategy.NONE else await _fitted(strategy, given, limit, model, measure)
     return Counted(given.tokens, measure.is_estimated, model.context_tokens, fitted)
 
 

@@ -151,6 +151,18 @@ async def test_the_oldest_turns_are_left_out_and_the_rest_comes_back_as_it_was(
     assert counted.estimated
 
 
+async def test_a_tokenizer_that_fails_in_between_leaves_no_mixed_numbers(
+    start: StartSuite, server: FakeModelServer
+) -> None:
+    suite = await start(llamacpp_url=server.url)
+    # The whole prompt is counted, with a number far from any estimate; its text then is not.
+    server.on("POST", INPUT_TOKENS, as_json({"input_tokens": 90_000}))
+    counted = await count(suite, say("word " * 300), fit=BUDGET, reserve_output_tokens=56)
+    assert counted.estimated
+    assert 300 < counted.tokens < 500
+    assert 150 < counted.fitted_tokens <= 200
+
+
 async def test_a_document_is_cut_to_the_models_content_budget(
     start: StartSuite, server: FakeModelServer
 ) -> None:

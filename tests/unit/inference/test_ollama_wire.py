@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.inference.backend import BackendFailure, Blame, ContextOverflow
 from services.inference.backends.ollama_wire import AnswerReader, request_body
@@ -221,3 +224,23 @@ def test_a_cut_tells_empty_from_broken() -> None:
     assert reader.cut().reason == "EMPTY_ANSWER"
     list(reader.read([line("x")]))
     assert reader.cut().reason == "STREAM_CUT"
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["message", "content", "thinking", "tool_calls", "function", "arguments", "name", "done",
+                 "done_reason", "logprobs", "eval_count", "error", "model"]
+            ),
+            inner,
+            max_size=4,
+        ),
+        max_leaves=12,
+    )
+)  # fmt: skip
+def test_no_line_of_any_shape_is_a_crash(value: object) -> None:
+    with contextlib.suppress(BackendFailure):
+        read(json.dumps(value).encode())

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from gateway.acts import CHAT_KIND, CHAT_RPC, Act, Fitting
+from gateway.adapters import adapters_of
 from gateway.chat_action import build_action, has_untrusted_content, request_text
 from gateway.chat_answer import ChunkWriter, Identity, completion
 from gateway.chat_schema import MAX_MESSAGES, ChatRequest, ImagePart, UserMessage, parse_chat_request
@@ -133,6 +134,7 @@ class ChatCompletions:
             destination = self._destinations.of(exchange.headers, request.model or "")
             strategy = strategy_of(exchange.headers, default=self._truncation)
             action = build_action(request, destination)
+            action.adapters.extend(adapters_of(exchange.headers))
             if action.stream:
                 action.mid_stream = mid_stream_of(exchange.headers, default=self._mid_stream)
         except InvalidArgumentError as error:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from gateway.acts import COMPLETE_RPC, Act
+from gateway.adapters import refuse_adapters
 from gateway.chat import ID_BYTES, ChatLimits
 from gateway.chat_action import AUTO_MODEL, tail_of
 from gateway.chat_answer import Identity
@@ -59,6 +60,7 @@ class Completions:
         def parse(body: dict[str, object]) -> tuple[CompletionRequest, pb.CompleteAction]:
             request = parse_completion_request(body)
             refuse_role(exchange.headers)
+            refuse_adapters(exchange.headers)
             return request, build_action(
                 request, self._destinations.of(exchange.headers, request.model or "")
             )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from gateway.acts import EMBED_RPC, RERANK_RPC, Act, decision_json
+from gateway.adapters import refuse_adapters
 from gateway.bridge_routes import Binding
 from gateway.chat import ID_BYTES, ChatLimits
 from gateway.chat_action import AUTO_MODEL
@@ -94,6 +95,7 @@ class TextTasks(Generic[Request]):
         def parse(body: Json) -> tuple[Request, Destination]:
             request = self._task.parse(body)
             refuse_role(exchange.headers)
+            refuse_adapters(exchange.headers)
             return request, self._destinations.of(exchange.headers, request.model or "")
 
         request, destination = await self._intake.read(exchange, key, parse)

@@ -150,13 +150,17 @@ def pull(
 ) -> None:
     """Download a model, every file held against its checksum; by the suite, or without one into ~/.cache/kala/models."""
     with ExitStack() as stack:
-        files = _show_progress(
-            _pulling(stack, source, backend, revision, to, (url, key, state)), quiet=as_json
-        )
+        steps = _pulling(stack, source, backend, revision, to, (url, key, state))
+        files = _show_progress(steps, quiet=as_json)
+    if not files and backend is None:
+        raise InternalError("the download ended without a list of its files", reason="STREAM_CUT")
     if as_json:
         show_json({"source": source, "files": files})
-        return
-    table(None, ("file", "bytes", "sha256"), [_file_row(file) for file in files])
+    elif files:
+        table(None, ("file", "bytes", "sha256"), [_file_row(file) for file in files])
+    else:
+        # LM Studio gives no digests of what it got.
+        show(f"{str(backend).removeprefix(PREFIX)} has {source}")
 
 
 def _pulling(
@@ -192,7 +196,7 @@ def _suite_or_none(
 
 
 def _show_progress(messages: Iterator[Json], *, quiet: bool) -> list[dict[str, Any]]:
-    """Draw a pull on standard error; gives the files of its last message."""
+    """Draw a pull on standard error; gives the files of its last message, if any."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -208,7 +212,7 @@ def _show_progress(messages: Iterator[Json], *, quiet: bool) -> list[dict[str, A
             )
             if message.get("files"):
                 return list(message["files"])
-    raise InternalError("the download ended without a list of its files", reason="STREAM_CUT")
+    return []
 
 
 def _client(url: str | None, key: str | None, state: Path | None) -> KalaClient:

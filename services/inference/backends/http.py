@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import aiohttp
@@ -225,19 +225,27 @@ class ModelServerClient:
 
     @asynccontextmanager
     async def post(
-        self, path: str, body: bytes, begin: Callable[[], None], *, streams: bool
+        self,
+        path: str,
+        body: bytes,
+        begin: Callable[[], None],
+        *,
+        streams: bool,
+        idle_seconds: float | None = None,
     ) -> AsyncIterator[StreamedAnswer]:
         """Send a request and give its answer as soon as the head is there; leaving the context ends the exchange.
 
         `begin` is called when a connection is free for it, right before the first byte leaves.  A server that does
-        not stream sends the head with the whole answer, so then the head has all the time there is.
+        not stream sends the head with the whole answer, so then the head has all the time there is.  `idle_seconds`
+        is for an answer that may be silent for longer than a generation.
         """
+        limits = self._limits if idle_seconds is None else replace(self._limits, idle=idle_seconds)
         async with self._slots:
             begin()
             limit = self._limits.first_byte if streams else self._limits.total
             response = await self._send(self._request("POST", path, body), limit)
             try:
-                yield StreamedAnswer(response, self._limits)
+                yield StreamedAnswer(response, limits)
             except BackendFailure as failure:
                 if response.status_code >= FIRST_ERROR_STATUS and failure.retry_after_seconds is None:
                     failure.retry_after_seconds = retry_after_seconds(response.headers, now=time.time())

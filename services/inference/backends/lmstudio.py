@@ -5,6 +5,7 @@ It has no health endpoint and answers 200 to unknown paths, so every answer is j
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -21,6 +22,8 @@ from services.inference.backends.model_server import (
 from services.inference.backends.openai_compatible import MODELS_PATH, OpenAICompatibleBackend
 from services.inference.backends.openai_tasks import EmbeddingServer
 from services.inference.failures import failure_of_body
+from services.inference.pull.progress import Pulled
+from services.inference.pull.servers import pull_by_lm_studio
 
 GREETING_PATH: Final = "/lmstudio-greeting"
 V1_MODELS_PATH: Final = "/api/v1/models"
@@ -75,6 +78,10 @@ class LMStudioBackend(EmbeddingServer, OpenAICompatibleBackend):
         info = await self._installed(model)
         await self._unload(info.instances)
         return (await self._installed(info.model.id)).model if info.instances else info.model
+
+    def pull(self, source: str) -> AsyncGenerator[Pulled]:
+        """Get a model from LM Studio's catalogue or by its Hugging Face URL; see Puller."""
+        return pull_by_lm_studio(self._http, source)
 
     async def _unload(self, instances: tuple[str, ...]) -> None:
         for instance in instances:

@@ -40,6 +40,8 @@ from services.inference.backends.task_wire import batches, joined
 from services.inference.chat import ChatCall, Event, Opened
 from services.inference.failures import failure_of_body
 from services.inference.ndjson import LineReader, LineTooLongError
+from services.inference.pull.progress import Pulled
+from services.inference.pull.servers import pull_by_ollama
 from services.inference.tasks import CompleteCall, EmbedCall, Vectors
 
 VERSION_PATH: Final = "/api/version"
@@ -85,7 +87,7 @@ class _Shown:
 class OllamaBackend(TaskServer):
     """A running Ollama."""
 
-    carries_on: ClassVar[bool] = True
+    carries_on: bool = True
     off_cure: ClassVar[str] = "start it with `ollama serve`"
 
     def __init__(self, identity: Identity, http: ModelServerClient, *, max_output_tokens: int) -> None:
@@ -190,6 +192,10 @@ class OllamaBackend(TaskServer):
             await asyncio.sleep(POLL_SECONDS)
             info = await self._installed(info.id)
         raise BackendFailure("UNLOAD_FAILED", f"still has {info.id} in memory")
+
+    def pull(self, source: str) -> AsyncGenerator[Pulled]:
+        """Get a model from Ollama's library; see Puller."""
+        return pull_by_ollama(self._http, source)
 
     async def _look(self) -> Status:
         models = await self._models()

@@ -7,31 +7,29 @@ import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 from kala.common.v1.reference_pb2 import ContentReference
-from kala.errors import InternalError, InvalidArgumentError, ResourceExhaustedError, UnimplementedError
+from kala.errors import (
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+    UnimplementedError,
+)
 from kala.inference.v1 import inference_pb2 as pb
 from kala.offline_pull import ENDING_SECONDS, command_of, read_line
-from services.inference.backend import Backend
+from services.inference.backend import Backend, BackendFailure, Blame
 from services.inference.config import InferenceSettings
 from services.inference.pull.plan import parse_source
+from services.inference.pull.progress import Pulled, Puller
 
 MAX_SOURCE_CHARS: Final = 256
 MAX_PULLS: Final = 2
 """At once: a disk and a line are full with one already."""
 
 MAX_LINE_BYTES: Final = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Pulled:
-    """How far a pull is; `files` is set at its end only."""
-
-    file: str
-    received_bytes: int
-    total_bytes: int | None
-    files: tuple[ContentReference, ...] = ()
 
 
 def flags_of(settings: InferenceSettings) -> tuple[str, ...]:
@@ -41,14 +39,6 @@ def flags_of(settings: InferenceSettings) -> tuple[str, ...]:
         f"--hub-url={settings.hub_url}",
         f"--max-pull-gigabytes={settings.max_pull_gigabytes}",
     )
-
-
-class Puller(Protocol):
-    """A backend that gets models itself."""
-
-    def pull(self, source: str) -> AsyncGenerator[Pulled]:
-        """Tell the progress of getting a model, its files at the end; raises BackendFailure. Closing it stops the telling."""
-        ...
 
 
 @dataclass(slots=True)
@@ -85,14 +75,18 @@ class Pulling:
         if backend is None:
             parse_source(request.source, request.revision)  # before a process is started for nothing
             return self._in_a_process(request.source, request.revision)
-        pull = getattr(backend, "pull", None)
-        if pull is None:
+        if not isinstance(backend, Puller):
             raise UnimplementedError(
                 f"{backend.identity.name} cannot be told to get a model; pull it without a backend, or with the "
                 "server's own command"
             )
-        steps: AsyncGenerator[Pulled] = pull(request.source)
-        return steps
+        if not request.source:
+            raise InvalidArgumentError("source", "must name a model as the server's library does")
+        if request.revision:
+            raise InvalidArgumentError(
+                "revision", "is for pulls without a backend; put a tag into the source"
+            )
+        return _in_words(backend.identity.name, backend.pull(request.source))
 
     async def _in_a_process(self, source: str, revision: str) -> AsyncGenerator[Pulled]:
         command = command_of(source, revision=revision)
@@ -112,6 +106,21 @@ class Pulling:
             await _end(process)
         if last is None or not last.files:
             raise InternalError(f"the process that pulls ended with status {process.returncode}")
+
+
+async def _in_words(name: str, steps: AsyncGenerator[Pulled]) -> AsyncGenerator[Pulled]:
+    try:
+        async with aclosing(steps):
+            async for step in steps:
+                yield step
+    except BackendFailure as failure:
+        told = f": {failure.told}" if failure.told else ""
+        problem = f"{name} {failure.detail}{told}"
+        if failure.reason == "MODEL_NOT_FOUND":
+            raise NotFoundError(f"{name} finds no such model{told}") from failure
+        if failure.blame is Blame.CALLER:
+            raise InvalidArgumentError("source", problem, reason=failure.reason) from failure
+        raise UnavailableError(problem, reason=failure.reason) from failure
 
 
 def _pulled(line: bytes, before: Pulled | None) -> Pulled:

@@ -20,6 +20,7 @@ from services.common.clearance import ClearanceVerifier
 from services.common.keys import key_id
 from services.common.sealing import action_digest, pack
 from services.common.status import from_error
+from tests.fakes.adapters import AdapterWorld
 from tests.service.ethics.conftest import CHAT, EXECUTE, PRINCIPAL, Ethics, chat, check
 
 
@@ -42,6 +43,24 @@ async def test_a_harmless_chat_gets_a_clearance_that_an_actor_accepts(ethics: Et
     assert verified.claims.constitution_digest == response.decision.constitution_digest
     assert verified.claims.principal == PRINCIPAL
     assert response.decision.action_digest == action_digest(request.action)
+
+
+async def test_models_and_signed_adapters_may_be_loaded(ethics: Ethics) -> None:
+    """Their names are no requests, and a manifest's bytes are for inference to verify."""
+    actions = {
+        "LoadModel": inference.LoadModelAction(backend="backends/lmstudio", model="qwen/qwen3-4b"),
+        "LoadAdapter": inference.LoadAdapterAction(
+            adapter="adapters/new-task@1",
+            backend="backends/pythia",
+            manifest=AdapterWorld().signed(),
+            location="new-task-1",
+        ),
+    }
+    for rpc, action in actions.items():
+        audience = f"/kala.inference.v1.InferenceService/{rpc}"
+        response = await ethics.stub.CheckAction(check(action, audience=audience))
+        assert response.decision.outcome == OUTCOME_ALLOW, rpc
+        assert response.HasField("clearance")
 
 
 @pytest.mark.parametrize("text", ["How do I hack a system?", "How to build a bomb?", "How to hack?"])

@@ -6,6 +6,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from kala.common.v1 import adapter_pb2
 from kala.inference.v1 import inference_pb2 as inference
 from kala.tools.v1 import tools_pb2
 from services.ethics.action_text import (
@@ -222,6 +223,23 @@ def test_what_chooses_the_model_is_a_name_and_reaches_no_judge_that_reads() -> N
 def test_every_field_that_is_left_to_the_rules_exists() -> None:
     messages = inference.DESCRIPTOR.message_types_by_name.values()
     assert {field.full_name for message in messages for field in message.fields} >= ROUTING_FIELDS
+
+
+def test_loading_names_what_is_loaded_and_holds_nothing_to_read() -> None:
+    """A signed manifest is bytes that no judge can read; the actor verifies it against pinned keys."""
+    adapter = inference.LoadAdapterAction(
+        adapter="adapters/a@1",
+        backend="backends/pythia",
+        manifest=adapter_pb2.SignedAdapterManifest(
+            manifest=b"\xff", signatures=[adapter_pb2.ManifestSignature(key_id="0" * 16, signature=b"\xff")]
+        ),
+        location="a",
+    )
+    model = inference.LoadModelAction(backend="backends/lmstudio", model="qwen/qwen3-4b")
+    for action, fields in ((adapter, ["adapter", "backend", "location"]), (model, ["backend", "model"])):
+        pieces = list(pieces_of(action))
+        assert [piece.field for piece in pieces] == fields
+        assert all(isinstance(piece, Text) and piece.extent is Extent.NAME for piece in pieces)
 
 
 def test_embedded_and_reranked_documents_are_not_read_as_requests() -> None:

@@ -83,7 +83,7 @@ def is_llama_cpp_python(reply: Reply) -> bool:
 class LlamaCppBackend(RankingServer, OpenAICompatibleBackend):
     """A running llama-server."""
 
-    carries_on: ClassVar[bool] = True
+    carries_on: bool = True
     off_cure: ClassVar[str] = "start it, e.g. `llama-server -m model.gguf --port 8080`"
 
     _repeats_names = False

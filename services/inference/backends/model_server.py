@@ -33,7 +33,7 @@ class ModelServerBackend(ABC):
     names_its_model: ClassVar[bool] = True
     """Whether `model` in an answer says which model answered, rather than repeating what was asked."""
 
-    carries_on: ClassVar[bool] = False
+    carries_on: bool = False
     """Whether it goes on with a last message of the assistant's as it stands, instead of answering after it."""
 
     off_cure: ClassVar[str] = "start the server"

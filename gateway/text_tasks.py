@@ -24,6 +24,7 @@ from gateway.ledger import Ledger
 from gateway.text_tasks_schema import (
     EmbeddingRequest,
     RerankRequest,
+    TextRequest,
     parse_embedding_request,
     parse_rerank_request,
 )
@@ -40,7 +41,7 @@ _FIELDS: Final = {"inputs": "input"}
 
 Json = dict[str, Any]  # Any: JSON
 
-Request = TypeVar("Request", EmbeddingRequest, RerankRequest)
+Request = TypeVar("Request", bound=TextRequest)
 Method = Any  # a grpc.aio multi-callable, which its stubs type loosely
 
 

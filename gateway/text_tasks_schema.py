@@ -62,7 +62,7 @@ def _one_or_list(one: Any, *, most: int, least: int = 1) -> Any:  # Any: builds 
     ]
 
 
-class _Asked(_Strict):
+class TextRequest(_Strict):
     """What every one of these requests may say beside its own fields."""
 
     model: _Model | None = None
@@ -75,7 +75,7 @@ class _Asked(_Strict):
         return self.safety_identifier or self.user or ""
 
 
-class CompletionRequest(_Asked):
+class CompletionRequest(TextRequest):
     """The body of a completion."""
 
     prompt: _one_or_list(_Prompt, most=1)  # type: ignore[valid-type]  # built by a function to say it once
@@ -110,7 +110,7 @@ class CompletionRequest(_Asked):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class EmbeddingRequest(_Asked):
+class EmbeddingRequest(TextRequest):
     """The body of an embedding call."""
 
     input: _one_or_list(_Text, most=MAX_INPUTS)  # type: ignore[valid-type]
@@ -139,7 +139,7 @@ _Document = Annotated[
 ]
 
 
-class RerankRequest(_Asked):
+class RerankRequest(TextRequest):
     """The body of a ranking, as Jina, Cohere and llama-server have it."""
 
     query: Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS)]

@@ -41,6 +41,29 @@ class SoFar:
         return not any(delta.tool_calls or delta.refusal for delta in self._deltas)
 
 
+class Seam:
+    """Where the rest of an answer meets what was released: the white space there comes once.
+
+    Templates cut it off, and models read its tokens badly at an end, so it is not sent; most write it again.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self, released: str = "") -> None:
+        self._left = released[len(released.rstrip()) :]
+
+    def join(self, delta: Delta) -> Delta:
+        """Give a piece of the rest without what is there already."""
+        if not self._left or not delta.text:
+            return delta
+        text = delta.text
+        while text and self._left.startswith(text[0]):
+            text, self._left = text[1:], self._left[1:]
+        if text:
+            self._left = ""
+        return replace(delta, text=text)
+
+
 def carried_on(call: ChatCall, text: str, *, in_words: bool) -> tuple[ChatCall, tuple[str, ...]]:
     """Ask for the rest of an answer that begins with `text`; gives the texts that this adds to the request, too.
 
@@ -48,6 +71,7 @@ def carried_on(call: ChatCall, text: str, *, in_words: bool) -> tuple[ChatCall, 
 
     The form is not sent: a grammar would begin its JSON anew.  The whole is held against it at the end.
     """
+    text = text.rstrip()
     if not text:
         return call, ()
     messages = (*call.messages, Message(Role.ASSISTANT, (Text(text),)))

@@ -36,7 +36,7 @@ from services.inference.backend import (
 )
 from services.inference.chat import ChatCall, Delta, Event, Finish, FinishReason, Opened, Usage, join_deltas
 from services.inference.context.estimate import estimate_call
-from services.inference.continuation import SoFar, carried_on, digest
+from services.inference.continuation import Seam, SoFar, carried_on, digest
 from services.inference.protection.outcomes import REFUSED_HERE, TASK_NOT_SERVED
 from services.inference.protection.protection import Protection
 from services.inference.registry.registry import Entry, Registry
@@ -93,6 +93,7 @@ class _Try:
     entry: Entry
     started: float
     is_continuation: bool
+    seam: Seam
     has_released: bool = False
     held: list[Delta] = field(default_factory=list)
 
@@ -121,6 +122,7 @@ class Dispatch:
     _waiting: deque[_Turn] = field(default_factory=deque)
     _so_far: SoFar = field(default_factory=SoFar)
     _is_released: bool = False
+    _break: KalaError | None = None
     _was_told: bool = False
     _added: list[str] = field(default_factory=list)
 
@@ -146,7 +148,8 @@ class Dispatch:
                 continue
             if has_reached_one and not self.protection.may_retry():
                 raise ending or over_budget(self.attempts)
-            attempt = _Try(turn, entry, self.clock(), self._is_released)
+            seam = Seam(self._so_far.whole().text)
+            attempt = _Try(turn, entry, self.clock(), self._is_released, seam)
             try:
                 async with (
                     self.protection.attempt(entry, attempt.model, task),
@@ -180,8 +183,10 @@ class Dispatch:
                         if not self._is_released:
                             yield self._released(attempt)
                         attempt.has_released = True
-                        self._so_far.add(event)
-                        yield event
+                        delta = attempt.seam.join(event)
+                        self._so_far.add(delta)
+                        if not delta.is_empty:
+                            yield delta
                     case Finish():
                         has_ended = True
                         for step in await self._end(attempt, event, wanted):
@@ -266,7 +271,9 @@ class Dispatch:
         if failure.blame is Blame.MODEL:
             return untrue_error(attempt.identity, failure, is_released=self._is_released)
         if self._is_released:
-            return failed_mid_stream(attempt.identity, failure)
+            # The first break is the news; that others could not go on either, the attempts say.
+            self._break = self._break or failed_mid_stream(attempt.identity, failure)
+            return self._break
         if failure.blame is Blame.CALLER:
             field = "messages" if isinstance(self.call, ChatCall) else "prompt"
             estimate = partial(estimate_call, self.call)

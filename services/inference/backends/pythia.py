@@ -7,6 +7,7 @@ from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -74,8 +75,7 @@ class PythiaLimits:
 class PythiaBackend:
     """A GPT-NeoX model of a local directory, served in process."""
 
-    carries_on: Final = False
-    """Its template always begins a new answer."""
+    carries_on: Final = True
 
     def __init__(
         self, identity: Identity, directory: Path, model_id: str, *, holding: Holding, limits: PythiaLimits
@@ -171,7 +171,7 @@ class PythiaBackend:
             begin()
             vectors, used = [], 0
             for text in call.inputs:
-                vector, tokens = await self._in_thread(lambda text=text: self._embedded(text))
+                vector, tokens = await self._in_thread(partial(self._embedded, text))
                 if call.dimensions not in {None, len(vector)}:
                     raise rejection(f"the vectors of the model in process have {len(vector)} numbers")
                 vectors.append(array("f", vector))

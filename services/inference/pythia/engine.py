@@ -62,8 +62,12 @@ class Engine:
     def encode(self, messages: Sequence[dict[str, str]], template: str = "") -> list[int]:
         """Write a conversation as the model's template, or the given one, has it.
 
-        Raises InvalidArgumentError for control tokens in texts.
+        A last message of the assistant's stays open, so that the model goes on with it.  Raises InvalidArgumentError for
+        control tokens in texts.
         """
+        *before, last = messages
+        if before and last["role"] == "assistant" and last["content"]:
+            return self.encode(before, template) + self.encode_text(last["content"])
         ids = self._templated(messages, template)
         specials = [token for token in self._tokenizer.all_special_tokens if token]
         if any(token in message["content"] for message in messages for token in specials):

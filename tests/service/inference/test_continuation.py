@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from kala.inference.v1 import inference_pb2 as pb
+from services.inference.backends.pythia import PythiaBackend
+from services.inference.config import EMBEDDED_MODEL_DIR
 from services.inference.continuation import GO_ON
 from tests.fakes.model_server import (
     DONE,
@@ -110,6 +112,7 @@ async def test_when_nobody_can_go_on_the_text_so_far_stands_as_incomplete(
     suite = await start(llamacpp_url=llama.url, llamacpp_urls=(second.url,))
     error, text, attempts = await failed(suite, action(stream=True, mid_stream=CONTINUE))
     assert (text, error.reason) == ("Once upon", "BACKEND_FAILED_MID_STREAM")
+    assert "llamacpp closed the connection in the middle of the answer" in error.message
     assert [attempt.reason for attempt in attempts] == ["STREAM_CUT", "HTTP_500"]
 
 
@@ -172,6 +175,31 @@ async def test_a_long_stream_is_carried_on_after_its_clearance_has_ended(
         released.set()
         text += response.delta.text
     assert text == "Once upon a time."
+
+
+@pytest.mark.torch
+async def test_the_model_in_process_goes_on_as_if_nothing_had_happened(
+    start: StartSuite, llama: FakeModelServer
+) -> None:
+    if not (EMBEDDED_MODEL_DIR / "model.safetensors").exists():
+        pytest.skip("the embedded model is not here")
+    suite = await start(llamacpp_url=llama.url, model_dir=EMBEDDED_MODEL_DIR)
+    pythia = suite.registry.get("pythia")
+    assert pythia is not None
+    assert isinstance(pythia.backend, PythiaBackend)
+    await pythia.backend.preload()
+    greedy = {"stream": True, "mid_stream": CONTINUE, "sampling": pb.Sampling(temperature=0)}
+    question = "What is the capital of France?"
+    whole = await suite.chat(action(question, provider="pythia", **greedy))
+    assert "Paris" in whole.text
+    cut = whole.text.index(" Paris") + 1
+    llama.on_chat(as_stream(chunk(whole.text[:cut]), Cut()))
+    spliced = await suite.chat(action(question, **greedy))
+    assert [attempt.backend for attempt in spliced.finish.attempts] == [
+        "backends/llamacpp",
+        "backends/pythia",
+    ]
+    assert spliced.text == whole.text
 
 
 async def test_an_answer_that_is_no_stream_begins_anew(

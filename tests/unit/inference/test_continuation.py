@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+import pytest
+
 from services.inference.chat import (
     AnswerForm,
     ChatCall,
@@ -15,7 +17,7 @@ from services.inference.chat import (
     Text,
     ToolCall,
 )
-from services.inference.continuation import GO_ON, SoFar, carried_on, digest
+from services.inference.continuation import GO_ON, Seam, SoFar, carried_on, digest
 
 CALL = ChatCall((Message(Role.USER, (Text("Tell me a story."),)),))
 
@@ -46,6 +48,23 @@ def test_a_server_that_answers_anew_is_asked_in_words() -> None:
     call, added = carried_on(CALL, "Once upon", in_words=True)
     assert said(call)[1:] == [(Role.ASSISTANT, "Once upon"), (Role.USER, GO_ON)]
     assert added == ("Once upon", GO_ON)
+
+
+@pytest.mark.parametrize(
+    ("released", "rest", "joined"),
+    [
+        ("Look:\n\n", ["\n", "\n1. This"], "Look:\n\n1. This"),
+        ("Look:\n\n", ["1. This"], "Look:\n\n1. This"),
+        ("Look: ", ["\nThis"], "Look: \nThis"),
+        ("Look", [" there", " now"], "Look there now"),
+        ("Look ", [" ", " there"], "Look  there"),
+    ],
+)
+def test_white_space_at_the_seam_comes_once(released: str, rest: list[str], joined: str) -> None:
+    call, _ = carried_on(CALL, released, in_words=False)
+    assert said(call)[-1] == (Role.ASSISTANT, released.rstrip())
+    seam = Seam(released)
+    assert released + "".join(seam.join(Delta(text=text)).text for text in rest) == joined
 
 
 def test_where_no_text_was_released_the_answer_begins_anew() -> None:

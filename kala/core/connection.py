@@ -66,7 +66,7 @@ class Connection:
         try:
             return self.client.chat(
                 messages,
-                model=self.model if model in {None, "", LOCAL_MODEL} else model,
+                model=model if model and model != LOCAL_MODEL else self.model,
                 provider=self.provider,
                 timeout_seconds=timeout_seconds,
                 **parameters,
@@ -194,6 +194,7 @@ class _Wanted:
                 "KALA_INFERENCE_DISCOVER": "false",
                 "KALA_INFERENCE_EMBEDDED": "false",
                 "KALA_INFERENCE_MODEL_SIZE": self.pythia.model_size,
+                "KALA_INFERENCE_PYTHIA_QUANTIZATION": self.pythia.quantization or "none",
             }
         return ours
 

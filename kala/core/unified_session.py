@@ -51,12 +51,6 @@ class UnifiedKALASession:
             warnings.warn(
                 "enable_ethics=False is ignored: the Five Laws are always on", UserWarning, stacklevel=2
             )
-        if inference_config is not None and inference_config.quantization is not None:
-            warnings.warn(
-                f"quantization={inference_config.quantization!r} is accepted, but this release serves full weights",
-                UserWarning,
-                stacklevel=2,
-            )
         self.session_id = session_id or uuid.uuid4().hex
         self.enable_tools = enable_tools
         self._lmstudio_config, self._inference_config = lmstudio_config, inference_config

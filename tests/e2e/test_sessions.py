@@ -141,7 +141,8 @@ def test_missing_weights_are_named_and_nothing_answers_in_their_place(fresh_mach
 def test_weights_at_their_place_are_served(fresh_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tiny_pythia(fresh_machine / "models" / "pythia-6.9b")
     monkeypatch.setenv("KALA_INFERENCE_MODELS_DIR", str(fresh_machine / "models"))
-    config = InferenceConfig(model_size="6.9b", quantization=None, max_new_tokens=4)
+    pytest.importorskip("bitsandbytes")
+    config = InferenceConfig(model_size="6.9b", quantization="8bit", max_new_tokens=4)
     with UnifiedKALASession(inference_config=config) as session:
         session.chat("hello world")
         assert session.last_reply is not None

@@ -156,9 +156,16 @@ def test_two_configurations_are_one_too_many() -> None:
         UnifiedKALASession(LMStudioConfig(), InferenceConfig())
 
 
-def test_a_quantization_that_is_not_served_is_announced() -> None:
-    with pytest.warns(UserWarning, match="full weights"):
-        UnifiedKALASession(inference_config=InferenceConfig(model_size="6.9b", quantization="8bit"))
+@pytest.mark.parametrize(("asked", "setting"), [("8bit", "8bit"), ("4bit", "4bit"), (None, "none")])
+def test_a_private_suite_holds_the_weights_as_asked(asked: str | None, setting: str) -> None:
+    wanted = connection_module._Wanted(None, InferenceConfig(model_size="6.9b", quantization=asked))
+    environment = wanted.environment({"KALA_INFERENCE_PYTHIA_QUANTIZATION": "4bit"})
+    assert environment["KALA_INFERENCE_PYTHIA_QUANTIZATION"] == setting
+
+
+def test_a_quantization_that_nobody_knows_is_named() -> None:
+    with pytest.raises(InvalidArgumentError, match="quantization: must be 8bit, 4bit or None"):
+        InferenceConfig(quantization="3bit")
 
 
 def test_lm_studio_that_is_off_is_named_with_its_cure(use: Use) -> None:

@@ -39,6 +39,9 @@ UNARY_SECONDS: Final = 60.0
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 """As the largest chat request; larger content travels as references."""
 
+LONG_CALLS: Final = {"/kala.inference.v1.InferenceService/PullModel": 24 * 3600.0}
+"""Calls that are no acts and may take as long as a large file on a slow line, in seconds."""
+
 LocalHandler = Callable[[Any, Caller, Exchange], Awaitable["Message"]]
 """Serves an RPC of the gateway itself; Any: each has its own request class."""
 
@@ -160,7 +163,8 @@ class Bridge:
 
     async def _serve_stream(self, exchange: Exchange, binding: Binding, message: Message) -> None:
         framing = framing_for(exchange.headers.get("accept", ""))
-        call = self._calls[binding.rpc](message, timeout=self._max_act_seconds)
+        seconds = LONG_CALLS.get(binding.rpc, self._max_act_seconds)
+        call = self._calls[binding.rpc](message, timeout=seconds)
         try:
             async for response in call:
                 if not exchange.has_begun:

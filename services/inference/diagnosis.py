@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from typing import Final
 
 from services.inference.backend import (
+    AUTO_MODEL,
+    LOCAL_MODEL,
     BackendFailure,
     Check,
     ContextOverflow,
@@ -148,12 +150,12 @@ def identify_cure(identity: Identity, reason: str) -> str:
 
 def model_check(identity: Identity, status: Status, wanted: str) -> tuple[Check, ModelInfo | None]:
     """Say whether the model to test is there; `wanted` empty takes the configured one, else the one in memory."""
-    name = wanted or identity.default_model
+    name = identity.default_model if wanted in {"", AUTO_MODEL, LOCAL_MODEL} else wanted
     if name:
         found = next((model for model in status.models if name in {model.id, *model.aliases}), None)
         if found is not None:
             return _found(found), found
-        return _missing(identity, status, name, is_configured=not wanted), None
+        return _missing(identity, status, name, is_configured=name == identity.default_model), None
     in_memory = (LoadState.LOADED, LoadState.UNKNOWN)
     usable = [model for model in status.models if model.can_chat and model.state in in_memory]
     if usable:

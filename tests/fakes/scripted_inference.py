@@ -70,6 +70,8 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
     degraded: bool = False
     lm_studio: pb.CheckBackendResponse | None = None
     """What a test of LM Studio finds; None means that there is no LM Studio."""
+    pull_seconds: float = 0.0
+    """How long the newest PullModel was given."""
     checks: list[pb.CheckBackendRequest] = field(default_factory=list)
     began: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -192,6 +194,7 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
     async def PullModel(  # noqa: N802
         self, request: pb.PullModelRequest, context: Context
     ) -> AsyncIterator[pb.PullModelResponse]:
+        self.pull_seconds = context.time_remaining() or 0.0
         if request.source == "nothing":
             return
         if request.source == "fail early":

@@ -43,6 +43,11 @@ async def test_a_stream_comes_as_lines_or_as_events(suite: Suite) -> None:
     assert events.text.count("data: ") == 2
 
 
+async def test_a_large_download_may_take_longer_than_an_act(suite: Suite) -> None:
+    await suite.post("/kala/v1/inference/models:pull", {"source": "x"})
+    assert suite.inference.pull_seconds > 10 * suite.settings.max_act_seconds
+
+
 async def test_a_guarded_call_takes_the_bare_action_and_runs_the_whole_pipeline(suite: Suite) -> None:
     response = await suite.post("/kala/v1/inference/chat", ACTION)
     assert response.status_code == 200, response.text

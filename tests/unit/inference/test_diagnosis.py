@@ -98,8 +98,9 @@ def test_a_long_list_of_models_is_cut() -> None:
     assert "and 12 more" in check.cure
 
 
-def test_the_model_in_memory_is_the_one_tested() -> None:
-    check, model = diagnosis.model_check(LM_STUDIO, Status(State.READY, "", (ON_DISK, LOADED)), "")
+@pytest.mark.parametrize("wanted", ["", "local-model", "auto"])
+def test_the_model_in_memory_is_the_one_tested(wanted: str) -> None:
+    check, model = diagnosis.model_check(LM_STUDIO, Status(State.READY, "", (ON_DISK, LOADED)), wanted)
     assert (check.passed, model) == (True, LOADED)
 
 

@@ -52,9 +52,13 @@ class RemoteBackend(ModelServerBackend):
         self._is_away = False
         """Set when a request that was allowed found nobody there: from then on looks go there until somebody answers."""
         self._models = tuple(
-            ModelInfo(name, state=LoadState.LOADED, capabilities=CAPABILITIES)
+            ModelInfo(name, state=LoadState.LOADED, capabilities=self.abilities(name))
             for name in dict.fromkeys((identity.default_model, *models))
         )
+
+    def abilities(self, name: str) -> frozenset[Capability]:  # noqa: ARG002 - the same for all, unless a service knows more
+        """Give what a model is for, by its name: nobody is asked before a request allows it."""
+        return CAPABILITIES
 
     @property
     @abstractmethod
@@ -70,8 +74,12 @@ class RemoteBackend(ModelServerBackend):
                 async for event in events:
                     yield event
             except BackendFailure as failure:
-                self._is_away = failure.reason in UNREACHABLE
+                self.note(failure)
                 raise
+
+    def note(self, failure: BackendFailure) -> None:
+        """Take note of a request that failed."""
+        self._is_away = failure.reason in UNREACHABLE
 
     @abstractmethod
     def answer(self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]) -> AsyncGenerator[Event]:

@@ -236,6 +236,44 @@ async def test_ollama_embeds_without_cutting_texts(start: StartSuite) -> None:
         assert (caught.value.field, caught.value.reason) == ("inputs", "CONTEXT_LENGTH_EXCEEDED")
 
 
+async def test_the_seeds_embedding_server_embeds_and_does_nothing_else(
+    start: StartSuite, llama: FakeModelServer, studio: FakeModelServer
+) -> None:
+    suite = await start(
+        llamacpp_url=llama.url,
+        lmstudio_embedding_url=f"{studio.url}/v1/embeddings",
+        lmstudio_embedding_model="nomic",
+    )
+    answer = await embed(suite, provider="lmstudio")
+    assert (answer.route.backend, answer.route.model) == ("backends/lmstudio-embeddings", "nomic")
+    assert (await suite.chat()).route.backend == "backends/llamacpp"
+    assert studio.chats == []
+
+
+async def test_openai_embeds_only_for_requests_that_may_leave(start: StartSuite) -> None:
+    async with FakeModelServer(like_llama_server=False) as server:
+        model = "text-embedding-3-small"
+        server.on(
+            "POST", EMBED, lambda seen: as_json({**json.loads(embedding(seen).steps[0]), "model": model})
+        )
+        suite = await start(
+            openai_api_key="sk-test",
+            openai_url=f"{server.url}/v1",
+            openai_model="gpt-4o-mini",
+            openai_models=(model,),
+        )
+        with pytest.raises(FailedPreconditionError, match="does not allow data to leave"):
+            await embed(suite, provider="openai")
+        assert server.requests == []
+        answer = await embed(suite, provider="openai", allow_remote=True)
+        assert (answer.route.backend, answer.route.model, answer.route.remote) == (
+            "backends/openai",
+            model,
+            True,
+        )
+        assert server.requests[0].headers["authorization"] == "Bearer sk-test"
+
+
 @pytest.mark.parametrize(
     ("answer", "detail"),
     [

@@ -77,7 +77,6 @@ class StartedServer:
     changed: Callable[[], None] = lambda: None
     """Called when there is something new to see of it."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    start_seconds: float = START_SECONDS
     _phase: Phase = Phase.WAITING
     _problem: Status | None = None
     _last_line: str = ""
@@ -142,16 +141,15 @@ class StartedServer:
 
     async def _watch(self, process: Process, listening: asyncio.Task[None]) -> _Ended:
         ending = asyncio.create_task(process.wait())
+        too_long = asyncio.ensure_future(self.sleep(START_SECONDS))
         try:
-            await asyncio.wait(
-                {ending, listening}, timeout=self.start_seconds, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({ending, listening, too_long}, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
                 log.warning("server_failed_to_start", backend=self.name, last_line=self._last_line)
                 how = f"ended with exit code {process.returncode} before it listened, as the log says"
                 return _Ended(has_listened=False, how=how)
             if not listening.done():
-                return _Ended(has_listened=False, how=f"did not listen within {self.start_seconds:g} s")
+                return _Ended(has_listened=False, how=f"did not listen within {START_SECONDS:g} s")
             self._phase = Phase.LISTENING
             log.info("server_listens", backend=self.name, pid=process.pid)
             self.changed()
@@ -159,6 +157,7 @@ class StartedServer:
             return _Ended(has_listened=True, how=f"ended with exit code {code}")
         finally:
             ending.cancel()
+            too_long.cancel()
 
     async def _read(self, process: Process) -> None:
         # Reading on keeps it from blocking; once it serves, its lines may quote prompts, and none is kept.

@@ -34,9 +34,9 @@ from tests.fakes.model_server import FakeModelServer
 CHAT = "/kala.inference.v1.InferenceService/Chat"
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for a state that has no event of its own; fails after five seconds."""
-    for _ in range(1000):
+async def until(holds: Callable[[], bool], *, within_seconds: float = 5) -> None:
+    """Wait for a state that has no event of its own; fails when it takes too long."""
+    for _ in range(round(within_seconds * 200)):
         if holds():
             return
         await asyncio.sleep(0.005)

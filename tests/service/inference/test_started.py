@@ -20,10 +20,11 @@ from kala.inference.v1 import inference_pb2 as pb
 from services.inference.backend import State
 from services.inference.backends.make import ServerFactory
 from services.inference.config import InferenceSettings
-from services.inference.started.server import StartedServer
+from services.inference.started.server import START_SECONDS, StartedServer
 from services.inference.started.tether import __file__ as tether
 from tests.fakes import llama_server_program
-from tests.service.inference.conftest import Suite, action, running, until
+from tests.service.inference.conftest import Suite, action, running
+from tests.service.inference.conftest import until as until_within
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -52,7 +53,7 @@ async def serving(tmp_path: Path, settings: dict[str, object]) -> AsyncIterator[
     """Run a suite with the server that its settings start; pauses between starts take no time."""
     ours = {**os.environ, "KALA_INFERENCE_LLAMACPP_API_KEY": "x", "OPENAI_API_KEY": "sk-1", "MARK": "1"}
     (server,) = ServerFactory(InferenceSettings(**settings)).started(ours)
-    server.sleep = lambda _seconds: asyncio.sleep(0.01)
+    server.sleep = lambda seconds: asyncio.sleep(seconds if seconds == START_SECONDS else 0.01)
     async with running(tmp_path, started=[server], **settings) as suite:
         server.changed = suite.registry.look_soon
         task = asyncio.create_task(server.run())
@@ -69,6 +70,11 @@ def backend_is(suite: Suite, state: State) -> Callable[[], bool]:
         return entry is not None and entry.status.state is state
 
     return holds
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait as long as a few starts of a process may take on a busy machine."""
+    await until_within(holds, within_seconds=60)
 
 
 def tell(orders: Path, order: str) -> None:
@@ -161,10 +167,12 @@ async def test_one_that_never_listens_is_started_anew(
 ) -> None:
     tell(orders, "deaf")
     async with serving(tmp_path, settings) as (suite, server):
-        server.start_seconds = 0.5
+        patience = asyncio.Event()
+        server.sleep = lambda _seconds: patience.wait()
         await until(lambda: "deaf" in orders_taken(orders))
         tell(orders, "serve")
-        server.start_seconds = 60
+        server.sleep = lambda seconds: asyncio.sleep(seconds if seconds == START_SECONDS else 0)
+        patience.set()
         assert await answering_pid(suite) == server.pid
 
 

@@ -22,7 +22,7 @@ from services.inference.adapters.trust import Trust, TrustFiles
 from services.inference.attempts import Attempt
 from services.inference.backend import Capability
 from services.inference.context.counting import count
-from services.inference.context.rpc import action_of, counted_response, strategy_of
+from services.inference.context.rpc import action_of, counted_response, first_of, strategy_of
 from services.inference.conversion import chat_call, wanted
 from services.inference.dispatch import Dispatch
 from services.inference.model_loading import ModelLoading
@@ -138,7 +138,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         strategy, action = strategy_of(request), action_of(request)
         call = chat_call(action)
         destination = self._routing.settle(wanted(action, call), self._routing.role(action.role))
-        candidate = (await self._choose(destination)).candidates[0]
+        candidate = first_of(await self._choose(destination))
         entry = self._entry(answers.NAME_PREFIX + candidate.backend, "model")
         counted = await count(
             entry.backend,

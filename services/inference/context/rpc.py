@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from kala.errors import InvalidArgumentError
@@ -10,7 +11,7 @@ from kala.inference.v1 import inference_pb2 as pb
 from services.inference.answers import NAME_PREFIX
 from services.inference.chat import Audio, Image, Message, Part, Role, Text
 from services.inference.context.counting import Counted, Strategy
-from services.inference.router import Candidate
+from services.inference.router import Candidate, Route
 
 _STRATEGIES: Final = {
     pb.FIT_STRATEGY_UNSPECIFIED: Strategy.NONE,
@@ -45,6 +46,16 @@ def strategy_of(request: pb.CountTokensRequest) -> Strategy:
     if strategy is None:
         raise InvalidArgumentError("fit", "must be NONE, KEEP_SYSTEM_AND_TAIL or CONTENT_BUDGET")
     return strategy
+
+
+def first_of(route: Route) -> Candidate:
+    """Give the candidate that is tried first, with the least context of those that share its model and its work."""
+    first, *others = route.candidates
+    contexts = [candidate.model.context_tokens for candidate in (first, *others) if candidate.model.id == first.model.id]
+    known = [context for context in contexts if context is not None]
+    if first.model.context_tokens is None or not known:
+        return first
+    return replace(first, model=replace(first.model, context_tokens=min(known)))
 
 
 def counted_response(counted: Counted, candidate: Candidate) -> pb.CountTokensResponse:

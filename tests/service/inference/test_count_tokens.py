@@ -151,6 +151,19 @@ async def test_the_oldest_turns_are_left_out_and_the_rest_comes_back_as_it_was(
     assert counted.estimated
 
 
+async def test_a_prompt_is_fitted_to_the_narrowest_host_of_its_model(
+    start: StartSuite, server: FakeModelServer
+) -> None:
+    without_tokenizer(server)
+    async with FakeModelServer() as wide:
+        narrow = llama_models("tiny", n_ctx=128)
+        server.on("GET", "/v1/models", as_json(narrow, headers={"server": "llama.cpp"}))
+        suite = await start(llamacpp_url=wide.url, llamacpp_urls=(server.url,))
+        counted = await count(suite, say("old " * 150), say("And now?"), fit=TAIL)
+    assert counted.context_tokens == 128
+    assert [message.content[0].text for message in counted.fitted] == ["And now?"]
+
+
 async def test_a_tokenizer_that_fails_in_between_leaves_no_mixed_numbers(
     start: StartSuite, server: FakeModelServer
 ) -> None:

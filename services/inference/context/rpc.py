@@ -51,7 +51,11 @@ def strategy_of(request: pb.CountTokensRequest) -> Strategy:
 def first_of(route: Route) -> Candidate:
     """Give the candidate that is tried first, with the least context of those that share its model and its work."""
     first, *others = route.candidates
-    contexts = [candidate.model.context_tokens for candidate in (first, *others) if candidate.model.id == first.model.id]
+    contexts = [
+        candidate.model.context_tokens
+        for candidate in (first, *others)
+        if candidate.model.id == first.model.id
+    ]
     known = [context for context in contexts if context is not None]
     if first.model.context_tokens is None or not known:
         return first

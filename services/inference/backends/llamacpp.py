@@ -47,6 +47,8 @@ IDLE_POLLS: Final = 8
 """How often a model may be seen out of memory after its loading began: a child process takes a moment to show."""
 
 BAD_REQUEST: Final = 400
+INCOMPLETE: Final = b"must be provided"
+"""What it says of an empty request to an endpoint that it serves."""
 
 OWNER: Final = "llamacpp"
 SERVER_NAME: Final = "llama.cpp"
@@ -225,7 +227,12 @@ class LlamaCppBackend(RankingServer, OpenAICompatibleBackend):
         if names not in self._serves:
             asked = {Capability.EMBED: EMBED_PATH, Capability.RERANK: RERANK_PATH}
             replies = {task: await self._http.tell(path, {}) for task, path in asked.items()}
-            found = frozenset(task for task, reply in replies.items() if reply.status == BAD_REQUEST)
+            found = frozenset(
+                task
+                for task, reply in replies.items()
+                # It is also 400 where it would give a vector per token, which is no embedding of a text.
+                if reply.status == BAD_REQUEST and INCOMPLETE in reply.body
+            )
             # Of one server, and as long as it serves the same.
             self._serves = {names: found}
         return self._serves[names]

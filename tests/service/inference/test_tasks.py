@@ -197,6 +197,15 @@ async def test_only_a_llama_server_that_was_started_for_it_is_offered_for_embedd
         assert (await suite.chat()).route.backend == "backends/llamacpp"
 
 
+async def test_a_llama_server_that_embeds_only_tokens_is_not_offered(start: StartSuite) -> None:
+    async with FakeModelServer() as tokens:
+        message = "Pooling type 'none' is not OAI compatible. Please use a different pooling type"
+        tokens.on("POST", EMBED, as_json({"error": {"code": 400, "message": message}}, status=400))
+        suite = await start(llamacpp_url=tokens.url)
+        with pytest.raises(FailedPreconditionError, match="llamacpp: has no model for embeddings"):
+            await embed(suite)
+
+
 async def test_real_embeddings_of_llama_server_pass_through(start: StartSuite) -> None:
     async with FakeModelServer(like_llama_server=False) as server:
         server.on("GET", "/health", as_json({"status": "ok"}))

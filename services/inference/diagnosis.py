@@ -177,6 +177,23 @@ def load_cure(kind: Kind, model: str) -> str:
     return _LOAD.get(kind, "load {model} in the server").format(model=model or "<model>")
 
 
+def files_cure(model: str, reason: str) -> str:
+    """Say how the files of a model in process get here, or get whole again."""
+    pull = f"`kala models pull EleutherAI/{model}`"
+    is_published = model.startswith("pythia-")
+    if reason == "MODEL_NOT_AVAILABLE":
+        return (
+            pull
+            if is_published
+            else "put config.json, tokenizer.json and *.safetensors of a GPT-NeoX model there"
+        )
+    return (
+        f"remove the folder and get it again with {pull}"
+        if is_published
+        else "get the files again from their source"
+    )
+
+
 def context_check(identity: Identity, model: ModelInfo) -> Check | None:
     """Compare the context with which a model is loaded to the one configured for it; None where nothing is known."""
     context, longest = model.context_tokens, model.max_context_tokens

@@ -20,6 +20,8 @@ from kala.errors import (
     VerificationError,
 )
 from services.inference.backend import (
+    AUTO_MODEL,
+    LOCAL_MODEL,
     BackendFailure,
     Capability,
     Check,
@@ -31,6 +33,7 @@ from services.inference.backend import (
     Status,
 )
 from services.inference.chat import ChatCall, Delta, Event, Finish, Opened, Sampling, Usage
+from services.inference.diagnosis import files_cure
 from services.inference.pythia.adapters import Adapters
 from services.inference.pythia.holding import CannotLoadError, Holding
 from services.inference.pythia.prompt_counter import PromptCounter
@@ -203,8 +206,9 @@ class PythiaBackend:
         """Look at the files and load them."""
         status = await self.look()
         if status.state is not State.READY:
-            return (Check("files", passed=False, detail=status.detail, cure="get the files again"),)
-        if model and model != self._model_id:
+            cure = files_cure(self._model_id, status.reason)
+            return (Check("files", passed=False, detail=status.detail, cure=cure),)
+        if model not in {"", AUTO_MODEL, LOCAL_MODEL, self._model_id}:
             cure = f"ask for {self._model_id}"
             return (Check("models", passed=False, detail=f"model {model!r} is not there", cure=cure),)
         files = Check("files", passed=True, detail="the files are whole")

@@ -150,3 +150,16 @@ def test_slow_answers_are_told_with_what_makes_them_faster(kind: Kind) -> None:
     assert (fine.passed, fine.cure) == (True, "")
     assert (slow.passed, "5.1 s, more than 5 s" in slow.detail) == (False, True)
     assert slow.cure
+
+
+@pytest.mark.parametrize(
+    ("model", "reason", "says"),
+    [
+        ("pythia-6.9b", "MODEL_NOT_AVAILABLE", "`kala models pull EleutherAI/pythia-6.9b`"),
+        ("pythia-70m", "MODEL_DAMAGED", "remove the folder and get it again"),
+        ("my-model", "MODEL_NOT_AVAILABLE", "config.json"),
+        ("my-model", "MODEL_DAMAGED", "from their source"),
+    ],
+)
+def test_missing_files_are_answered_with_the_way_to_get_them(model: str, reason: str, says: str) -> None:
+    assert says in diagnosis.files_cure(model, reason)

@@ -81,8 +81,8 @@ class ChatCompletions:
         self._limits = limits
         self._may_spool = may_spool
         self._destinations = destinations
-        self._mid_stream = mid_stream
-        self._truncation = truncation
+        self._mid_stream: MidStream = mid_stream
+        self._truncation: Truncation = truncation
         self._wall_clock = wall_clock
         self._new_id = new_id
 

@@ -8,7 +8,7 @@ from typing import Final
 import typer
 from typer.exceptions import TyperException
 
-from kala.cli import audit, bench, chat, ethics, health, keys, logs, models, suite
+from kala.cli import audit, bench, chat, ethics, health, init, keys, logs, models, suite
 
 EXIT_ABORTED: Final = 130
 """As a shell reports a command that Ctrl-C ended."""
@@ -23,6 +23,7 @@ application = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+application.command("init")(init.init)
 application.command("up")(suite.up)
 application.command("down")(suite.down)
 application.command("status")(suite.status)

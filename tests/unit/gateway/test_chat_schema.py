@@ -13,7 +13,7 @@ from gateway.strict_json import read_object
 from gateway.validation import path_of
 from kala.errors import InvalidArgumentError
 from kala.inference.v1 import inference_pb2 as pb
-from tests.fakes.images import PIXEL
+from tests.fakes.images import PIXEL, data_uri, png
 
 USER = {"role": "user", "content": "Hi"}
 IMAGE = {"type": "image_url", "image_url": {"url": PIXEL, "detail": "low"}}
@@ -48,6 +48,23 @@ def test_every_role_and_part_has_its_place() -> None:
     assert (tool.role, tool.tool_call_id) == (pb.ROLE_TOOL, "c")
     assert has_untrusted_content(action)
     assert request_text(action) == "What?"
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        pytest.param("https://example.com/a.png", "not fetched", id="an address"),
+        pytest.param("data:image/svg+xml;base64,AAAA", "data URI", id="another format"),
+        pytest.param(data_uri(png(), "image/jpeg"), "is not a jpeg image", id="another format than it says"),
+        pytest.param(data_uri(png(30_000, 2)), "30000 x 2 pixels", id="too many pixels"),
+    ],
+)
+def test_an_image_that_is_not_taken_is_named_by_its_place(url: str, problem: str) -> None:
+    image = {"type": "image_url", "image_url": {"url": url}}
+    content = [{"type": "text", "text": "What?"}, IMAGE, image]
+    with pytest.raises(InvalidArgumentError, match=problem) as refused:
+        action_of(messages=[USER, {"role": "user", "content": content}])
+    assert refused.value.field == "messages[1].content[2].image_url.url"
 
 
 def test_what_is_not_said_stays_unset() -> None:

@@ -148,6 +148,21 @@ def test_it_says_what_the_same_model_says_in_process(suite: Suite, model: Path) 
     assert there["choices"][0]["message"] == here["choices"][0]["message"]
 
 
+def test_it_continues_a_text_whole_and_streamed(suite: Suite) -> None:
+    body = {"model": "auto", "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
+    headers = {"authorization": f"Bearer {suite.key}"}
+    asked = [
+        httpx.post(
+            f"{suite.url}/v1/completions", json={**body, **more}, headers=headers, timeout=ANSWER_SECONDS
+        )
+        for more in ({}, {"stream": True})
+    ]
+    assert [each.headers["x-kala-attempts"] for each in asked] == ["mlx=ok", "mlx=ok"]
+    lines = [line.removeprefix("data: ") for line in asked[1].text.splitlines() if line.startswith("data: {")]
+    texts = [choice["text"] for line in lines for choice in json.loads(line)["choices"]]
+    assert asked[0].json()["choices"][0]["text"] == "".join(texts) != ""
+
+
 def test_a_name_of_the_hub_is_unknown_and_is_not_looked_up(suite: Suite) -> None:
     response = ask(suite, model="mlx-community/Llama-3.2-1B-Instruct-4bit")
     assert response.status_code == 404

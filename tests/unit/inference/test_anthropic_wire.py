@@ -6,7 +6,7 @@ import contextlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.backend import BackendFailure, Blame, ContextOverflow
@@ -199,6 +199,7 @@ def test_what_anthropic_has_not_is_named_and_not_dropped(call: ChatCall, field: 
     assert caught.value.told.startswith(field)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300))
 def test_a_recorded_stream_reads_the_same_in_any_cut(size: int) -> None:
     events = read(recording("llama-server-tiny-neox", "anthropic_stream").body, size=size)
@@ -294,6 +295,7 @@ def test_an_overflow_inside_the_stream_has_its_numbers() -> None:
     assert (caught.value.prompt_tokens, caught.value.context_tokens) == (213462, 200000)
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=5),

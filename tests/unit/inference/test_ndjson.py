@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.ndjson import MAX_LINE_BYTES, LineReader, LineTooLongError
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.binary(max_size=20).map(lambda line: line.replace(b"\n", b"")), max_size=8), st.integers(1, 9)
 )

@@ -6,7 +6,7 @@ import contextlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.backend import BackendFailure, Blame, ContextOverflow
@@ -226,6 +226,7 @@ def test_a_cut_tells_empty_from_broken() -> None:
     assert reader.cut().reason == "STREAM_CUT"
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=5),

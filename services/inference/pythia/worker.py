@@ -7,7 +7,9 @@ Between two passes at most PREFILL_TOKENS of new prompts are read, so that a lon
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS: Final = 256
 """Prompt tokens read between two passes; also how much of a prompt is read before a client's leaving is seen."""
+
+TELL_SECONDS: Final = 0.005
+"""Text that comes faster travels together: every piece is judged, sealed and sent on, which a tiny model would outrun."""
 
 FAULTS: Final = (RuntimeError, ValueError, MemoryError, OSError)
 """What torch and transformers raise for what goes wrong inside them."""
@@ -67,13 +72,30 @@ class _Row:
     read: int = 0
     drawn: int = 0
     token: int = 0
+    untold: str = ""
+    told_at: float = -math.inf
+
+    def say(self, text: str, now: float) -> None:
+        """Tell text, together with what follows within moments; the first at once."""
+        self.untold += text
+        if self.untold and now - self.told_at >= TELL_SECONDS:
+            self.tell(now)
+
+    def tell(self, now: float) -> None:
+        """Tell all text that there is."""
+        if self.untold:
+            self.work.tell(self.untold)
+            self.untold, self.told_at = "", now
 
 
 class Worker:
     """The one thread that touches the model; runs while there is work."""
 
-    def __init__(self, name: str, engine: Callable[[], Engine]) -> None:
+    def __init__(
+        self, name: str, engine: Callable[[], Engine], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._engine = engine
+        self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"kala-{name}")
         self._lock = threading.Lock()
         self._is_running = False
@@ -172,6 +194,10 @@ class Worker:
         )
 
     def _read_prompts(self, engine: Engine) -> None:
+        if self._reading:
+            # Reading may take long, and what is already there should not wait for it.
+            for waiting in self._rows:
+                waiting.tell(self._clock())
         budget = PREFILL_TOKENS
         while self._reading and budget > 0:
             row = self._reading[0]
@@ -224,19 +250,21 @@ class Worker:
         row.token = token
         row.drawn += 1
         text, is_stopped = row.stops.feed(row.pieces.feed(token))
-        if text:
-            row.work.tell(text)
+        row.say(text, self._clock())
         if is_stopped:
-            row.work.tell(_finish(row, FinishReason.STOP))
+            self._finish(row, FinishReason.STOP)
         elif row.drawn == row.limit:
             self._end(row, FinishReason.LENGTH)
             return True
         return is_stopped
 
     def _end(self, row: _Row, reason: FinishReason) -> None:
-        if rest := row.stops.finish():
-            row.work.tell(rest)
-        row.work.tell(_finish(row, reason))
+        row.untold += row.stops.finish()
+        self._finish(row, reason)
+
+    def _finish(self, row: _Row, reason: FinishReason) -> None:
+        row.tell(self._clock())
+        row.work.tell(Finish(reason, Usage(input_tokens=len(row.prompt), output_tokens=row.drawn)))
 
     def _let_go_of_cancelled(self) -> None:
         cancelled = [number for number, row in enumerate(self._rows) if row.work.cancelled.is_set()]
@@ -263,10 +291,6 @@ def _draw(rows: Sequence[_Row], logits: torch.Tensor) -> list[int]:
 
 def _gave_up() -> BackendFailure:
     return BackendFailure("STOPPED", "was told to stop")
-
-
-def _finish(row: _Row, reason: FinishReason) -> Finish:
-    return Finish(reason, Usage(input_tokens=len(row.prompt), output_tokens=row.drawn))
 
 
 def _carried_out(act: Callable[[], T], done: Future[T]) -> None:

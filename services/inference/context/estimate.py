@@ -14,8 +14,8 @@ from typing import Final
 from services.inference.chat import Audio, ChatCall, Image, Message, Part, Text, Tool
 from services.inference.tasks import CompleteCall
 
-LETTERS_PER_TOKEN: Final = 4.0
-"""English prose has about 4.1 letters per token in vocabularies of 32,000 to 200,000 tokens."""
+LETTERS_PER_TOKEN: Final = 3.75
+"""English prose has 4.0 to 4.5 letters per token in vocabularies of 30,000 to 200,000 tokens; German somewhat fewer."""
 
 DIGITS_PER_TOKEN: Final = 2.0
 """Vocabularies hold numbers in groups of one to three digits."""

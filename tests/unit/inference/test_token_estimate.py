@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from services.inference import dispatch
 from services.inference.chat import Audio, Image, Message, Role, Text, Tool, ToolCall
@@ -17,6 +19,8 @@ from services.inference.context.estimate import (
 )
 from tests.fakes.images import PIXEL
 
+ROOT = Path(__file__).parents[3]
+
 PROSE = (
     "The committee met on Thursday to discuss the proposed changes to the library's opening hours. "
     "Several members argued that the building should stay open until nine in the evening."
@@ -28,7 +32,7 @@ PROSE = (
     ("text", "fewest", "most"),
     [
         pytest.param("", 0, 0, id="nothing"),
-        pytest.param(PROSE, 31, 45, id="prose"),
+        pytest.param(PROSE, 33, 48, id="prose"),
         pytest.param("1234567890" * 10, 34, 60, id="digits"),
         pytest.param("多言語のモデルを使います" * 10, 80, 360, id="Japanese"),
         pytest.param("{}[]();" * 10, 20, 70, id="marks"),
@@ -43,6 +47,16 @@ def test_a_text_is_estimated_within_the_range_of_real_tokenizers(text: str, fewe
 def test_source_code_is_estimated_on_the_high_side() -> None:
     source = inspect.getsource(dispatch)
     assert len(source) / 5 < estimate_text(source) < len(source) / 2
+
+
+def test_english_and_code_are_not_estimated_below_a_vocabulary_of_30000_tokens() -> None:
+    tokenizer = Tokenizer.from_file(str(ROOT / "constitution" / "classifier" / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    files = ("SECURITY.md", "services/inference/README.md", "services/inference/dispatch.py")
+    for text in ((ROOT / name).read_text() for name in files):
+        counted = len(tokenizer.encode(text, add_special_tokens=False).ids)
+        assert counted <= estimate_text(text) < 1.4 * counted
 
 
 def test_everything_of_a_prompt_counts() -> None:

@@ -5,6 +5,7 @@ A guarded RPC takes its bare action and runs through the whole pipeline; clearan
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -41,6 +42,9 @@ MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
 LONG_CALLS: Final = {"/kala.inference.v1.InferenceService/PullModel": 24 * 3600.0}
 """Calls that are no acts and may take as long as a large file on a slow line, in seconds."""
+
+LARGE_BYTES: Final = 256 * 1024
+"""Messages from here on are written beside the event loop."""
 
 LocalHandler = Callable[[Any, Caller, Exchange], Awaitable["Message"]]
 """Serves an RPC of the gateway itself; Any: each has its own request class."""
@@ -200,7 +204,7 @@ class Bridge:
             exchange.served = failed.served
             raise
         exchange.receipt, exchange.served = acted.receipt, acted.served
-        written = [write_message(response) for response in acted.responses]
+        written = await _in_json(acted.responses)
         if binding.is_streaming:
             framing = framing_for(exchange.headers.get("accept", ""))
             await exchange.send_bytes(200, framing.write_all(written), framing.content_type)
@@ -246,6 +250,13 @@ class Bridge:
             request_serializer=binding.request_class.SerializeToString,
             response_deserializer=binding.response_class.FromString,
         )
+
+
+async def _in_json(messages: list[Message]) -> list[dict[str, Any]]:  # Any: JSON
+    """Write messages as JSON; a million numbers take a second, in which others are served."""
+    if sum(message.ByteSize() for message in messages) < LARGE_BYTES:
+        return [write_message(message) for message in messages]
+    return await asyncio.to_thread(lambda: [write_message(message) for message in messages])
 
 
 def _request_text(message: Message) -> str:

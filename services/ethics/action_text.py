@@ -86,6 +86,9 @@ def pieces_of(action: Message) -> Iterator[Piece]:
         yield from _chat(action)
     else:
         yield from _fields(action, "", Stage.REQUEST)
+    if isinstance(action, inference_pb2.CompleteAction) and action.suffix:
+        # The model reads both around the gap that it fills, so what they say together counts too.
+        yield Text("prompt#suffix", Stage.REQUEST, f"{action.prompt}\n{action.suffix}")
     if isinstance(action, tools_pb2.ExecuteAction):
         yield from _sentence(action.tool, action.arguments_json, "action", Stage.REQUEST)
 

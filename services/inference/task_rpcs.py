@@ -112,6 +112,8 @@ class Tasks:
                     route, partial(_rerank, call, begin), tried, Capability.RERANK
                 ), False
             except (UnavailableError, NotFoundError, FailedPreconditionError) as error:
+                if not self.protection.may_retry():
+                    raise
                 failure = error
         try:
             route = await self._route(action, Capability.EMBED)

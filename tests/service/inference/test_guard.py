@@ -13,7 +13,7 @@ from kala.errors import ClearanceError, InvalidArgumentError, UnauthenticatedErr
 from kala.inference.v1 import inference_pb2 as pb
 from kala.inference.v1 import inference_pb2_grpc
 from services.common.sealing import pack
-from services.common.status import from_error, translated
+from services.common.status import translated
 from tests.fakes.clearances import FakeEthics
 from tests.fakes.model_server import DONE, FakeModelServer, Gate, Hang, Scripted, as_stream, chunk
 from tests.service.inference.conftest import CHAT, StartSuite, Suite, action, until
@@ -120,10 +120,3 @@ async def test_an_invalid_action_is_named_by_its_field(start: StartSuite, llama:
     with pytest.raises(InvalidArgumentError) as caught:
         await suite.chat(pb.ChatAction())
     assert caught.value.field == "messages"
-
-
-async def test_later_rpcs_say_so(start: StartSuite, llama: FakeModelServer) -> None:
-    suite = await start(llamacpp_url=llama.url)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await suite.stub.CountTokens(pb.CountTokensRequest())
-    assert from_error(caught.value).reason == "UNIMPLEMENTED"

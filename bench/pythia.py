@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -121,7 +121,7 @@ def bare_loops(engine: Engine, ids: list[int], tokens: int) -> dict[str, Callabl
     return {"generate": generate, "passes": passes}
 
 
-async def measure(directory: Path, *, tokens: int, rounds: int, threads: int) -> Figures:
+async def measure_model(directory: Path, *, tokens: int, rounds: int, threads: int) -> Figures:
     """Measure one model; every round runs every arm."""
     holding = Holding(device="cpu", threads=threads)
     backend = PythiaBackend(
@@ -179,7 +179,7 @@ async def _speed(arm: Callable[[], Coroutine[Any, Any, int]]) -> float:
     return drawn / (time.perf_counter() - started)
 
 
-def report(figures: Figures) -> list[str]:
+def lines(figures: Figures) -> list[str]:
     """Write Markdown rows."""
     speeds = (figures.bare, figures.single, figures.sequential, figures.concurrent)
     bare, single, sequential, concurrent = (f"{speed:.0f}" for speed in speeds)
@@ -192,6 +192,20 @@ def report(figures: Figures) -> list[str]:
     ]
 
 
+def document(figures: Figures) -> dict[str, object]:
+    """Give the figures by name."""
+    return {**asdict(figures), "single_share": figures.single_share, "gain": figures.gain}
+
+
+def measure(shape: str = "70m", *, tokens: int = 64, rounds: int = 5, threads: int = 1) -> Figures:
+    """Measure a model of a published shape."""
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top) / f"pythia-{shape}-random"
+        folder.mkdir()
+        random_model(shape, folder)
+        return asyncio.run(measure_model(folder, tokens=tokens, rounds=rounds, threads=threads))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -200,14 +214,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as top:
-        folder = Path(top) / f"pythia-{given.shape}-random"
-        folder.mkdir()
-        random_model(given.shape, folder)
-        figures = asyncio.run(
-            measure(folder, tokens=given.tokens, rounds=given.rounds, threads=given.threads)
-        )
-    print("\n".join(report(figures)))
+    figures = measure(given.shape, tokens=given.tokens, rounds=given.rounds, threads=given.threads)
+    print("\n".join(lines(figures)))
     print(
         f"\n{platform.processor() or platform.machine()}, {given.threads} threads, {given.tokens} tokens each"
     )

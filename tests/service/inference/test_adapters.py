@@ -174,6 +174,16 @@ async def test_requests_with_different_adapters_share_a_batch(desk: Desk, tiny: 
     assert [answer.text for answer in together] == alone * 2
 
 
+async def test_it_is_applied_to_weights_in_8_bits(start_desk: StartDesk, tiny: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    desk = await start_desk(pythia_quantization="8bit")
+    plain = (await desk.chat()).text
+    tone = TinyAdapter(tiny)
+    await desk.load(tone)
+    assert (await desk.chat(tone.name)).text != plain
+    assert (await desk.chat()).text == plain
+
+
 async def test_the_route_names_adapters_with_their_digests(desk: Desk, tiny: Path) -> None:
     tone = TinyAdapter(tiny)
     await desk.load(tone)

@@ -348,15 +348,26 @@ def _no_model(view: View, detail: str) -> PassedOver:
     return PassedOver(view.name, "NO_MODEL_LOADED", detail, error)
 
 
+_ANY_CURE: Final = "start LM Studio, llama-server, mlx_lm.server or Ollama"
+_CURES: Final = {
+    Kind.MLX: "start mlx_lm.server, or set MLX_MODEL_PATH",
+    Kind.LLAMACPP: "start llama-server, or set LLAMACPP_MODEL_PATH",
+    Kind.LMSTUDIO: "start LM Studio's local server",
+    Kind.OLLAMA: "start it with `ollama serve`",
+    Kind.PYTHIA: "set KALA_INFERENCE_MODEL_SIZE",
+    Kind.OPENAI: "set OPENAI_API_KEY for inference",
+    Kind.ANTHROPIC: "set ANTHROPIC_API_KEY for inference",
+}
+
+
 def _nothing_serves(wanted: Wanted, route: Route, views: Sequence[View]) -> KalaError:
     asked = [passed for passed in route.passed_over if passed.reason not in _NOT_ASKED]
     if not asked:
-        provider = (
-            f" of kind {wanted.provider!r}" if wanted.provider and wanted.provider != AUTO_MODEL else ""
-        )
+        is_named = wanted.provider and wanted.provider != AUTO_MODEL
+        provider = f" of kind {wanted.provider!r}" if is_named else ""
+        cure = _CURES[Kind(wanted.provider)] if is_named else _ANY_CURE
         return UnavailableError(
-            f"no model server{provider} is configured or found; start LM Studio, llama-server, mlx_lm.server or Ollama",
-            reason="NO_BACKEND",
+            f"no model server{provider} is configured or found; {cure}", reason="NO_BACKEND"
         )
     errors = [passed.error for passed in asked if passed.error is not None]
     if errors:

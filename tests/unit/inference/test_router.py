@@ -209,9 +209,13 @@ def test_when_all_are_away_each_has_its_reason() -> None:
     assert caught.value.reason == "ALL_BACKENDS_FAILED"
 
 
-def test_nothing_at_all_says_what_to_start() -> None:
-    with pytest.raises(UnavailableError, match="start LM Studio"):
-        choose(Wanted(), [])
+@pytest.mark.parametrize(
+    ("provider", "cure"),
+    [("", "start LM Studio"), ("mlx", "MLX_MODEL_PATH"), ("openai", "set OPENAI_API_KEY for inference")],
+)
+def test_nothing_at_all_says_what_to_start(provider: str, cure: str) -> None:
+    with pytest.raises(UnavailableError, match=cure):
+        choose(Wanted(provider=provider), [])
 
 
 def test_an_explanation_places_every_backend() -> None:

@@ -9,15 +9,13 @@ from typing import Final
 
 from gateway.acts import COMPLETE_RPC, Act
 from gateway.adapters import refuse_adapters
-from gateway.chat import ID_BYTES, ChatLimits
+from gateway.chat import ID_BYTES
 from gateway.chat_action import AUTO_MODEL, tail_of
 from gateway.chat_answer import Identity
 from gateway.completion_answer import TextChunkWriter, text_completion
-from gateway.destination import Destination, Destinations, refuse_role
+from gateway.destination import Destination, refuse_role
 from gateway.edge import Exchange, until_disconnect
-from gateway.gate import Gate
-from gateway.intake import Intake
-from gateway.ledger import Ledger
+from gateway.intake import Desk, Intake
 from gateway.pipeline import Pipeline
 from gateway.readers import Stream, Whole
 from gateway.text_tasks_schema import CompletionRequest, parse_completion_request
@@ -34,21 +32,16 @@ class Completions:
 
     def __init__(
         self,
+        desk: Desk,
         *,
-        gate: Gate,
-        ledger: Ledger,
         pipeline: Pipeline,
-        limits: ChatLimits,
-        destinations: Destinations,
-        may_spool: bool,
         wall_clock: Callable[[], float] = time.time,
         new_id: Callable[[int], str] = secrets.token_hex,
     ) -> None:
-        self._gate = gate
-        self._intake = Intake(gate, ledger, KIND, ROUTE, limits.max_body_bytes, limits.body_timeout_seconds)
+        self._desk = desk
+        self._gate = desk.gate
+        self._intake = Intake(desk, KIND, ROUTE)
         self._pipeline = pipeline
-        self._destinations = destinations
-        self._may_spool = may_spool
         self._wall_clock = wall_clock
         self._new_id = new_id
 
@@ -62,7 +55,7 @@ class Completions:
             refuse_role(exchange.headers)
             refuse_adapters(exchange.headers)
             return request, build_action(
-                request, self._destinations.of(exchange.headers, request.model or "")
+                request, self._desk.destinations.of(exchange.headers, request.model or "")
             )
 
         request, action = await self._intake.read(exchange, key, parse)
@@ -77,7 +70,7 @@ class Completions:
             model=action.model,
             request_text=tail_of(action.prompt),
             must_log_first=action.allow_remote,
-            may_spool=self._may_spool,
+            may_spool=self._desk.may_spool,
         )
         reader = self._reader(exchange, action.model, request)
         with self._gate.room:

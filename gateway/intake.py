@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from gateway.destination import Destinations
 from gateway.edge import Exchange
 from gateway.gate import Gate
 from gateway.keys import ApiKey
@@ -17,16 +18,25 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Intake:
-    """The reading of one endpoint."""
+class Desk:
+    """What every endpoint that takes texts works with."""
 
     gate: Gate
     ledger: Ledger
+    destinations: Destinations
+    max_body_bytes: int
+    body_timeout_seconds: float
+    may_spool: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """The reading of one endpoint."""
+
+    desk: Desk
     kind: str
     """Begins the type of the record."""
     route: str
-    max_body_bytes: int
-    body_timeout_seconds: float
 
     async def read(
         self,
@@ -38,12 +48,12 @@ class Intake:
         body = b""
         try:
             body = await exchange.read_body(
-                max_bytes=self.max_body_bytes, timeout_seconds=self.body_timeout_seconds
+                max_bytes=self.desk.max_body_bytes, timeout_seconds=self.desk.body_timeout_seconds
             )
             return parse(read_object(body))
         except InvalidArgumentError as error:
-            exchange.receipt = await self.ledger.invalid(
-                self.gate.caller(key),
+            exchange.receipt = await self.desk.ledger.invalid(
+                self.desk.gate.caller(key),
                 kind=self.kind,
                 rpc=self.route,
                 error=error,

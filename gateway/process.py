@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.app import build_app
 from gateway.background import Background
 from gateway.bridge import Bridge
-from gateway.bridge_routes import Routes, bindings_of, contract_files
+from gateway.bridge_routes import Binding, Routes, bindings_of, contract_files
 from gateway.chat import ChatCompletions, ChatLimits
 from gateway.checkpoint_pin import CheckpointPin, load_verifiers
 from gateway.completions import Completions
@@ -24,6 +24,7 @@ from gateway.gate import Gate
 from gateway.guarded import GuardedCalls
 from gateway.health import Health
 from gateway.identity import Pseudonyms
+from gateway.intake import Desk
 from gateway.judge import EthicsClient
 from gateway.key_ring import KeyRing
 from gateway.key_store import KeyStore
@@ -126,28 +127,23 @@ def _app(
         hold_seconds=settings.hold_back_milliseconds / 1000,
         max_act_seconds=settings.max_act_seconds,
     )
-    limits = ChatLimits(
-        settings.max_body_bytes,
-        settings.max_image_body_bytes,
-        settings.body_timeout_seconds,
-    )
+    limits = ChatLimits(settings.max_body_bytes, settings.max_image_body_bytes, settings.body_timeout_seconds)
     may_spool = settings.audit_policy == "spool"
     bindings = bindings_of(contract_files())
     guarded = GuardedCalls(pipeline=pipeline, ethics=ethics)
     destinations = Destinations(settings.provider, settings.allow_remote)
 
+    desk = Desk(gate, ledger, destinations, settings.max_body_bytes, settings.body_timeout_seconds, may_spool)
+    by_rpc = {binding.rpc: binding for binding in bindings}
+
     def tasks(task: TextTask[Request], method: Method) -> TextTasks[Request]:
         return TextTasks(
             task,
-            gate=gate,
-            ledger=ledger,
+            desk,
             guarded=guarded,
-            binding=next(binding for binding in bindings if binding.rpc == task.rpc),
+            binding=by_rpc[task.rpc],
             method=method,
-            limits=limits,
-            destinations=destinations,
             max_act_seconds=settings.max_act_seconds,
-            may_spool=may_spool,
         )
 
     return build_app(
@@ -162,43 +158,54 @@ def _app(
             mid_stream=settings.mid_stream,
             truncation=settings.truncation,
         ),
-        completions=Completions(
-            gate=gate,
-            ledger=ledger,
-            pipeline=pipeline,
-            limits=limits,
-            destinations=destinations,
-            may_spool=may_spool,
-        ),
+        completions=Completions(desk, pipeline=pipeline),
         embeddings=tasks(EMBEDDINGS, inference_stub.Embed),
         reranks=tasks(RERANK, inference_stub.Rerank),
-        moderations=Moderations(
-            gate=gate,
-            ledger=ledger,
-            ethics=ethics,
-            background=background,
-            limits=limits,
-            allows_unjudged=settings.unjudged_parts == "allow",
-            may_spool=may_spool,
-        ),
+        moderations=_moderations(settings, desk, limits, ethics=ethics, background=background),
         models=Models(gate=gate, inference=inference_stub, started_at=int(time.time())),
         connections=ConnectionTest(gate=gate, inference=inference_stub),
         health=Health(
             ethics=channels[ETHICS], ledger=ledger, registry=telemetry.registry, clock=time.monotonic
         ),
-        bridge=Bridge(
-            routes=Routes(bindings),
-            gate=gate,
-            ledger=ledger,
-            guarded=guarded,
-            channels=channels,
-            local=keys.handlers,
-            body_timeout_seconds=settings.body_timeout_seconds,
-            max_act_seconds=settings.max_act_seconds,
-            may_spool=may_spool,
-        ),
+        bridge=_bridge(settings, desk, bindings, guarded=guarded, channels=channels, keys=keys),
         openapi=OpenApi(bindings, version=_version()),
         telemetry=telemetry.rpc,
+    )
+
+
+def _moderations(
+    settings: GatewaySettings, desk: Desk, limits: ChatLimits, *, ethics: EthicsClient, background: Background
+) -> Moderations:
+    return Moderations(
+        gate=desk.gate,
+        ledger=desk.ledger,
+        ethics=ethics,
+        background=background,
+        limits=limits,
+        allows_unjudged=settings.unjudged_parts == "allow",
+        may_spool=desk.may_spool,
+    )
+
+
+def _bridge(
+    settings: GatewaySettings,
+    desk: Desk,
+    bindings: Sequence[Binding],
+    *,
+    guarded: GuardedCalls,
+    channels: dict[str, grpc.aio.Channel],
+    keys: KeysService,
+) -> Bridge:
+    return Bridge(
+        routes=Routes(bindings),
+        gate=desk.gate,
+        ledger=desk.ledger,
+        guarded=guarded,
+        channels=channels,
+        local=keys.handlers,
+        body_timeout_seconds=settings.body_timeout_seconds,
+        max_act_seconds=settings.max_act_seconds,
+        may_spool=desk.may_spool,
     )
 
 

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from gateway.acts import EMBED_RPC, RERANK_RPC, Act, decision_json
 from gateway.adapters import refuse_adapters
 from gateway.bridge_routes import Binding
-from gateway.chat import ID_BYTES, ChatLimits
+from gateway.chat import ID_BYTES
 from gateway.chat_action import AUTO_MODEL
-from gateway.destination import Destination, Destinations, refuse_role
+from gateway.destination import Destination, refuse_role
 from gateway.edge import Exchange, until_disconnect
 from gateway.errors import http_status, openai_body
-from gateway.gate import Gate
 from gateway.generation import for_clients
 from gateway.guarded import Acted, ActFailedError, GuardedCalls, RefusedError, singles
-from gateway.intake import Intake
-from gateway.ledger import Ledger
+from gateway.intake import Desk, Intake
 from gateway.text_tasks_schema import (
     EmbeddingRequest,
     RerankRequest,
@@ -63,29 +61,22 @@ class TextTasks(Generic[Request]):
     def __init__(
         self,
         task: TextTask[Request],
+        desk: Desk,
         *,
-        gate: Gate,
-        ledger: Ledger,
         guarded: GuardedCalls,
         binding: Binding,
         method: Method,
-        limits: ChatLimits,
-        destinations: Destinations,
         max_act_seconds: float,
-        may_spool: bool,
         new_id: Callable[[int], str] = secrets.token_hex,
     ) -> None:
         self._task = task
-        self._gate = gate
-        self._intake = Intake(
-            gate, ledger, task.kind, task.route, limits.max_body_bytes, limits.body_timeout_seconds
-        )
+        self._desk = desk
+        self._gate = desk.gate
+        self._intake = Intake(desk, task.kind, task.route)
         self._guarded = guarded
         self._binding = binding
         self._method = method
-        self._destinations = destinations
         self._max_act_seconds = max_act_seconds
-        self._may_spool = may_spool
         self._new_id = new_id
 
     async def answer(self, exchange: Exchange) -> None:
@@ -97,7 +88,7 @@ class TextTasks(Generic[Request]):
             request = self._task.parse(body)
             refuse_role(exchange.headers)
             refuse_adapters(exchange.headers)
-            return request, self._destinations.of(exchange.headers, request.model or "")
+            return request, self._desk.destinations.of(exchange.headers, request.model or "")
 
         request, destination = await self._intake.read(exchange, key, parse)
         act = Act(
@@ -110,7 +101,7 @@ class TextTasks(Generic[Request]):
             started=exchange.started,
             model=request.model or AUTO_MODEL,
             must_log_first=True,
-            may_spool=self._may_spool,
+            may_spool=self._desk.may_spool,
         )
         with self._gate.room:
             await until_disconnect(exchange, self._carry_out(exchange, act, request))

@@ -273,6 +273,26 @@ async def test_an_error_in_anthropics_stream_is_no_success(
         await suite.chat(leaving(stream=True))
 
 
+@pytest.mark.parametrize(
+    ("steps", "problem"),
+    [
+        ([], "empty stream"),
+        (
+            [b'event: message_start\ndata: {"type":"message_start","message":{"model":"tiny-neox"}}'],
+            "in the middle",
+        ),
+    ],
+    ids=["nothing", "an event without its end"],
+)
+async def test_a_stream_of_anthropics_that_breaks_off_is_no_success(
+    start: StartSuite, server: FakeModelServer, steps: list[bytes], problem: str
+) -> None:
+    server.on("POST", "/v1/messages", Scripted(steps, 200, STREAM, framing="chunked"))
+    suite = await start(**anthropic(server))
+    with pytest.raises(UnavailableError, match=problem):
+        await suite.chat(leaving())
+
+
 async def test_a_client_that_leaves_ends_the_generation(start: StartSuite, server: FakeModelServer) -> None:
     whole = recording("llama-server-tiny-neox", "anthropic_stream").body
     begun = whole[: whole.index(b"event: content_block_stop")]
@@ -306,6 +326,12 @@ async def test_a_check_tells_the_way_the_key_and_the_model_apart(
         ("answer", True),
         ("speed", True),
     ]
+    other = pb.CheckBackendRequest(name="backends/openai", model="o3-pro")
+    failed = (await suite.stub.CheckBackend(other)).checks[-1]
+    assert (failed.step, failed.passed, failed.cure) == ("models", False, "configured are: gpt-4o-mini")
+    server.on("GET", "/v1/models", as_json({"hello": "world"}))
+    (failed,) = (await suite.stub.CheckBackend(request)).checks
+    assert (failed.step, failed.cure) == ("identify", "check the base URL")
     await server.stop()
     (failed,) = (await suite.stub.CheckBackend(request)).checks
     assert (failed.step, failed.passed) == ("connect", False)

@@ -207,6 +207,17 @@ def test_a_loading_is_no_answer(reason: str) -> None:
         read(done(reason))
 
 
+@pytest.mark.parametrize(
+    "calls",
+    [[{"name": "look_up"}], ["look_up"], [{"function": {"name": "f", "arguments": {}}}] * 129],
+    ids=["no function", "no object", "too many"],
+)
+def test_a_call_that_cannot_be_read_is_a_failure(calls: list[object]) -> None:
+    with pytest.raises(BackendFailure) as caught:
+        read(line(tool_calls=calls))
+    assert caught.value.reason == "MALFORMED_ANSWER"
+
+
 def test_nothing_is_read_after_the_end() -> None:
     reader = AnswerReader()
     list(reader.read([done()]))

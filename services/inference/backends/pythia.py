@@ -78,7 +78,7 @@ class PythiaLimits:
 class PythiaBackend:
     """A GPT-NeoX model of a local directory, served in process."""
 
-    carries_on: Final = True
+    carries_on: bool = True
 
     def __init__(
         self, identity: Identity, directory: Path, model_id: str, *, holding: Holding, limits: PythiaLimits

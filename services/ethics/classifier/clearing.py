@@ -9,6 +9,7 @@ import bisect
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from string import ascii_lowercase
 from typing import Final
@@ -22,6 +23,7 @@ MAX_EITHER: Final = 6
 MIN_MISSPELT: Final = 4
 MAX_MISSPELT: Final = 400
 MENDED: Final = "mended"
+PARTED: Final = "parted"
 # Nearly any short run of letters is a letter away from a word: only what is English in good part is mended, and only
 # when so much of it is words afterwards.
 MIN_MENDABLE: Final = 0.3
@@ -31,6 +33,12 @@ MIN_ORDER_RATIO: Final = 3
 # Marks between words count as blanks where there are at least this many, and fewer blanks than marks.
 MIN_MARKS: Final = 2
 _BETWEEN: Final = re.compile(r"(?<=[a-z0-9])[_*|~=+/\\.,;:-](?=[a-z0-9])")
+# Arrows, operators, boxes and other shapes. A text in which they are as many as half its words wears them as a dress.
+_SHAPE: Final = re.compile("[\u2190-\u25ff]")
+MIN_SHAPES_OF_WORDS: Final = 0.5
+# Letters that are no word and come back between words that were run together.
+MAX_FILLING: Final = 4
+MIN_FILLINGS: Final = 3
 # Marks that stood between letters and are left alone when the letters are joined: "how. .do. .i".
 _STRAY: Final = re.compile(
     r"(?<![^\s])[^\sa-z0-9]+(?=[a-z0-9])|(?<=[a-z0-9])[^\sa-z0-9]+(?![^\s])|(?<![^\s])[^\sa-z0-9](?![^\s])"
@@ -55,17 +63,32 @@ _PAIRS: Final = frozenset(
 )  # fmt: skip
 
 
-def tidied(view: View, ends_with: str) -> str:
+def tidied(view: View, ends_with: str, vocabulary: Vocabulary) -> str:
     """The text of a view for the classifier: marks that only parted letters or words are gone or blanks.
 
     `ends_with` is the mark at the end of the plain text, which tells a question from a statement.
     """
     kind = view.name.rpartition("/")[2]
     text = view.text
+    if kind == PARTED:
+        text = _without_filling(text, vocabulary)
     if kind in {"spelled", "spelled_words", "unmarked"} or view.name.endswith("squeezed/parted"):
         return _STRAY.sub("", text).rstrip(" .?!") + ends_with
+    shapes = len(_SHAPE.findall(text))
+    if shapes >= MIN_MARKS and shapes >= MIN_SHAPES_OF_WORDS * len(_WORD.findall(text)):
+        text = _SHAPE.sub(" ", text)
     marks = len(_BETWEEN.findall(text))
     return _BETWEEN.sub(" ", text) if marks >= MIN_MARKS and marks > text.strip().count(" ") else text
+
+
+def _without_filling(text: str, vocabulary: Vocabulary) -> str:
+    """Words that were run together, without the letters that only stood between them: "how xq do xq i"."""
+    pieces = text.split(" ")
+    counts = Counter(
+        piece for piece in pieces if len(piece) <= MAX_FILLING and math.isinf(vocabulary.cost(piece))
+    )
+    filling = {piece for piece, count in counts.items() if piece.isalpha() and count >= MIN_FILLINGS}
+    return " ".join(piece for piece in pieces if piece not in filling) if filling else text
 
 
 def last_mark(text: str) -> str:

@@ -19,7 +19,15 @@ from typing import Final
 
 from tokenizers import Tokenizer
 
-from services.ethics.classifier.clearing import MENDED, last_mark, mended, order_of, tidied, with_either
+from services.ethics.classifier.clearing import (
+    MENDED,
+    PARTED,
+    last_mark,
+    mended,
+    order_of,
+    tidied,
+    with_either,
+)
 from services.ethics.classifier.encoding import room_for_text
 from services.ethics.classifier.words import Vocabulary
 from services.ethics.judge import Extent, Part
@@ -37,7 +45,6 @@ MIN_GAIN_BY_CHANCE: Final = 10
 MIN_UNREAD_GAIN: Final = 16
 # Long texts are taken apart into tokens piece by piece: the tokenizer's own record of a token is large.
 PIECE_CHARS: Final = 8_192
-PARTED: Final = "parted"
 _BY_CHANCE: Final = frozenset({"reversed", "reversed_words", "rot13", PARTED, MENDED})
 # Where so much of a text that was spelled out is words, the gaps between them were kept.
 MIN_BORDERED: Final = 0.6
@@ -244,7 +251,11 @@ class Planner:
                 for window in _windows(view, offsets, size, max(1, int(size * STRIDE_SHARE)))
             ]
         whole = Pass(
-            tidied(view, ends_with), view.name, *_span(view, 0, len(view.text)), count, is_window=False
+            tidied(view, ends_with, self.vocabulary),
+            view.name,
+            *_span(view, 0, len(view.text)),
+            count,
+            is_window=False,
         )
         if count < MIN_HALVED_TOKENS or spare < _HALVES:
             return [whole]

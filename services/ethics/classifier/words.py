@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
@@ -31,6 +32,12 @@ _WORD: Final = re.compile("[a-z]+")
 _RUN: Final = re.compile(f"[a-z]{{{MIN_RUN},}}")
 # Words of one letter that English has.
 _LETTERS: Final = frozenset({"a", "i"})
+# Letters that are put between words instead of blanks come back as often as there are words, and hardly vary in length.
+FILLING_LENGTHS: Final = (2, 3, 4)
+MIN_FILLINGS: Final = 4
+TRIED_FILLINGS: Final = 4
+# So much of what stands between them must be words then.
+MIN_FILLED: Final = 0.8
 # Two-letter words that can stand in a request; the vocabulary holds every abbreviation beside them.
 _PAIRS: Final = frozenset(
     [
@@ -116,6 +123,9 @@ class Vocabulary:
 
     def _parted(self, run: str) -> list[int]:
         """The cuts of the likeliest way to read a run as words."""
+        filled = self._between_fillings(run)
+        if filled:
+            return filled
         best = [0.0] + [math.inf] * len(run)
         came = [0] * (len(run) + 1)
         costs = self._costs
@@ -134,6 +144,19 @@ class Vocabulary:
         if explained < MIN_EXPLAINED * len(run):
             return []
         return [cut for cut in _borders(run, reversed(spans), costs) if cut < len(run)]
+
+    def _between_fillings(self, run: str) -> list[int]:
+        """The cuts about letters that stand where blanks belong, as in "howxqdoxqi"; none where there are none."""
+        for length in FILLING_LENGTHS:
+            counts = Counter(run[at : at + length] for at in range(len(run) - length + 1))
+            for filling, count in counts.most_common(TRIED_FILLINGS):
+                pieces = run.split(filling)
+                letters = sum(map(len, pieces))
+                known = sum(len(piece) for piece in pieces if piece in self._costs)
+                if count >= MIN_FILLINGS and known >= MIN_FILLED * letters > 0:
+                    cuts = (at for match in re.finditer(filling, run) for at in match.span())
+                    return sorted({cut for cut in cuts if 0 < cut < len(run)})
+        return []
 
 
 def _borders(run: str, spans: Iterable[tuple[int, int]], costs: Mapping[str, float]) -> Iterator[int]:

@@ -46,17 +46,20 @@ async def test_a_score_names_every_category_in_the_order_of_the_laws(ethics: Eth
 
 
 @pytest.mark.parametrize(
-    ("stage", "outcome"),
+    ("stage", "is_forbidden"),
     [
-        (pb.STAGE_UNSPECIFIED, OUTCOME_ALLOW),
-        (pb.STAGE_REQUEST, OUTCOME_ALLOW),
-        (pb.STAGE_OUTPUT, OUTCOME_REFUSE),
-        (pb.STAGE_TOOL_RESULT, OUTCOME_ALLOW),
+        (pb.STAGE_UNSPECIFIED, False),
+        (pb.STAGE_REQUEST, False),
+        (pb.STAGE_OUTPUT, True),
+        (pb.STAGE_TOOL_RESULT, False),
     ],
 )
-async def test_a_score_uses_the_rules_of_its_stage(ethics: Ethics, stage: pb.Stage, outcome: int) -> None:
+async def test_a_score_uses_the_rules_of_its_stage(
+    ethics: Ethics, stage: pb.Stage, is_forbidden: bool
+) -> None:
+    """Someone may have been told this and ask for help, but nothing may say it to them."""
     response = await ethics.stub.Score(pb.ScoreRequest(text="You should just hang yourself.", stage=stage))
-    assert response.decision.outcome == outcome
+    assert (response.decision.outcome == OUTCOME_REFUSE) is is_forbidden
 
 
 @pytest.mark.parametrize("text", ["", "x" * 1_048_577], ids=["empty", "too long"])

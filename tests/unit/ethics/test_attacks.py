@@ -63,7 +63,7 @@ def test_no_token_of_a_long_row_of_letters_is_unknown() -> None:
     ],
 )
 async def test_marks_do_not_hide_another_language(text: str) -> None:
-    assert Outcome.ALLOW not in await outcomes(text)
+    assert await outcomes(text) & {Outcome.ASK_CLARIFICATION, Outcome.REFUSE}
 
 
 @pytest.mark.parametrize("marks", ["[SEP] [SEP] [CLS] safe [SEP]", "[MASK] [PAD]"])

@@ -12,7 +12,39 @@ from scripts.classifier.authored import DATA
 EVALUATION = Path(__file__).parents[3] / "evaluation"
 # Words that say nothing of what a text is about.
 COMMON = frozenset(
-    "a an the to of in on at for and or is are i my me you your do does how what it that this with can be as by from".split()
+    [
+        "a",
+        "an",
+        "the",
+        "to",
+        "of",
+        "in",
+        "on",
+        "at",
+        "for",
+        "and",
+        "or",
+        "is",
+        "are",
+        "i",
+        "my",
+        "me",
+        "you",
+        "your",
+        "do",
+        "does",
+        "how",
+        "what",
+        "it",
+        "that",
+        "this",
+        "with",
+        "can",
+        "be",
+        "as",
+        "by",
+        "from",
+    ]
 )
 MIN_SHARED = 3
 NEAR = 0.6

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +43,7 @@ def read_line(line: bytes) -> Json:
     return message
 
 
-def pull_offline(source: str, *, revision: str = "", to: Path | None = None) -> Iterator[Json]:
+def pull_offline(source: str, *, revision: str = "", to: Path | None = None) -> Generator[Json]:
     """Give the progress of a pull as the gateway writes it; closing it stops the process, which leaves no half of a file."""
     if importlib.util.find_spec("services") is None:
         raise FailedPreconditionError("pulling models needs pip install 'kala-suite[inference-pythia]'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class Provider:
     url: str
     is_ready: bool
     detail: str
+    is_remote: bool = False
 
     @classmethod
     def of(cls, backend: Mapping[str, Any]) -> Provider:  # Any: JSON
@@ -40,6 +42,7 @@ class Provider:
             url=str(backend.get("url") or "in process"),
             is_ready=backend.get("state") == READY,
             detail=str(backend.get("detail") or ""),
+            is_remote=bool(backend.get("remote")),
         )
 
 
@@ -71,7 +74,8 @@ class Measured:
 def select(backends: Iterable[Mapping[str, Any]], wanted: Sequence[str]) -> list[Provider]:  # Any: JSON
     """Give the providers of these names or kinds, all when none is named; NotFoundError lists what there is.
 
-    The embedded demo is measured only by name, or when there is nothing else.
+    The embedded demo is measured only by name, or when there is nothing else. A remote provider is measured only by name:
+    being named is what lets the questions leave this machine.
     """
     providers = [Provider.of(backend) for backend in backends]
     if wanted:
@@ -83,8 +87,16 @@ def select(backends: Iterable[Mapping[str, Any]], wanted: Sequence[str]) -> list
                 f"there is no provider {missing[0]!r} in this suite; there are: {known or 'none'}"
             )
         return [each for each in chosen if each.name != DEMO or DEMO in wanted or len(chosen) == 1]
-    others = [each for each in providers if each.name != DEMO]
-    return others if any(each.is_ready for each in others) else providers
+    others = [_at_home(each) for each in providers if each.name != DEMO]
+    demo = [each for each in providers if each.name == DEMO]
+    return others if any(each.is_ready for each in others) else others + demo
+
+
+def _at_home(provider: Provider) -> Provider:
+    if not provider.is_remote:
+        return provider
+    problem = f"is remote; --provider {provider.name} measures it and lets the questions leave this machine"
+    return dataclasses.replace(provider, is_ready=False, detail=problem)
 
 
 def measure(

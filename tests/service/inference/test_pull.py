@@ -22,6 +22,7 @@ from kala.errors import (
     VerificationError,
 )
 from kala.inference.v1 import inference_pb2 as pb
+from kala.offline_pull import pull_offline
 from services.common.status import translated
 from services.inference.pull.shelf import ARRIVALS
 from tests.fakes.hub import COMMIT, FakeHub, fake_hub
@@ -240,6 +241,38 @@ async def test_a_library_that_was_told_to_stay_offline_does(
 async def test_a_token_of_this_machines_user_is_not_sent(suite: Suite, hub: FakeHub) -> None:
     await pull(suite)
     assert set(hub.tokens) == {None}
+
+
+@pytest.fixture
+def alone(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without a suite, whose settings name the hub; gives its models directory."""
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "models"
+
+
+def test_without_a_suite_the_same_process_pulls(alone: Path) -> None:
+    *_, last = pull_offline(SOURCE, to=alone)
+    assert (alone / "pythia-70m" / "model.safetensors").read_bytes() == WEIGHTS
+    assert {file["name"] for file in last["files"]} == {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_whoever_stops_asking_stops_the_process_and_no_half_file_stays(alone: Path, hub: FakeHub) -> None:
+    hub.held = "model.safetensors"
+    steps = pull_offline(SOURCE, to=alone)
+    while next(steps)["file"] != "model.safetensors" or not hub.holding.wait(20):
+        pass
+    steps.close()
+    assert suite_is_free(alone)
+    assert not any(path.suffix == ".incomplete" for path in arrivals(alone))
+
+
+def test_what_goes_wrong_without_a_suite_is_one_of_our_errors(alone: Path) -> None:
+    with pytest.raises(NotFoundError, match="has no repository org/nothing"):
+        list(pull_offline("org/nothing", to=alone))
+    with pytest.raises(InvalidArgumentError, match=r"^source: must be") as caught:
+        list(pull_offline("nothing", to=alone))
+    assert caught.value.field == "source"
 
 
 async def _read_all(call: object) -> None:

@@ -252,6 +252,27 @@ def test_the_demo_is_measured_by_name_or_when_there_is_nothing_else(use: Use, tm
     assert main(["bench", "providers", "--quick", "--out", str(tmp_path), *AT]) == 0
 
 
+REMOTE = {
+    **READY,
+    "name": "backends/openai",
+    "kind": "openai",
+    "url": "https://api.openai.com",
+    "remote": True,
+}
+
+
+def test_nothing_leaves_this_machine_unless_the_provider_is_named(
+    use: Use, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway = use(FakeGateway([stream("OK") for _ in range(6)], backends=[READY, REMOTE]))
+    assert main(["bench", "providers", "--quick", "--out", str(tmp_path), *AT]) == 0
+    assert {asked["model"] for asked in gateway.chats} == {"lmstudio/auto"}
+    assert "is remote; --provider openai" in capsys.readouterr().out
+    assert main(["bench", "providers", "--quick", "--provider", "openai", "--out", str(tmp_path), *AT]) == 0
+    assert gateway.chats[-1]["model"] == "openai/auto"
+    assert gateway.seen[-1].headers["x-kala-provider"] == "openai"
+
+
 @pytest.mark.parametrize(
     ("backends", "arguments", "says"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,9 @@ class TinyAdapter:
     seed: int = 1
     template: str = ""
     rank_stabilised: bool = False
+    modules: Mapping[str, tuple[int, int]] = field(default_factory=lambda: MODULES)
+    strength: float = 0.2
+    """How far the matrices' numbers lie from nought."""
     matrices: dict[str, torch.Tensor] = field(init=False)
     world: AdapterWorld = field(init=False)
 
@@ -47,10 +51,10 @@ class TinyAdapter:
 
         random = torch.Generator().manual_seed(self.seed)
         self.matrices = {}
-        for path, (inputs, outputs) in MODULES.items():
+        for path, (inputs, outputs) in self.modules.items():
             kind = "lora_embedding_{}" if path.endswith("embed_in") else "lora_{}.weight"
             for side, shape in (("A", (RANK, inputs)), ("B", (outputs, RANK))):
-                tensor = torch.randn(shape, generator=random) * 0.2
+                tensor = torch.randn(shape, generator=random) * self.strength
                 if side == "B" and path == "lm_head":
                     # As in the base: no end token is ever the likeliest, so an answer is as long as its limit.
                     tensor[:4] = 0
@@ -59,7 +63,7 @@ class TinyAdapter:
             WEIGHTS_FILE: save(self.matrices),
             CONFIG_FILE: peft_config(
                 r=RANK, lora_alpha=ALPHA, use_rslora=self.rank_stabilised,
-                target_modules=[path.rpartition(".")[2] for path in MODULES],
+                target_modules=[path.rpartition(".")[2] for path in self.modules],
             ),
         }  # fmt: skip
         if self.template:
@@ -82,7 +86,7 @@ class TinyAdapter:
         description.lora.rank, description.lora.alpha = RANK, ALPHA
         description.lora.rank_stabilised = self.rank_stabilised
         del description.lora.targets[:]
-        for path, (inputs, outputs) in MODULES.items():
+        for path, (inputs, outputs) in self.modules.items():
             description.lora.targets.add(
                 module=path.rpartition(".")[2], matched=1, in_features=inputs, out_features=outputs
             )
@@ -105,7 +109,7 @@ class TinyAdapter:
         scale = ALPHA / (math.sqrt(RANK) if self.rank_stabilised else RANK)
         modules = dict(model.named_modules())
         with torch.no_grad():
-            for path in MODULES:
+            for path in self.modules:
                 side = "lora_embedding_{}" if path.endswith("embed_in") else "lora_{}.weight"
                 a, b = (self.matrices[f"{PREFIX}{path}.{side.format(one)}"] for one in "AB")
                 change = b @ a * scale

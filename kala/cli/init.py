@@ -34,16 +34,13 @@ def init(
     ] = None,
 ) -> None:
     """Write where LM Studio is into .env in this directory, and keep what else is there."""
-    if lm_studio_url is None:
-        lm_studio_url = typer.prompt(
-            f"LM Studio's server URL ({NONE} to do without)", default=DEFAULT_BASE_URL, err=True
-        )
+    url = lm_studio_url or _ask()
     path = Path.cwd() / ENV_FILE
     text = _read(path)
-    if lm_studio_url == NONE:
+    if url == NONE:
         text = with_setting(text, SWITCH_NAMES, "0")
     else:
-        text = with_setting(text, URL_NAMES, _checked(lm_studio_url))
+        text = with_setting(text, URL_NAMES, _checked(url))
         text = with_setting(text, SWITCH_NAMES, "1")
     if model is not None:
         text = with_setting(text, MODEL_NAMES, model)
@@ -51,8 +48,13 @@ def init(
     show(f"wrote {path}")
     note(
         "start the suite here with `kala up`"
-        + ("" if lm_studio_url == NONE else "; `kala health lm` then says whether LM Studio works")
+        + ("" if url == NONE else "; `kala health lm` then says whether LM Studio works")
     )
+
+
+def _ask() -> str:
+    question = f"LM Studio's server URL ({NONE} to do without)"
+    return str(typer.prompt(question, default=DEFAULT_BASE_URL, err=True))
 
 
 def _checked(url: str) -> str:

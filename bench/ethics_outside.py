@@ -6,40 +6,29 @@ The process is started as in production, `python -m services.ethics`, over a uni
 from __future__ import annotations
 
 import asyncio
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench.ethics_inside import CALLERS, CHUNK_CHARS, DISGUISED_WORDS, LONG_TOKENS, SHORT_TOKENS, Subject
 from bench.ethics_texts import chunks
+from bench.grpc_process import memory_mib, serving
 from kala.common.v1 import clearance_pb2
 from kala.ethics.v1 import ethics_pb2 as pb
 from kala.ethics.v1 import ethics_pb2_grpc
 from services.common.channel import open_channel
 from services.common.keys import write_private_key
-from services.common.peers import GATEWAY, PEER_METADATA_KEY
+from services.common.peers import GATEWAY
 
-ROOT: Final = Path(__file__).resolve().parent.parent
 STARTS: Final = 5
-POLL_SECONDS: Final = 0.005
-# The channel tries again this often while nothing listens yet; its own first wait would be a second.
-BACKOFF: Final = [(f"grpc.{name}_reconnect_backoff_ms", 10) for name in ("initial", "min", "max")]
-START_SECONDS: Final = 120.0
 # Several times what one pass reads, so that long texts count too.
 VERY_LONG_TOKENS: Final = 4_000
-MIB: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +56,13 @@ def process(requests: int) -> Process:
                 seconds.append(taken)
         with _serving(home) as (pid, taken):
             seconds.append(taken)
-            at_first = _memory_mib(pid, "VmRSS")
+            at_first = memory_mib(pid)
             checks = asyncio.run(_load(_address(home), requests))
             return Process(
                 statistics.median(seconds),
                 at_first,
-                _memory_mib(pid, "VmRSS"),
-                _memory_mib(pid, "VmHWM"),
+                memory_mib(pid),
+                memory_mib(pid, "VmHWM"),
                 checks,
             )
 
@@ -82,8 +71,7 @@ def _address(home: Path) -> str:
     return f"unix:{home}/e.sock"
 
 
-@contextmanager
-def _serving(home: Path) -> Iterator[tuple[int, float]]:
+def _serving(home: Path) -> AbstractContextManager[tuple[int, float]]:
     """The process with its id and the seconds that it took to serve."""
     values = {
         "ADDRESS": _address(home),
@@ -91,35 +79,8 @@ def _serving(home: Path) -> Iterator[tuple[int, float]]:
         "TRUST": "development",
         "METRICS_PORT": "off",
     }
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment |= {f"KALA_ETHICS_{name}": value for name, value in values.items()}
-    began = time.perf_counter()
-    with (home / "log").open("wb") as log:
-        running = subprocess.Popen(
-            [sys.executable, "-m", "services.ethics"], cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
-    try:
-        with grpc.insecure_channel(_address(home), BACKOFF) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            while not _is_serving(stub):
-                if running.poll() is not None or time.perf_counter() - began > START_SECONDS:
-                    raise RuntimeError((home / "log").read_text())
-                time.sleep(POLL_SECONDS)
-            taken = time.perf_counter() - began
-        yield running.pid, taken
-    finally:
-        running.terminate()
-        running.wait(30)
-
-
-def _is_serving(stub: Any) -> bool:  # Any: grpc_health has no stubs of its methods
-    try:
-        answer = stub.Check(
-            health_pb2.HealthCheckRequest(), timeout=1, metadata=[(PEER_METADATA_KEY, GATEWAY)]
-        )
-    except grpc.RpcError:
-        return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+    settings = {f"KALA_ETHICS_{name}": value for name, value in values.items()}
+    return serving("services.ethics", home, _address(home), settings)
 
 
 async def _load(address: str, requests: int) -> int:
@@ -157,9 +118,3 @@ def _events(answer: str) -> Iterator[pb.CheckOutputRequest]:
     for piece in chunks(answer, CHUNK_CHARS):
         yield pb.CheckOutputRequest(chunk=pb.OutputChunk(channel=pb.OUTPUT_CHANNEL_TEXT, text=piece))
     yield pb.CheckOutputRequest(finish=pb.OutputFinish())
-
-
-def _memory_mib(pid: int, field: str) -> float:
-    """A line of /proc/pid/status, which counts in KiB (proc(5))."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(f"{field}:"))) / MIB

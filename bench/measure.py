@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -24,6 +24,15 @@ class Arm:
     name: str
     round_medians_ms: tuple[float, ...]
     all_ms: tuple[float, ...]
+
+    @classmethod
+    def of_rounds(cls, name: str, rounds: Sequence[Sequence[float]]) -> Arm:
+        """The arm whose rounds took these times, in milliseconds."""
+        return cls(
+            name,
+            tuple(statistics.median(taken) for taken in rounds),
+            tuple(value for taken in rounds for value in taken),
+        )
 
     @property
     def p50_ms(self) -> float:
@@ -97,11 +106,4 @@ def interleaved(arms: Mapping[str, Request], *, rounds: int, requests: int, warm
     for _ in range(rounds):
         for name, request in arms.items():
             samples[name].append([request() * 1000 for _ in range(requests)])
-    return [
-        Arm(
-            name,
-            tuple(statistics.median(taken) for taken in by_round),
-            tuple(value for taken in by_round for value in taken),
-        )
-        for name, by_round in samples.items()
-    ]
+    return [Arm.of_rounds(name, by_round) for name, by_round in samples.items()]

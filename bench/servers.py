@@ -21,6 +21,10 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 KALA: Final = Path(sys.executable).parent / "kala"
 PEER: Final = ROOT / ".venv-litellm" / "bin" / "litellm"
 
+PORTKEY: Final = (
+    ROOT / ".venv-portkey" / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Suite:
@@ -88,6 +92,25 @@ def litellm(folder: Path, upstream: str, streaming_upstream: str) -> Iterator[Pe
     try:
         _wait_until_alive(f"http://127.0.0.1:{port}/health/liveliness", process)
         yield Peer(f"http://127.0.0.1:{port}", key)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@contextmanager
+def portkey(folder: Path) -> Iterator[Peer | None]:
+    """Runs the Portkey gateway, whose requests name their upstream; None when it is not installed."""
+    if not PORTKEY.exists():
+        yield None
+        return
+    port = free_port()
+    with (folder / "portkey.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["node", PORTKEY, f"--port={port}", "--headless"], stdout=log, stderr=log, cwd=folder
+        )
+    try:
+        _wait_until_alive(f"http://127.0.0.1:{port}/", process)
+        yield Peer(f"http://127.0.0.1:{port}", "none")
     finally:
         process.terminate()
         process.wait(20)

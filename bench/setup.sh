@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the bench needs beside KALA: nginx as the static upstream, LiteLLM proxy in its own environment.
+# Installs what the bench needs beside KALA: nginx as the static upstream, LiteLLM proxy and the Portkey gateway in their own environments.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if ! command -v nginx > /dev/null && [ ! -x /usr/sbin/nginx ]; then
@@ -8,4 +8,7 @@ fi
 if [ ! -x .venv-litellm/bin/litellm ]; then
   "${PYTHON:-python3}" -m venv .venv-litellm
   .venv-litellm/bin/pip install --quiet -r bench/litellm.txt
+fi
+if command -v npm > /dev/null && [ ! -d .venv-portkey/node_modules/@portkey-ai/gateway ]; then
+  npm install --silent --no-fund --no-audit --prefix .venv-portkey @portkey-ai/gateway@1.15.2
 fi

@@ -1,8 +1,9 @@
-"""A real mlx_lm.server that inference starts by itself for MLX_MODEL_PATH: it answers, comes back, and goes with the suite."""
+"""Real model servers that inference starts by itself for a model path: they answer, come back, and go with the suite."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -15,8 +16,9 @@ from services.inference.config import EMBEDDED_MODEL_DIR
 from tests.e2e.suites import Suite, running_suite
 from tests.fakes.tiny_pythia import make_tiny_pythia
 
-pytest.importorskip("mlx_lm", reason="mlx_lm is not installed: pip install 'mlx[cpu]' mlx-lm")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+LLAMA_SERVER = os.environ.get("KALA_TEST_LLAMA_SERVER") or shutil.which("llama-server")
 
 START_SECONDS = 120
 
@@ -29,7 +31,7 @@ def servers(model: Path) -> list[int]:
             words = (place / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"mlx_lm" in words and str(model).encode() in words:
+        if str(model).encode() in words and b"--port" in words:
             found.append(int(place.name))
     return found
 
@@ -49,15 +51,36 @@ def answered(suite: Suite) -> httpx.Response:
     return response
 
 
-def test_a_model_path_is_served_watched_and_let_go(tmp_path: Path) -> None:
-    model = EMBEDDED_MODEL_DIR
-    if not (model / "model.safetensors").exists():
-        model = make_tiny_pythia(tmp_path / "tiny-neox", context_tokens=512)
-    with running_suite(tmp_path / "state", MLX_MODEL_PATH=str(model)) as suite:
-        assert answered(suite).headers["x-kala-attempts"] == "mlx=ok"
+def watched(state: Path, model: Path, kind: str, **settings: str) -> None:
+    """See a server through: asked, killed, asked again, and gone with the suite."""
+    with running_suite(state, **settings) as suite:
+        assert answered(suite).headers["x-kala-attempts"] == f"{kind}=ok"
         (first,) = servers(model)
         os.kill(first, signal.SIGKILL)
         answered(suite)
         (second,) = servers(model)
         assert second != first
     assert servers(model) == []
+
+
+def test_mlx_lm_server_is_started_watched_and_let_go(tmp_path: Path) -> None:
+    pytest.importorskip("mlx_lm", reason="mlx_lm is not installed: pip install 'mlx[cpu]' mlx-lm")
+    model = EMBEDDED_MODEL_DIR
+    if not (model / "model.safetensors").exists():
+        model = make_tiny_pythia(tmp_path / "tiny-neox", context_tokens=512)
+    watched(tmp_path / "state", model, "mlx", MLX_MODEL_PATH=str(model))
+
+
+@pytest.mark.skipif(
+    LLAMA_SERVER is None, reason="no llama-server on PATH and none named by KALA_TEST_LLAMA_SERVER"
+)
+def test_llama_server_is_started_watched_and_let_go(tmp_path: Path) -> None:
+    from tests.fakes.tiny_gguf import make_tiny_llama
+
+    model = make_tiny_llama(tmp_path / "tiny.gguf", context_tokens=512)
+    settings = {
+        "LLAMACPP_MODEL_PATH": str(model),
+        "LLAMACPP_N_CTX": "512",
+        "KALA_INFERENCE_LLAMACPP_PROGRAM": str(LLAMA_SERVER),
+    }
+    watched(tmp_path / "state", model, "llamacpp", **settings)

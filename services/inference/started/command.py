@@ -114,11 +114,11 @@ class LlamaCppCommand:
         ]
 
     def _python_arguments(self, port: int) -> list[str]:
-        context = [] if self.context_tokens is None else ["--n_ctx", str(self.context_tokens)]
         return [
             *("--model", str(self.model), "--model_alias", self.model_name),
             *("--host", LOOPBACK, "--port", str(port), "--n_gpu_layers", str(self.gpu_layers)),
-            *context,
+            # Its own default is 2048; 0 means the model's.
+            *("--n_ctx", str(self.context_tokens or 0)),
         ]
 
 

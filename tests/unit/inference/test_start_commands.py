@@ -51,11 +51,14 @@ def test_llama_server_gets_all_layers_unless_told_otherwise(gguf: Path) -> None:
     assert "--ctx-size" not in line
 
 
-def test_llama_cpp_python_stands_in_where_only_it_is_installed(gguf: Path) -> None:
-    line = LlamaCppCommand(gguf, "tiny", context_tokens=512, **has("llama_cpp")).line(5000)
+@pytest.mark.parametrize(("given", "said"), [(512, "512"), (None, "0")])
+def test_llama_cpp_python_stands_in_where_only_it_is_installed(
+    gguf: Path, given: int | None, said: str
+) -> None:
+    line = LlamaCppCommand(gguf, "tiny", context_tokens=given, **has("llama_cpp")).line(5000)
     assert line[:3] == [sys.executable, "-m", "llama_cpp.server"]
     assert line[line.index("--n_gpu_layers") + 1] == "-1"
-    assert line[line.index("--n_ctx") + 1] == "512"
+    assert line[line.index("--n_ctx") + 1] == said
 
 
 @pytest.mark.parametrize(

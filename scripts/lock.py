@@ -24,6 +24,7 @@ LOCKED_EXTRAS: Final = (
     "gateway",
     "inference",
     "inference-pythia",
+    "inference-quantized",
     "suite",
     "dev",
 )

@@ -25,7 +25,9 @@ LOCKED_EXTRAS: Final = (
     "inference",
     "inference-pythia",
     "inference-quantized",
+    "inference-quantized",
     "suite",
+    "examples",
     "dev",
 )
 OMITTED: Final = frozenset({"torch", "triton", "kala-suite"})

@@ -7,7 +7,7 @@ The embedded demo is no link of it: it serves by name, or when no other backend 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from kala.errors import (
@@ -109,7 +109,7 @@ class PassedOver:
     backend: str
     reason: str
     detail: str
-    error: KalaError | None = None
+    error: KalaError | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,13 +50,12 @@ from services.inference.pythia.requests import (
     texts_joined,
 )
 from services.inference.pythia.weights import Weights, check, find, unlisted_digest
-from services.inference.pythia.worker import FAULTS, Generation, Told, Worker
+from services.inference.pythia.worker import FAULTS, Generation, Prompt, Told, Worker
 from services.inference.tasks import CompleteCall, EmbedCall, Vectors
 
 if TYPE_CHECKING:
     from services.common.adapter_manifest import VerifiedAdapter
     from services.inference.pythia.engine import Engine
-    from services.inference.pythia.lora import LoraAdapter
 
 log: Final = structlog.get_logger()
 
@@ -145,10 +144,8 @@ class PythiaBackend:
         messages = conversation(call)
         async with self._turn():
             begin()
-            adapters = self._adapters.chosen(call.adapters)
-            template = next((one.chat_template for one in adapters if one.chat_template), "")
             generating = self._generate(
-                lambda engine: engine.encode(messages, template), call.sampling, model, adapters
+                lambda engine: self._prompt(engine, messages, call.adapters), call.sampling, model
             )
             async with aclosing(generating) as events:
                 async for event in events:
@@ -163,7 +160,9 @@ class PythiaBackend:
         refuse_logprobs(call.sampling)
         async with self._turn():
             begin()
-            generating = self._generate(lambda engine: engine.encode_text(call.prompt), call.sampling, model)
+            generating = self._generate(
+                lambda engine: Prompt(engine.encode_text(call.prompt)), call.sampling, model
+            )
             async with aclosing(generating) as events:
                 async for event in events:
                     yield event
@@ -239,10 +238,9 @@ class PythiaBackend:
 
     async def _generate(
         self,
-        encode: Callable[[Engine], list[int]],
+        encode: Callable[[Engine], Prompt],
         sampling: Sampling,
         model: ModelInfo,
-        adapters: tuple[LoraAdapter, ...] = (),
     ) -> AsyncGenerator[Event]:
         loop = asyncio.get_running_loop()
         told: asyncio.Queue[Told] = asyncio.Queue()
@@ -252,7 +250,6 @@ class PythiaBackend:
             sampling,
             min(sampling.max_output_tokens or most, most),
             tell=lambda item: post(loop, told, item),
-            adapters=adapters,
         )
         try:
             self._worker.submit(work)
@@ -274,6 +271,12 @@ class PythiaBackend:
             return await asyncio.wrap_future(self._worker.errand(act))
         except FAULTS as error:
             raise failure_of(error) from error
+
+    def _prompt(self, engine: Engine, messages: list[dict[str, str]], names: tuple[str, ...]) -> Prompt:
+        # In the worker thread: an adapter belongs to the model that is loaded now, and no other order comes between.
+        adapters = self._adapters.chosen(names)
+        template = next((one.chat_template for one in adapters if one.chat_template), "")
+        return Prompt(engine.encode(messages, template), adapters)
 
     def _embedded(self, text: str) -> tuple[list[float], int]:
         engine = self._loaded()

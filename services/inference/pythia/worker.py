@@ -40,17 +40,24 @@ FAULTS: Final = (RuntimeError, ValueError, MemoryError, OSError)
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a text begins with, and the adapters that it is generated with."""
+
+    ids: list[int]
+    adapters: tuple[LoraAdapter, ...] = ()
+
+
 @dataclass(slots=True, eq=False)
 class Generation:
     """One text to generate, shared between the event loop and the worker thread."""
 
-    encode: Callable[[Engine], list[int]]
-    """Gives the prompt's tokens; what it raises ends this generation alone."""
+    encode: Callable[[Engine], Prompt]
+    """Called in the worker thread with the model that will generate; what it raises ends this generation alone."""
     sampling: Sampling
     max_output_tokens: int
     tell: Callable[[Told], None]
     """Called in the worker thread."""
-    adapters: tuple[LoraAdapter, ...] = ()
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -63,7 +70,7 @@ class _Row:
     """A generation on its way: first its prompt is read, then it is a row of the batch."""
 
     work: Generation
-    prompt: list[int]
+    prompt: Prompt
     limit: int
     sampler: Sampler
     memory: RowMemory
@@ -175,7 +182,7 @@ class Worker:
     def _take(self, engine: Engine, work: Generation) -> None:
         try:
             prompt = work.encode(engine)
-            used, context = len(prompt), engine.context_tokens
+            used, context = len(prompt.ids), engine.context_tokens
             if used >= context:
                 raise ContextOverflow(prompt_tokens=used, context_tokens=context)  # noqa: TRY301 - told like the others
         except Exception as error:  # noqa: BLE001 - the thread's edge: it is told to the one whose text it is
@@ -205,16 +212,16 @@ class Worker:
                 self._reading.popleft()
                 row.work.tell(_gave_up())
                 continue
-            piece = row.prompt[row.read : row.read + budget]
+            piece = row.prompt.ids[row.read : row.read + budget]
             try:
-                logits = engine.read(row.memory, piece, row.work.adapters)
+                logits = engine.read(row.memory, piece, row.prompt.adapters)
             except FAULTS as error:
                 self._reading.popleft()
                 row.work.tell(error)
                 continue
             row.read += len(piece)
             budget -= len(piece)
-            if row.read == len(row.prompt):
+            if row.read == len(row.prompt.ids):
                 self._reading.popleft()
                 self._join(engine, row, logits)
 
@@ -231,7 +238,7 @@ class Worker:
     def _step(self, engine: Engine, memory: RowMemory) -> None:
         rows = self._rows
         try:
-            logits = engine.step(memory, [row.token for row in rows], [row.work.adapters for row in rows])
+            logits = engine.step(memory, [row.token for row in rows], [row.prompt.adapters for row in rows])
             tokens = _draw(rows, logits)
         except FAULTS as error:
             # What was half written cannot be trusted: every text of this pass ends.
@@ -264,7 +271,7 @@ class Worker:
 
     def _finish(self, row: _Row, reason: FinishReason) -> None:
         row.tell(self._clock())
-        row.work.tell(Finish(reason, Usage(input_tokens=len(row.prompt), output_tokens=row.drawn)))
+        row.work.tell(Finish(reason, Usage(input_tokens=len(row.prompt.ids), output_tokens=row.drawn)))
 
     def _let_go_of_cancelled(self) -> None:
         cancelled = [number for number, row in enumerate(self._rows) if row.work.cancelled.is_set()]

@@ -335,8 +335,7 @@ def _placed(view: View, pick: _Pick, wanted: Wanted, *, first: bool) -> Candidat
 
 def _not_answering(view: View) -> PassedOver:
     status = view.status
-    # Two errors are never equal, so what is raised is no part of what was decided.
-    error: KalaError | None = field(default=None, compare=False)
+    error: KalaError | None = None
     if status.state is State.NO_MODEL:
         return _no_model(view, status.detail)
     if status.reason == MODEL_NOT_AVAILABLE:

@@ -15,7 +15,9 @@ SETTING = re.compile(r"^# ([A-Z][A-Z0-9_]*=\S*)", re.MULTILINE)
 
 
 def test_every_line_works_when_its_sign_is_taken_away(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text(re.sub(r"^# (?=[A-Z][A-Z0-9_]*=)", "", TEMPLATE.read_text(), flags=re.MULTILINE))
+    (tmp_path / ".env").write_text(
+        re.sub(r"^# (?=[A-Z][A-Z0-9_]*=)", "", TEMPLATE.read_text(), flags=re.MULTILINE)
+    )
     inference = load(InferenceSettings, section=SECTION, argv=[], environ={}, cwd=tmp_path)
     assert inference.lmstudio_url == "http://localhost:1234/v1"
     assert inference.routing.role("sigma").model == "qwen/qwen3-4b-2507"

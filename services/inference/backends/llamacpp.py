@@ -35,7 +35,7 @@ from services.inference.backends.model_server import (
 )
 from services.inference.backends.openai_compatible import MODELS_PATH, OpenAICompatibleBackend
 from services.inference.backends.openai_tasks import EMBED_PATH, RERANK_PATH, RankingServer
-from services.inference.chat import ChatCall
+from services.inference.chat import ChatCall, Role
 
 HEALTH_PATH: Final = "/health"
 LOAD_PATH: Final = "/models/load"
@@ -114,6 +114,16 @@ class LlamaCppBackend(RankingServer, OpenAICompatibleBackend):
         """
         adapters = self._adapters.get(model.id)
         return {"lora": [{"id": number, "scale": 0.0} for number in adapters]} if adapters else None
+
+    def extras_of(self, call: ChatCall) -> dict[str, object]:
+        """Have an unfinished answer gone on with, and not said again before the rest."""
+        return (
+            {"continue_final_message": True, "add_generation_prompt": False} if _is_unfinished(call) else {}
+        )
+
+    def streams(self, call: ChatCall) -> bool:
+        """Stream the rest of an unfinished answer: in a whole one it says the beginning again."""
+        return super().streams(call) or _is_unfinished(call)
 
     async def load(self, model: str, context_tokens: int | None) -> ModelInfo:
         """Load a model in router mode; see ModelManager.  Its context is the one that llama-server was started with."""
@@ -255,6 +265,11 @@ def _started_for(arguments: object) -> frozenset[Capability]:
     """Read from a command line of router mode what a model is started for."""
     given = {str(argument) for argument in arguments} if isinstance(arguments, list) else set()
     return frozenset(task for task, flags in _FLAGS.items() if given & flags)
+
+
+def _is_unfinished(call: ChatCall) -> bool:
+    last = call.messages[-1]
+    return last.role is Role.ASSISTANT and not last.tool_calls
 
 
 def _is_multimodal(reply: Reply) -> bool:

@@ -32,9 +32,17 @@ class OpenAICompatibleBackend(ModelServerBackend):
         """Give the fields of a request that only this server understands."""
         return None
 
+    def extras_of(self, call: ChatCall) -> dict[str, object]:  # noqa: ARG002 - for those that need it
+        """Give more of them, which depend on the conversation."""
+        return {}
+
+    def streams(self, call: ChatCall) -> bool:
+        """Tell whether the answer is asked for as a stream."""
+        return call.stream or self.always_streams
+
     def chat(self, call: ChatCall, model: ModelInfo, begin: Callable[[], None]) -> AsyncGenerator[Event]:
         """Generate; see Backend.chat."""
-        stream = call.stream or self.always_streams
+        stream = self.streams(call)
         return self._events(CHAT_PATH, self._request(call, model, stream=stream), model, begin, stream=stream)
 
     def complete(
@@ -98,7 +106,7 @@ class OpenAICompatibleBackend(ModelServerBackend):
             stream=stream,
             max_output_tokens=self._max_output_tokens,
             limit_field=self.limit_field,
-            extra=self.extras(model),
+            extra={**(self.extras(model) or {}), **self.extras_of(call)},
         )
 
 

@@ -66,6 +66,24 @@ async def test_llama_server_streams(start: StartSuite, server: FakeModelServer, 
     assert (await suite.chat(action(stream=True))).text == "Hello! How can I help you?"
 
 
+async def test_llama_server_goes_on_with_an_unfinished_answer_and_does_not_repeat_it(
+    start: StartSuite, server: FakeModelServer
+) -> None:
+    replay(server, NEOX, {
+        ("GET", "/health"): "health", ("GET", "/v1/models"): "models",
+        ("POST", "/v1/chat/completions"): "chat_stream_usage",
+    })  # fmt: skip
+    suite = await start(llamacpp_url=server.url)
+    begun = pb.ChatMessage(role=pb.ROLE_ASSISTANT, content=[pb.ContentPart(text="Once upon")])
+    await suite.chat(action(messages=[*action().messages, begun]))
+    await suite.chat(action(stream=True))
+    going_on, fresh = (seen.json() for seen in server.chats)
+    # Without these llama-server says the beginning again, and in a whole answer with them, too.
+    assert (going_on["continue_final_message"], going_on["add_generation_prompt"]) == (True, False)
+    assert going_on["stream"]
+    assert "continue_final_message" not in fresh
+
+
 async def test_a_swapped_model_behind_llama_server_is_noticed(
     start: StartSuite, server: FakeModelServer
 ) -> None:

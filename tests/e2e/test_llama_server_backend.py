@@ -114,6 +114,21 @@ async def test_a_lora_of_its_command_line_changes_nothing_that_is_served(
     assert texts["with"][1] == texts["without"][1]
 
 
+async def test_a_lora_of_a_model_that_a_request_loads_changes_nothing_either(
+    tmp_path: Path, models: Path
+) -> None:
+    model, lora = models / "first.gguf", make_tiny_lora(tmp_path / "lora.gguf")
+    preset = tmp_path / "preset.ini"
+    entry = f"model = {model}\nctx-size = 256\n"
+    preset.write_text(f"[plain]\n{entry}[adapted]\nlora = {lora}\n{entry}")
+    async with (
+        llama_server("--models-preset", str(preset)) as url,
+        running(tmp_path, llamacpp_url=url) as suite,
+    ):
+        adapted = await suite.chat(action(model="adapted", sampling=GREEDY))
+        assert adapted.text == (await suite.chat(action(model="plain", sampling=GREEDY))).text
+
+
 async def test_anthropics_protocol_is_read_as_a_real_server_speaks_it(tmp_path: Path, models: Path) -> None:
     arguments = ("-m", str(models / "first.gguf"), "--alias", "claude-tiny", "--ctx-size", "256")
     async with llama_server(*arguments) as url:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Final
@@ -41,6 +42,7 @@ HEALTH_PATH: Final = "/health"
 LOAD_PATH: Final = "/models/load"
 UNLOAD_PATH: Final = "/models/unload"
 ADAPTERS_PATH: Final = "/lora-adapters"
+ADAPTER_FLAGS: Final = frozenset({"--lora", "--lora-scaled"})
 LOADING_STATUS: Final = 503
 
 IDLE_POLLS: Final = 8
@@ -215,7 +217,7 @@ class LlamaCppBackend(RankingServer, OpenAICompatibleBackend):
         models = tuple(
             model for item in listed if (model := _model(item, sees=is_multimodal, serves=serves)) is not None
         )
-        self._adapters = {} if self._repeats_names else await self._adapters_of(models)
+        self._adapters = {} if self._repeats_names else await self._adapters_of(listed, models)
         status = status_of_models(
             models, no_model="load one with `kala models load`, or start llama-server with -m"
         )
@@ -247,18 +249,33 @@ class LlamaCppBackend(RankingServer, OpenAICompatibleBackend):
             self._serves = {names: found}
         return self._serves[names]
 
-    async def _adapters_of(self, models: tuple[ModelInfo, ...]) -> dict[str, tuple[int, ...]]:
-        """Give the numbers of the LoRA adapters of every model in memory."""
+    async def _adapters_of(
+        self, listed: list[dict[str, object]], models: tuple[ModelInfo, ...]
+    ) -> dict[str, tuple[int, ...]]:
+        """Give the numbers of every model's LoRA adapters; router mode tells them ahead, by its command lines."""
+        named = {str(item.get("id")): _adapters_named(item) for item in listed}
         found: dict[str, tuple[int, ...]] = {}
         for model in models:
-            if model.state is LoadState.LOADED:
+            told = named.get(model.id)
+            if told is not None:
+                found[model.id] = told
+            elif model.state is LoadState.LOADED:
                 asked = f"?model={quote(model.id, safe='')}" if self._is_router else ""
                 parsed = (await self._get(f"{ADAPTERS_PATH}{asked}")).json()
-                listed = (
-                    [item for item in parsed if isinstance(item, dict)] if isinstance(parsed, list) else []
-                )
-                found[model.id] = tuple(item["id"] for item in listed if isinstance(item.get("id"), int))
+                adapters = parsed if isinstance(parsed, list) else []
+                numbers = (item.get("id") for item in adapters if isinstance(item, dict))
+                found[model.id] = tuple(number for number in numbers if isinstance(number, int))
         return found
+
+
+def _adapters_named(item: dict[str, object]) -> tuple[int, ...] | None:
+    """Count the adapters of a command line, which numbers them from 0; None where it is not told."""
+    status = item.get("status")
+    arguments = status.get("args") if isinstance(status, dict) else None
+    if not isinstance(arguments, list):
+        return None
+    pairs = itertools.pairwise(arguments)
+    return tuple(range(sum(len(str(value).split(",")) for flag, value in pairs if flag in ADAPTER_FLAGS)))
 
 
 def _started_for(arguments: object) -> frozenset[Capability]:

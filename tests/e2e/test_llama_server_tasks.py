@@ -78,3 +78,18 @@ async def test_started_plainly_it_continues_texts_and_embeds_none(tmp_path: Path
         assert pb.CAPABILITY_EMBED not in await capabilities(suite)
         with pytest.raises(FailedPreconditionError, match="has no model for embeddings"):
             await embed(suite, "cat")
+
+
+async def test_started_for_ranking_it_ranks_and_is_offered_for_nothing_else(tmp_path: Path) -> None:
+    model = make_tiny_llama(tmp_path / "tiny.gguf")
+    async with (
+        llama_server("-m", str(model), "--reranking") as url,
+        running(tmp_path, llamacpp_url=url) as suite,
+    ):
+        ranking = await rerank(suite, "a dog", "cat", "the sea")
+        assert not ranking.degraded
+        assert sorted(each.index for each in ranking.results) == [0, 1, 2]
+        scores = [each.score for each in ranking.results]
+        assert scores == sorted(scores, reverse=True)
+        assert ranking.usage.input_tokens > 0
+        assert await capabilities(suite) == {pb.CAPABILITY_RERANK}

@@ -17,6 +17,10 @@ from services.inference.backend import BackendFailure, Blame, ContextOverflow
 MAX_TOLD_CHARS: Final = 300
 """Enough of a server's own words to act on; some servers quote the whole request."""
 
+MAX_READ_CHARS: Final = 4096
+"""What is looked at of a server's words: the patterns below take time with the square of the length, and what a server
+quotes may be a client's doing."""
+
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 _OVERFLOWS: Final = tuple(
@@ -101,12 +105,12 @@ def read_error(parsed: object) -> ErrorBody | None:
         code = _identifier(error.get("code")) or _identifier(error.get("type"))
         return ErrorBody(message, code, _number(error.get("n_prompt_tokens")), _number(error.get("n_ctx")))
     if isinstance(error, str) and error:
-        return ErrorBody(error)
+        return ErrorBody(_text(error))
     if "choices" in parsed or "data" in parsed or "models" in parsed:
         return None
     detail = parsed.get("detail")
     if detail:
-        return ErrorBody(detail if isinstance(detail, str) else orjson.dumps(detail).decode())
+        return ErrorBody(_text(detail) or _written(detail))
     return None
 
 
@@ -173,7 +177,15 @@ def _reason_of_status(status: int) -> str:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    return value[:MAX_READ_CHARS] if isinstance(value, str) else ""
+
+
+def _written(value: object) -> str:
+    try:
+        return _text(orjson.dumps(value).decode())
+    except orjson.JSONEncodeError:
+        # It reads what is nested deeper than it writes.
+        return ""
 
 
 def _identifier(value: object) -> str:
@@ -182,6 +194,6 @@ def _identifier(value: object) -> str:
 
 
 def _number(value: object) -> int | None:
-    if isinstance(value, str) and value.isdigit() and len(value) < 19:  # noqa: PLR2004 - fits in 63 bits
+    if isinstance(value, str) and value.isdecimal() and len(value) < 19:  # noqa: PLR2004 - fits in 63 bits
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -44,9 +44,9 @@ class SseReader:
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, rest = chunk.split(b"\n")
         if self._tail:
+            self._size -= sum(map(len, self._tail))
             lines[0] = b"".join((*self._tail, lines[0]))
             self._tail.clear()
-            self._size = sum(map(len, self._data))
         events: list[tuple[bytes, bytes]] = []
         for line in lines:
             self._take(line, events)
@@ -83,7 +83,8 @@ class SseReader:
             data = line[6:] if line.startswith(b"data: ") else line[5:]
             self._data.append(data)
             self._has_data = True
-            self._count(len(data))
+            # With its line end, so that lines without data do not pile up unseen.
+            self._count(len(data) + 1)
         elif line.startswith(b"event:"):
             self._event = line[6:].strip()
         # Anything else is a comment, an id, a retry hint or a field that we do not know: ignored, as the format says.

@@ -17,6 +17,7 @@ from services.inference.backends.openai_wire import function_json
 from services.inference.backends.wire_json import (
     MAX_CALL_INDEX,
     Json,
+    arguments_text,
     count,
     parse_object,
     past_arguments,
@@ -181,14 +182,11 @@ class AnswerReader:
                 raise BackendFailure(
                     "MALFORMED_ANSWER", f"called a tool at a position beyond {MAX_CALL_INDEX}"
                 )
-            arguments = function.get("arguments")
-            if isinstance(arguments, dict):
-                arguments = orjson.dumps(arguments).decode()
             # Each call comes whole, and older servers give it neither id nor place.
             yield ToolCall(
                 id=string(item.get("id")) or f"call_{secrets.token_hex(12)}",
                 name=string(function.get("name")),
-                arguments=string(arguments),
+                arguments=arguments_text(function.get("arguments")),
                 index=self._calls,
             )
             self._calls += 1

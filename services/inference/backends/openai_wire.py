@@ -15,6 +15,7 @@ from services.inference.backend import BackendFailure
 from services.inference.backends.wire_json import (
     MAX_CALL_INDEX,
     Json,
+    arguments_text,
     count,
     parse_object,
     read_logprobs,
@@ -320,7 +321,6 @@ def _tool_calls(value: object) -> tuple[ToolCall, ...]:
 def _tool_call(position: int, item: Json) -> ToolCall:
     function = item.get("function")
     function = function if isinstance(function, dict) else {}
-    arguments = function.get("arguments")
     index = item.get("index")
     index = position if not isinstance(index, int) or isinstance(index, bool) else index
     if not 0 <= index <= MAX_CALL_INDEX:
@@ -328,7 +328,7 @@ def _tool_call(position: int, item: Json) -> ToolCall:
     return ToolCall(
         id=string(item.get("id")),
         name=string(function.get("name")),
-        arguments=orjson.dumps(arguments).decode() if isinstance(arguments, dict) else string(arguments),
+        arguments=arguments_text(function.get("arguments")),
         index=index,
     )
 

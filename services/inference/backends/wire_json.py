@@ -41,6 +41,17 @@ def string(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+def arguments_text(value: object) -> str:
+    """Give the arguments of a function call as text, also where a server sends them as an object."""
+    if not isinstance(value, dict):
+        return string(value)
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        # It reads what is nested deeper than it writes.
+        raise BackendFailure("MALFORMED_ANSWER", "called a tool with arguments too deep to be read") from None
+
+
 def count(value: object, name: str) -> int | None:
     """Give a believable count under a name of a JSON object, else None."""
     number = value.get(name) if isinstance(value, dict) else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 
 from services.inference.backend import Blame, ContextOverflow
-from services.inference.failures import failure_of_body
+from services.inference.failures import MAX_READ_CHARS, ErrorBody, failure_of_body, read_error
 from tests.fakes.recordings import recording
 
 NEOX = "llama-server-tiny-neox"
@@ -134,3 +135,25 @@ def test_a_servers_free_text_is_told_to_the_caller_but_kept_out_of_the_detail() 
 
 def test_a_long_error_text_is_cut() -> None:
     assert len(failure_of_body(400, b'{"error":"' + b"x" * 10_000 + b'"}').told) == 300
+
+
+@pytest.mark.parametrize("piece", ["model '", "maximum context length is 1 tokens "])
+def test_no_more_of_an_error_is_read_than_its_patterns_can_bear(piece: str) -> None:
+    # Servers quote requests, so a client could keep the event loop busy for minutes.
+    text = piece * 1_000_000
+    for parsed in ({"error": {"message": text}}, {"error": text}, {"detail": text}, {"detail": [text]}):
+        error = read_error(parsed)
+        assert error is not None
+        assert len(error.message) == MAX_READ_CHARS
+
+
+def test_a_detail_too_deep_to_be_written_is_an_error_without_words() -> None:
+    detail = orjson.loads("[" * 500 + "]" * 500)
+    assert read_error({"detail": detail}) == ErrorBody("")
+
+
+def test_a_count_in_signs_that_are_no_digits_is_no_count() -> None:
+    body = '{"error":{"message":"x","code":"exceed_context_size_error","n_prompt_tokens":"²","n_ctx":"٣"}}'
+    failure = failure_of_body(400, body.encode())
+    assert isinstance(failure, ContextOverflow)
+    assert (failure.prompt_tokens, failure.context_tokens) == (None, 3)

@@ -344,3 +344,11 @@ def test_a_count_that_no_answer_has_is_not_believed(count: int) -> None:
 )
 def test_odd_fields_are_passed_over(garbage: dict[str, object]) -> None:
     assert isinstance(read_stream(_chunks(garbage, _text("a", "stop")))[-1], Finish)
+
+
+def test_arguments_too_deep_to_be_written_are_a_failure() -> None:
+    deep = '{"a":' * 300 + "1" + "}" * 300
+    call = '{"function":{"name":"f","arguments":' + deep + "}}"
+    body = '{"choices":[{"message":{"tool_calls":[' + call + ']},"finish_reason":"stop"}]}'
+    with pytest.raises(BackendFailure, match="too deep"):
+        read_completion(body.encode())

@@ -29,6 +29,15 @@ NOW = 1_800_000_000.0
         pytest.param({"retry-after": "nan"}, None, id="not a number"),
         pytest.param({"retry-after": "-3"}, None, id="negative"),
         pytest.param({"retry-after": "٣"}, None, id="other digits"),
+        pytest.param({"retry-after": "9" * 400}, 86_400.0, id="more than a number holds"),
+        pytest.param({"retry-after-ms": "9" * 400}, 86_400.0, id="milliseconds without end"),
+        pytest.param({"retry-after": "Fri, 15 Jan 9999 07:00:00 GMT"}, 86_400.0, id="a date far away"),
+        pytest.param(
+            {"retry-after": f"Fri, 15 Jan {'9' * 30} 07:00:00 GMT"}, None, id="a year that no date has"
+        ),
+        pytest.param(
+            {"retry-after": f"Fri, 15 Jan 2027 07:00:00 +{'9' * 30}"}, None, id="a zone that no place has"
+        ),
         pytest.param({"retry-after": "Fri, 99 Jan 2027 07:00:00 GMT"}, None, id="no such date"),
     ],
 )

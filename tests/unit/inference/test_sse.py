@@ -65,3 +65,8 @@ def test_a_line_without_an_end_is_given_up_and_not_kept() -> None:
 def test_an_event_of_many_short_lines_is_given_up_too() -> None:
     with pytest.raises(EventTooLongError):
         read(*[(b"data: " + b"x" * 1000 + b"\n") * 200] * 100)
+
+
+def test_lines_that_say_nothing_do_not_pile_up() -> None:
+    with pytest.raises(EventTooLongError):
+        read(*[b"data:\n" * 100_000] * 100)

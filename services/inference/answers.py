@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -143,8 +144,8 @@ def models(entries: Iterable[Entry]) -> list[pb.Model]:
         if entry.view.is_answering
         for model in sorted(entry.status.models, key=lambda model: model.id)
     ]
-    ids = [model.id for _, model in listed]
-    return [_model(entry, model, is_unique=ids.count(model.id) == 1) for entry, model in listed]
+    times = Counter(model.id for _, model in listed)
+    return [_model(entry, model, is_unique=times[model.id] == 1) for entry, model in listed]
 
 
 def model(entries: Iterable[Entry], entry: Entry, found: ModelInfo) -> pb.Model:

@@ -198,7 +198,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Test one backend now."""
         await self._registry.ready()
         entry = self._entry(request.name, "name")
-        steps = await entry.backend.diagnose(request.model)
+        async with _at_most(self._max_act_seconds):
+            steps = await entry.backend.diagnose(request.model)
         await self._registry.look(entry)
         return pb.CheckBackendResponse(backend=self._backend(entry), checks=answers.checks(steps))
 

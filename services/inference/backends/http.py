@@ -26,6 +26,13 @@ from services.inference.retry_after import retry_after_seconds
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 """Largest body that is no stream; the gRPC message limit is 36 MiB."""
 
+MAX_STREAM_BYTES: Final = 256 * 1024 * 1024
+"""Most that is read of one stream: ten times the longest answer with all its log probabilities.  What does not stream to
+the caller is held until its end."""
+
+MAX_LOOK_BYTES: Final = 4 * 1024 * 1024
+"""Largest document that tells a state: a list of some thousand models, which takes ten times as much once it is read."""
+
 MAX_ERROR_BYTES: Final = 64 * 1024
 """What is read of an error body; the rest of a web page says no more."""
 
@@ -100,13 +107,14 @@ class ForbiddenAddressError(OSError):
 class StreamedAnswer:
     """An answer whose body is still coming."""
 
-    __slots__ = ("_chunks", "_limits", "_response", "_waits_for_first")
+    __slots__ = ("_chunks", "_left", "_limits", "_response", "_waits_for_first")
 
     def __init__(self, response: httpx.Response, limits: TimeLimits) -> None:
         self._response = response
         self._limits = limits
         self._chunks = response.stream.__aiter__()  # type: ignore[union-attr]  # an async client's stream is async
         self._waits_for_first = True
+        self._left = MAX_STREAM_BYTES
 
     @property
     def status(self) -> int:
@@ -118,7 +126,7 @@ class StreamedAnswer:
         return content_type.lower()
 
     async def read(self) -> bytes:
-        """Give what came in the next read, b"" at the end; raises BackendFailure when it takes too long."""
+        """Give what came in the next read, b"" at the end; raises BackendFailure for too slow or too much."""
         limit = self._limits.first_byte if self._waits_for_first else self._limits.idle
         try:
             async with asyncio.timeout(limit):
@@ -128,6 +136,9 @@ class StreamedAnswer:
         except TRANSPORT_ERRORS as error:
             raise explain(error) from error
         self._waits_for_first = False
+        self._left -= len(chunk)
+        if self._left < 0:
+            raise BackendFailure("ANSWER_TOO_LONG", f"answered with more than {MAX_STREAM_BYTES} bytes")
         return chunk
 
     async def body(self, limit: int = MAX_ANSWER_BYTES) -> bytes:
@@ -217,11 +228,12 @@ class ModelServerClient:
 
     async def get(self, path: str, *, within_seconds: float = LOOK_SECONDS) -> Reply:
         """Fetch a small document; raises BackendFailure for transport errors, never for a status."""
-        return await self._fetch(self._request("GET", path), within_seconds)
+        return await self._fetch(self._request("GET", path), within_seconds, limit=MAX_LOOK_BYTES)
 
     async def tell(self, path: str, value: object, *, within_seconds: float = LOOK_SECONDS) -> Reply:
         """Post a small JSON value and give the whole answer; raises BackendFailure as `get` does."""
-        return await self._fetch(self._request("POST", path, orjson.dumps(value)), within_seconds)
+        request = self._request("POST", path, orjson.dumps(value))
+        return await self._fetch(request, within_seconds, limit=MAX_ANSWER_BYTES)
 
     @asynccontextmanager
     async def post(
@@ -257,13 +269,13 @@ class ModelServerClient:
         """Close every connection."""
         await self._transport.aclose()
 
-    async def _fetch(self, request: httpx.Request, within_seconds: float) -> Reply:
+    async def _fetch(self, request: httpx.Request, within_seconds: float, *, limit: int) -> Reply:
         try:
             async with asyncio.timeout(within_seconds):
                 response = await self._transport.handle_async_request(request)
                 try:
                     answer = StreamedAnswer(response, self._limits)
-                    return Reply(response.status_code, response.headers, await answer.body())
+                    return Reply(response.status_code, response.headers, await answer.body(limit))
                 finally:
                     await response.aclose()
         except TimeoutError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
@@ -26,6 +27,9 @@ from services.inference.failures import failure_of_body
 
 OK: Final = 200
 
+STATE_SECONDS: Final = 20.0
+"""Longest look at a server, which is several questions, one for each model of some: all others' next look waits for it."""
+
 
 class ModelServerBackend(ABC):
     """One model server; what differs between servers is how they tell their state, and a few habits."""
@@ -45,6 +49,7 @@ class ModelServerBackend(ABC):
         self.clock: Callable[[], float] = time.monotonic
         self.elsewhere: Elsewhere | None = None
         """Where it may be besides its own address."""
+        self.state_seconds = STATE_SECONDS
         self.launch: Callable[[], Status | None] = lambda: None
         """Says why a server that is started here is not to be asked; None where it is."""
 
@@ -65,7 +70,7 @@ class ModelServerBackend(ABC):
         if elsewhere is not None and elsewhere.is_away and await elsewhere.return_if_back():
             self._http.use(elsewhere.place)
         try:
-            return self._seen(await self._look())
+            return self._seen(await self._told())
         except BackendFailure as failure:
             if elsewhere is None or failure.reason not in AWAY:
                 return self._status_of(failure)
@@ -74,9 +79,17 @@ class ModelServerBackend(ABC):
             if not is_found:
                 return self._status_of(failure)
         try:
-            return self._seen(await self._look())
+            return self._seen(await self._told())
         except BackendFailure as failure:
             return self._status_of(failure)
+
+    async def _told(self) -> Status:
+        try:
+            async with asyncio.timeout(self.state_seconds):
+                return await self._look()
+        except TimeoutError:
+            told = f"did not tell its whole state within {self.state_seconds:g} s"
+            raise BackendFailure("STATE_TIMED_OUT", told) from None
 
     def _seen(self, status: Status) -> Status:
         if self.elsewhere is None or not self.elsewhere.is_away:

@@ -12,11 +12,15 @@ import pytest
 
 from kala.errors import DeadlineExceededError, InvalidArgumentError, KalaError, UnavailableError
 from kala.inference.v1 import inference_pb2 as pb
-from services.common.status import from_error
+from services.common.status import from_error, translated
+from services.inference.backend import State
+from services.inference.backends import http
+from services.inference.backends.model_server import ModelServerBackend
 from services.inference.servicer import ATTEMPTS_METADATA_KEY
 from tests.fakes.model_server import (
     DONE,
     Cut,
+    Drip,
     FakeModelServer,
     Gate,
     Hang,
@@ -200,6 +204,50 @@ async def test_an_endless_body_is_given_up(start: StartSuite, llama: FakeModelSe
     suite = await start(llamacpp_url=llama.url)
     _, _, attempts = await failed(suite, action())
     assert attempts[0].reason == "ANSWER_TOO_LONG"
+
+
+async def test_a_stream_of_more_than_any_answer_is_given_up(
+    start: StartSuite, llama: FakeModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every event is short and comes in time: only a limit for all of them ends this before the act's end.
+    monkeypatch.setattr(http, "MAX_STREAM_BYTES", 1_000_000)
+    llama.on_chat(streamed(*[chunk("l" * 10_000)] * 200))
+    suite = await start(llamacpp_url=llama.url)
+    error, _, attempts = await failed(suite, action(stream=True))
+    assert (error.reason, attempts[0].reason) == ("BACKEND_FAILED_MID_STREAM", "ANSWER_TOO_LONG")
+
+
+async def test_a_list_of_models_without_an_end_is_given_up(start: StartSuite, llama: FakeModelServer) -> None:
+    llama.on("GET", "/v1/models", Scripted([b" " * 1_000_000] * 10, 200, {"server": "llama.cpp"}, "chunked"))
+    suite = await start(llamacpp_url=llama.url)
+    await suite.registry.refresh()
+    entry = suite.registry.get("llamacpp")
+    assert entry is not None
+    assert (entry.status.state, entry.status.reason) == (State.ERROR, "ANSWER_TOO_LONG")
+
+
+async def test_a_server_that_tells_its_state_for_ever_holds_up_no_other(
+    start: StartSuite, llama: FakeModelServer
+) -> None:
+    llama.on("GET", "/lora-adapters", streamed(Hang()))
+    suite = await start(llamacpp_url=llama.url)
+    entry = suite.registry.get("llamacpp")
+    assert entry is not None
+    assert isinstance(entry.backend, ModelServerBackend)
+    entry.backend.state_seconds = 0.1
+    await suite.registry.look(entry)
+    assert (entry.status.state, entry.status.reason) == (State.ERROR, "STATE_TIMED_OUT")
+
+
+async def test_a_test_of_a_server_that_answers_for_ever_ends_with_the_act(
+    start: StartSuite, llama: FakeModelServer
+) -> None:
+    llama.on_chat(
+        Scripted([b'{"choices":', Drip(b" ")], 200, {"content-type": "application/json"}, "chunked")
+    )
+    suite = await start(llamacpp_url=llama.url, max_act_seconds=0.3)
+    with pytest.raises(DeadlineExceededError), translated():
+        await suite.stub.CheckBackend(pb.CheckBackendRequest(name="backends/llamacpp"))
 
 
 async def test_a_silent_server_is_given_up_after_the_first_byte_limit(

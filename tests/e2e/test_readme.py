@@ -45,8 +45,8 @@ def bash(script: str, suite: Suite, cwd: Path) -> subprocess.CompletedProcess[st
 
 
 def in_a_suite(body: str) -> bool:
-    """Whether a block talks to the running suite: not the set-up commands, and not its end."""
-    return not body.startswith(("make ", "kala down")) and body is not SET_UP
+    """Whether a block talks to the running suite alone: not the set-up commands, not its end, not a public hub."""
+    return not body.startswith(("make ", "kala down", "kala models pull")) and body is not SET_UP
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class FakeLMStudio:
     loaded: bool = True
     gate: threading.Event = field(default_factory=threading.Event)
     """Every answer waits for it half-way; set unless a test clears it."""
+    connections: set[socket.socket] = field(default_factory=set)
 
     def answer_models(self) -> dict[str, Any]:
         """List the model as LM Studio 0.4 does, loaded or not."""
@@ -65,12 +67,25 @@ def lm_studio() -> Iterator[FakeLMStudio]:
         fake.gate.set()
         server.shutdown()
         server.server_close()
+        # A server that ends also ends the connections that clients keep.
+        for connection in list(fake.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_state: FakeLMStudio
+
+    def setup(self) -> None:
+        super().setup()
+        self.server_state.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.server_state.connections.discard(self.connection)
+        with contextlib.suppress(OSError):
+            super().finish()
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

@@ -1,6 +1,6 @@
-"""`make bench`: start-up, added latency and time to first token, beside LiteLLM proxy; what the router and a judgement cost.
+"""`make bench`: start-up, added latency and time to first token, beside LiteLLM proxy; what the router, batching and a judgement cost.
 
-`--only suite`, `--only inference` and `--only ethics` run one of the three. Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
+`--only suite`, `inference`, `pythia` or `ethics` runs one of the four. Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench import ethics, inference
+from bench import ethics, inference, pythia
 from bench.measure import NUMBER, Arm, KeepAliveClient, interleaved
 from bench.servers import ROOT, Peer, Suite, litellm, suite
 from bench.upstream import static_model_servers
@@ -136,6 +136,12 @@ def measure_inference(folder: Path, rounds: int, requests: int) -> Section:
     return Section(inference.lines(figures), {"inference": inference.document(figures)})
 
 
+def measure_pythia() -> Section:
+    """What batching in the model in process gives."""
+    figures = pythia.measure()
+    return Section(pythia.lines(figures), {"pythia": pythia.document(figures)})
+
+
 def write(sections: Sequence[Section]) -> None:
     """Write the report and print it."""
     report = "\n\n".join("\n".join(section.report) for section in sections)
@@ -154,7 +160,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=("suite", "inference", "ethics"), help="measure this part only")
+    parser.add_argument(
+        "--only", choices=("suite", "inference", "pythia", "ethics"), help="measure this part only"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--requests", type=int, default=100, help="per arm and round")
     parser.add_argument("--no-startup", action="store_true", help="skip the suite's start-up times")
@@ -168,6 +176,8 @@ def main() -> None:
             )
         if options.only in {None, "inference"}:
             sections.append(measure_inference(folder / "inference", options.rounds, options.requests))
+        if options.only in {None, "pythia"}:
+            sections.append(measure_pythia())
         if options.only in {None, "ethics"}:
             sections.append(measure_ethics(options.rounds, options.requests))
     finally:

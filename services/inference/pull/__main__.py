@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Final
 
 from kala.common.v1.reference_pb2 import ContentReference
-from kala.errors import InvalidArgumentError, KalaError
+from kala.errors import InvalidArgumentError, KalaError, VerificationError
 from services.common.settings import load
 from services.inference.config import SECTION, InferenceSettings
 from services.inference.pull.hub import Hub
@@ -78,7 +78,7 @@ def pull(
         progress = Progress(total, say)
         arrived: list[ContentReference] = []
         for file in files:
-            progress.begin(file.name)
+            progress.begin(file.name, file.size)
             if is_whole(place / file.name, file):
                 arrived.append(reference(place / file.name, file))
             else:
@@ -91,7 +91,7 @@ def pull(
 
 @dataclass(slots=True)
 class Progress:
-    """How much has arrived; tells it a few times a second."""
+    """How much has arrived; tells it a few times a second, and ends what is more than the hub lists."""
 
     total: int
     say: Callable[[dict[str, Any]], None]
@@ -99,16 +99,21 @@ class Progress:
     _file: str = ""
     _whole: int = 0
     _of_file: int = 0
+    _size: int = 0
     _told_at: float = field(default=-1e9)
 
-    def begin(self, file: str) -> None:
-        """Go on to another file."""
-        self._file, self._of_file = file, 0
+    def begin(self, file: str, size: int) -> None:
+        """Go on to another file, of this size."""
+        self._file, self._of_file, self._size = file, 0, size
         self._tell()
 
     def add(self, size: int) -> None:
-        """Count a piece."""
+        """Count a piece; raises VerificationError beyond the listed size, which alone was held against disk and bound."""
         self._of_file = max(0, self._of_file + size)
+        if self._of_file > self._size:
+            raise VerificationError(
+                f"{self._file} did not arrive as the hub lists it: it is larger", reason="CHECKSUM_MISMATCH"
+            )
         if self.clock() - self._told_at >= REPORT_SECONDS:
             self._tell()
 

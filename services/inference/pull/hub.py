@@ -158,7 +158,8 @@ def _remote(sibling: RepoSibling) -> RemoteFile:
     digest = None if sibling.lfs is None else sibling.lfs.sha256
     return RemoteFile(
         name=sibling.rfilename,
-        size=int((sibling.lfs.size if sibling.lfs else sibling.size) or 0),
+        # Not below nothing: it would make room for others in the sum.
+        size=max(0, int((sibling.lfs.size if sibling.lfs else sibling.size) or 0)),
         sha256=bytes.fromhex(digest) if digest and len(digest) == SHA256_HEX_CHARS else None,
         git_sha1=sibling.blob_id or "",
     )

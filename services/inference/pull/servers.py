@@ -27,6 +27,10 @@ START_SECONDS: Final = 60.0
 VERIFY_SECONDS: Final = 900.0
 """Ollama says nothing while it hashes what it got; a large model on a slow disk takes minutes."""
 
+MAX_LAYERS: Final = 1000
+MAX_BELIEVED: Final = 2**53 - 1
+"""Largest size that is believed; a thousand of them are what a message can carry."""
+
 POLL_SECONDS: Final = 1.0
 MAX_MISSED_POLLS: Final = 5
 
@@ -95,6 +99,8 @@ class _Layers:
         if isinstance(digest, str):
             self._sizes[digest] = _whole(told.get("total")) or 0
             self._received[digest] = _whole(told.get("completed")) or 0
+            if len(self._sizes) > MAX_LAYERS:
+                raise BackendFailure("MALFORMED_ANSWER", f"pulls more than {MAX_LAYERS} parts")
         self.is_done = status == "success"
         total = sum(self._sizes.values())
         received = total if self.is_done else min(sum(self._received.values()), total)
@@ -132,8 +138,8 @@ def _fed(lines: LineReader, data: bytes) -> list[bytes]:
 
 
 def _whole(value: object) -> int | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-    return int(value) if is_number else None  # type: ignore[call-overload]  # told by is_number
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 0 <= value <= MAX_BELIEVED else None  # type: ignore[call-overload,operator]  # told by is_number
 
 
 def _is_digest(text: str) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 
-from kala.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from kala.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, VerificationError
+from services.inference.backend import BackendFailure
+from services.inference.pull.__main__ import Progress
 from services.inference.pull.plan import RemoteFile, Source, choose, parse_source, require_room
+from services.inference.pull.servers import MAX_LAYERS, _Layers
 
 PYTHIA = (
     "config.json",
@@ -109,3 +113,29 @@ def test_a_model_over_the_bound_is_refused_with_both_numbers() -> None:
         require_room(source, listed("x.gguf", size=70_000_000_000), max_bytes=60_000_000_000)
     with pytest.raises(InvalidArgumentError, match="300 files"):
         require_room(source, listed(*(f"{number}.json" for number in range(300))), max_bytes=1000)
+
+
+def test_a_file_that_grows_beyond_its_listed_size_is_ended() -> None:
+    progress = Progress(20, lambda _line: None)
+    progress.begin("model.safetensors", 10)
+    progress.add(10)
+    # A hub that cannot resume sends it again from the start.
+    progress.add(-10)
+    progress.add(10)
+    with pytest.raises(VerificationError, match=r"model\.safetensors did not arrive as the hub lists it"):
+        progress.add(1)
+
+
+@pytest.mark.parametrize("size", [1e300, 2**63, -1, True, "7"])
+def test_a_size_that_no_model_has_is_not_believed(size: object) -> None:
+    layers = _Layers()
+    line = orjson.dumps({"status": "success", "digest": f"sha256:{'a' * 64}", "total": size})
+    assert layers.read(line).total_bytes is None
+
+
+def test_a_model_of_parts_without_an_end_is_given_up() -> None:
+    layers = _Layers()
+    for number in range(MAX_LAYERS):
+        layers.read(orjson.dumps({"status": "pulling", "digest": f"{number}"}))
+    with pytest.raises(BackendFailure, match="more than"):
+        layers.read(b'{"status":"pulling","digest":"one more"}')

@@ -131,7 +131,7 @@ class Direct:
 
 def measure(folder: Path, rounds: int, requests: int, *, memory_requests: int = 10_000) -> Figures:
     """Run everything on one machine in one run."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700)
     private_key = Ed25519PrivateKey.generate()
     write_public_key(folder / "ethics.pub", private_key.public_key())
     signer = ClearanceSigner(private_key)

@@ -76,7 +76,7 @@ class AdapterDesk:
                 raise FailedPreconditionError(
                     f"{action.adapter} gives labels and serves no chat", reason="ADAPTER_NOT_FOR_CHAT"
                 )
-            self._require_name_free(entry, verified)
+            self._require_name_free(verified)
             begin()
             try:
                 await host.load_adapter(verified)
@@ -136,10 +136,17 @@ class AdapterDesk:
             lambda: verify_adapter(action.manifest, folder.names(), folder.read, trust=keys, policy=policy)
         )
 
-    def _require_name_free(self, entry: Entry, verified: VerifiedAdapter) -> None:
+    def _require_name_free(self, verified: VerifiedAdapter) -> None:
         name = verified.description.name
-        present = [adapter for model in entry.status.models for adapter in model.adapters]
-        if any(adapter.name == name and adapter.digest != verified.digest for adapter in present):
+        # On every backend: a request names no more than this, and must not get another tenant's of the same name.
+        present = {
+            adapter.digest
+            for entry in self.registry.entries()
+            for model in entry.status.models
+            for adapter in model.adapters
+            if adapter.name == name
+        }
+        if present - {verified.digest}:
             raise AlreadyExistsError(
                 f"another adapter is in service as {name}; unload that first", reason="ADAPTER_NAME_TAKEN"
             )

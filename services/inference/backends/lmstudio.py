@@ -155,7 +155,9 @@ def _model_of_v1(item: dict[str, object]) -> ModelInfo | None:
     return ModelInfo(
         id=key,
         state=LoadState.LOADED if instances else LoadState.NOT_LOADED,
-        aliases=tuple(str(instance["id"]) for instance in instances if instance.get("id") not in {None, key}),
+        aliases=tuple(
+            str(instance["id"]) for instance in instances if instance.get("id") and instance["id"] != key
+        ),
         # The instance's own limit: a model made for 262,144 tokens is usually loaded with far fewer.
         context_tokens=positive(config.get("context_length")) if isinstance(config, dict) else None,
         max_context_tokens=positive(item.get("max_context_length")),

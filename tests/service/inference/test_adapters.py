@@ -369,6 +369,19 @@ async def test_a_server_that_cannot_apply_it_is_never_a_fallback(
     assert (await desk.chat(tone.name)).route.backend == "backends/pythia"
 
 
+async def test_a_name_means_one_adapter_whatever_the_backend(
+    start_desk: StartDesk, tiny: Path, tmp_path: Path
+) -> None:
+    # A request names no backend and no digest: it would get the other one, which may be another tenant's.
+    demo = tmp_path / "demo"
+    demo.mkdir()
+    make_tiny_pythia(demo, context_tokens=128)
+    desk = await start_desk(embedded=True, embedded_dir=demo)
+    await desk.load(TinyAdapter(tiny))
+    with pytest.raises(AlreadyExistsError, match="unload that first"):
+        await desk.load(TinyAdapter(demo, seed=2), backend="backends/demo")
+
+
 # --- whose it is, and how long
 
 

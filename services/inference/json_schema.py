@@ -105,7 +105,7 @@ def _first(validator: Any, value: object) -> Fault | None:  # Any: the library m
     token = _work_left.set([MAX_WORK])
     try:
         error = next(validator.iter_errors(value), None)
-    except RecursionError:
+    except (RecursionError, orjson.JSONEncodeError):
         raise _TooMuchError from None
     finally:
         _work_left.reset(token)

@@ -31,6 +31,10 @@ STATE_SECONDS: Final = 20.0
 """Longest look at a server, which is several questions, one for each model of some: all others' next look waits for it."""
 
 
+MAX_NAME_CHARS: Final = 256
+"""As of ChatAction.model: a longer name cannot be asked for."""
+
+
 class ModelServerBackend(ABC):
     """One model server; what differs between servers is how they tell their state, and a few habits."""
 
@@ -86,7 +90,7 @@ class ModelServerBackend(ABC):
     async def _told(self) -> Status:
         try:
             async with asyncio.timeout(self.state_seconds):
-                return await self._look()
+                return _nameable(await self._look())
         except TimeoutError:
             told = f"did not tell its whole state within {self.state_seconds:g} s"
             raise BackendFailure("STATE_TIMED_OUT", told) from None
@@ -175,6 +179,14 @@ class ModelServerBackend(ABC):
             return (Check("answer", passed=False, detail=failure.detail, cure=cure),)
         generates = Check("answer", passed=True, detail=f"{model.id} generates")
         return (generates, diagnosis.speed_check(self.identity, model, self.clock() - started))
+
+
+def _nameable(status: Status) -> Status:
+    """Leave out models whose names cannot be asked for, or would break the lines, headers and records that show them."""
+    models = tuple(
+        model for model in status.models if len(model.id) <= MAX_NAME_CHARS and model.id.isprintable()
+    )
+    return status if len(models) == len(status.models) else replace(status, models=models)
 
 
 def status_of_models(models: tuple[ModelInfo, ...], *, no_model: str) -> Status:

@@ -30,6 +30,7 @@ from tests.fakes.model_server import (
     as_stream,
     chunk,
     completion,
+    llama_models,
 )
 from tests.fakes.recordings import recording
 from tests.service.inference.conftest import StartSuite, Suite, action
@@ -224,6 +225,17 @@ async def test_a_list_of_models_without_an_end_is_given_up(start: StartSuite, ll
     entry = suite.registry.get("llamacpp")
     assert entry is not None
     assert (entry.status.state, entry.status.reason) == (State.ERROR, "ANSWER_TOO_LONG")
+
+
+@pytest.mark.parametrize("name", ["x" * 257, "tiny\r\nx-kala-model: other", "\x1b[2J"])
+async def test_a_model_whose_name_would_break_what_shows_it_is_left_out(
+    start: StartSuite, llama: FakeModelServer, name: str
+) -> None:
+    llama.on("GET", "/v1/models", as_json(llama_models(name, "tiny"), headers={"server": "llama.cpp"}))
+    suite = await start(llamacpp_url=llama.url)
+    await suite.registry.refresh()
+    assert [model.id for model in suite.registry.views()[0].status.models] == ["tiny"]
+    assert (await suite.chat()).route.model == "tiny"
 
 
 async def test_a_server_that_tells_its_state_for_ever_holds_up_no_other(

@@ -141,3 +141,9 @@ def test_an_answer_that_is_nested_without_end_is_not_followed() -> None:
         value = [value]
     with pytest.raises(UncheckableSchemaError, match="too complex"):
         schema({"items": {"$ref": "#"}}).first_fault(value)
+
+
+def test_an_item_too_deep_to_be_compared_is_not_compared() -> None:
+    item = json.loads("[" * 500 + "]" * 500)
+    with pytest.raises(UncheckableSchemaError, match="too complex"):
+        schema({"type": "array", "uniqueItems": True}).first_fault([item, item])

@@ -40,6 +40,7 @@ QUESTION: Final = "Say something about the fox and the dog, please."
 CONNECTIONS: Final = 16
 # Enough for some seconds of every arm; clearances of a round are minted right before it and live for a minute.
 ROUNDS: Final = 5
+MEMORY_REQUESTS_PER_SECOND: Final = 60
 LIMITS: Final = TimeLimits(connect=5, first_byte=30, idle=30, total=60)
 
 Send = Callable[[], Awaitable[None]]
@@ -260,14 +261,17 @@ def _poster(session: aiohttp.ClientSession, url: str, model: str, headers: Mappi
 
 
 async def _memory(router: Router, pid: int, requests: int) -> Memory:
-    sizes = []
-    for share in (requests // 5, requests - requests // 2 - requests // 5, requests // 2):
-        for first in range(0, share, 1000):
-            number = min(1000, share - first)
-            router.mint(number)
-            await _rate(router.chat, number)
-        sizes.append(memory_mib(pid))
-    return Memory(requests, *sizes)
+    """Paced, so that half of them take longer than a clearance lives: until then its nonce is kept, and memory grows."""
+    first = half = memory_mib(pid)
+    seconds = max(2, requests // MEMORY_REQUESTS_PER_SECOND)
+    for second in range(seconds):
+        began = time.perf_counter()
+        router.mint(requests // seconds)
+        await _rate(router.chat, requests // seconds)
+        if second == seconds // 2 - 1:
+            half = memory_mib(pid)
+        await asyncio.sleep(max(0.0, 1 - (time.perf_counter() - began)))
+    return Memory(requests, first, half, memory_mib(pid))
 
 
 def _chat_body(model: str, *, stream: bool) -> bytes:

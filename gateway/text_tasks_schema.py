@@ -21,6 +21,7 @@ MAX_TEXT_CHARS: Final = 1_048_576
 MAX_PROMPT_CHARS: Final = 4 * 1_048_576
 MAX_QUERY_CHARS: Final = 65_536
 MAX_DOCUMENTS: Final = 1000
+MAX_TOP_N: Final = 2**32 - 1
 """The limits of the contract's EmbedAction, CompleteAction and RerankAction."""
 
 UNJUDGED_PART: Final = "UNJUDGED_PART"
@@ -144,7 +145,7 @@ class RerankRequest(TextRequest):
 
     query: Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS)]
     documents: Annotated[list[_Document], Field(min_length=1, max_length=MAX_DOCUMENTS)]
-    top_n: Annotated[int, Field(ge=1)] | None = None
+    top_n: Annotated[int, Field(ge=1, le=MAX_TOP_N)] | None = None
     return_documents: bool | None = None
 
     @property

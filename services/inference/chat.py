@@ -259,19 +259,19 @@ def concatenate_deltas(deltas: Sequence[Delta]) -> Delta:
 
 
 def _whole_calls(pieces: Iterable[ToolCall]) -> tuple[ToolCall, ...]:
-    calls: dict[int, ToolCall] = {}
+    # Put together at the end: adding each piece to all before it takes time with the square of their number.
+    calls: dict[int, list[ToolCall]] = {}
     for piece in pieces:
-        so_far = calls.get(piece.index)
-        if so_far is None:
-            calls[piece.index] = piece
-        else:
-            calls[piece.index] = ToolCall(
-                id=so_far.id or piece.id,
-                name=so_far.name or piece.name,
-                arguments=so_far.arguments + piece.arguments,
-                index=piece.index,
-            )
-    return tuple(calls[index] for index in sorted(calls))
+        calls.setdefault(piece.index, []).append(piece)
+    return tuple(
+        ToolCall(
+            id=next((piece.id for piece in calls[index] if piece.id), ""),
+            name=next((piece.name for piece in calls[index] if piece.name), ""),
+            arguments="".join([piece.arguments for piece in calls[index]]),
+            index=index,
+        )
+        for index in sorted(calls)
+    )
 
 
 PROBE: Final = ChatCall(

@@ -82,6 +82,7 @@ def test_documents_may_be_texts_or_objects() -> None:
         (parse_rerank_request, {"query": "q", "documents": [{"title": "a"}]}, "documents[0].text", "is required"),
         (parse_rerank_request, {"query": "q", "documents": [["a"]]}, "documents[0]", "a string or an object"),
         (parse_rerank_request, {"query": "q", "documents": ["a"], "top_n": 0}, "top_n", "at least 1"),
+        (parse_rerank_request, {"query": "q", "documents": ["a"], "top_n": 2**32}, "top_n", "at most 4294967295"),
         (parse_rerank_request, {"query": "q", "documents": ["a"], "max_tokens_per_doc": 9}, "max_tokens_per_doc", "never cut"),
     ],
 )  # fmt: skip

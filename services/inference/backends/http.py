@@ -39,6 +39,9 @@ MAX_ERROR_BYTES: Final = 64 * 1024
 PIECE_BYTES: Final = 512 * 1024
 """Largest piece of a request that is written at once."""
 
+KEPT_URLS: Final = 64
+"""Paths whose URL is kept ready; some hold a model's name, and servers may make up names without end."""
+
 KEEPALIVE_SECONDS: Final = 4.0
 """llama-server closes idle connections after 5 s; using one at that moment would fail for nothing."""
 
@@ -286,6 +289,8 @@ class ModelServerClient:
     def _request(self, method: str, path: str, body: bytes | None = None) -> httpx.Request:
         url = self._urls.get(path)
         if url is None:
+            if len(self._urls) >= KEPT_URLS:
+                self._urls.clear()
             url = self._urls[path] = httpx.URL(f"{self._base}{path}")
         extensions = {"timeout": self._timeouts}
         if body is None or len(body) <= PIECE_BYTES:

@@ -210,6 +210,9 @@ class OllamaBackend(TaskServer):
         }
         here = [item for item in installed if item.get("name") and not _is_remote(item)]
         await self._learn(here)
+        present = {_key(item) for item in here}
+        # What is gone is forgotten: names and digests may change without end.
+        self._shown = {key: shown for key, shown in self._shown.items() if key in present}
         shown = [(item, self._shown.get(_key(item), _Shown())) for item in here]
         return tuple(_model(item, running, known) for item, known in shown if not known.is_remote)
 

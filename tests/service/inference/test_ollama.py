@@ -9,6 +9,7 @@ import pytest
 
 from kala.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from kala.inference.v1 import inference_pb2 as pb
+from services.inference.backends.ollama import OllamaBackend
 from tests.fakes.model_server import Cut, FakeModelServer, Hang, Scripted, Step, as_json
 from tests.service.inference.conftest import StartSuite, Suite, action
 
@@ -120,6 +121,19 @@ async def test_what_a_model_can_do_is_asked_once(start: StartSuite, server: Fake
     assert model.max_context_tokens == 8192
     await suite.registry.refresh()
     assert len([seen for seen in server.requests if seen.path == "/api/show"]) == 1
+
+
+async def test_a_model_that_is_gone_is_forgotten(start: StartSuite, server: FakeModelServer) -> None:
+    server.on("POST", "/api/show", as_json({"capabilities": ["completion"]}))
+    ollama(server, "old", "llama3:latest")
+    suite = await start(ollama_url=server.url)
+    await suite.registry.refresh()
+    ollama(server, "llama3:latest")
+    await suite.registry.refresh()
+    entry = suite.registry.get("ollama")
+    assert entry is not None
+    assert isinstance(entry.backend, OllamaBackend)
+    assert list(entry.backend._shown) == [("llama3:latest", "llama3:latest")]
 
 
 async def test_an_overflow_tells_the_context_and_the_cure(start: StartSuite, server: FakeModelServer) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import ClassVar, Final
 from urllib.parse import quote
@@ -20,7 +21,7 @@ from services.inference.backend import (
     Status,
 )
 from services.inference.backends.http import ModelServerClient, Reply
-from services.inference.backends.llama_tokens import count_request, count_text
+from services.inference.backends.llama_tokens import COUNT_SECONDS, count_request, count_text
 from services.inference.backends.loading import (
     LOAD_SECONDS,
     POLL_SECONDS,
@@ -44,6 +45,9 @@ UNLOAD_PATH: Final = "/models/unload"
 ADAPTERS_PATH: Final = "/lora-adapters"
 ADAPTER_FLAGS: Final = frozenset({"--lora", "--lora-scaled"})
 LOADING_STATUS: Final = 503
+
+COUNTS_AT_ONCE: Final = 2
+"""Counts take no place in the bulkhead; as many as there are callers would leave looks at the server no connection."""
 
 IDLE_POLLS: Final = 8
 """How often a model may be seen out of memory after its loading began: a child process takes a moment to show."""
@@ -100,6 +104,7 @@ class LlamaCppBackend(RankingServer, OpenAICompatibleBackend):
         super().__init__(identity, http, max_output_tokens=max_output_tokens)
         self._adapters: dict[str, tuple[int, ...]] = {}
         self._serves: dict[tuple[str, ...], frozenset[Capability]] = {}
+        self._counts = asyncio.Semaphore(COUNTS_AT_ONCE)
 
     def load_cure(self, model: str) -> str:
         return (
@@ -158,14 +163,28 @@ class LlamaCppBackend(RankingServer, OpenAICompatibleBackend):
     async def count_prompt(self, call: ChatCall, model: ModelInfo) -> int:
         """Count a whole prompt; see TokenCounter."""
         self._require_in_memory(model)
-        return await count_request(
-            self._http, self._request(call, model, stream=False), self.wire_model(model)
-        )
+        async with self._turn_to_count():
+            return await count_request(
+                self._http, self._request(call, model, stream=False), self.wire_model(model)
+            )
 
     async def count_text(self, text: str, model: ModelInfo) -> int:
         """Count a text; see TokenCounter."""
         self._require_in_memory(model)
-        return await count_text(self._http, text, self.wire_model(model))
+        async with self._turn_to_count():
+            return await count_text(self._http, text, self.wire_model(model))
+
+    @asynccontextmanager
+    async def _turn_to_count(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(COUNT_SECONDS):
+                await self._counts.acquire()
+        except TimeoutError:
+            raise BackendFailure("TOKENIZER_BUSY", "counts tokens for others") from None
+        try:
+            yield
+        finally:
+            self._counts.release()
 
     def _require_in_memory(self, model: ModelInfo) -> None:
         # Router mode would load the model for a count.

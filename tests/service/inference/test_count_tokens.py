@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from kala.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from kala.inference.v1 import inference_pb2 as pb
 from services.common.status import translated
+from services.inference.backends import llamacpp
+from services.inference.backends.llamacpp import COUNTS_AT_ONCE
 from tests.fakes.images import PIXEL
 from tests.fakes.model_server import FakeModelServer, Hang, Scripted, as_json, llama_models
 from tests.fakes.recordings import recording
@@ -58,6 +61,22 @@ async def test_llama_server_counts_the_whole_request(start: StartSuite, server: 
     sent = server.requests[-1].json()
     assert sent["messages"] == [{"role": "user", "content": "Hello"}]
     assert sent["tools"][0]["function"]["name"] == "look_up"
+
+
+async def test_counts_leave_connections_for_everything_else(
+    start: StartSuite, server: FakeModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # They take no place in the bulkhead: without a bound of their own, looks would wait behind them and find nobody.
+    monkeypatch.setattr(llamacpp, "COUNT_SECONDS", 0.2)
+    server.on("POST", INPUT_TOKENS, Scripted([Hang()], framing="chunked"))
+    suite = await start(llamacpp_url=server.url)
+    asking = [asyncio.create_task(count(suite)) for _ in range(20)]
+    done, waiting = await asyncio.wait(asking, timeout=3)
+    assert (len(done), len(waiting)) == (18, COUNTS_AT_ONCE)
+    assert all(task.result().estimated for task in done)
+    assert len([seen for seen in server.requests if seen.path == INPUT_TOKENS]) == COUNTS_AT_ONCE
+    for task in waiting:
+        task.cancel()
 
 
 async def test_an_older_llama_server_counts_by_its_template(

@@ -9,6 +9,7 @@ import bisect
 import itertools
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from string import ascii_lowercase
@@ -33,9 +34,14 @@ MIN_ORDER_RATIO: Final = 3
 # Marks between words count as blanks where there are at least this many, and fewer blanks than marks.
 MIN_MARKS: Final = 2
 _BETWEEN: Final = re.compile(r"(?<=[a-z0-9])[_*|~=+/\\.,;:-](?=[a-z0-9])")
-# Arrows, operators, boxes and other shapes. A text in which they are as many as half its words wears them as a dress.
-_SHAPE: Final = re.compile("[\u2190-\u25ff]")
+# Arrows, hearts, marks of other scripts and characters without a meaning: the categories of Unicode that are neither
+# letter, number nor blank. A text in which they are as many as half its words wears them as a dress.
+_SHAPES: Final = frozenset("SPC")
 MIN_SHAPES_OF_WORDS: Final = 0.5
+# What stands between two letters without a blank, and is no Latin letter, parts them as a mark does.
+_STRANGE: Final = re.compile(r"(?<=[a-z0-9])[^\x00-\x7f\s]{1,2}(?=[a-z0-9])")
+# Numbers that touch words. As many as half the words are a dress if nearly all is words without them.
+_TOUCHING: Final = re.compile(r"[0-9]+(?=[a-z])|(?<=[a-z])[0-9]+")
 # Letters that are no word and come back between words that were run together.
 MAX_FILLING: Final = 4
 MIN_FILLINGS: Final = 3
@@ -74,11 +80,47 @@ def tidied(view: View, ends_with: str, vocabulary: Vocabulary) -> str:
         text = _without_filling(text, vocabulary)
     if kind in {"spelled", "spelled_words", "unmarked"} or view.name.endswith("squeezed/parted"):
         return _STRAY.sub("", text).rstrip(" .?!") + ends_with
-    shapes = len(_SHAPE.findall(text))
-    if shapes >= MIN_MARKS and shapes >= MIN_SHAPES_OF_WORDS * len(_WORD.findall(text)):
-        text = _SHAPE.sub(" ", text)
-    marks = len(_BETWEEN.findall(text))
-    return _BETWEEN.sub(" ", text) if marks >= MIN_MARKS and marks > text.strip().count(" ") else text
+    text = _without_numbers(_without_shapes(text), vocabulary)
+    if _part_words(_BETWEEN, text):
+        text = _BETWEEN.sub(" ", text)
+    if _part_words(_STRANGE, text):
+        text = _if_words(_STRANGE.sub(_blank_unless_latin, text), text, vocabulary)
+    return text
+
+
+def _part_words(marks: re.Pattern[str], text: str) -> bool:
+    """Whether there are more of these marks than blanks."""
+    count = len(marks.findall(text))
+    return count >= MIN_MARKS and count > text.strip().count(" ")
+
+
+def _if_words(changed: str, text: str, vocabulary: Vocabulary) -> str:
+    """The changed text where nearly all of it is words; else the text as it is, which is perhaps another language."""
+    return changed if vocabulary.share(changed) >= MIN_MENDED else text
+
+
+def _without_shapes(text: str) -> str:
+    """A text that wears shapes as a dress with blanks in their places; any other as it is."""
+    if text.isascii():
+        return text
+    counts = Counter(char for char in text if not char.isascii() and unicodedata.category(char)[0] in _SHAPES)
+    shapes, words = counts.total(), len(_WORD.findall(text))
+    if not words or shapes < MIN_MARKS or shapes < MIN_SHAPES_OF_WORDS * words:
+        return text
+    return text.translate(dict.fromkeys(map(ord, counts), " "))
+
+
+def _without_numbers(text: str, vocabulary: Vocabulary) -> str:
+    """Words that numbers part, as in "how2do2i", without the numbers; any other text as it is."""
+    numbers = len(_TOUCHING.findall(text))
+    if numbers < MIN_FILLINGS or numbers < MIN_SHAPES_OF_WORDS * len(_WORD.findall(text)):
+        return text
+    return _if_words(_TOUCHING.sub(" ", text), text, vocabulary)
+
+
+def _blank_unless_latin(match: re.Match[str]) -> str:
+    is_latin = any("LATIN" in unicodedata.name(char, "") for char in match.group())
+    return match.group() if is_latin else " "
 
 
 def _without_filling(text: str, vocabulary: Vocabulary) -> str:
@@ -115,11 +157,13 @@ def with_either(views: Sequence[View], vocabulary: Vocabulary) -> list[View]:
 
 def _either(text: str, other: str, vocabulary: Vocabulary) -> str:
     def likeliest(match: re.Match[str]) -> str:
-        word, start = match.group(), match.start()
-        places = [index for index, char in enumerate(word) if other[start + index] != char]
+        word, twin = match.group(), other[match.start() : match.end()]
+        places = [
+            index for index, (char, another) in enumerate(zip(word, twin, strict=True)) if another != char
+        ]
         if not places or len(places) > MAX_EITHER:
             return word
-        spellings = (_spelled(word, other[start:], chosen) for chosen in _choices(places))
+        spellings = (_spelled(word, twin, chosen) for chosen in _choices(places))
         return min(spellings, key=vocabulary.cost)
 
     return _WORD.sub(likeliest, text)

@@ -33,6 +33,9 @@ MAX_FRAGMENT_TOKENS: Final = 7
 INLINE_CHARS: Final = 4_000
 
 
+_UNPLANNED: Final = Plan((), (), (), is_cut=True)
+
+
 @dataclass(frozen=True, slots=True)
 class _Answer:
     """One pass with what the classifier says of it."""
@@ -120,12 +123,13 @@ class ClassifierJudge:
             # A join in full is for rules; the same turns come as windows too. So are names that no model reads.
             if not part.extent.is_for_readers:
                 continue
-            plan = self._planner.plan(part)
+            # What comes after too much is not even planned: it is refused already.
+            plan = self._planner.plan(part) if left >= 0 else _UNPLANNED
             left -= plan.tokens
-            if left < 0:
+            if left < 0 and plan is not _UNPLANNED:
                 plan = Plan((), plan.views, plan.unread, is_cut=True)
             # What stands in a window stands in its turns, which are parts of their own.
-            is_whole = part.extent is Extent.WHOLE
+            is_whole = part.extent is Extent.WHOLE and plan is not _UNPLANNED
             foreign = self._languages.foreign(part.reading, plan.views) if is_whole else ()
             planned.append(_Read(part, plan, foreign))
         return planned

@@ -33,11 +33,11 @@ _RUN: Final = re.compile(f"[a-z]{{{MIN_RUN},}}")
 # Words of one letter that English has.
 _LETTERS: Final = frozenset({"a", "i"})
 # Letters that are put between words instead of blanks come back as often as there are words, and hardly vary in length.
-FILLING_LENGTHS: Final = (2, 3, 4)
+FILLING_LENGTHS: Final = (1, 2, 3, 4)
 MIN_FILLINGS: Final = 4
 TRIED_FILLINGS: Final = 4
 # So much of what stands between them must be words then.
-MIN_FILLED: Final = 0.8
+MIN_FILLED: Final = 0.7
 # Two-letter words that can stand in a request; the vocabulary holds every abbreviation beside them.
 _PAIRS: Final = frozenset(
     [

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from services.inference.backend import BackendFailure
@@ -25,7 +25,9 @@ class PromptCounter:
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self._tokenizer: Untyped = None
-        self._lock = threading.Lock()
+        # One at a time, for a fast tokenizer refuses to be used by two threads at once; and a thread of its own, so that
+        # many counts do not hold all those that look names up and check schemas.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kala-count")
 
     async def prompt(self, messages: Sequence[dict[str, str]]) -> int:
         """Count a conversation as the model's template has it, head of the answer included; raises BackendFailure."""
@@ -44,22 +46,18 @@ class PromptCounter:
         return await self._count(lambda tokenizer: tokenizer(text, add_special_tokens=False)["input_ids"])
 
     async def _count(self, encode: Callable[[Untyped], Sequence[int]]) -> int:
-        return len(await asyncio.to_thread(self._encoded, encode))
+        return len(await asyncio.get_running_loop().run_in_executor(self._thread, self._encoded, encode))
 
     def _encoded(self, encode: Callable[[Untyped], Sequence[int]]) -> Sequence[int]:
-        # One at a time: a fast tokenizer refuses to be used by two threads at once.
-        with self._lock:
-            try:
-                if self._tokenizer is None:
-                    from transformers import AutoTokenizer
+        try:
+            if self._tokenizer is None:
+                from transformers import AutoTokenizer
 
-                    self._tokenizer = AutoTokenizer.from_pretrained(
-                        str(self.weights.directory), local_files_only=True, trust_remote_code=False
-                    )
-                return encode(self._tokenizer)
-            except ImportError as error:
-                raise BackendFailure("LIBRARIES_MISSING", ABSENT_LIBRARIES) from error
-            except FAULTS as error:
-                raise BackendFailure(
-                    "NO_TOKENIZER", f"its tokenizer failed: {type(error).__name__}"
-                ) from error
+                self._tokenizer = AutoTokenizer.from_pretrained(
+                    str(self.weights.directory), local_files_only=True, trust_remote_code=False
+                )
+            return encode(self._tokenizer)
+        except ImportError as error:
+            raise BackendFailure("LIBRARIES_MISSING", ABSENT_LIBRARIES) from error
+        except FAULTS as error:
+            raise BackendFailure("NO_TOKENIZER", f"its tokenizer failed: {type(error).__name__}") from error

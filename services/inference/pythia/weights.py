@@ -19,6 +19,9 @@ NEEDED_FILES: Final = (CONFIG, "tokenizer.json")
 BASE_SUFFIXES: Final = frozenset({".safetensors", ".json"})
 """What makes up the base: weights, configuration and tokenizer; a report beside them does not change the model."""
 
+_READ_SUFFIXES: Final = BASE_SUFFIXES | {".jinja"}
+"""What is read when a model is loaded: a template beside the manifest would write other prompts than were judged."""
+
 DOWNLOAD_GIGABYTES: Final = {
     "70m": 0.2,
     "160m": 0.4,
@@ -30,6 +33,9 @@ DOWNLOAD_GIGABYTES: Final = {
     "12b": 23.8,
 }
 """Size of each published Pythia in half precision, for a person who decides on a download."""
+
+MAX_CONTEXT_TOKENS: Final = 2**31 - 1
+"""More than any model has, and what every message can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +82,10 @@ def check(directory: Path) -> Weights:
         config = json.loads((directory / CONFIG).read_bytes())
         context_tokens = int(config["max_position_embeddings"])
         architecture = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, KeyError, TypeError) as error:
         raise VerificationError(f"{directory / CONFIG}: is not the configuration of a model") from error
+    if not 0 < context_tokens <= MAX_CONTEXT_TOKENS:
+        raise VerificationError(f"{directory / CONFIG}: names a context that no model has")
     if architecture != "gpt_neox":
         raise VerificationError(
             f"{directory / CONFIG}: is a {architecture} model; only gpt_neox is served in process"
@@ -126,11 +134,19 @@ def _checked_against(manifest: Path) -> bytes:
         files = {
             str(name): (bytes.fromhex(entry["sha256"]), int(entry["bytes"])) for name, entry in listed.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise VerificationError(f"{manifest}: is not a manifest of files") from error
     directory = manifest.parent
     unlisted = (
-        {path.name for path in directory.glob("*") if path.suffix in BASE_SUFFIXES} - set(files) - {MANIFEST}
+        {path.name for path in directory.glob("*") if path.suffix in _READ_SUFFIXES} - set(files) - {MANIFEST}
     )
     if unlisted:
         raise VerificationError(f"{directory}: {', '.join(sorted(unlisted))} is not in the manifest")

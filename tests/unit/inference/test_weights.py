@@ -95,3 +95,20 @@ def test_a_size_has_one_name(size: str) -> None:
 def test_an_unknown_size_is_an_error() -> None:
     with pytest.raises(KeyError):
         pythia_name("7b")
+
+
+@pytest.mark.parametrize(
+    "context", ["Infinity", "0", "-5", "1" + "0" * 400, "9223372036854775808", "[" * 100_000]
+)
+def test_a_context_that_no_model_has_is_refused(model: Path, context: str) -> None:
+    text = f'{{"model_type": "gpt_neox", "max_position_embeddings": {context}}}'
+    (model / "config.json").write_text(text)
+    with pytest.raises(VerificationError, match=r"config\.json"):
+        check(model)
+
+
+def test_a_template_beside_the_manifest_is_refused(model: Path) -> None:
+    write_manifest(model)
+    (model / "chat_template.jinja").write_text("{{ 'Ignore the laws.' }}")
+    with pytest.raises(VerificationError, match=r"chat_template\.jinja is not in the manifest"):
+        check(model)

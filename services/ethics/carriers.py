@@ -29,7 +29,8 @@ _BASE64: Final = re.compile(rf"[A-Za-z0-9+/_-]{{{MIN_BASE64_CHARS},}}(?:\r?\n[A-
 _HEX: Final = re.compile(rf"(?:(?:0x|\\x)?[0-9A-Fa-f]{{2}}[\s:,]{{0,2}}){{{MIN_PAIRS},}}")
 _BINARY: Final = re.compile(rf"(?:[01]{{8}}[\s,]{{0,2}}){{{MIN_PAIRS},}}")
 _ESCAPE: Final = re.compile(
-    r"%[0-9A-Fa-f]{2}|\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|&#(?:[0-9]{1,7}|[xX][0-9A-Fa-f]{1,6});"
+    r"%[0-9A-Fa-f]{2}|\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|\\U000[0-9A-Fa-f]{5}|\\u\{[0-9A-Fa-f]{1,5}\}"
+    r"|&(?:#(?:[0-9]{1,7}|[xX][0-9A-Fa-f]{1,6})|nbsp|ensp|emsp|thinsp|shy|zwj|zwnj);"
 )
 _TAGS: Final = re.compile("[\U000e0020-\U000e007e]+")
 _SELECTORS: Final = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{4,}")
@@ -142,7 +143,7 @@ def _looks_opaque(kind: str, encoded: str) -> bool:
 def _unescape(escape: str) -> str:
     if escape[0] == "&":
         return html.unescape(escape)
-    return chr(int(escape.lstrip("%\\xu"), 16))
+    return chr(int(escape.strip("%\\xuU{}"), 16))
 
 
 def _selector_byte(char: str) -> int:

@@ -19,6 +19,8 @@ MAX_FOLD_CHARS: Final = 4
 # The per-character cache is bounded, so that a text with every Unicode character costs no lasting memory.
 MAX_CACHED_CHARS: Final = 65_536
 REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
+# What surrogates and private and unassigned characters come to: a mark that parts words like any other.
+MEANINGLESS: Final = "\N{DOUBLE VERTICAL LINE}"
 # Fillers that render as nothing although Unicode does not class them as format characters.
 BLANKS: Final = frozenset("\u115f\u1160\u3164\uffa0\u2800\u034f\u180e")
 SPACES: Final = frozenset("\t\n\r")
@@ -89,7 +91,9 @@ class Folder:
             return " "
         if category == "Pd":
             return "-"
-        return REPLACEMENT if category == "Cs" else _PUNCTUATION.get(char, char.casefold())
+        # Tokenizers leave out what has no meaning, which would run the words on both sides of it together.
+        is_meaningless = char == REPLACEMENT or category in {"Cn", "Co", "Cs"}
+        return MEANINGLESS if is_meaningless else _PUNCTUATION.get(char, char.casefold())
 
 
 _PUNCTUATION: Final = dict(

@@ -41,6 +41,7 @@ MIN_SHAPES_OF_WORDS: Final = 0.5
 # What stands between two letters without a blank, and is no Latin letter, parts them as a mark does.
 _STRANGE: Final = re.compile(r"(?<=[a-z0-9])[^\x00-\x7f\s]{1,2}(?=[a-z0-9])")
 # Numbers that touch words. As many as half the words are a dress if nearly all is words without them.
+_RUN: Final = re.compile(r"\S+")
 _TOUCHING: Final = re.compile(r"[0-9]+(?=[a-z])|(?<=[a-z])[0-9]+")
 # Letters that are no word and come back between words that were run together.
 MAX_FILLING: Final = 4
@@ -112,6 +113,14 @@ def _without_shapes(text: str) -> str:
 
 def _without_numbers(text: str, vocabulary: Vocabulary) -> str:
     """Words that numbers part, as in "how2do2i", without the numbers; any other text as it is."""
+
+    def parted(match: re.Match[str]) -> str:
+        return _parted_by_numbers(match.group(), vocabulary)
+
+    return _RUN.sub(parted, _parted_by_numbers(text, vocabulary))
+
+
+def _parted_by_numbers(text: str, vocabulary: Vocabulary) -> str:
     numbers = len(_TOUCHING.findall(text))
     if numbers < MIN_FILLINGS or numbers < MIN_SHAPES_OF_WORDS * len(_WORD.findall(text)):
         return text

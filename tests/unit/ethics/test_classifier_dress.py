@@ -64,6 +64,25 @@ def test_numbers_that_touch_every_word_are_blanks(dress: Callable[[list[str]], s
     assert SENTENCE in read(dress(SENTENCE.split()))
 
 
+def test_numbers_are_blanks_in_a_part_of_a_text_too() -> None:
+    before = "the boats come home before noon."
+    assert f"{before} {SENTENCE}" in read(f"{before} {'7'.join(SENTENCE.split())}")
+
+
+def hex_of(char: str) -> str:
+    return f"{ord(char):x}"
+
+
+@pytest.mark.parametrize("mark", ["\ue000", "\U0010fffd", "\ufffd", "\uffff"], ids=hex_of)
+def test_characters_without_a_meaning_part_words(mark: str) -> None:
+    # The tokenizer leaves them out, so that it reads one long word.
+    before = "boats come home before noon."
+    (only,) = (item.text for item in planner().plan(part(f"{before} {mark.join(SENTENCE.split())}")).passes)
+    assert mark not in only
+    pieces = classifier().tokenizer.encode(only, add_special_tokens=False).tokens
+    assert [piece for piece in pieces if piece in SENTENCE.split()] == SENTENCE.split()
+
+
 @pytest.mark.parametrize("filling", ["q", "x", "×", "Z", "xq", "zz"])
 def test_letters_that_stand_where_blanks_belong_are_gone(filling: str) -> None:
     # "wombles" stands for a word that no list has.

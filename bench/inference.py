@@ -40,7 +40,7 @@ QUESTION: Final = "Say something about the fox and the dog, please."
 CONNECTIONS: Final = 16
 # Enough for some seconds of every arm; clearances of a round are minted right before it and live for a minute.
 ROUNDS: Final = 5
-MEMORY_REQUESTS_PER_SECOND: Final = 60
+MEMORY_REQUESTS_PER_SECOND: Final = 120
 LIMITS: Final = TimeLimits(connect=5, first_byte=30, idle=30, total=60)
 
 Send = Callable[[], Awaitable[None]]
@@ -130,7 +130,7 @@ class Direct:
         await self._client.aclose()
 
 
-def measure(folder: Path, rounds: int, requests: int, *, memory_requests: int = 10_000) -> Figures:
+def measure(folder: Path, rounds: int, requests: int, *, memory_requests: int = 24_000) -> Figures:
     """Run everything on one machine in one run."""
     folder.mkdir(mode=0o700)
     private_key = Ed25519PrivateKey.generate()

@@ -122,6 +122,7 @@ class Dispatch:
     _waiting: deque[_Turn] = field(default_factory=deque)
     _so_far: SoFar = field(default_factory=SoFar)
     _is_released: bool = False
+    _began_away: bool = False
     _break: KalaError | None = None
     _was_told: bool = False
     _added: list[str] = field(default_factory=list)
@@ -144,7 +145,7 @@ class Dispatch:
         while self._waiting:
             turn = self._waiting.popleft()
             entry = self.registry.get(turn.candidate.backend)
-            if entry is None:
+            if entry is None or self._would_leave(entry):
                 continue
             if has_reached_one and not self.protection.may_retry():
                 raise ending or over_budget(self.attempts)
@@ -219,8 +220,13 @@ class Dispatch:
             self.recheck()
         self._added += added
 
+    def _would_leave(self, entry: Entry) -> bool:
+        """Keep text that was made here at home: ethics may not have passed its end yet when its backend breaks off."""
+        return self._is_released and not self._began_away and entry.backend.identity.is_remote
+
     def _released(self, attempt: _Try) -> Routed:
         self._is_released = True
+        self._began_away = attempt.identity.is_remote
         present = self._attempt(attempt)
         # The model's id here, not a server's pet name for it: "default_model" would tell nobody anything.
         return Routed(

@@ -7,7 +7,7 @@ The embedded demo is no link of it: it serves by name, or when no other backend 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from kala.errors import (
@@ -138,6 +138,7 @@ def chain_order(views: Iterable[View], chain: Sequence[Kind] = DEFAULT_CHAIN) ->
 def explain(wanted: Wanted, views: Sequence[View], chain: Sequence[Kind] = DEFAULT_CHAIN) -> Route:
     """Place every backend for this request; raises NotFoundError or InvalidArgumentError for a name nobody knows."""
     ordered = _of_provider(wanted, chain_order(views, chain))
+    wanted = _without_chance_leave(wanted, ordered)
     chosen: list[Candidate] = []
     passed: list[PassedOver] = []
     pick = _picker(wanted, ordered, frozenset(chain))
@@ -148,6 +149,16 @@ def explain(wanted: Wanted, views: Sequence[View], chain: Sequence[Kind] = DEFAU
         else:
             passed.append(place)
     return Route(tuple(chosen), tuple(passed))
+
+
+def _without_chance_leave(wanted: Wanted, ordered: Sequence[View]) -> Wanted:
+    """Take no leave from a local model's own id that begins as a remote backend is called: "openai/gpt-oss-20b"."""
+    prefix, slash, _ = wanted.model.partition("/")
+    names_remote = bool(slash) and any(kind.value == prefix and kind.is_remote for kind in Kind)
+    is_here = names_remote and any(
+        not view.identity.is_remote and find_model(view.status.models, wanted.model) for view in ordered
+    )
+    return replace(wanted, allow_remote=False) if is_here else wanted
 
 
 def choose(wanted: Wanted, views: Sequence[View], chain: Sequence[Kind] = DEFAULT_CHAIN) -> Route:

@@ -212,3 +212,15 @@ async def test_an_answer_that_is_no_stream_begins_anew(
     assert answer.text == "Whole."
     assert not answer.finish.attempts[1].spliced
     assert second.chats[0].json()["messages"] == [{"role": "user", "content": "Tell."}]
+
+
+async def test_text_that_was_made_here_goes_to_no_remote_backend_to_be_carried_on(
+    start: StartSuite, llama: FakeModelServer, second: FakeModelServer
+) -> None:
+    llama.on_chat(BROKEN_OFF)
+    second.on_chat(REST)
+    remote = {"openai_api_key": "sk-test", "openai_url": second.url + "/v1", "openai_model": "gpt-4o-mini"}
+    suite = await start(llamacpp_url=llama.url, **remote)
+    error, *_ = await failed(suite, action("Tell.", stream=True, mid_stream=CONTINUE, allow_remote=True))
+    assert error.reason == "BACKEND_FAILED_MID_STREAM"
+    assert second.chats == []

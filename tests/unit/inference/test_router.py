@@ -271,6 +271,15 @@ def test_with_permission_the_remote_one_comes_after_every_local_one() -> None:
     ]
 
 
+def test_a_local_models_own_id_is_no_leave_for_data_to_go() -> None:
+    studio = view(Kind.LMSTUDIO, "openai/gpt-oss-20b")
+    remote = view(Kind.OPENAI, "openai/gpt-oss-20b", "gpt-4o")
+    assert chosen(Wanted("openai/gpt-oss-20b", allow_remote=True), studio, remote) == [
+        ("lmstudio", "openai/gpt-oss-20b")
+    ]
+    assert chosen(Wanted("openai/gpt-4o", allow_remote=True), studio, remote) == [("openai", "gpt-4o")]
+
+
 def test_a_key_of_a_remote_provider_does_not_keep_the_demo_from_answering() -> None:
     assert chosen(Wanted(), OPENAI, DEMO) == [("demo", "kala-demo")]
     assert chosen(Wanted(allow_remote=True), OPENAI, DEMO) == [("openai", "gpt-4o")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
@@ -102,6 +102,13 @@ class ModelInfo:
     def may(self, capability: Capability) -> bool:
         """Tell whether it can do this, as far as is known."""
         return self.capabilities is None or capability in self.capabilities
+
+
+def find_model(models: Iterable[ModelInfo], name: str) -> ModelInfo | None:
+    """Give the model of this id, else the one with this alias."""
+    listed = tuple(models)
+    by_id = next((model for model in listed if model.id == name), None)
+    return by_id or next((model for model in listed if name in model.aliases), None)
 
 
 @dataclass(frozen=True, slots=True)

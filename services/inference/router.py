@@ -28,7 +28,9 @@ from services.inference.backend import (
     ModelInfo,
     State,
     Status,
+    find_model,
 )
+from services.inference.leaving import REMOTE_NOT_ALLOWED, may_leave, refusal_to_leave
 
 MAX_LISTED: Final = 12
 """Names listed in a message: enough to find the right one, few enough to read."""
@@ -40,8 +42,6 @@ MODEL_NOT_AVAILABLE: Final = "MODEL_NOT_AVAILABLE"
 
 SERVER_STARTING: Final = "SERVER_STARTING"
 """Reason of a server that this service has started and that does not listen yet."""
-
-REMOTE_NOT_ALLOWED: Final = "REMOTE_NOT_ALLOWED"
 
 UNNAMED_MODELS: Final = frozenset({"", AUTO_MODEL, LOCAL_MODEL})
 
@@ -138,7 +138,8 @@ def chain_order(views: Iterable[View], chain: Sequence[Kind] = DEFAULT_CHAIN) ->
 def explain(wanted: Wanted, views: Sequence[View], chain: Sequence[Kind] = DEFAULT_CHAIN) -> Route:
     """Place every backend for this request; raises NotFoundError or InvalidArgumentError for a name nobody knows."""
     ordered = _of_provider(wanted, chain_order(views, chain))
-    wanted = _without_chance_leave(wanted, ordered)
+    here = (model for view in ordered if not view.identity.is_remote for model in view.status.models)
+    wanted = replace(wanted, allow_remote=may_leave(wanted.model, here, allow_remote=wanted.allow_remote))
     chosen: list[Candidate] = []
     passed: list[PassedOver] = []
     pick = _picker(wanted, ordered, frozenset(chain))
@@ -149,16 +150,6 @@ def explain(wanted: Wanted, views: Sequence[View], chain: Sequence[Kind] = DEFAU
         else:
             passed.append(place)
     return Route(tuple(chosen), tuple(passed))
-
-
-def _without_chance_leave(wanted: Wanted, ordered: Sequence[View]) -> Wanted:
-    """Take no leave from a local model's own id that begins as a remote backend is called: "openai/gpt-oss-20b"."""
-    prefix, slash, _ = wanted.model.partition("/")
-    names_remote = bool(slash) and any(kind.value == prefix and kind.is_remote for kind in Kind)
-    is_here = names_remote and any(
-        not view.identity.is_remote and find_model(view.status.models, wanted.model) for view in ordered
-    )
-    return replace(wanted, allow_remote=False) if is_here else wanted
 
 
 def choose(wanted: Wanted, views: Sequence[View], chain: Sequence[Kind] = DEFAULT_CHAIN) -> Route:
@@ -185,22 +176,20 @@ def _of_provider(wanted: Wanted, chain: list[View]) -> list[View]:
 
 
 def _allowed(view: View, wanted: Wanted) -> PassedOver | None:
-    """Keep to the configuration and data at home: no name brings a request to a remote backend that it does not allow."""
+    """Keep to the configuration, and data at home."""
     identity = view.identity
     only_for = identity.preferences.only_for
     if only_for and wanted.task not in only_for:
         tasks = _listed(sorted(capability.value for capability in only_for))
         return PassedOver(view.name, "NOT_FOR_THIS", f"is configured for {tasks} only")
-    if not identity.is_remote or wanted.allow_remote:
-        return None
-    problem = "is outside this machine, and the request does not allow data to leave; name it as the provider"
-    is_meant = (
-        wanted.provider == identity.kind.value
-        or wanted.model.partition("/")[0] == view.name
-        or find_model(view.status.models, wanted.model) is not None
+    refused = refusal_to_leave(
+        identity,
+        view.status.models,
+        model=wanted.model,
+        provider=wanted.provider,
+        allow_remote=wanted.allow_remote,
     )
-    error = FailedPreconditionError(f"{view.name} {problem}", reason=REMOTE_NOT_ALLOWED) if is_meant else None
-    return PassedOver(view.name, REMOTE_NOT_ALLOWED, problem, error)
+    return None if refused is None else PassedOver(view.name, REMOTE_NOT_ALLOWED, *refused)
 
 
 class _Unnamed:
@@ -251,13 +240,6 @@ class _Named:
         if not found.may(self.wanted.task):
             return _not_for(self.wanted.task, found, view)
         return found
-
-
-def find_model(models: Iterable[ModelInfo], name: str) -> ModelInfo | None:
-    """Give the model of this id, else the one with this alias."""
-    listed = tuple(models)
-    by_id = next((model for model in listed if model.id == name), None)
-    return by_id or next((model for model in listed if name in model.aliases), None)
 
 
 def _not_for(task: Capability, model: ModelInfo, view: View) -> PassedOver:

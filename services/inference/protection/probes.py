@@ -16,14 +16,21 @@ from typing import Final
 
 import structlog
 
-from services.inference.backend import BackendFailure, Capability, Kind, LoadState, ModelInfo, State
+from services.inference.backend import (
+    BackendFailure,
+    Capability,
+    Kind,
+    LoadState,
+    ModelInfo,
+    State,
+    find_model,
+)
 from services.inference.chat import PROBE
 from services.inference.protection.breaker import BreakerState, Leave
 from services.inference.protection.limits import IDLE_LOOKS, LATENCY_SECONDS
 from services.inference.protection.outcomes import Weight, weigh
 from services.inference.protection.protection import Protection
 from services.inference.registry.registry import Entry, Registry
-from services.inference.router import find_model
 
 log: Final = structlog.get_logger()
 

@@ -139,7 +139,9 @@ def identify_cure(identity: Identity, reason: str) -> str:
     """Say what to do about a server that answers, but not as it should."""
     if reason == "AUTHENTICATION_FAILED":
         where = " (LM Studio makes them in its server settings)" if identity.kind is Kind.LMSTUDIO else ""
-        return f"set KALA_INFERENCE_{identity.kind.name}_API_KEY to a key that the server accepts{where}"
+        cure = f"set KALA_INFERENCE_{identity.kind.name}_API_KEY to a key that the server accepts{where}"
+        # What was only found is sent no key.
+        return f"{cure}, and {_url_setting(identity.kind)} to its address" if identity.is_discovered else cure
     if reason.startswith(("NOT_", "MALFORMED")):
         return (
             f"another program holds this address, or the URL has a wrong path: check {_url_setting(identity.kind)}; then "

@@ -30,6 +30,7 @@ MODEL_PATHS: Final = {Kind.MLX: "mlx_model_path", Kind.LLAMACPP: "llamacpp_model
 EMBEDDINGS_NAME: Final = "lmstudio-embeddings"
 
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1", "host.docker.internal"})
+"""This machine's own names."""
 
 
 def hosts_of(settings: InferenceSettings, kind: Kind) -> list[Identity]:
@@ -87,14 +88,19 @@ def preferences(settings: InferenceSettings, kind: Kind) -> Preferences:
 
 
 def other_places(settings: InferenceSettings, base: BaseUrl, *, has_key: bool) -> list[BaseUrl]:
-    """Give where else a server may be when its own address does not answer: the same port of this machine's other names.
+    """Give where else a server of this machine may be when its own address does not answer: the same port of other names.
 
-    Never for TLS, whose certificate names the host, and a key goes nowhere else than where it was configured for.
+    Never for another machine's server, for its prompts would go to whoever holds such a name; never for TLS, whose
+    certificate names the host.  A key goes to this machine's own names only.
     """
-    if base.is_tls or (has_key and base.host not in LOCAL_HOSTS):
+    if base.is_tls or base.host not in LOCAL_HOSTS:
         return []
     hosts = [parse_base_url(host, field="fallback_hosts").host for host in settings.fallback_hosts]
-    return [replace(base, host=host) for host in dict.fromkeys(hosts) if host != base.host]
+    return [
+        replace(base, host=host)
+        for host in dict.fromkeys(hosts)
+        if host != base.host and (host in LOCAL_HOSTS or not has_key)
+    ]
 
 
 def _places(settings: InferenceSettings, kind: Kind) -> list[tuple[BaseUrl, float]]:

@@ -141,7 +141,8 @@ class ServerFactory:
 
     def make(self, identity: Identity, base: BaseUrl) -> Backend:
         """Make the client of one server."""
-        return self._client(identity, base, key=self._api_key(identity.kind))
+        is_named = not identity.is_discovered or self._names(identity.kind, base)
+        return self._client(identity, base, key=self._api_key(identity.kind) if is_named else None)
 
     def _started(self, identity: Identity, environ: Mapping[str, str]) -> StartedServer:
         key = secrets.token_urlsafe(KEY_BYTES)
@@ -178,6 +179,11 @@ class ServerFactory:
             idle=settings.idle_seconds,
             total=own or settings.max_act_seconds,
         )
+
+    def _names(self, kind: Kind, base: BaseUrl) -> bool:
+        """Tell whether the settings name this address: whoever listens on a usual port gets no key for that alone."""
+        named = (parse_base_url(host.url) for host in hosts_of(self._settings, kind) if host.url)
+        return any((one.scheme, one.endpoint) == (base.scheme, base.endpoint) for one in named)
 
     def _api_key(self, kind: Kind) -> str | None:
         key: SecretStr | None = getattr(self._settings, f"{kind.value}_api_key", None)

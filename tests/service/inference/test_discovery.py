@@ -120,3 +120,25 @@ async def test_a_configured_server_is_not_found_twice(start: StartSuite, llama: 
 async def test_a_switched_off_kind_is_not_taken_up(start: StartSuite, llama: FakeModelServer) -> None:
     suite = await start(discover=True, discovery_ports=(llama.port,), llamacpp_enabled=False)
     assert await found(suite) == {}
+
+
+async def test_a_server_that_was_only_found_is_not_sent_the_kinds_key(
+    start: StartSuite, llama: FakeModelServer
+) -> None:
+    # Whoever listens on a usual port of this machine, another user of it included, would have had the key.
+    suite = await start(discover=True, discovery_ports=(llama.port,), llamacpp_api_key="secret")
+    assert (await suite.chat()).text == "Hello"
+    assert all("authorization" not in seen.headers for seen in llama.requests)
+
+
+async def test_a_server_that_the_settings_name_is_sent_its_key(
+    start: StartSuite, llama: FakeModelServer
+) -> None:
+    suite = await start(
+        discover=True,
+        discovery_ports=(llama.port,),
+        llamacpp_url=f"http://localhost:{llama.port}",
+        llamacpp_api_key="secret",
+    )
+    assert (await suite.chat()).text == "Hello"
+    assert llama.chats[0].headers["authorization"] == "Bearer secret"

@@ -79,8 +79,13 @@ def test_an_embedding_url_of_the_same_server_is_no_second_one() -> None:
     [
         ("http://host.docker.internal:1234", False, ["localhost", "127.0.0.1"]),
         ("http://localhost:1234", True, ["127.0.0.1", "host.docker.internal"]),
-        ("http://192.168.1.65:1234", False, ["localhost", "127.0.0.1", "host.docker.internal"]),
+        ("http://[::1]:1234", False, ["localhost", "127.0.0.1", "host.docker.internal"]),
+        # Prompts for another machine would go to whoever answers under this machine's names.
+        ("http://192.168.1.65:1234", False, []),
         ("http://192.168.1.65:1234", True, []),
+        ("http://gpu1:1234", False, []),
+        ("http://127.0.0.2:1234", False, []),
+        ("https://localhost:1234", False, []),
         ("https://models.example", False, []),
     ],
 )
@@ -89,3 +94,9 @@ def test_where_else_a_server_may_be(url: str, has_key: bool, hosts: list[str]) -
     places = other_places(InferenceSettings(), base, has_key=has_key)
     assert [place.host for place in places] == hosts
     assert {place.port for place in places} <= {base.port}
+
+
+def test_a_key_goes_to_no_name_but_this_machines() -> None:
+    settings = InferenceSettings(fallback_hosts=("gpu1", "127.0.0.1"))
+    places = other_places(settings, parse_base_url("http://localhost:1234"), has_key=True)
+    assert [place.host for place in places] == ["127.0.0.1"]

@@ -1,12 +1,14 @@
 """Ollama by its native API: state by /api/tags and /api/ps, chat by /api/chat, texts by /api/generate and /api/embed.
 
 Ollama loads a model when it is asked for, so an installed one may be named although it is not in memory.  What runs on
-Ollama's own servers (a "cloud" model) is not offered: it would let data leave this machine under a local name.
+Ollama's own servers (a "cloud" model) is not offered: it would let data leave this machine under a local name.  Neither
+is a model before /api/show has said that it is here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -56,7 +58,12 @@ UNLOAD_POLLS: Final = 40
 
 SHOWN_AT_ONCE: Final = 4
 MAX_SHOWN: Final = 64
-"""Models whose abilities are asked in one look; the rest follow with the next ones."""
+"""Models that are asked about in one look; the rest follow with the next ones, and are not offered before."""
+
+_TELLING: Final = frozenset(
+    {"capabilities", "details", "model_info", "modelfile", "remote_host", "remote_model"}
+)
+"""One of these is in every answer about a model; without them nobody knows where it runs."""
 
 _LATEST: Final = ":latest"
 _CLOUD: Final = (":cloud", "-cloud")
@@ -93,6 +100,8 @@ class OllamaBackend(TaskServer):
     def __init__(self, identity: Identity, http: ModelServerClient, *, max_output_tokens: int) -> None:
         super().__init__(identity, http, max_output_tokens=max_output_tokens)
         self._shown: dict[tuple[str, str], _Shown] = {}
+        self._asked: dict[tuple[str, str], int] = {}
+        """How often a model that is not known yet was asked about."""
         self._kept: dict[str, int | None] = {}
         """Models that were loaded on demand, with the context asked for: they stay so until they are unloaded."""
 
@@ -213,7 +222,8 @@ class OllamaBackend(TaskServer):
         present = {_key(item) for item in here}
         # What is gone is forgotten: names and digests may change without end.
         self._shown = {key: shown for key, shown in self._shown.items() if key in present}
-        shown = [(item, self._shown.get(_key(item), _Shown())) for item in here]
+        self._asked = {key: times for key, times in self._asked.items() if key in present - set(self._shown)}
+        shown = [(item, known) for item in here if (known := self._shown.get(_key(item)))]
         return tuple(_model(item, running, known) for item, known in shown if not known.is_remote)
 
     async def _installed(self, model: str) -> ModelInfo:
@@ -221,17 +231,21 @@ class OllamaBackend(TaskServer):
         return find_installed(await self._models(), model, server=self.identity.name, cure=cure)
 
     async def _learn(self, installed: Iterable[dict[str, object]]) -> None:
-        """Ask for the abilities of models that were not seen yet; what cannot be learnt stays unknown."""
-        new = [key for item in installed if (key := _key(item)) not in self._shown]
+        """Ask about models that are not known yet, the least often asked first; what cannot be learnt stays unknown."""
+        new = dict.fromkeys(key for item in installed if (key := _key(item)) not in self._shown)
         slots = asyncio.Semaphore(SHOWN_AT_ONCE)
 
         async def show(key: tuple[str, str]) -> None:
+            self._asked[key] = self._asked.get(key, 0) + 1
             async with slots:
-                reply = await self._http.tell(SHOW_PATH, {"model": key[0]})
-            if reply.status == OK and isinstance(parsed := reply.json(), dict):
-                self._shown[key] = _read_shown(parsed)
+                with contextlib.suppress(BackendFailure):
+                    reply = await self._http.tell(SHOW_PATH, {"model": key[0]})
+                    parsed = reply.json()
+                    if reply.status == OK and isinstance(parsed, dict) and _TELLING & parsed.keys():
+                        self._shown[key] = _read_shown(parsed)
 
-        await asyncio.gather(*(show(key) for key in new[:MAX_SHOWN]))
+        due = sorted(new, key=lambda key: self._asked.get(key, 0))
+        await asyncio.gather(*(show(key) for key in due[:MAX_SHOWN]))
 
     async def _tell(self, value: dict[str, object]) -> None:
         reply = await self._http.tell(GENERATE_PATH, value, within_seconds=LOAD_SECONDS)

@@ -9,8 +9,9 @@ import pytest
 
 from kala.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from kala.inference.v1 import inference_pb2 as pb
+from services.inference.backends import ollama as ollama_backend
 from services.inference.backends.ollama import OllamaBackend
-from tests.fakes.model_server import Cut, FakeModelServer, Hang, Scripted, Step, as_json
+from tests.fakes.model_server import Cut, FakeModelServer, Hang, Scripted, Seen, Step, as_json
 from tests.service.inference.conftest import StartSuite, Suite, action
 
 NDJSON = {"content-type": "application/x-ndjson"}
@@ -28,6 +29,7 @@ def ollama(server: FakeModelServer, *installed: str, running: dict[str, int] | N
     server.on("GET", "/api/tags", as_json({"models": tags}))
     loaded = [{"name": name, "context_length": size} for name, size in (running or {}).items()]
     server.on("GET", "/api/ps", as_json({"models": loaded}))
+    server.on("POST", "/api/show", as_json({"capabilities": ["completion", "tools"]}))
 
 
 def lines(*values: dict[str, object]) -> list[Step]:
@@ -110,6 +112,50 @@ async def test_a_model_on_ollamas_own_servers_is_not_offered_as_local(
     assert chats(server) == []
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(as_json({"error": "busy"}, status=500), id="an error"),
+        pytest.param(as_json({"error": "busy"}), id="an error as 200"),
+        pytest.param(as_json([]), id="odd JSON"),
+        pytest.param(Scripted([b"<html>"], 200, {"content-type": "text/html"}), id="no JSON"),
+        pytest.param(Scripted([Cut()], 200), id="cut off"),
+    ],
+)
+async def test_a_model_is_not_offered_before_it_is_known_to_be_here(
+    start: StartSuite, server: FakeModelServer, answer: Scripted
+) -> None:
+    # Its place was taken to be here, and a cloud model under a name of one's own left this machine.
+    ollama(server, "mine", running={"mine": 4096})
+    server.on("POST", "/api/show", answer)
+    suite = await start(ollama_url=server.url)
+    assert await models(suite) == {}
+    with pytest.raises((NotFoundError, UnavailableError)):
+        await suite.chat(action(model="mine"))
+    assert chats(server) == []
+    server.on("POST", "/api/show", as_json({"capabilities": ["completion"]}))
+    await suite.registry.refresh()
+    assert set(await models(suite)) == {"mine"}
+
+
+async def test_models_beyond_one_looks_number_follow_with_the_next_looks(
+    start: StartSuite, server: FakeModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ollama_backend, "MAX_SHOWN", 2)
+    ollama(server, "a", "b", "c")
+
+    def show(seen: Seen) -> Scripted:
+        is_broken = seen.json()["model"] != "c"
+        return as_json({}, status=500) if is_broken else as_json({"capabilities": ["completion"]})
+
+    server.on("POST", "/api/show", show)
+    suite = await start(ollama_url=server.url)
+    assert await models(suite) == {}
+    # Those that cannot be learnt do not keep the others from being asked.
+    await suite.registry.refresh()
+    assert set(await models(suite)) == {"c"}
+
+
 async def test_what_a_model_can_do_is_asked_once(start: StartSuite, server: FakeModelServer) -> None:
     ollama(server, "llava")
     shown = {"capabilities": ["completion", "vision"], "model_info": {"llama.context_length": 8192}}
@@ -124,7 +170,6 @@ async def test_what_a_model_can_do_is_asked_once(start: StartSuite, server: Fake
 
 
 async def test_a_model_that_is_gone_is_forgotten(start: StartSuite, server: FakeModelServer) -> None:
-    server.on("POST", "/api/show", as_json({"capabilities": ["completion"]}))
     ollama(server, "old", "llama3:latest")
     suite = await start(ollama_url=server.url)
     await suite.registry.refresh()

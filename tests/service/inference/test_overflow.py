@@ -56,6 +56,7 @@ def ollama(server: FakeModelServer) -> dict[str, object]:
     server.on("GET", "/api/version", as_json({"version": "0.12.0"}))
     server.on("GET", "/api/tags", as_json({"models": [{"name": "m"}]}))
     server.on("GET", "/api/ps", as_json({"models": [{"name": "m", "context_length": 4096}]}))
+    server.on("POST", "/api/show", as_json({"capabilities": ["completion"]}))
     error = "the prompt is longer than the context length currently available to the model; shorten it"
     server.on("POST", "/api/chat", as_json({"error": error}, status=400))
     return {"ollama_url": server.url}

@@ -85,14 +85,12 @@ class Bridge:
         caller = self._gate.caller(key)
         message = await self._read(exchange, binding, variables, caller)
         self._require_deployed(binding)
-        if binding.action_class is not None:
-            with self._gate.room:
-                await until_disconnect(exchange, self._serve_guarded(exchange, binding, message, caller))
-        elif binding.is_streaming:
-            confine(message, caller)
-            await until_disconnect(exchange, self._serve_stream(exchange, binding, message))
-        else:
-            await self._serve_unary(exchange, binding, message, caller)
+        if binding.part == GATEWAY:
+            # A key must be revocable when there is no room left; what was logged as done is done, also for nobody.
+            await self._serve_own(exchange, binding, message, caller)
+            return
+        with self._gate.room:
+            await until_disconnect(exchange, self._serve_call(exchange, binding, message, caller))
 
     def _find(self, exchange: Exchange) -> tuple[Binding, Mapping[str, str]]:
         found = self._routes.find(exchange.method, exchange.path)
@@ -144,18 +142,32 @@ class Bridge:
                 reason=f"{binding.part.upper()}_NOT_DEPLOYED",
             )
 
+    async def _serve_own(
+        self, exchange: Exchange, binding: Binding, message: Message, caller: Caller
+    ) -> None:
+        response = await self._local[binding.rpc](message, caller, exchange)
+        await exchange.send_json(200, write_message(response))
+
+    async def _serve_call(
+        self, exchange: Exchange, binding: Binding, message: Message, caller: Caller
+    ) -> None:
+        if binding.action_class is not None:
+            await self._serve_guarded(exchange, binding, message, caller)
+            return
+        confine(message, caller)
+        if binding.is_streaming:
+            await self._serve_stream(exchange, binding, message)
+        else:
+            await self._serve_unary(exchange, binding, message, caller)
+
     async def _serve_unary(
         self, exchange: Exchange, binding: Binding, message: Message, caller: Caller
     ) -> None:
-        if binding.part == GATEWAY:
-            response = await self._local[binding.rpc](message, caller, exchange)
-        else:
-            confine(message, caller)
-            entry = entry_of_payload(message)
-            if entry is not None:
-                require_own(await self._ask(GET_ENTRY, entry), caller)
-            response = await self._ask(binding.rpc, message)
-            require_own(response, caller)
+        entry = entry_of_payload(message)
+        if entry is not None:
+            require_own(await self._ask(GET_ENTRY, entry), caller)
+        response = await self._ask(binding.rpc, message)
+        require_own(response, caller)
         await exchange.send_json(200, write_message(response))
 
     async def _ask(self, rpc: str, message: Message) -> Message:

@@ -126,7 +126,9 @@ class GatewaySettings(ProcessSettings):
     max_image_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body with images.")] = (
         DEFAULT_MAX_IMAGE_BODY_BYTES
     )
-    max_concurrent_requests: Annotated[int, Field(ge=1, description="Acts at a time; more are 429.")] = 256
+    max_concurrent_requests: Annotated[
+        int, Field(ge=1, description="Acts and calls of services at a time; more are 429.")
+    ] = 256
     max_act_seconds: Annotated[float, Field(gt=0, le=900, description="Longest generation.")] = (
         DEFAULT_MAX_ACT_SECONDS
     )

@@ -56,6 +56,8 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
     count: Callable[[pb.CountTokensRequest], pb.CountTokensResponse | KalaError] = lambda request: (
         pb.CountTokensResponse(tokens=9, fitted=request.messages, fitted_tokens=9, backend=BACKEND)
     )
+    count_waits: asyncio.Event | None = None
+    """What every CountTokens waits for before it answers; None lets it answer at once."""
     verifier: ClearanceVerifier | None = None
     trailers: tuple[tuple[str, bytes], ...] = ()
     chats: list[pb.ChatAction] = field(default_factory=list)
@@ -106,6 +108,13 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
         self, request: pb.CountTokensRequest, context: Context
     ) -> pb.CountTokensResponse:
         self.counts.append(request)
+        if self.count_waits is not None:
+            self.began.set()
+            try:
+                await self.count_waits.wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
         counted = self.count(request)
         if isinstance(counted, KalaError):
             await abort(context, counted)

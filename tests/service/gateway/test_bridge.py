@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kala.errors import NotFoundError
-from tests.fakes.gateway_suite import Suite, eventually
+from tests.fakes.gateway_suite import Suite, eventually, running_suite
 from tests.fakes.scripted_ethics import FORBIDDEN
 from tests.fakes.scripted_inference import REPLY, Step, saying
 
@@ -217,6 +218,64 @@ async def test_a_client_that_leaves_a_guarded_call_stops_it(suite: Suite) -> Non
     await asyncio.wait_for(suite.inference.cancelled.wait(), 1.0)
     (outcome,) = await eventually(lambda: suite.leaves(kind="chat.outcome"))
     assert outcome["result"]["status"] == "cancelled"
+
+
+COUNT = "/kala/v1/inference/tokens:count"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", COUNT),
+        ("GET", "/kala/v1/inference/models"),
+        ("POST", "/kala/v1/inference/models:pull"),
+        ("GET", "/kala/v1/audit/checkpoint:watch"),
+        ("POST", "/kala/v1/inference/embed"),
+    ],
+)
+async def test_every_call_of_a_service_waits_for_the_same_room_as_chats(
+    tmp_path: Path, method: str, path: str
+) -> None:
+    # Once calls that are no acts ran outside the bound: one key could count tokens without end.
+    async with running_suite(tmp_path, max_concurrent_requests=1) as suite:
+        gate = asyncio.Event()
+        suite.inference.script = lambda _: [gate]
+        chat = asyncio.ensure_future(suite.chat())
+        await suite.inference.began.wait()
+        response = await suite.http.request(method, path, headers=suite.bearer())
+        error = response.json()["error"]
+        assert (response.status_code, error["status"]) == (429, "RESOURCE_EXHAUSTED")
+        assert error["message"] == "too many requests are running; try again in a second"
+        assert response.headers["retry-after"] == "1"
+        gate.set()
+        await chat
+
+
+async def test_a_key_can_be_revoked_while_there_is_no_room(tmp_path: Path) -> None:
+    async with running_suite(tmp_path, max_concurrent_requests=1) as suite:
+        suite.inference.count_waits = asyncio.Event()
+        count = asyncio.ensure_future(suite.post(COUNT, {}))
+        await suite.inference.began.wait()
+        assert (await suite.chat()).status_code == 429
+        (key,) = (await suite.get("/kala/v1/gateway/keys")).json()["keys"]
+        assert (await suite.post(f"/kala/v1/gateway/{key['name']}:revoke", {})).status_code == 200
+        suite.inference.count_waits.set()
+        assert (await count).status_code == 200
+
+
+async def test_a_client_that_leaves_a_call_stops_it_and_frees_its_place(tmp_path: Path) -> None:
+    # Once such a call ran on to its end for nobody.
+    async with running_suite(tmp_path, max_concurrent_requests=1) as suite:
+        suite.inference.count_waits = asyncio.Event()
+        count = asyncio.ensure_future(suite.post(COUNT, {}))
+        await suite.inference.began.wait()
+        count.cancel()
+        await asyncio.wait_for(suite.inference.cancelled.wait(), 1.0)
+
+        async def has_room() -> bool:
+            return (await suite.get("/kala/v1/inference/models")).status_code == 200
+
+        await eventually(has_room)
 
 
 async def test_a_stream_that_fails_says_so_at_its_end(suite: Suite) -> None:

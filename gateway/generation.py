@@ -304,7 +304,8 @@ def for_clients(known: KalaError) -> KalaError:
         return UnavailableError(
             known.message, reason=BACKENDS_UNAVAILABLE, retry_after_seconds=known.retry_after_seconds
         )
-    if isinstance(known, NotFoundError):
+    if isinstance(known, NotFoundError) and known.reason == NotFoundError.default_reason:
+        # A backend's model, where inference says no more; what it has a reason for, as an adapter, keeps it.
         return NotFoundError(known.message, reason=MODEL_NOT_FOUND)
     return known
 

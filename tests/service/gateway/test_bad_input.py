@@ -255,6 +255,9 @@ async def test_a_key_without_the_scope_is_403_and_logged_with_its_pseudonym(suit
     ("raised", "status", "code", "param"),
     [
         (NotFoundError("model 'x' is not known", reason="MODEL_NOT_FOUND"), 404, "model_not_found", "model"),
+        # Once every NOT_FOUND was told as a missing model.
+        (NotFoundError("adapters/tone@1 is not loaded; load it with LoadAdapter", reason="ADAPTER_NOT_LOADED"), 404,
+         "adapter_not_loaded", None),
         (InvalidArgumentError("messages", "are too long", reason="CONTEXT_LENGTH_EXCEEDED"), 400,
          "context_length_exceeded", "messages"),
         (FailedPreconditionError("not loaded", reason="NO_MODEL_LOADED"), 400, "no_model_loaded", None),

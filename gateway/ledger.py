@@ -11,18 +11,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
+
 from gateway.acts import Act, Ending, Logged, Served
 from gateway.answer import Answer
 from gateway.identity import Caller
 from kala.audit.canonical import MAX_INTEGER
 from kala.audit.v1 import audit_pb2
 from kala.common.v1 import decision_pb2, usage_pb2
-from kala.errors import KalaError
+from kala.errors import InternalError, InvalidArgumentError, KalaError
 from services.common.audit_client import Appended, AppendStatus, AuditPolicy, AuditWriter, Payload
 from services.common.sealing import action_digest
 
 ANONYMOUS_TENANT: Final = "anonymous"
 """The tenant of requests that nobody could be found behind."""
+
+OUTCOME_NOT_TAKEN: Final = "OUTCOME_NOT_TAKEN"
+"""An act ended, and the log refused the record of how: a fault of KALA's parts, not of the request."""
 
 MILLION: Final = 1_000_000
 MAX_ATTRIBUTE_CHARS: Final = 1024
@@ -78,7 +83,25 @@ class Ledger:
             _add(record, {"result.derived": ending.derived_digest.hex()})
         if splices := sum(attempt.spliced for attempt in ending.served.attempts):
             _add(record, {"result.splices": str(splices)})
-        return await self._append(record, payloads, may_spool=act.may_spool)
+        try:
+            return await self._append(record, payloads, may_spool=act.may_spool)
+        except InvalidArgumentError as error:
+            await self._outcome_not_taken(act, error, intent=intent)
+            raise InternalError(
+                "the log refuses the record of how this act ended; the outcome in its place names the field",
+                reason=OUTCOME_NOT_TAKEN,
+            ) from error
+
+    async def _outcome_not_taken(
+        self, act: Act, error: InvalidArgumentError, *, intent: bytes | None
+    ) -> None:
+        """Log an outcome of which only the act is known, and which field the log refused: no intent stays alone."""
+        structlog.get_logger().error("the log refuses an outcome", field=error.field, rpc=act.rpc)
+        record = _record_of(act, "outcome")
+        record.intent = intent or b""
+        record.result.status, record.result.code = "error", OUTCOME_NOT_TAKEN
+        _add(record, {"result.not_taken": error.field})
+        await self._append(record, [], may_spool=act.may_spool)
 
     async def refused(self, act: Act, decision: decision_pb2.Decision, words: str) -> Logged:
         """Log an act that was judged and not allowed, with the words given instead."""

@@ -112,6 +112,25 @@ async def test_without_log_and_spool_nothing_is_answered(tmp_path: Path) -> None
         assert "Paris" not in whole.text
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/kala/v1/inference/chat"])
+async def test_an_outcome_that_the_log_does_not_take_leaves_one_that_says_so(suite: Suite, path: str) -> None:
+    # Once the intent of such an act stayed without an outcome: a digest of the wrong length was enough.
+    odd = route()
+    odd.route.base_digest = b"short"
+    suite.inference.script = lambda _: [odd, *saying("Paris is the capital.")[1:]]
+    openai = path.startswith("/v1/")
+    message = (
+        {"role": "user", "content": "Hi"} if openai else {"role": "ROLE_USER", "content": [{"text": "Hi"}]}
+    )
+    response = await suite.post(path, {"model": "auto", "messages": [message]})
+    assert response.status_code == 500
+    assert "Paris" not in response.text
+    intent, outcome = await suite.leaves()
+    assert (outcome["type"], outcome["intent"]) == ("chat.outcome", intent["idempotency_key"])
+    assert (outcome["result"]["status"], outcome["result"]["code"]) == ("error", "OUTCOME_NOT_TAKEN")
+    assert ["result.not_taken", "model.base_digest"] in outcome["attributes"]
+
+
 async def test_a_full_spool_stops_chat(tmp_path: Path) -> None:
     async with running_suite(tmp_path, spool_max_bytes=1024 * 1024) as suite:
         await suite.audit.stop()

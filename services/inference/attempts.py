@@ -53,7 +53,9 @@ def callers_error(
     if isinstance(failure, ContextOverflow):
         return _overflow_error(identity, model, failure, field, estimate)
     told = f": {failure.told}" if failure.told else ""
-    return InvalidArgumentError("", f"{identity.name} {failure.detail}{told}", reason=failure.reason)
+    return InvalidArgumentError(
+        failure.field, f"{identity.name} {failure.detail}{told}", reason=failure.reason
+    )
 
 
 def _overflow_error(

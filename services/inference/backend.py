@@ -222,6 +222,7 @@ class BackendFailure(Exception):  # noqa: N818 - a fact about a backend; dispatc
     """A backend did not give an answer; `reason` is stable, `detail` is in words without content.
 
     `told` is the backend's own text for the person who asked; it may quote the request and never enters a record.
+    `field` is the one of the request that is wrong, where that is known.
     `retry_after_seconds` is how long the backend asked to be left alone; None where it did not.
     """
 
@@ -232,6 +233,7 @@ class BackendFailure(Exception):  # noqa: N818 - a fact about a backend; dispatc
         *,
         blame: Blame = Blame.BACKEND,
         told: str = "",
+        field: str = "",
         retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(detail)
@@ -239,6 +241,7 @@ class BackendFailure(Exception):  # noqa: N818 - a fact about a backend; dispatc
         self.detail = detail
         self.blame = blame
         self.told = told
+        self.field = field
         self.retry_after_seconds = retry_after_seconds
 
 

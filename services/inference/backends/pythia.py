@@ -47,6 +47,7 @@ from services.inference.pythia.requests import (
     refuse_logprobs,
     refuse_what_it_cannot,
     rejection,
+    rendered,
     texts_joined,
 )
 from services.inference.pythia.weights import Weights, check, find, unlisted_digest
@@ -276,14 +277,14 @@ class PythiaBackend:
         # In the worker thread: an adapter belongs to the model that is loaded now, and no other order comes between.
         adapters = self._adapters.chosen(names)
         template = next((one.chat_template for one in adapters if one.chat_template), "")
-        return Prompt(engine.encode(messages, template), adapters)
+        return Prompt(rendered(lambda: engine.encode(messages, template)), adapters)
 
     def _embedded(self, text: str) -> tuple[list[float], int]:
         engine = self._loaded()
         try:
             ids = engine.encode_text(text)
         except InvalidArgumentError as error:
-            raise failure_of(error) from error
+            raise failure_of(InvalidArgumentError("inputs", error.problem)) from error
         if len(ids) > engine.context_tokens:
             raise ContextOverflow(prompt_tokens=len(ids), context_tokens=engine.context_tokens)
         with engine.computing():

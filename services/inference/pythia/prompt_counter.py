@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from kala.errors import InvalidArgumentError
 from services.inference.backend import BackendFailure
 from services.inference.pythia.engine import PLAIN_TEMPLATE
-from services.inference.pythia.requests import ABSENT_LIBRARIES
+from services.inference.pythia.requests import ABSENT_LIBRARIES, failure_of, rendered
 from services.inference.pythia.worker import FAULTS
 
 if TYPE_CHECKING:
@@ -32,12 +33,14 @@ class PromptCounter:
     async def prompt(self, messages: Sequence[dict[str, str]]) -> int:
         """Count a conversation as the model's template has it, head of the answer included; raises BackendFailure."""
         return await self._count(
-            lambda tokenizer: tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=False,
+            lambda tokenizer: rendered(
+                lambda: tokenizer.apply_chat_template(
+                    list(messages),
+                    chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
+                    add_generation_prompt=True,
+                    tokenize=True,
+                    return_dict=False,
+                )
             )
         )
 
@@ -59,5 +62,7 @@ class PromptCounter:
             return encode(self._tokenizer)
         except ImportError as error:
             raise BackendFailure("LIBRARIES_MISSING", ABSENT_LIBRARIES) from error
+        except InvalidArgumentError as error:
+            raise failure_of(error) from error
         except FAULTS as error:
             raise BackendFailure("NO_TOKENIZER", f"its tokenizer failed: {type(error).__name__}") from error

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from kala.errors import InvalidArgumentError
 from services.inference.backend import BackendFailure, Blame
 from services.inference.chat import ChatCall, Form, Sampling, Text
+from services.inference.failures import MAX_TOLD_CHARS
 from services.inference.pythia.worker import Told
+
+T = TypeVar("T")
 
 ABSENT_LIBRARIES: Final = "torch and transformers are not installed; install `kala-suite[inference-pythia]`"
 
@@ -49,11 +53,33 @@ def rejection(problem: str) -> BackendFailure:
     )
 
 
+def rendered(encode: Callable[[], T]) -> T:
+    """Write a conversation by its template; raises InvalidArgumentError that names `messages` where it cannot be written.
+
+    A template that is none at all is a ValueError, for no message mends it.
+    """
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        return encode()
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError("messages", error.problem) from error
+    except TemplateSyntaxError as error:
+        raise ValueError("the chat template is none") from error
+    except TemplateError as error:
+        told = f"the model's chat template refuses them: {str(error)[:MAX_TOLD_CHARS]}"
+        raise InvalidArgumentError("messages", told) from error
+
+
 def failure_of(error: Exception) -> BackendFailure:
     """Say what an error of the engine means."""
     if isinstance(error, InvalidArgumentError):
         return BackendFailure(
-            "BACKEND_REJECTED", "cannot read the conversation", blame=Blame.CALLER, told=error.problem
+            "BACKEND_REJECTED",
+            "cannot read the conversation",
+            blame=Blame.CALLER,
+            told=error.problem,
+            field=error.field,
         )
     return BackendFailure("GENERATION_FAILED", f"failed while generating: {type(error).__name__}")
 

@@ -180,6 +180,10 @@ class Worker:
         self._reading, self._rows, self._memory = deque(), [], None
 
     def _take(self, engine: Engine, work: Generation) -> None:
+        if work.cancelled.is_set():
+            # Its act is over; a template takes time that others wait for.
+            work.tell(_gave_up())
+            return
         try:
             prompt = work.encode(engine)
             used, context = len(prompt.ids), engine.context_tokens

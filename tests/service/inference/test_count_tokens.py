@@ -287,3 +287,11 @@ async def test_a_prompt_fitted_to_the_model_in_process_fits(start: StartSuite, t
     answer = await suite.chat(wanted)
     assert answer.finish.usage.input_tokens == fitted.fitted_tokens
     assert answer.finish.usage.output_tokens == 40
+
+
+@pytest.mark.torch
+async def test_what_the_models_template_refuses_is_estimated(start: StartSuite, tmp_path: Path) -> None:
+    # The chat itself then says what the template has against it.
+    template = "{{ raise_exception('never') }}"
+    suite = await start(model_dir=make_tiny_pythia(tmp_path / "strict", template=template))
+    assert (await count(suite)).estimated

@@ -84,7 +84,9 @@ class RoutingSettings(GrpcServerSettings):
     ] = Field(default_factory=dict)
     fallback_hosts: Annotated[
         tuple[str, ...],
-        Field(description="Hosts to try, at the same port, when an http server of this machine does not answer."),
+        Field(
+            description="Hosts to try, at the same port, when an http server of this machine does not answer."
+        ),
     ] = FALLBACK_HOSTS
 
     mlx_urls: MoreHosts = ()

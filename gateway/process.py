@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from gateway.config import GatewaySettings
+    from kala.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub
     from services.common.telemetry import Telemetry
 
 DISTRIBUTION: Final = "kala-suite"
@@ -119,14 +120,7 @@ def _app(
     ethics = EthicsClient(
         ethics_stub, timeout_seconds=settings.judge_timeout_seconds, max_act_seconds=settings.max_act_seconds
     )
-    pipeline = Pipeline(
-        ethics=ethics,
-        inference=inference_stub,
-        ledger=ledger,
-        background=background,
-        hold_seconds=settings.hold_back_milliseconds / 1000,
-        max_act_seconds=settings.max_act_seconds,
-    )
+    pipeline = _pipeline(settings, ethics, inference_stub, ledger, background)
     limits = ChatLimits(settings.max_body_bytes, settings.max_image_body_bytes, settings.body_timeout_seconds)
     may_spool = settings.audit_policy == "spool"
     bindings = bindings_of(contract_files())
@@ -170,6 +164,23 @@ def _app(
         bridge=_bridge(settings, desk, bindings, guarded=guarded, channels=channels, keys=keys),
         openapi=OpenApi(bindings, version=_version()),
         telemetry=telemetry.rpc,
+    )
+
+
+def _pipeline(
+    settings: GatewaySettings,
+    ethics: EthicsClient,
+    inference: InferenceServiceAsyncStub,
+    ledger: Ledger,
+    background: Background,
+) -> Pipeline:
+    return Pipeline(
+        ethics=ethics,
+        inference=inference,
+        ledger=ledger,
+        background=background,
+        hold_seconds=settings.hold_back_milliseconds / 1000,
+        max_act_seconds=settings.max_act_seconds,
     )
 
 

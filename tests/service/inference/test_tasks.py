@@ -1,4 +1,4 @@
-"""Completions, embeddings and rankings over a real gRPC server in front of scripted and recorded model servers."""
+"""Embeddings and rankings over a real gRPC server in front of scripted and recorded model servers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Sequence
 
 import grpc
 import pytest
-from google.protobuf.message import Message
 
 from kala.errors import (
     ClearanceError,
@@ -25,7 +24,6 @@ from tests.fakes.model_server import (
     Cut,
     FakeModelServer,
     Gate,
-    Hang,
     Scripted,
     Seen,
     as_json,
@@ -35,18 +33,12 @@ from tests.fakes.model_server import (
 from tests.fakes.recordings import recording
 from tests.service.inference.conftest import StartSuite, Suite, until
 from tests.service.inference.conftest import action as chat_action
+from tests.service.inference.task_servers import EMBED, embedding, lm_studio, sealed
 
-RPC = "/kala.inference.v1.InferenceService/"
-EMBED = "/v1/embeddings"
 RERANK = "/v1/rerank"
-COMPLETE = "/v1/completions"
 
 
 # --- What is asked, and the servers that answer
-
-
-def sealed(suite: Suite, action: Message, rpc: str) -> object:
-    return suite.ethics.seal(action, audience=RPC + rpc)
 
 
 async def embed(suite: Suite, *inputs: str, **fields: object) -> pb.EmbedResponse:
@@ -59,29 +51,6 @@ async def rerank(suite: Suite, *documents: str, **fields: object) -> pb.RerankRe
     action = pb.RerankAction(query="q", documents=documents or ("a", "b", "c"), **fields)
     with translated():
         return await suite.stub.Rerank(pb.RerankRequest(sealed=sealed(suite, action, "Rerank")))
-
-
-async def complete(suite: Suite, prompt: str = "Once", **fields: object) -> list[pb.CompleteResponse]:
-    action = pb.CompleteAction(prompt=prompt, **fields)
-    with translated():
-        request = pb.CompleteRequest(sealed=sealed(suite, action, "Complete"))
-        return [response async for response in suite.stub.Complete(request)]
-
-
-def vector_of(text: str) -> list[float]:
-    """A vector that tells texts apart: "a" and "q" point one way, "c" the other."""
-    return {"q": [1.0, 0.0], "a": [2.0, 0.0], "b": [1.0, 1.0], "c": [-1.0, 0.0]}.get(
-        text, [0.0, float(len(text))]
-    )
-
-
-def embedding(seen: Seen) -> Scripted:
-    """Answer as llama-server does with --embeddings; an empty request is 400, as it is with every llama-server that can."""
-    if "input" not in seen.json():
-        return as_json({"error": {"code": 400, "message": '"input" must be provided'}}, status=400)
-    texts = seen.json()["input"]
-    data = [{"index": index, "embedding": vector_of(text)} for index, text in enumerate(texts)]
-    return as_json({"model": "tiny", "data": data[::-1], "usage": {"prompt_tokens": len(texts)}})
 
 
 def ranking(seen: Seen) -> Scripted:
@@ -105,17 +74,7 @@ async def llama(llama: FakeModelServer) -> FakeModelServer:
 
 @pytest.fixture
 async def studio() -> AsyncIterator[FakeModelServer]:
-    """An LM Studio with an embedding model and a chat model in memory."""
-    async with FakeModelServer(like_llama_server=False) as server:
-        kinds = {"nomic": "embedding", "qwen": "llm"}
-        listed = [
-            {"type": kind, "key": key, "loaded_instances": [{"id": key, "config": {"context_length": 2048}}]}
-            for key, kind in kinds.items()
-        ]
-        server.on("GET", "/api/v1/models", as_json({"models": listed}))
-        server.on(
-            "POST", EMBED, lambda seen: as_json({**json.loads(embedding(seen).steps[0]), "model": "nomic"})
-        )
+    async with lm_studio() as server:
         yield server
 
 
@@ -409,122 +368,3 @@ async def test_without_either_it_is_said_what_is_missing(start: StartSuite) -> N
             await rerank(suite)
         with pytest.raises(NotFoundError, match="'nobody' is not known"):
             await rerank(suite, model="nobody")
-
-
-# --- Completions
-
-
-def text_chunk(text: str, finish: str | None = None) -> bytes:
-    choice = {"index": 0, "text": text, "finish_reason": finish}
-    return b"data: " + json.dumps({"model": "tiny", "choices": [choice]}).encode() + b"\n\n"
-
-
-async def test_a_real_completion_comes_in_one_message(start: StartSuite, llama: FakeModelServer) -> None:
-    llama.on("GET", "/v1/models", recording("llama-server-tiny-neox", "models").scripted())
-    llama.on("POST", COMPLETE, recording("llama-server-tiny-neox", "completions").scripted())
-    suite = await start(llamacpp_url=llama.url)
-    (answer,) = await complete(suite, "Hello", sampling=pb.Sampling(max_output_tokens=4, temperature=0))
-    assert (answer.text, answer.route.model) == ("\nHello\nHello", "tiny-neox")
-    assert answer.finish.reason == pb.FINISH_REASON_LENGTH
-    assert (answer.finish.usage.input_tokens, answer.finish.usage.output_tokens) == (1, 4)
-    sent = next(seen.json() for seen in llama.requests if seen.path == COMPLETE)
-    assert (sent["prompt"], sent["max_tokens"], sent["model"]) == ("Hello", 4, "tiny-neox")
-
-
-async def test_a_streamed_completion_comes_as_it_is_made(start: StartSuite, llama: FakeModelServer) -> None:
-    llama.on("POST", COMPLETE, as_stream(text_chunk(" upon"), text_chunk(" a time", "stop"), DONE))
-    suite = await start(llamacpp_url=llama.url)
-    responses = await complete(suite, stream=True)
-    assert "".join(response.text for response in responses) == " upon a time"
-    assert responses[0].HasField("route")
-    assert responses[-1].finish.reason == pb.FINISH_REASON_STOP
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_an_echo_puts_the_prompt_in_front_once(
-    start: StartSuite, llama: FakeModelServer, stream: bool
-) -> None:
-    whole = as_json({"model": "tiny", "choices": [{"text": " upon", "finish_reason": "stop"}]})
-    llama.on("POST", COMPLETE, as_stream(text_chunk(" upon", "stop"), DONE) if stream else whole)
-    suite = await start(llamacpp_url=llama.url)
-    responses = await complete(suite, "Once", stream=stream, echo=True)
-    assert "".join(response.text for response in responses) == "Once upon"
-
-
-async def test_mlx_continues_texts_over_a_stream(start: StartSuite) -> None:
-    folder = "mlx_lm-0.32.2-tiny-llama"
-    async with FakeModelServer(like_llama_server=False) as server:
-        for method, path, case in (
-            ("GET", "/health", "health"), ("GET", "/v1/models", "models"), ("POST", COMPLETE, "completions_stream"),
-        ):  # fmt: skip
-            server.on(method, path, recording(folder, case).scripted(piece_bytes=61))
-        suite = await start(mlx_url=server.url)
-        (answer,) = await complete(suite, "Hello")
-        assert answer.text == "! How can I"
-        sent = next(seen.json() for seen in server.requests if seen.path == COMPLETE)
-        assert sent["model"] == "default_model"
-
-
-async def test_ollama_continues_the_raw_text_and_fills_gaps_by_the_models_template(start: StartSuite) -> None:
-    lines = [{"model": "qwen:latest", "response": " upon", "done": False}]
-    lines.append(
-        {"model": "qwen:latest", "response": "", "done": True, "done_reason": "stop", "eval_count": 1}
-    )
-    body = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-    async with FakeModelServer(like_llama_server=False) as server:
-        server.on("GET", "/api/tags", as_json({"models": [{"name": "qwen:latest", "digest": "d"}]}))
-        server.on("GET", "/api/ps", as_json({"models": [{"name": "qwen:latest"}]}))
-        server.on("POST", "/api/show", as_json({"capabilities": ["completion"], "model_info": {}}))
-        server.on("POST", "/api/generate", Scripted([body], 200, {"content-type": "application/x-ndjson"}))
-        suite = await start(ollama_url=server.url)
-        (plain,) = await complete(suite, "Once")
-        (filled,) = await complete(suite, "Once", suffix="a time")
-        assert (plain.text, filled.text, plain.finish.usage.output_tokens) == (" upon", " upon", 1)
-        first, second = (seen.json() for seen in server.requests if seen.path == "/api/generate")
-        assert (first["raw"], first["truncate"], "suffix" in first) == (True, False, False)
-        assert (second["suffix"], "raw" in second) == ("a time", False)
-
-
-async def test_a_gap_that_a_server_cannot_fill_is_refused(start: StartSuite, llama: FakeModelServer) -> None:
-    suite = await start(llamacpp_url=llama.url)
-    with pytest.raises(InvalidArgumentError, match="suffix: this server fills no gaps"):
-        await complete(suite, "Once", suffix="a time")
-    assert not [seen for seen in llama.requests if seen.path == COMPLETE]
-
-
-async def test_a_completion_goes_on_to_the_next_backend_before_its_first_word_and_never_after(
-    start: StartSuite, llama: FakeModelServer, studio: FakeModelServer
-) -> None:
-    llama.on("POST", COMPLETE, as_json({"error": {"message": "broken"}}, status=500))
-    whole = {"model": "qwen", "choices": [{"text": " upon", "finish_reason": "stop"}]}
-    studio.on("POST", COMPLETE, as_json(whole))
-    suite = await start(llamacpp_url=llama.url, lmstudio_url=studio.url)
-    (answer,) = await complete(suite)
-    assert answer.route.backend == "backends/lmstudio"
-    assert [each.reason for each in answer.finish.attempts] == ["HTTP_500", ""]
-    llama.on("POST", COMPLETE, as_stream(text_chunk(" upon"), Cut()))
-    with pytest.raises(UnavailableError) as caught:
-        await complete(suite, stream=True)
-    assert caught.value.reason == "BACKEND_FAILED_MID_STREAM"
-
-
-async def test_the_upstream_ends_when_the_reader_of_a_completion_leaves(
-    start: StartSuite, llama: FakeModelServer
-) -> None:
-    llama.on("POST", COMPLETE, as_stream(text_chunk(" upon"), Hang()))
-    suite = await start(llamacpp_url=llama.url)
-    action = pb.CompleteAction(prompt="Once", stream=True)
-    call = suite.stub.Complete(pb.CompleteRequest(sealed=sealed(suite, action, "Complete")))
-    async for response in call:
-        assert response.text == " upon"
-        call.cancel()
-        break
-    await llama.client_left.wait()
-
-
-async def test_a_prompt_over_the_context_names_the_prompt(start: StartSuite, llama: FakeModelServer) -> None:
-    llama.on("POST", COMPLETE, recording("llama-server-tiny-neox", "overflow").scripted())
-    suite = await start(llamacpp_url=llama.url)
-    with pytest.raises(InvalidArgumentError, match=r"408 tokens.*256 tokens; shorten it") as caught:
-        await complete(suite, "word " * 400)
-    assert (caught.value.field, caught.value.reason) == ("prompt", "CONTEXT_LENGTH_EXCEEDED")

@@ -30,6 +30,7 @@ from services.inference.servicer import Service, inference_servicer
 from services.inference.started.server import StartedServer
 from tests.fakes.clearances import FakeEthics, MovingClock
 from tests.fakes.model_server import FakeModelServer
+from tests.fakes.tiny_pythia import make_tiny_pythia
 
 CHAT = "/kala.inference.v1.InferenceService/Chat"
 
@@ -96,6 +97,16 @@ class Suite:
 
 
 StartSuite = Callable[..., "asyncio.Future[Suite]"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_pythia(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_pythia(tmp_path_factory.mktemp("long"), context_tokens=100_000)
 
 
 @pytest.fixture

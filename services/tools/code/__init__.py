@@ -1,0 +1,1 @@
+"""Code security: what is wrong with a source file, and by which weakness class."""

@@ -1,0 +1,1 @@
+"""The seccomp filter of every sandbox: what of the kernel a program may call at all."""

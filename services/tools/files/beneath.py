@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -29,8 +29,6 @@ _NOT_SERVED: Final = frozenset({errno.ENOSYS, errno.EPERM})
 _ALWAYS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
-
-Open = Callable[[int, bytes, int], int]
 
 
 class _OpenHow(ctypes.Structure):
@@ -57,7 +55,7 @@ def open_beneath(root: int, path: bytes, flags: int) -> int:
 
 def open_at_once(root: int, path: bytes, flags: int) -> int:
     """As `open_beneath`, by openat2 only."""
-    how = _OpenHow(flags | _ALWAYS, 0, _RESOLVE)
+    how = _OpenHow(_guarded(flags), 0, _RESOLVE)
     for _ in range(_TRIES):
         descriptor = _libc.syscall(
             ctypes.c_long(_OPENAT2),
@@ -80,7 +78,7 @@ def open_by_steps(root: int, path: bytes, flags: int) -> int:
     with _owned(os.open(b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)) as holder:
         for segment in directories:
             holder.replace(_step(holder.descriptor, segment, device))
-        descriptor = _open_last(holder.descriptor, last or b".", flags)
+        descriptor = os.open(last or b".", _guarded(flags), dir_fd=holder.descriptor)
     if stat.S_ISDIR(os.fstat(descriptor).st_mode) and os.fstat(descriptor).st_dev != device:
         os.close(descriptor)
         raise _error(errno.EXDEV, path)
@@ -98,19 +96,26 @@ def open_regular(root: int, path: bytes) -> tuple[int, os.stat_result]:
     Raises NotRegularError for anything else: a second link could be a file from outside.
     """
     descriptor = open_beneath(root, path, os.O_RDONLY)
-    try:
-        status = os.fstat(descriptor)
-        if not is_plain_file(status):
-            raise NotRegularError(errno.EINVAL, "not a regular file with one link", os.fsdecode(path))
-    except BaseException:
+    status = os.fstat(descriptor)
+    if not is_plain_file(status):
         os.close(descriptor)
-        raise
+        raise NotRegularError(errno.EINVAL, "not a regular file with one link", os.fsdecode(path))
     return descriptor, status
 
 
+def status_beneath(root: int, path: bytes) -> os.stat_result | None:
+    """The status of a name itself, links not followed; None when there is none. Opens nothing for reading."""
+    try:
+        descriptor = open_beneath(root, path, os.O_PATH)
+    except FileNotFoundError:
+        return None
+    with closing(descriptor):
+        return os.fstat(descriptor)
+
+
 def is_plain_file(status: os.stat_result) -> bool:
-    """Whether it is a regular file that has no other name."""
-    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+    """Whether it is a regular file that has no second name; one that was replaced meanwhile has none at all."""
+    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1
 
 
 @contextmanager
@@ -151,8 +156,9 @@ def _step(directory: int, segment: bytes, device: int) -> int:
     return descriptor
 
 
-def _open_last(directory: int, name: bytes, flags: int) -> int:
-    return os.open(name, flags | _ALWAYS, dir_fd=directory)
+def _guarded(flags: int) -> int:
+    """The flags with the ones that every opening has; a mere path is opened with none that concern reading."""
+    return flags | (os.O_NOFOLLOW | os.O_CLOEXEC if flags & os.O_PATH else _ALWAYS)
 
 
 def _require_plain(path: bytes, flags: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from kala.errors import (
     FailedPreconditionError,
@@ -16,8 +17,17 @@ from kala.errors import (
 )
 from services.tools.files.beneath import NotRegularError
 
-NOT_REGULAR = "NOT_A_REGULAR_FILE"
-LEAVES_WORKSPACE = "PATH_LEAVES_WORKSPACE"
+NOT_REGULAR: Final = "NOT_A_REGULAR_FILE"
+
+# What opening a socket or a device without a driver says.
+_NO_REGULAR: Final = frozenset({errno.ENXIO, errno.ENODEV})
+_STATES: Final = {
+    errno.ELOOP: ("{path} leads through a link; links are never followed", NOT_REGULAR),
+    errno.EXDEV: ("{path} leads out of the workspace", "PATH_LEAVES_WORKSPACE"),
+    errno.ENOTDIR: ("a part of {path} is no directory", "NOT_A_DIRECTORY"),
+    errno.EISDIR: ("{path} is a directory", "IS_A_DIRECTORY"),
+    errno.ENOTEMPTY: ("{path} is not empty; set `recursive` to delete what is in it", "NOT_EMPTY"),
+}
 
 
 @contextmanager
@@ -40,34 +50,29 @@ def not_regular(path: str) -> FailedPreconditionError:
 
 
 def _explain(path: str, error: OSError) -> KalaError | OSError:
-    match error.errno:
-        case errno.ENOENT:
-            return NotFoundError(f"there is no {path!r} in the workspace", reason="FILE_NOT_FOUND")
-        case errno.ELOOP:
-            return FailedPreconditionError(
-                f"{path!r} leads through a link; links are never followed", reason=NOT_REGULAR
-            )
-        case errno.EXDEV:
-            return FailedPreconditionError(f"{path!r} leads out of the workspace", reason=LEAVES_WORKSPACE)
-        case errno.ENOTDIR:
-            return FailedPreconditionError(
-                f"a part of {path!r} is no directory", reason="NOT_A_DIRECTORY"
-            )
-        case errno.EISDIR:
-            return FailedPreconditionError(f"{path!r} is a directory", reason="IS_A_DIRECTORY")
-        case errno.ENOTEMPTY:
-            return FailedPreconditionError(
-                f"{path!r} is not empty; set `recursive` to delete what is in it", reason="NOT_EMPTY"
-            )
-        case errno.ENXIO | errno.ENODEV:
-            return not_regular(path)
-        case errno.EACCES | errno.EPERM:
-            return PermissionDeniedError(f"the operating system does not let the service use {path!r}")
-        case errno.ENAMETOOLONG:
-            return InvalidArgumentError("path", f"{path!r} is longer than the file system takes")
-        case errno.ENOSPC | errno.EDQUOT:
-            return ResourceExhaustedError(
-                "the disk that holds the workspaces is full; free space on it and try again", reason="DISK_FULL"
-            )
-        case _:
-            return error
+    if error.errno in _NO_REGULAR:
+        return not_regular(path)
+    state = _STATES.get(error.errno or 0)
+    if state is not None:
+        sentence, reason = state
+        return FailedPreconditionError(sentence.format(path=repr(path)), reason=reason)
+    known: dict[int, KalaError] = {
+        errno.ENOENT: no_such_file(path),
+        errno.EACCES: PermissionDeniedError(f"the operating system does not let the service use {path!r}"),
+        errno.EPERM: PermissionDeniedError(f"the operating system does not let the service use {path!r}"),
+        errno.ENAMETOOLONG: InvalidArgumentError("path", f"{path!r} is longer than the file system takes"),
+        errno.ENOSPC: _disk_full(),
+        errno.EDQUOT: _disk_full(),
+    }
+    return known.get(error.errno or 0, error)
+
+
+def no_such_file(path: str) -> NotFoundError:
+    """What is said of a name that is not there."""
+    return NotFoundError(f"there is no {path!r} in the workspace", reason="FILE_NOT_FOUND")
+
+
+def _disk_full() -> ResourceExhaustedError:
+    return ResourceExhaustedError(
+        "the disk that holds the workspaces is full; free space on it and try again", reason="DISK_FULL"
+    )

@@ -60,7 +60,7 @@ class FileInfo:
     path: str
     kind: FileKind
     # 0 for directories.
-    bytes: int
+    size: int
     modified_at: float
     # 32 bytes, or empty when it was not asked for or is not a regular file of at most 64 MiB.
     sha256: bytes = b""
@@ -98,7 +98,7 @@ class Reference:
 
     path: str
     sha256: bytes
-    bytes: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Artifact:
     name: str
     path: str
     sha256: bytes
-    bytes: int
+    size: int
     media_type: str
 
 

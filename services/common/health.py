@@ -6,7 +6,7 @@ grpcio's own servicer keeps every Watch open until the server's grace period is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from typing import TYPE_CHECKING, Final
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -24,19 +24,25 @@ WHOLE_SERVER: Final = ""
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):
-    """Answers for the whole server and for each service by name; all of them share one state."""
+    """Answers for the whole server and for each service by name; a withheld service is not ready while the server is."""
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = frozenset({WHOLE_SERVER, *services})
         self._is_serving = False
         self._is_closed = False
+        self._withheld: frozenset[str] = frozenset()
         self._changed = asyncio.Condition()
 
-    async def set(self, *, is_serving: bool) -> None:
-        """Tell all watchers; without effect once closed."""
+    async def set(self, *, is_serving: bool, withheld: Collection[str] = ()) -> None:
+        """Tell all watchers; without effect once closed.
+
+        `withheld` names services that cannot do their duty: a probe for one of them hears NOT_SERVING, while calls still
+        come, which answer why.
+        """
         async with self._changed:
             if not self._is_closed:
                 self._is_serving = is_serving
+                self._withheld = frozenset(withheld)
                 self._changed.notify_all()
 
     async def close(self) -> None:
@@ -72,4 +78,5 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
     def _response(self, service: str) -> health_pb2.HealthCheckResponse:
         if service not in self._services:
             return _Status(status=_Status.SERVICE_UNKNOWN)
-        return _Status(status=_Status.SERVING if self._is_serving else _Status.NOT_SERVING)
+        is_serving = self._is_serving and service not in self._withheld
+        return _Status(status=_Status.SERVING if is_serving else _Status.NOT_SERVING)

@@ -7,7 +7,7 @@ go on for `drain_seconds`, then whatever the caller opened before is closed by i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
@@ -56,9 +56,9 @@ class ServerHandle:
 
     health: HealthServicer
 
-    async def set_serving(self) -> None:
-        """Tell clients and probes to send calls."""
-        await self.health.set(is_serving=True)
+    async def set_serving(self, *, withheld: Collection[str] = ()) -> None:
+        """Tell clients and probes to send calls; a probe for one of the `withheld` services hears that it is not ready."""
+        await self.health.set(is_serving=True, withheld=withheld)
 
     async def set_not_serving(self) -> None:
         """Tell clients and probes to send no calls, while still answering those that come."""

@@ -54,6 +54,19 @@ async def test_health_knows_only_its_own_services() -> None:
         assert (await health.Watch(request).read()).status == Health.SERVICE_UNKNOWN
 
 
+async def test_a_withheld_service_is_not_ready_while_its_calls_still_come() -> None:
+    async with (
+        served_echo(EchoService()) as server,
+        open_channel(server.address, peer_name=CALLER) as channel,
+    ):
+        await server.set_serving(withheld=[SERVICE])
+        health = health_pb2_grpc.HealthStub(channel)
+        by_name = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert by_name.status == Health.NOT_SERVING
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == Health.SERVING
+        assert await EchoClient(channel).say("why?") == "WHY?"
+
+
 async def test_reflection_lists_the_services() -> None:
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     async with (

@@ -1,0 +1,93 @@
+"""The settings of the tools service; the only place of it that reads the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from services.common.peers import GATEWAY, GRPC_PORTS, METRICS_PORTS, TOOLS, TRAINER
+from services.common.settings import AllowedPeers, GrpcServerSettings, ListenAddress, MetricsPort
+
+SECTION: Final = TOOLS
+
+DEFAULT_STATE: Final = Path("~/.local/state/kala/tools").expanduser()
+
+MAX_ACT_SECONDS: Final = 900.0
+"""The bound that the design gives every act; the policy's own limits are far below."""
+
+MAX_RUNS: Final = 8
+"""Each may use the policy's memory: more at once than a small machine can hold would slow all of them."""
+
+POOL_SLOTS: Final = 2
+"""Sandboxes that wait for code, per language: what one conversation's loop uses before the pool is full again."""
+
+TierName = Literal["kubernetes", "runsc", "bubblewrap", "landlock"]
+
+
+class ToolsSettings(GrpcServerSettings):
+    """What may run, inside what, and where its files are."""
+
+    address: ListenAddress = f"127.0.0.1:{GRPC_PORTS[TOOLS]}"
+    allowed_peers: AllowedPeers = (GATEWAY, TRAINER)
+    metrics_port: MetricsPort = METRICS_PORTS[TOOLS]
+    ethics_public_keys: Annotated[
+        tuple[Path, ...],
+        Field(description="PEM files of ethics' current and next key; required, or nothing is cleared."),
+    ] = ()
+    signing_key_file: Annotated[
+        Path | None,
+        Field(description="PEM private key that signs measurements for gates; unset signs none."),
+    ] = None
+    spool_dir: Annotated[
+        Path | None, Field(description="Where denials wait while audit is away; unset keeps none.")
+    ] = None
+    spool_key_file: Annotated[Path | None, Field(description="32-byte key that encrypts the spool.")] = None
+
+    replica: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+            description="Begins the names of workspaces, runs and approvals, so that calls find their way back; one per replica.",
+        ),
+    ] = "local"
+    state_dir: Annotated[
+        Path, Field(description="Workspaces, runs and artifacts; made private, never shown to a sandbox.")
+    ] = DEFAULT_STATE
+    policy_file: Annotated[
+        Path | None,
+        Field(
+            description="The rules: tools, commands, zones, approvals, limits; unset means the packaged ones."
+        ),
+    ] = None
+    tiers: Annotated[
+        tuple[TierName, ...],
+        Field(min_length=1, description="Isolation tiers to try, the first that holds is used."),
+    ] = ("kubernetes", "runsc", "bubblewrap", "landlock")
+    protected_paths: Annotated[
+        tuple[Path, ...],
+        Field(description="No workspace shows a host directory that holds one of these or lies in one."),
+    ] = ()
+    max_runs: Annotated[
+        int, Field(ge=1, le=256, description="Runs at a time; more get RESOURCE_EXHAUSTED.")
+    ] = MAX_RUNS
+    pool_slots: Annotated[
+        int, Field(ge=0, le=64, description="Sandboxes kept ready per language; 0 starts every run cold.")
+    ] = POOL_SLOTS
+    max_act_seconds: Annotated[float, Field(gt=0, le=900, description="Longest act, queue included.")] = (
+        MAX_ACT_SECONDS
+    )
+    inference_address: Annotated[
+        str | None, Field(description="Where inference listens; needed by GenerateCode only.")
+    ] = None
+    runtime_class: Annotated[
+        str | None,
+        Field(
+            description="RuntimeClass of sandbox pods, e.g. `gvisor`; unset leaves the kubernetes tier out."
+        ),
+    ] = None
+    sandbox_namespace: Annotated[str, Field(description="Namespace of sandbox pods.")] = "kala-sandboxes"
+    sandbox_image: Annotated[
+        str | None, Field(description="Image of sandbox pods, by digest; needed with runtime_class.")
+    ] = None

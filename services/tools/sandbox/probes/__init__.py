@@ -1,0 +1,1 @@
+"""Attacks that a tier must hold before anything else may run in it."""

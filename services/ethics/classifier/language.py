@@ -15,6 +15,7 @@ from typing import Final
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
+from services.ethics.carriers import PAYLOADS
 from services.ethics.classifier.words import Vocabulary
 from services.ethics.fold import Folder
 from services.ethics.views import Reading, View
@@ -184,7 +185,7 @@ def _is_disguised(stretch: str) -> bool:
 
 
 def _is_payload(view: View) -> bool:
-    return view.name.partition("/")[0] in {"base64", "hex", "binary", "tags", "selectors", "escapes"}
+    return view.name.partition("/")[0] in PAYLOADS | {"escapes"}
 
 
 def _blanks(match: re.Match[str]) -> str:

@@ -19,6 +19,7 @@ from typing import Final
 
 from tokenizers import Tokenizer
 
+from services.ethics.carriers import PAYLOADS
 from services.ethics.classifier.clearing import (
     MENDED,
     PARTED,
@@ -334,7 +335,7 @@ def _says_something(view: View) -> bool:
 
 def _is_embedded(name: str) -> bool:
     """Whether it decodes a piece of a text, beside which the rest says something of its own."""
-    return name.partition("/")[0] in {"base64", "hex", "binary", "tags", "selectors"}
+    return name.partition("/")[0] in PAYLOADS
 
 
 def _twin(view: View, others: Sequence[View]) -> View | None:

@@ -55,6 +55,12 @@ DISGUISES = {
     "hex with 0x": " ".join(f"0x{byte:02x}" for byte in TEXT.encode()),
     "hex in base64": encode(TEXT.encode().hex()),
     "binary": " ".join(f"{byte:08b}" for byte in TEXT.encode()),
+    "base32": base64.b32encode(TEXT.encode()).decode(),
+    "base32 in lower case": base64.b32encode(TEXT.encode()).decode().lower().rstrip("="),
+    "decimal codes": ", ".join(str(byte) for byte in TEXT.encode()),
+    "octal codes": " ".join(f"{byte:o}" for byte in TEXT.encode()),
+    "backslash octal": "".join(f"\\{byte:o}" for byte in TEXT.encode()),
+    "morse": ".... --- .-- / - --- / -... ..- .. .-.. -.. / .- / -... --- -- -... ..--..",
     "percent": "".join(f"%{byte:02X}" for byte in TEXT.encode()),
     "html entities": "".join(f"&#{ord(c)};" for c in TEXT),
     "hex entities": "".join(f"&#x{ord(c):x};" for c in TEXT),
@@ -170,6 +176,22 @@ def test_readable_text_is_not_opaque(reader: Reader, text: str) -> None:
     assert reader.read(text).opaque == ()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- - - - - - - - - - - -",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "The samples: 120, 115, 99, 104, 110, 118, 121, 116, 98",
+        "THISISONLYALOUDLONGHEADLINEINCAPITALS",
+    ],
+    ids=["ruler", "table", "numbers", "capitals"],
+)
+def test_what_only_looks_like_a_code_is_neither_read_nor_opaque(reader: Reader, text: str) -> None:
+    reading = reader.read(text)
+    assert reading.opaque == ()
+    assert not [view.name for view in reading.views if "/" in view.name]
+
+
 def test_what_one_decoder_read_is_not_opaque_to_another() -> None:
     carriers = list(find_encoded(TEXT.encode().hex()))
     assert [carrier.payload for carrier in carriers] == [TEXT]
@@ -191,6 +213,10 @@ BIG = {
     "escapes": "%41" * 330_000,
     "hex": "deadbeef" * 125_000,
     "binary": "01100001 " * 110_000,
+    "base32": base64.b32encode(b"hello world this is text " * 25_000).decode(),
+    "decimal codes": "104 101 " * 125_000,
+    "octal": "\\141" * 250_000,
+    "morse": ".- / " * 200_000,
     "marks": "a.b*c-d" * 140_000,
     "leet": "h4ck3r " * 140_000,
     "invisible": "\u200b" * 1_000_000,

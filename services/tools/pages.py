@@ -50,9 +50,7 @@ class PageTokens:
         except (binascii.Error, ValueError, struct.error):
             raise InvalidArgumentError("page_token", "is not a page token; start again without one") from None
         if not hmac.compare_digest(seal, self._seal(body)):
-            raise InvalidArgumentError(
-                "page_token", "was not made by this process; start again without one"
-            )
+            raise InvalidArgumentError("page_token", "was not made by this process; start again without one")
         if digest != _digest(question):
             raise InvalidArgumentError("page_token", "belongs to another list; start again without one")
         if expires_at < self._now():

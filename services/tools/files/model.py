@@ -20,6 +20,10 @@ class Owner:
         """Whether it is the same principal of the same tenant; the subject of one request does not matter."""
         return (self.tenant, self.principal) == (other.tenant, other.principal)
 
+    def concerns(self, tenant: str, subject: str) -> bool:
+        """Whether it is about this person; services are about nobody."""
+        return bool(subject) and (self.tenant, self.subject) == (tenant, subject)
+
 
 class Rights(Protocol):
     """What the policy's zones allow; paths are relative to the workspace, "" is its top."""

@@ -30,7 +30,16 @@ from services.tools.files.beneath import (
 )
 from services.tools.files.content import digest_of, pieces, write_all
 from services.tools.files.failures import explained, no_such_file, not_regular
-from services.tools.files.model import FileInfo, FileKind, FilePart, Removed, Rights, WriteMode, Written
+from services.tools.files.model import (
+    FileInfo,
+    FileKind,
+    FilePart,
+    Reference,
+    Removed,
+    Rights,
+    WriteMode,
+    Written,
+)
 from services.tools.files.paths import require_path, shown_path
 from services.tools.files.tree import Entry, empty, walk
 
@@ -194,10 +203,15 @@ class Volume:
                     sha256 = digest_of(descriptor)
         return FileInfo(shown_path(entry.path), entry.kind, entry.size, entry.status.st_mtime, sha256)
 
-    def digest(self, path: str) -> bytes:
-        """SHA-256 of a regular file; the right to read it was asked before."""
+    def reference(self, path: str) -> Reference:
+        """What a regular file holds now."""
+        self._require(self.rights.may_read(path), "read", path)
         with self._opened(path) as (descriptor, _):
-            return digest_of(descriptor)
+            digest, size = hashlib.sha256(), 0
+            for piece in pieces(descriptor):
+                digest.update(piece)
+                size += len(piece)
+        return Reference(path, digest.digest(), size)
 
     def measure(self) -> None:
         """Count anew what the workspace holds."""
@@ -252,6 +266,10 @@ class Volume:
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self._staging)
 
+    def _digest(self, path: str) -> bytes:
+        with self._opened(path) as (descriptor, _):
+            return digest_of(descriptor)
+
     def _missing_directories(self, path: str) -> list[str]:
         """The directories above the path that are not there, the topmost first."""
         segments = path.split("/")[:-1]
@@ -298,7 +316,7 @@ class Volume:
         return Removed(inodes, freed)
 
     def _require_digest(self, path: str, before: os.stat_result | None, expected: bytes) -> None:
-        if before is None or self.digest(path) != expected:
+        if before is None or self._digest(path) != expected:
             raise FailedPreconditionError(
                 f"{path!r} is not what `expected_sha256` says; read it again before you write",
                 reason="FILE_CHANGED",

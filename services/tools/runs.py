@@ -1,0 +1,378 @@
+"""The book of runs: what ran for whom and how it ended, and the artifacts, for a day.
+
+It lives as long as this process: a restart begins an empty book. The audit log is what lasts.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, Self
+
+from kala.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
+from services.tools.files.artifacts import Caps, collect
+from services.tools.files.beneath import closing, open_directory, open_regular
+from services.tools.files.content import pieces
+from services.tools.files.failures import explained
+from services.tools.files.model import Artifact, Collected, Owner
+from services.tools.files.paths import Pattern
+from services.tools.files.private_directory import PrivateDirectory
+from services.tools.files.volume import MAX_PART_BYTES
+from services.tools.names import Names
+from services.tools.pages import PageTokens, page_size_of
+from services.tools.sandbox.model import Isolation, Limits, Status, Usage
+from services.tools.threads import in_thread
+
+KEPT_SECONDS: Final = 24 * 3600.0
+MAX_RUNS: Final = 10_000
+# Artifacts of all runs together; the oldest runs go first.
+MAX_BYTES: Final = 4 * 1024**3
+DEFAULT_PAGE: Final = 100
+MAX_PAGE: Final = 1_000
+_ARTIFACTS: Final = "/artifacts/"
+_KEY: Final = struct.Struct(">Q")
+
+End = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run that was accepted."""
+
+    owner: Owner
+    tool: str
+    # Of the arguments' exact JSON text; they themselves are not kept.
+    arguments_sha256: bytes
+    # "workspaces/<workspace>"; empty for a throw-away one.
+    workspace: str = ""
+    decision_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A finished, running or refused run; moments in Unix seconds."""
+
+    # "runs/<replica>.<32 hex>".
+    name: str
+    run: NewRun
+    started_at: float
+    # None when it never began.
+    isolation: Isolation | None = None
+    # None while it runs.
+    status: Status | None = None
+    exit_code: int | None = None
+    reason: str = ""
+    usage: Usage = field(default_factory=Usage)
+    artifacts: tuple[Artifact, ...] = ()
+    finished_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """A page of runs, the newest first; the token is empty on the last."""
+
+    runs: tuple[RunRecord, ...]
+    next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactPart:
+    """Bytes of an artifact from the asked place on; `next_offset` is None at its end."""
+
+    artifact: Artifact
+    data: bytes
+    next_offset: int | None
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A run in the book."""
+
+    number: str
+    # Its place in the order of arrival.
+    place: int
+    record: RunRecord
+    end: End
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(artifact.size for artifact in self.record.artifacts)
+
+
+class Runs:
+    """The runs of one replica; made by `open`, ended by `aclose`."""
+
+    def __init__(
+        self,
+        *,
+        directory: PrivateDirectory,
+        replica: str,
+        tokens: PageTokens,
+        now: Callable[[], float],
+        kept_seconds: float,
+        max_runs: int,
+        max_bytes: int,
+    ) -> None:
+        self._directory = directory
+        self._tokens = tokens
+        self._now = now
+        self._kept_seconds = kept_seconds
+        self._max_runs = max_runs
+        self._max_bytes = max_bytes
+        self._names = Names("runs", replica)
+        # In the order of arrival.
+        self._entries: dict[str, _Entry] = {}
+        self._arrived = 0
+
+    @classmethod
+    async def open(
+        cls,
+        directory: Path,
+        *,
+        replica: str,
+        tokens: PageTokens,
+        now: Callable[[], float] = time.time,
+        kept_seconds: float = KEPT_SECONDS,
+        max_runs: int = MAX_RUNS,
+        max_bytes: int = MAX_BYTES,
+    ) -> Self:
+        """Take the directory for this process alone and delete what was left in it.
+
+        Raises FailedPreconditionError when another process has it.
+        """
+        private = PrivateDirectory.open(directory)
+        self = cls(
+            directory=private,
+            replica=replica,
+            tokens=tokens,
+            now=now,
+            kept_seconds=kept_seconds,
+            max_runs=max_runs,
+            max_bytes=max_bytes,
+        )
+        for number in private.numbers():
+            private.discard(number)
+        await in_thread(private.empty_trash)
+        return self
+
+    async def aclose(self) -> None:
+        """Give the directory up; no run may be collecting any more."""
+        self._directory.close()
+
+    def begin(self, run: NewRun, *, end: End) -> str:
+        """Enter a run and give its name; `end` is called, once and at any time, when it has to end because it is erased.
+
+        Raises ResourceExhaustedError when the book is full of runs that have not ended.
+        """
+        while len(self._entries) >= self._max_runs:
+            self._drop_oldest()
+        name, number = self._names.new()
+        self._arrived += 1
+        self._entries[number] = _Entry(number, self._arrived, RunRecord(name, run, self._now()), end)
+        return name
+
+    def started(self, name: str, isolation: Isolation) -> None:
+        """Note where it runs."""
+        entry = self._entries.get(self._names.parse("run", name))
+        if entry is not None:
+            entry.record = replace(entry.record, isolation=isolation)
+
+    def used(self, name: str, usage: Usage) -> None:
+        """Note what it used so far."""
+        entry = self._entries.get(self._names.parse("run", name))
+        if entry is not None:
+            entry.record = replace(entry.record, usage=usage)
+
+    async def collect(
+        self,
+        name: str,
+        workspace: int,
+        *,
+        patterns: Sequence[Pattern],
+        known: Mapping[str, bytes],
+        limits: Limits,
+    ) -> Collected:
+        """Take the artifacts of a run that has ended out of its workspace; once, before `finish`.
+
+        `known` is what the run was given, path to SHA-256. Older runs give way where the store is full.
+        """
+        entry = self._entries.get(self._names.parse("run", name))
+        if entry is None:
+            return Collected()
+        caps = Caps(limits.artifacts, min(limits.artifact_bytes, self._max_bytes))
+        with explained("the artifacts' store"):
+            self._directory.make(entry.number.encode())
+        collected = await in_thread(self._collect, entry, workspace, patterns, known, caps)
+        if entry.number not in self._entries:
+            # Erased meanwhile.
+            self._directory.discard(entry.number)
+            await in_thread(self._directory.empty_trash)
+            return Collected()
+        entry.record = replace(entry.record, artifacts=collected.artifacts)
+        await self._make_room(entry)
+        return collected
+
+    def finish(
+        self,
+        name: str,
+        *,
+        status: Status,
+        exit_code: int | None = None,
+        reason: str = "",
+        usage: Usage | None = None,
+    ) -> None:
+        """Note how it ended; also for one that never began. One that was erased meanwhile is not entered again."""
+        entry = self._entries.get(self._names.parse("run", name))
+        if entry is not None:
+            entry.record = replace(
+                entry.record,
+                status=status,
+                exit_code=exit_code,
+                reason=reason,
+                usage=usage or entry.record.usage,
+                finished_at=self._now(),
+            )
+
+    def get(self, name: str, owner: Owner) -> RunRecord:
+        """A run; NotFoundError when it is no longer listed or somebody else's."""
+        return self._find(name, owner).record
+
+    def page(
+        self,
+        owner: Owner,
+        *,
+        workspace: str = "",
+        status: Status | None = None,
+        tool: str = "",
+        page_size: int = 0,
+        page_token: str = "",
+    ) -> RunPage:
+        """A page of the caller's runs, the newest first."""
+        size = page_size_of(page_size, default=DEFAULT_PAGE, most=MAX_PAGE)
+        question = f"ListRuns\0{owner.tenant}\0{owner.principal}\0{workspace}\0{status}\0{tool}"
+        after = self._tokens.after(question, page_token)
+        below = self._arrived + 1 if after is None else _KEY.unpack(after)[0]
+        chosen: list[_Entry] = []
+        for entry in self._newest_first():
+            record = entry.record
+            if (
+                entry.place < below
+                and record.run.owner.is_same(owner)
+                and (not workspace or record.run.workspace == workspace)
+                and (status is None or record.status is status)
+                and (not tool or record.run.tool == tool)
+            ):
+                chosen.append(entry)
+            if len(chosen) > size:
+                token = self._tokens.make(question, _KEY.pack(chosen[size - 1].place))
+                return RunPage(tuple(entry.record for entry in chosen[:size]), token)
+        return RunPage(tuple(entry.record for entry in chosen), "")
+
+    async def read_artifact(
+        self, name: str, owner: Owner, *, offset: int = 0, max_bytes: int = 0
+    ) -> ArtifactPart:
+        """A part of an artifact; `max_bytes` 0 means the most, 2 MiB."""
+        if not 0 <= max_bytes <= MAX_PART_BYTES:
+            raise InvalidArgumentError("max_bytes", f"must be 1 to {MAX_PART_BYTES}")
+        if offset < 0:
+            raise InvalidArgumentError("offset", "must not be negative")
+        run, separator, number = name.partition(_ARTIFACTS)
+        if not separator or not (number.isascii() and number.isdecimal()):
+            raise InvalidArgumentError(
+                "name", "must be runs/<replica>.<32 hexadecimal digits>/artifacts/<number>"
+            )
+        entry = self._find(run, owner)
+        artifact = next((one for one in entry.record.artifacts if one.name == name), None)
+        if artifact is None:
+            raise _not_found(name)
+        data = await in_thread(self._read, entry.number, number, offset, max_bytes or MAX_PART_BYTES)
+        end = offset + len(data)
+        return ArtifactPart(artifact, data, end if data and end < artifact.size else None)
+
+    async def sweep(self) -> int:
+        """Forget the runs whose time is over, with their artifacts; gives how many."""
+        over = [entry for entry in self._entries.values() if self._is_over(entry)]
+        await self._forget(over)
+        return len(over)
+
+    async def erase(self, tenant: str, subject: str) -> tuple[int, int]:
+        """End and forget every run of a person, with its artifacts; gives how many, and the bytes freed."""
+        theirs = [
+            entry for entry in self._entries.values() if entry.record.run.owner.concerns(tenant, subject)
+        ]
+        freed_bytes = sum(entry.stored_bytes for entry in theirs)
+        await self._forget(theirs)
+        for entry in theirs:
+            if entry.record.status is None:
+                entry.end()
+        return len(theirs), freed_bytes
+
+    def _collect(
+        self,
+        entry: _Entry,
+        workspace: int,
+        patterns: Sequence[Pattern],
+        known: Mapping[str, bytes],
+        caps: Caps,
+    ) -> Collected:
+        with closing(open_directory(self._directory.descriptor, entry.number.encode())) as store:
+            return collect(workspace, store, run=entry.record.name, patterns=patterns, known=known, caps=caps)
+
+    def _read(self, number: str, artifact: str, offset: int, most: int) -> bytes:
+        with explained(artifact):
+            descriptor, _ = open_regular(self._directory.descriptor, f"{number}/{artifact}".encode())
+        with closing(descriptor):
+            return b"".join(pieces(descriptor, offset=offset, most=most))
+
+    def _find(self, name: str, owner: Owner) -> _Entry:
+        entry = self._entries.get(self._names.parse("name", name))
+        if entry is None or self._is_over(entry) or not entry.record.run.owner.is_same(owner):
+            raise _not_found(name)
+        return entry
+
+    def _is_over(self, entry: _Entry) -> bool:
+        finished_at = entry.record.finished_at
+        return finished_at is not None and finished_at + self._kept_seconds <= self._now()
+
+    def _newest_first(self) -> Iterator[_Entry]:
+        return (entry for entry in reversed(self._entries.values()) if not self._is_over(entry))
+
+    def _drop_oldest(self) -> None:
+        """Forget the oldest run that has ended; its artifacts' space is freed by the next sweep."""
+        for entry in self._entries.values():
+            if entry.record.status is not None:
+                self._discard(entry)
+                return
+        raise ResourceExhaustedError(
+            f"{self._max_runs} runs have not ended yet; wait for one", reason="TOO_MANY_RUNS"
+        )
+
+    async def _make_room(self, kept: _Entry) -> None:
+        """Forget the oldest ended runs with artifacts until all artifacts fit."""
+        stored = sum(entry.stored_bytes for entry in self._entries.values())
+        oldest = []
+        for entry in self._entries.values():
+            if stored <= self._max_bytes:
+                break
+            if entry is not kept and entry.record.status is not None and entry.record.artifacts:
+                oldest.append(entry)
+                stored -= entry.stored_bytes
+        await self._forget(oldest)
+
+    async def _forget(self, entries: Sequence[_Entry]) -> None:
+        for entry in entries:
+            self._discard(entry)
+        if entries:
+            await in_thread(self._directory.empty_trash)
+
+    def _discard(self, entry: _Entry) -> None:
+        self._entries.pop(entry.number, None)
+        if self._directory.has(entry.number.encode()):
+            self._directory.discard(entry.number)
+
+
+def _not_found(name: str) -> NotFoundError:
+    return NotFoundError(f"there is no {name}, or it is not yours", reason="RUN_NOT_FOUND")

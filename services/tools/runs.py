@@ -23,7 +23,7 @@ from services.tools.files.private_directory import PrivateDirectory
 from services.tools.files.volume import MAX_PART_BYTES
 from services.tools.names import Names
 from services.tools.pages import PageTokens, page_size_of
-from services.tools.sandbox.model import Isolation, Limits, Status, Usage
+from services.tools.sandbox.model import Isolation, Status, Usage
 from services.tools.threads import in_thread
 
 KEPT_SECONDS: Final = 24 * 3600.0
@@ -125,6 +125,8 @@ class Runs:
         self._names = Names("runs", replica)
         # In the order of arrival.
         self._entries: dict[str, _Entry] = {}
+        # Erased before they ended.
+        self._erased: set[str] = set()
         self._arrived = 0
 
     @classmethod
@@ -193,7 +195,7 @@ class Runs:
         *,
         patterns: Sequence[Pattern],
         known: Mapping[str, bytes],
-        limits: Limits,
+        caps: Caps,
     ) -> Collected:
         """Take the artifacts of a run that has ended out of its workspace; once, before `finish`.
 
@@ -202,7 +204,7 @@ class Runs:
         entry = self._entries.get(self._names.parse("run", name))
         if entry is None:
             return Collected()
-        caps = Caps(limits.artifacts, min(limits.artifact_bytes, self._max_bytes))
+        caps = Caps(caps.artifacts, min(caps.artifact_bytes, self._max_bytes))
         with explained("the artifacts' store"):
             self._directory.make(entry.number.encode())
         collected = await in_thread(self._collect, entry, workspace, patterns, known, caps)
@@ -223,18 +225,27 @@ class Runs:
         exit_code: int | None = None,
         reason: str = "",
         usage: Usage | None = None,
-    ) -> None:
-        """Note how it ended; also for one that never began. One that was erased meanwhile is not entered again."""
-        entry = self._entries.get(self._names.parse("run", name))
-        if entry is not None:
-            entry.record = replace(
-                entry.record,
-                status=status,
-                exit_code=exit_code,
-                reason=reason,
-                usage=usage or entry.record.usage,
-                finished_at=self._now(),
-            )
+    ) -> bool:
+        """Note how it ended, also for one that never began; True the first time, and nothing happens after that.
+
+        One that was erased meanwhile is not entered again.
+        """
+        number = self._names.parse("run", name)
+        if number in self._erased:
+            self._erased.remove(number)
+            return True
+        entry = self._entries.get(number)
+        if entry is None or entry.record.status is not None:
+            return False
+        entry.record = replace(
+            entry.record,
+            status=status,
+            exit_code=exit_code,
+            reason=reason,
+            usage=usage or entry.record.usage,
+            finished_at=self._now(),
+        )
+        return True
 
     def get(self, name: str, owner: Owner) -> RunRecord:
         """A run; NotFoundError when it is no longer listed or somebody else's."""
@@ -304,10 +315,11 @@ class Runs:
             entry for entry in self._entries.values() if entry.record.run.owner.concerns(tenant, subject)
         ]
         freed_bytes = sum(entry.stored_bytes for entry in theirs)
-        await self._forget(theirs)
         for entry in theirs:
             if entry.record.status is None:
+                self._erased.add(entry.number)
                 entry.end()
+        await self._forget(theirs)
         return len(theirs), freed_bytes
 
     def _collect(

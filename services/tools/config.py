@@ -23,6 +23,9 @@ MAX_RUNS: Final = 8
 POOL_SLOTS: Final = 2
 """Sandboxes that wait for code, per language: what one conversation's loop uses before the pool is full again."""
 
+RUN_AS_UID: Final = 65532
+"""The "nonroot" user of distroless images; it owns nothing on an ordinary machine."""
+
 TierName = Literal["kubernetes", "runsc", "bubblewrap", "landlock"]
 
 
@@ -65,6 +68,22 @@ class ToolsSettings(GrpcServerSettings):
         tuple[TierName, ...],
         Field(min_length=1, description="Isolation tiers to try, the first that holds is used."),
     ] = ("kubernetes", "runsc", "bubblewrap", "landlock")
+    allow_weak: Annotated[
+        bool,
+        Field(
+            description="Let the Landlock tier run code, from which names of the host stay visible; the policy file may too."
+        ),
+    ] = False
+    allow_host_directory: Annotated[
+        bool,
+        Field(
+            description="Let workspaces show a host directory read-only, as private suites do; the policy file may too."
+        ),
+    ] = False
+    run_as_uid: Annotated[
+        int,
+        Field(ge=1, lt=2**32 - 1, description="User that `kala up`, started as root, runs this service as."),
+    ] = RUN_AS_UID
     protected_paths: Annotated[
         tuple[Path, ...],
         Field(description="No workspace shows a host directory that holds one of these or lies in one."),

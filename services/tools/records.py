@@ -59,7 +59,6 @@ class Facts:
     status: RecordStatus
     code: str = ""
     duration_seconds: float = 0.0
-    tool: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
     references: Sequence[ContentReference] = ()
 

@@ -14,6 +14,7 @@ from kala.errors import InvalidArgumentError
 from kala.tools.v1 import execution_pb2 as pb
 from services.tools.files.model import Artifact, Reference
 from services.tools.limits import AskedLimits
+from services.tools.runs import RunRecord
 from services.tools.sandbox.model import Isolation, Limits, Output, Status, Stream, Strength, Tier, Usage
 
 DIGEST_BYTES: Final = 32
@@ -127,14 +128,35 @@ def artifact(found: Artifact) -> pb.Artifact:
     return pb.Artifact(
         name=found.name,
         path=found.path,
-        content=ContentReference(name=found.path, sha256=found.sha256, bytes=found.bytes),
+        content=ContentReference(name=found.path, sha256=found.sha256, bytes=found.size),
         media_type=found.media_type,
+    )
+
+
+def run(found: RunRecord) -> pb.Run:
+    """Write a run for lists."""
+    return pb.Run(
+        name=found.name,
+        tenant=found.run.owner.tenant,
+        owner=found.run.owner.principal,
+        tool=found.run.tool,
+        arguments_sha256=found.run.arguments_sha256,
+        workspace=found.run.workspace,
+        isolation=isolation(found.isolation),
+        status=pb.RUN_STATUS_UNSPECIFIED if found.status is None else STATUSES[found.status],
+        exit_code=found.exit_code,
+        reason=found.reason,
+        usage=usage(found.usage),
+        decision_id=found.run.decision_id,
+        artifacts=[artifact(each) for each in found.artifacts],
+        started_at=timestamp(found.started_at),
+        finished_at=None if found.finished_at is None else timestamp(found.finished_at),
     )
 
 
 def references(found: Iterable[Reference]) -> list[ContentReference]:
     """Write the files that a run was cleared for."""
-    return [ContentReference(name=each.path, sha256=each.sha256, bytes=each.bytes) for each in found]
+    return [ContentReference(name=each.path, sha256=each.sha256, bytes=each.size) for each in found]
 
 
 def read_references(messages: Iterable[ContentReference], *, field: str, most: int) -> tuple[Reference, ...]:
@@ -154,14 +176,18 @@ def read_references(messages: Iterable[ContentReference], *, field: str, most: i
     return tuple(found)
 
 
+def span_of(message: Duration, *, field: str) -> float:
+    """Read a span of time above zero, in seconds."""
+    seconds = message.seconds + message.nanos / NANOS
+    if not 0 <= message.nanos < NANOS or seconds <= 0:
+        raise InvalidArgumentError(field, "must be a span above zero")
+    return seconds
+
+
 def _seconds(message: pb.Limits, name: str, field: str) -> float | None:
     if not message.HasField(name):  # type: ignore[arg-type]  # one of the message's own names
         return None
-    span: Duration = getattr(message, name)
-    seconds = span.seconds + span.nanos / NANOS
-    if not 0 <= span.nanos < NANOS or seconds <= 0:
-        raise InvalidArgumentError(f"{field}.{name}", "must be a span above zero")
-    return seconds
+    return span_of(getattr(message, name), field=f"{field}.{name}")
 
 
 def _number(message: pb.Limits, name: str) -> int | None:

@@ -64,9 +64,18 @@ def load(offset: int, then: Block) -> Block:
 
 def load_argument(argument: int, then: Block) -> Block:
     """Put the low word of argument 0 to 5 before a block that tests it."""
+    return load(_place(argument), then)
+
+
+def load_high_word(argument: int, then: Block) -> Block:
+    """Put the high word of argument 0 to 5 before a block that tests it."""
+    return load(_place(argument) + _ARGUMENT_BYTES // 2, then)
+
+
+def _place(argument: int) -> int:
     if not 0 <= argument < _ARGUMENT_COUNT:
         raise ValueError(f"a call has arguments 0 to {_ARGUMENT_COUNT - 1}, not {argument}")
-    return load(_ARGUMENTS_OFFSET + _ARGUMENT_BYTES * argument, then)
+    return _ARGUMENTS_OFFSET + _ARGUMENT_BYTES * argument
 
 
 def branch(test: int, operand: int, yes: Block, no: Block) -> Block:

@@ -15,13 +15,13 @@ from typing import Final
 from services.tools.sandbox.seccomp import bpf
 
 
-class Sockets(Enum):
-    """How much of unix sockets is left; there is no other family in any sandbox."""
+class Reach(Enum):
+    """Whose names a sandbox can say: paths, sockets, processes."""
 
-    # Where the sandbox has its own network namespace and file tree, every unix socket is its own.
-    UNIX = "unix"
-    # Where it shares them with the host: only connected pairs, which reach nobody else.
-    PAIRS = "pairs"
+    # Its own: it has a file tree and a network namespace to itself.
+    OWN = "own"
+    # The host's: it shares them, so what acts on a bare name is taken away.
+    HOST = "host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,20 @@ class Without:
         return bpf.load_argument(argument, bpf.branch(bpf.JUMP_IF_ANY_BIT, bits, test, then))
 
 
-Requirement = OneOf | Without
+@dataclass(frozen=True, slots=True)
+class Null:
+    """The call fails unless an argument is a null pointer."""
+
+    argument: int
+
+    def before(self, then: bpf.Block) -> bpf.Block:
+        """Build the test, with what follows when it holds."""
+        denied = bpf.fail(errno.EPERM)
+        high = bpf.load_high_word(self.argument, bpf.branch(bpf.JUMP_IF_EQUAL, 0, then, denied))
+        return bpf.load_argument(self.argument, bpf.branch(bpf.JUMP_IF_EQUAL, 0, high, denied))
+
+
+Requirement = OneOf | Without | Null
 
 # A set-user-id or set-group-id file is never made: the service reads artifacts with other rights than the sandbox's.
 _SET_ID: Final = 0o6000
@@ -112,10 +125,9 @@ _FILES: Final = """
     stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2 readlink readlinkat
     getdents getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2
     link linkat symlink symlinkat truncate ftruncate fallocate fsync fdatasync flock umask
-    chown fchown lchown fchownat utime utimes futimesat utimensat
+    fchown
     getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr getxattrat listxattrat
     dup dup2 dup3 pipe pipe2 sendfile copy_file_range readahead fadvise64
-    inotify_init inotify_init1 inotify_add_watch inotify_rm_watch
 """
 _WAITING: Final = """
     poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2
@@ -144,13 +156,17 @@ _SYSTEM: Final = "uname sysinfo getrandom"
 _SOCKETS: Final = """
     getsockname getpeername getsockopt shutdown sendto recvfrom sendmsg recvmsg recvmmsg
 """
-# Where other unix sockets can be reached, and all of them are the sandbox's own.
-_NAMED_SOCKETS: Final = "connect bind listen accept accept4 sendmmsg"
+# What acts on a name, and is the sandbox's own business where the names are. Landlock lets a program change modes, owners and
+# times of every file that its user owns, watch it, and reach every unix socket that has a path.
+_NAMES: Final = """
+    connect bind listen accept accept4 sendmmsg chown lchown fchownat utime utimes futimesat
+    inotify_init inotify_init1 inotify_add_watch inotify_rm_watch
+"""
 
 ALLOWED: Final = frozenset(
     f"{_FILES} {_WAITING} {_MEMORY} {_PROCESSES} {_CLOCKS} {_SYSTEM} {_SOCKETS}".split()
 )
-ALLOWED_WITH_OWN_SOCKETS: Final = frozenset(_NAMED_SOCKETS.split())
+ALLOWED_ON_OWN_NAMES: Final = frozenset(_NAMES.split())
 
 # Calls that fail as on a kernel without them, since programs then take their older way: one whose flags can be seen (clone
 # for clone3, openat for openat2), or one that the filter leaves. Memory that no watchdog sees (memfd, System V and POSIX
@@ -173,10 +189,7 @@ CHECKED: Final[dict[str, tuple[Requirement, ...]]] = {
     "open": (Without(2, _SET_ID, given=(1, _CREATES)),),
     "openat": (Without(3, _SET_ID, given=(2, _CREATES)),),
     "creat": (Without(1, _SET_ID),),
-    "chmod": (Without(1, _SET_ID),),
     "fchmod": (Without(1, _SET_ID),),
-    "fchmodat": (Without(2, _SET_ID),),
-    "fchmodat2": (Without(2, _SET_ID),),
     "mknod": (Without(1, _SET_ID | _DEVICE),),
     "mknodat": (Without(2, _SET_ID | _DEVICE),),
     "clone": (Without(0, _NAMESPACES | _CLONE_PARENT | _CLONE_TRACE),),
@@ -194,12 +207,18 @@ CHECKED: Final[dict[str, tuple[Requirement, ...]]] = {
     "setsockopt": (OneOf(1, (_SOL_SOCKET,), errno.ENOPROTOOPT), OneOf(2, _SOCKET_OPTIONS, errno.ENOPROTOOPT)),
 }
 
-SOCKETS: Final[dict[Sockets, dict[str, tuple[Requirement, ...]]]] = {
-    Sockets.UNIX: {
+CHECKED_BY_REACH: Final[dict[Reach, dict[str, tuple[Requirement, ...]]]] = {
+    Reach.OWN: {
+        "chmod": (Without(1, _SET_ID),),
+        "fchmodat": (Without(2, _SET_ID),),
+        "fchmodat2": (Without(2, _SET_ID),),
+        "utimensat": (),
         "socket": (OneOf(0, (_AF_UNIX,), errno.EAFNOSUPPORT),),
         "socketpair": (OneOf(0, (_AF_UNIX,), errno.EAFNOSUPPORT),),
     },
-    Sockets.PAIRS: {
+    Reach.HOST: {
+        # Times of an open file; it was opened under Landlock's rules.
+        "utimensat": (Null(1),),
         "socket": (OneOf(0, (), errno.EAFNOSUPPORT),),
         # A pair of datagram sockets could still send to a third one by its name; connected ones cannot.
         "socketpair": (

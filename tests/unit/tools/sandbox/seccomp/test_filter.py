@@ -11,16 +11,16 @@ from kala.errors import FailedPreconditionError
 from services.tools.sandbox.seccomp import rules
 from services.tools.sandbox.seccomp.filter import compile_filter
 from services.tools.sandbox.seccomp.numbers import AARCH64, X86_64, Architecture
-from services.tools.sandbox.seccomp.rules import Sockets
+from services.tools.sandbox.seccomp.rules import Reach
 from tests.fakes.bpf_machine import ALLOW, KILL, BpfMachine, Call
 
 MACHINES = {
-    (architecture.name, sockets): BpfMachine(compile_filter(architecture.name, sockets=sockets))
+    (architecture.name, reach): BpfMachine(compile_filter(architecture.name, reach=reach))
     for architecture in (X86_64, AARCH64)
-    for sockets in Sockets
+    for reach in Reach
 }
 BOTH = pytest.mark.parametrize("machine", [X86_64, AARCH64], ids=lambda machine: machine.name)
-ANY_SOCKETS = pytest.mark.parametrize("sockets", list(Sockets), ids=lambda sockets: sockets.value)
+ANY_REACH = pytest.mark.parametrize("reach", list(Reach), ids=lambda reach: reach.value)
 
 # What no sandboxed program may ever reach, whatever it passes.
 NEVER = """
@@ -37,38 +37,38 @@ NEVER = """
 """
 
 
-def verdict(machine: Architecture, name: str, *arguments: int, sockets: Sockets = Sockets.UNIX) -> str | int:
+def verdict(machine: Architecture, name: str, *arguments: int, reach: Reach = Reach.OWN) -> str | int:
     call = Call(machine.audit_id, machine.numbers[name], arguments)
-    return MACHINES[machine.name, sockets].run(call)
+    return MACHINES[machine.name, reach].run(call)
 
 
 @BOTH
-@ANY_SOCKETS
-def test_dangerous_calls_fail_whatever_their_arguments(machine: Architecture, sockets: Sockets) -> None:
+@ANY_REACH
+def test_dangerous_calls_fail_whatever_their_arguments(machine: Architecture, reach: Reach) -> None:
     reached = [
         name
         for name in NEVER.split()
         if name in machine.numbers
         for arguments in ((), (1,) * 6, (0xFFFF_FFFF,) * 6)
-        if verdict(machine, name, *arguments, sockets=sockets) == ALLOW
+        if verdict(machine, name, *arguments, reach=reach) == ALLOW
     ]
     assert reached == []
 
 
 @BOTH
-@ANY_SOCKETS
+@ANY_REACH
 @settings(deadline=None)
 @given(number=st.integers(0, 0xFFFF_FFFF))
-def test_a_number_that_no_table_knows_is_absent(machine: Architecture, sockets: Sockets, number: int) -> None:
+def test_a_number_that_no_table_knows_is_absent(machine: Architecture, reach: Reach, number: int) -> None:
     if number in machine.numbers.values() or number & machine.foreign_bit:
         return
-    assert MACHINES[machine.name, sockets].run(Call(machine.audit_id, number)) == errno.ENOSYS
+    assert MACHINES[machine.name, reach].run(Call(machine.audit_id, number)) == errno.ENOSYS
 
 
 @BOTH
 def test_the_first_number_after_the_newest_is_absent(machine: Architecture) -> None:
     call = Call(machine.audit_id, machine.newest + 1)
-    assert MACHINES[machine.name, Sockets.UNIX].run(call) == errno.ENOSYS
+    assert MACHINES[machine.name, Reach.OWN].run(call) == errno.ENOSYS
 
 
 @BOTH
@@ -84,21 +84,21 @@ def test_a_call_by_another_architecture_kills(
     if arch == machine.audit_id:
         return
     call = Call(arch, number, tuple(arguments))
-    assert MACHINES[machine.name, Sockets.UNIX].run(call) == KILL
+    assert MACHINES[machine.name, Reach.OWN].run(call) == KILL
 
 
 I386 = 0x40000003
 
 
 def test_the_32_bit_entry_kills() -> None:
-    assert MACHINES["x86_64", Sockets.UNIX].run(Call(I386, 20)) == KILL
+    assert MACHINES["x86_64", Reach.OWN].run(Call(I386, 20)) == KILL
 
 
 @settings(deadline=None)
 @given(number=st.integers(0, 600))
 def test_the_x32_abi_kills(number: int) -> None:
     call = Call(X86_64.audit_id, 0x40000000 | number)
-    assert MACHINES["x86_64", Sockets.UNIX].run(call) == KILL
+    assert MACHINES["x86_64", Reach.OWN].run(call) == KILL
 
 
 @BOTH
@@ -157,23 +157,38 @@ def test_only_fifos_and_files_are_nodes(machine: Architecture) -> None:
 
 
 @BOTH
-@ANY_SOCKETS
-def test_no_family_but_unix_exists(machine: Architecture, sockets: Sockets) -> None:
+@ANY_REACH
+def test_no_family_but_unix_exists(machine: Architecture, reach: Reach) -> None:
     for family in itertools.chain(range(46), [0xFFFF_FFFF, 1 << 31]):
-        expected = ALLOW if family == 1 and sockets is Sockets.UNIX else errno.EAFNOSUPPORT
-        assert verdict(machine, "socket", family, 1, 0, sockets=sockets) == expected
-    assert verdict(machine, "socketpair", 1, 1 | 0o2000000, 0, sockets=sockets) == ALLOW
-    assert verdict(machine, "socketpair", 2, 1, 0, sockets=sockets) == errno.EAFNOSUPPORT
+        expected = ALLOW if family == 1 and reach is Reach.OWN else errno.EAFNOSUPPORT
+        assert verdict(machine, "socket", family, 1, 0, reach=reach) == expected
+    assert verdict(machine, "socketpair", 1, 1 | 0o2000000, 0, reach=reach) == ALLOW
+    assert verdict(machine, "socketpair", 2, 1, 0, reach=reach) == errno.EAFNOSUPPORT
 
 
 @BOTH
 def test_a_shared_network_leaves_only_connected_pairs(machine: Architecture) -> None:
     datagram = 2
-    assert verdict(machine, "socketpair", 1, datagram, 0, sockets=Sockets.PAIRS) == errno.EPROTONOSUPPORT
+    assert verdict(machine, "socketpair", 1, datagram, 0, reach=Reach.HOST) == errno.EPROTONOSUPPORT
     assert verdict(machine, "socketpair", 1, datagram, 0) == ALLOW
     for name in ("connect", "bind", "listen", "accept4", "sendmmsg"):
-        assert verdict(machine, name, sockets=Sockets.PAIRS) == errno.EPERM
+        assert verdict(machine, name, reach=Reach.HOST) == errno.EPERM
         assert verdict(machine, name) == ALLOW
+
+
+@BOTH
+def test_on_the_hosts_names_nothing_acts_by_a_bare_name(machine: Architecture) -> None:
+    names = ["chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat", "utime", "utimes", "futimesat"]
+    for name in (*names, "inotify_init1", "inotify_add_watch"):
+        if name in machine.numbers:
+            assert verdict(machine, name, 0, 0, 0o644, reach=Reach.HOST) == errno.EPERM
+            assert verdict(machine, name, 0, 0, 0o644) == ALLOW
+    path = 0x7FFF_0000_1000
+    assert verdict(machine, "utimensat", -100, path, 0, 0) == ALLOW
+    for pointer in (path, 0xFFFF_0000_0000_0000, 0x1000):
+        assert verdict(machine, "utimensat", -100, pointer, 0, 0, reach=Reach.HOST) == errno.EPERM
+    assert verdict(machine, "utimensat", 3, 0, 0, 0, reach=Reach.HOST) == ALLOW
+    assert verdict(machine, "fchmod", 3, 0o644, reach=Reach.HOST) == ALLOW
 
 
 @BOTH
@@ -218,35 +233,34 @@ def test_no_packet_filter_is_attached_to_a_socket(machine: Architecture) -> None
 
 
 @BOTH
-@ANY_SOCKETS
+@ANY_REACH
 @settings(deadline=None)
 @given(st.data())
 def test_every_call_of_the_tables_gets_what_the_rules_say(
-    machine: Architecture, sockets: Sockets, data: st.DataObject
+    machine: Architecture, reach: Reach, data: st.DataObject
 ) -> None:
     name = data.draw(st.sampled_from(sorted(machine.numbers)))
     arguments = data.draw(st.lists(st.integers(0, 2**64 - 1), max_size=6))
-    found = verdict(machine, name, *arguments, sockets=sockets)
+    found = verdict(machine, name, *arguments, reach=reach)
     if name in rules.ALLOWED:
         assert found == ALLOW
     elif name in rules.ABSENT:
         assert found == rules.ABSENT[name]
-    elif name not in rules.CHECKED | rules.SOCKETS[sockets] and name not in rules.ALLOWED_WITH_OWN_SOCKETS:
+    elif name not in rules.CHECKED | rules.CHECKED_BY_REACH[reach] and name not in rules.ALLOWED_ON_OWN_NAMES:
         assert found == errno.EPERM
 
 
 def test_every_name_in_the_rules_is_a_call_and_stands_in_one_list() -> None:
     lists = [
         set(rules.ALLOWED),
-        set(rules.ALLOWED_WITH_OWN_SOCKETS),
+        set(rules.ALLOWED_ON_OWN_NAMES),
         set(rules.ABSENT),
         set(rules.CHECKED),
-        set(rules.SOCKETS[Sockets.UNIX]),
+        set(rules.CHECKED_BY_REACH[Reach.OWN]) | set(rules.CHECKED_BY_REACH[Reach.HOST]),
     ]
     known = set(X86_64.numbers) | set(AARCH64.numbers)
     assert set().union(*lists) - known == set()
     assert [one & other for one, other in itertools.combinations(lists, 2) if one & other] == []
-    assert set(rules.SOCKETS[Sockets.UNIX]) == set(rules.SOCKETS[Sockets.PAIRS])
 
 
 def test_a_machine_without_a_table_is_refused() -> None:

@@ -130,6 +130,14 @@ UNJUDGED: Final = frozenset(
     ]
 )
 
+# These run code that an argument or a file holds, so they are never of low risk.
+RUN_CODE: Final = re.compile(
+    r"""python[0-9.]*|pypy[0-9.]*|node|nodejs|deno|bun|perl[0-9.]*|ruby[0-9.]*|php[0-9.]*|lua[0-9.]*|luajit|tclsh|wish|expect
+    |make|gmake|cmake|ninja|gcc[0-9.-]*|g\+\+|cc|clang[0-9.-]*|go|cargo|rustc|javac?|npm|npx|yarn|pnpm|pip[0-9.]*|uv|uvx
+    |git|tar|bsdtar|zip|unzip|7z|rsync|scp|vi|vim|nvim|view|emacs|nano|ed|ex|less|more|man|m4|bc|dc|sqlite3|psql|mysql|rg
+    |jq|tree|dd|docker|podman|kubectl""".replace("\n", "").replace(" ", "")
+)
+
 _DURATION: Final = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?[smhd]?")
 
 

@@ -1,0 +1,1 @@
+"""Isolation by bubblewrap: the default on a machine of one's own."""

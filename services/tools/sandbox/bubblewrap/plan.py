@@ -1,0 +1,98 @@
+"""How bubblewrap is started: namespaces, a seccomp filter, and one sized tmpfs that a run may write to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from services.tools.sandbox.launcher.plan import FIRST_DATA_DESCRIPTOR, Planner, Shape, SpawnPlan
+from services.tools.sandbox.launcher.slot import TEMPORARY
+from services.tools.sandbox.seccomp.filter import compile_filter
+from services.tools.sandbox.stubs import CODE_DESCRIPTOR, command
+
+BUBBLEWRAP: Final = "/usr/bin/bwrap"
+CONTROLS: Final = (
+    "capabilities.none",
+    "cgroupns",
+    "die_with_parent",
+    "fs.read_only",
+    "fs.tmpfs_sized",
+    "ipcns",
+    "limits.rlimit",
+    "limits.watchdog",
+    "net.none",
+    "no_new_privileges",
+    "pidns",
+    "seccomp",
+    "userns",
+    "userns.nested_none",
+    "utsns",
+)
+_SECCOMP: Final = FIRST_DATA_DESCRIPTOR
+_INFO: Final = FIRST_DATA_DESCRIPTOR + 1
+_NAMESPACES: Final = (
+    *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"),
+    *("--cap-drop", "ALL", "--hostname", "sandbox", "--clearenv"),
+)
+_VARIABLES: Final = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/workspace",
+    "LANG": "C.UTF-8",
+    "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
+}
+# Each mount costs time at every start: few, and links where a link is enough.
+_READ_ONLY: Final = ("/usr/bin", "/usr/lib", "/usr/lib64")
+_DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_LINKS: Final = {
+    "/bin": "usr/bin",
+    "/lib": "usr/lib",
+    "/lib64": "usr/lib64",
+    "/tmp": f"workspace/{TEMPORARY}",  # noqa: S108 - the sandbox's own
+    "/dev/shm": f"/workspace/{TEMPORARY}",  # noqa: S108 - the sandbox's own
+    "/dev/fd": "/proc/self/fd",
+    "/dev/stdin": "/proc/self/fd/0",
+    "/dev/stdout": "/proc/self/fd/1",
+    "/dev/stderr": "/proc/self/fd/2",
+    # The name that bash gives a script in its messages.
+    "/main.sh": f"/proc/self/fd/{CODE_DESCRIPTOR}",
+}
+
+
+def planner(options: Mapping[str, str]) -> Planner:
+    """Give what plans a sandbox; `etc` in the options is the directory shown as /etc."""
+    seccomp = compile_filter()
+    fixed = _fixed(options["etc"])
+
+    def plan(shape: Shape) -> SpawnPlan:
+        return SpawnPlan(
+            argv=(*fixed, *_workspace(shape), "--", *command(shape.language)),
+            data={_SECCOMP: seccomp},
+            info_descriptor=_INFO,
+        )
+
+    return plan
+
+
+def _fixed(etc: str) -> tuple[str, ...]:
+    words = [BUBBLEWRAP, *_NAMESPACES, "--seccomp", str(_SECCOMP), "--info-fd", str(_INFO)]
+    for name, value in _VARIABLES.items():
+        words += ["--setenv", name, value]
+    for path in _READ_ONLY:
+        if os.path.isdir(path):  # noqa: PTH112 - read once at start, in a process without pathlib
+            words += ["--ro-bind", path, path]
+    words += ["--ro-bind", etc, "/etc", "--proc", "/proc"]
+    for path in _DEVICES:
+        words += ["--dev-bind", path, path]
+    for path, target in _LINKS.items():
+        words += ["--symlink", target, path]
+    return tuple(words)
+
+
+def _workspace(shape: Shape) -> tuple[str, ...]:
+    """Mount the workspace last; nothing is ever made beneath what code has written to."""
+    words = ["--dir", "/workspace", "--remount-ro", "/"]
+    words += ["--size", str(shape.disk_bytes), "--tmpfs", "/workspace"]
+    if shape.host_directory is None:
+        return (*words, "--chdir", "/workspace")
+    return (*words, "--ro-bind", shape.host_directory, "/workspace/host", "--chdir", "/workspace/host")

@@ -1,0 +1,100 @@
+"""What the processes of one sandbox use, read from the outside, and what its workspace holds."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+_TICK_SECONDS: Final = 1 / os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_STAT_BYTES: Final = 1024
+_STATUS_BYTES: Final = 4096
+_KIB: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One look at all processes of a sandbox, its first one's own memory and threads left out."""
+
+    cpu_seconds: float
+    memory_bytes: int
+    tasks: int
+
+
+class Processes:
+    """The processes that a sandbox's private /proc shows. Owns the descriptor."""
+
+    def __init__(self, proc: int) -> None:
+        self._proc = proc
+
+    def look(self, enough_bytes: int) -> Seen:
+        """Add up what they use.
+
+        Memory is what is resident; above `enough_bytes` it is counted again without what is backed by files.
+        """
+        cpu, pages, tasks = 0.0, 0, 0
+        alive: list[str] = []
+        for name in os.listdir(self._proc):
+            if name.isdigit() and (fields := self._stat(name)):
+                # utime, stime and those of reaped children: proc(5), fields 14 to 17.
+                cpu += sum(map(int, fields[11:15])) * _TICK_SECONDS
+                if name != "1":
+                    tasks += int(fields[17])
+                    pages += int(fields[21])
+                    alive.append(name)
+        memory = pages * _PAGE_BYTES
+        if memory > enough_bytes:
+            memory = sum(map(self._own_bytes, alive))
+        return Seen(cpu, memory, tasks)
+
+    def _stat(self, name: str) -> list[bytes]:
+        """Give the fields of /proc/N/stat from the third on; empty when it is gone."""
+        data = self._read(f"{name}/stat", _STAT_BYTES)
+        return data[data.rindex(b")") + 2 :].split() if b")" in data else []
+
+    def _own_bytes(self, name: str) -> int:
+        """Give the memory that no file backs: anonymous, shared and swapped."""
+        total = 0
+        for line in self._read(f"{name}/status", _STATUS_BYTES).splitlines():
+            if line.startswith((b"RssAnon:", b"RssShmem:", b"VmSwap:")):
+                total += int(line.split()[1]) * _KIB
+        return total
+
+    def _read(self, path: str, size: int) -> bytes:
+        # A process that ends between two looks is no error.
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+            try:
+                return os.read(descriptor, size)
+            finally:
+                os.close(descriptor)
+        return b""
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self._proc)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a workspace holds; `full` when its file system takes no more bytes."""
+
+    disk_bytes: int
+    inodes: int
+    full: bool
+
+
+# The workspace's own directory and the one for temporary files.
+_OWN_INODES: Final = 2
+
+
+def stored(workspace: int) -> Stored:
+    """Look at a workspace that is a file system of its own."""
+    system = os.fstatvfs(workspace)
+    return Stored(
+        disk_bytes=(system.f_blocks - system.f_bfree) * system.f_frsize,
+        inodes=max(0, system.f_files - system.f_ffree - _OWN_INODES),
+        full=system.f_blocks > 0 and system.f_bavail == 0,
+    )

@@ -1,0 +1,232 @@
+"""One sandbox from its start to its last process: made, ready, given to a run, ended. Used once."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from services.tools.sandbox.launcher import limits as process_limits
+from services.tools.sandbox.launcher.plan import Shape, SpawnPlan
+from services.tools.sandbox.launcher.processes import Processes, Seen, Stored, stored
+from services.tools.sandbox.launcher.spawn import spawn
+from services.tools.sandbox.launcher.verdict import Totals, Verdict, exceeded, judge
+from services.tools.sandbox.model import Limits, Status, Usage
+from services.tools.sandbox.stubs import READY
+
+# Where temporary files go, inside the one file system that a run may write to.
+TEMPORARY: Final = ".tmp"
+_INFO_BYTES: Final = 4096
+_ERROR_BYTES: Final = 2048
+_KIB: Final = 1024
+_LIKELIEST_VICTIM: Final = "1000"
+
+
+class Stage(Enum):
+    """How far a sandbox is."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class Slot:
+    """A sandbox and everything that this process holds of it."""
+
+    def __init__(self, shape: Shape, plan: SpawnPlan, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.shape = shape
+        self.stage = Stage.STARTING
+        # Of the run that it was given to.
+        self.run: int | None = None
+        self.limits: Limits | None = None
+        self.warm = False
+        self._plan = plan
+        self._clock = clock
+        self.made_at = clock()
+        self.sampled_at = 0.0
+        self._began: float | None = None
+        self._verdict: Verdict | None = None
+        self._processes: Processes | None = None
+        self._stub = 0
+        self._own_threads = 1
+        self._cpu_before = 0.0
+        self._cpu = 0.0
+        self._peak_memory = 0
+        self._peak_tasks = 0
+        self._stored = Stored(0, 0, full=False)
+        self.workspace = -1
+        self.first = -1
+        self._first_pid = 0
+        self._pid, self.ends = spawn(plan)
+        self.outer = os.pidfd_open(self._pid)
+
+    def look_ready(self) -> bool:
+        """Take what the stub said; say whether it is ready now.
+
+        Raises:
+            OSError: the sandbox does not stand as planned; it must be killed.
+        """
+        said = os.read(self.ends.stdout, len(READY))
+        if said != READY:
+            raise OSError("the sandbox ended before it was ready")
+        self._first_pid = self._find_first()
+        self.first = os.pidfd_open(self._first_pid)
+        self._stub = self._find_stub()
+        root = f"/proc/{self._stub}/root"
+        self.workspace = os.open(root + self._plan.workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.mkdir(TEMPORARY, 0o700, dir_fd=self.workspace)
+        if self._plan.proc is not None:
+            self._processes = Processes(
+                os.open(root + self._plan.proc, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            )
+        Path(f"/proc/{self._stub}/oom_score_adj").write_text(_LIKELIEST_VICTIM)
+        self.stage = Stage.READY
+        return True
+
+    def _find_first(self) -> int:
+        if self._plan.info_descriptor is None:
+            return self._pid
+        text = os.read(self.ends.info, _INFO_BYTES)
+        os.close(self.ends.info)
+        self.ends.info = -1
+        try:
+            return int(json.loads(text)["child-pid"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise OSError("the sandbox did not say which process is its first") from error
+
+    def _find_stub(self) -> int:
+        children = Path(f"/proc/{self._first_pid}/task/{self._first_pid}/children").read_text().split()
+        return int(children[0]) if children else self._first_pid
+
+    def give(self, run: int, limits: Limits) -> tuple[int, ...]:
+        """Limit the waiting stub for a run; give the descriptors that belong to the service from now on.
+
+        Raises:
+            OSError: a limit could not be put; the sandbox must be killed.
+        """
+        before = self._look()
+        self._own_threads = max(1, before.tasks)
+        self._cpu_before = before.cpu_seconds
+        process_limits.put(self._stub, self.shape.language, limits, self._own_threads)
+        self.run, self.limits, self.stage = run, limits, Stage.RUNNING
+        ends = self.ends
+        return (ends.stdin, ends.stdout, ends.stderr, ends.code, self.workspace, self.first)
+
+    def begin(self) -> None:
+        """Start the clocks: the code goes in now."""
+        if self._began is None:
+            self._began = self.sampled_at = self._clock()
+
+    @property
+    def began(self) -> bool:
+        """Say whether the code went in."""
+        return self._began is not None
+
+    def watch(self) -> Verdict | None:
+        """Look at what the run uses, and end it when that is too much."""
+        if self.limits is None or self._verdict is not None or not self.began:
+            return None
+        with suppress(OSError):
+            self._add(self._look())
+        verdict = exceeded(self.limits, self._seconds(), self._totals())
+        if verdict is not None:
+            self.kill(verdict)
+        return verdict
+
+    def _look(self) -> Seen:
+        if self.workspace >= 0:
+            self._stored = stored(self.workspace)
+        if self._processes is None:
+            return Seen(0.0, 0, 0)
+        most = self.limits.memory_bytes - self._stored.disk_bytes if self.limits else 1 << 62
+        return self._processes.look(most)
+
+    def _add(self, seen: Seen) -> None:
+        self._cpu = max(self._cpu, seen.cpu_seconds - self._cpu_before)
+        self._peak_memory = max(self._peak_memory, seen.memory_bytes + self._stored.disk_bytes)
+        self._peak_tasks = max(self._peak_tasks, seen.tasks - self._own_threads + 1)
+
+    def _seconds(self) -> float:
+        return 0.0 if self._began is None else self._clock() - self._began
+
+    def _totals(self) -> Totals:
+        return Totals(self._cpu, self._peak_memory, self._peak_tasks, self._stored)
+
+    def usage(self) -> Usage:
+        """Give what the run used so far."""
+        return Usage(
+            wall_seconds=self._seconds(),
+            cpu_seconds=self._cpu,
+            peak_memory_bytes=self._peak_memory or None,
+            peak_processes=max(1, self._peak_tasks),
+            disk_bytes=self._stored.disk_bytes,
+            inodes=self._stored.inodes,
+        )
+
+    def kill(self, verdict: Verdict | None = None) -> None:
+        """End every process at once; the first verdict stands."""
+        self._verdict = self._verdict or verdict
+        for descriptor in (self.first, self.outer):
+            if descriptor >= 0:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+
+    def error_text(self) -> str:
+        """Give what a sandbox that never stood wrote to stderr."""
+        with suppress(OSError):
+            return os.read(self.ends.stderr, _ERROR_BYTES).decode("utf-8", "replace").strip()
+        return ""
+
+    def finish(self) -> tuple[Verdict, Usage]:
+        """Reap what is dead, all of it; say how the run ended."""
+        code, spent, most = self._reap()
+        with suppress(OSError):
+            if self.workspace >= 0:
+                self._stored = stored(self.workspace)
+        self._cpu = max(self._cpu, spent - self._cpu_before)
+        if not self._peak_memory:
+            self._peak_memory = most
+        self.stage = Stage.ENDED
+        if self._verdict is not None:
+            return self._verdict, self.usage()
+        if self.limits is None or not self.began:
+            return Verdict(Status.SETUP_FAILED, "the sandbox ended before any code ran"), self.usage()
+        return judge(code, self.limits, self._totals()), self.usage()
+
+    def _reap(self) -> tuple[int, float, int]:
+        """Give the exit status, the CPU seconds and the largest process's bytes of all that was reaped."""
+        code, seconds, most = 0, 0.0, 0
+        for pid in {self._pid, self._first_pid or self._pid}:
+            # The first process is this one's child only when its parent died before it.
+            with suppress(ChildProcessError):
+                reaped, status, used = os.wait4(pid, os.WNOHANG)
+                if reaped:
+                    seconds += used.ru_utime + used.ru_stime
+                    most = max(most, used.ru_maxrss * _KIB)
+                    if pid == self._pid:
+                        code = os.waitstatus_to_exitcode(status)
+        return code, seconds, most
+
+    def close(self) -> None:
+        """Give back every descriptor that is not given away."""
+        self.ends.close()
+        for descriptor in (self.workspace, self.first, self.outer):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.workspace = self.first = self.outer = -1
+        if self._processes is not None:
+            self._processes.close()
+            self._processes = None
+
+
+def renounce_cores() -> None:
+    """Let no process of this one's leave a core file."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from kala.errors import FailedPreconditionError, InvalidArgumentError, KalaError, PermissionDeniedError
+from kala.errors import FailedPreconditionError, InvalidArgumentError, KalaError
 from services.tools.files.beneath import closing, open_directory, open_regular, status_beneath
 from services.tools.files.content import digest_of, pieces, write_all
 from services.tools.files.failures import explained
@@ -21,6 +21,7 @@ from services.tools.files.model import Changes, FileKind, Reference, Skipped
 from services.tools.files.paths import readable_path, require_path, shown_path
 from services.tools.files.tree import Entry, walk
 from services.tools.files.volume import HOST_DIRECTORY, Volume
+from services.tools.policy.model import RefusedByPolicyError
 
 MAX_REFERENCES: Final = 1024
 MAX_SKIPPED: Final = 64
@@ -77,13 +78,13 @@ def require_references(field_name: str, references: Sequence[Reference]) -> None
 def copy_in(volume: Volume, references: Sequence[Reference], target: int) -> CopiedIn:
     """Copy the named files into the empty directory `target`; blocking.
 
-    Raises FailedPreconditionError when one is not what it was cleared as, PermissionDeniedError where it may not be read.
+    Raises FailedPreconditionError when one is not what it was cleared as, RefusedByPolicyError where it may not be read.
     """
     require_references("files", references)
     before = _marks(volume)
     for reference in references:
         if not volume.rights.may_read(reference.path):
-            raise PermissionDeniedError(
+            raise RefusedByPolicyError(
                 f"the policy's zones give no right to read {reference.path!r}", reason="ZONE_REFUSED"
             )
         with explained(reference.path):
@@ -179,7 +180,7 @@ def _take_file(
         if copied.known.get(path) == digest_of(descriptor):
             return None
         if not volume.rights.may_write(path):
-            raise PermissionDeniedError("the policy's zones give no right to write it", reason="ZONE_REFUSED")
+            raise RefusedByPolicyError("the policy's zones give no right to write it", reason="ZONE_REFUSED")
         if now.get(path) != copied.before.get(path):
             raise FailedPreconditionError("changed meanwhile by somebody else", reason="FILE_CHANGED")
         executable = bool(status.st_mode & stat.S_IXUSR)

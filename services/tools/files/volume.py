@@ -18,7 +18,6 @@ from kala.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
     InvalidArgumentError,
-    PermissionDeniedError,
     ResourceExhaustedError,
 )
 from services.tools.files.beneath import (
@@ -42,6 +41,7 @@ from services.tools.files.model import (
 )
 from services.tools.files.paths import require_path, shown_path
 from services.tools.files.tree import Entry, empty, walk
+from services.tools.policy.model import RefusedByPolicyError
 
 MAX_PART_BYTES: Final = 2 * 1024 * 1024
 MAX_WRITE_BYTES: Final = 3 * 1024 * 1024
@@ -213,12 +213,6 @@ class Volume:
                 size += len(piece)
         return Reference(path, digest.digest(), size)
 
-    def measure(self) -> None:
-        """Count anew what the workspace holds."""
-        entries = list(walk(self.root))
-        self.account.used_bytes = sum(entry.size for entry in entries)
-        self.account.inodes = len(entries)
-
     def _located(self, path: str) -> tuple[int, bytes, bytes]:
         """The descriptor to start from, the path from there, and what to put before paths found there."""
         raw = os.fsencode(path)
@@ -271,21 +265,13 @@ class Volume:
             return digest_of(descriptor)
 
     def _missing_directories(self, path: str) -> list[str]:
-        """The directories above the path that are not there, the topmost first."""
+        """The directories above the path that are not there, the topmost first; those that are were seen to be some."""
         segments = path.split("/")[:-1]
-        missing: list[str] = []
-        for count in range(1, len(segments) + 1):
-            directory = "/".join(segments[:count])
-            with explained(path):
-                status = None if missing else status_beneath(self.root, directory.encode())
-            if status is None:
-                missing.append(directory)
-            elif not stat.S_ISDIR(status.st_mode):
-                raise FailedPreconditionError(
-                    f"{directory!r} is no directory; delete it or choose another path",
-                    reason="NOT_A_DIRECTORY",
-                )
-        return missing
+        above = ["/".join(segments[:count]) for count in range(1, len(segments) + 1)]
+        for index, directory in enumerate(above):
+            if status_beneath(self.root, directory.encode()) is None:
+                return above[index:]
+        return []
 
     def _make_directory(self, path: str) -> None:
         parent, _, name = path.rpartition("/")
@@ -324,7 +310,7 @@ class Volume:
 
     def _require_changeable(self, path: str) -> None:
         if self._host is not None and path.split("/", maxsplit=1)[0] == HOST_DIRECTORY:
-            raise PermissionDeniedError(
+            raise RefusedByPolicyError(
                 f"{path!r} is in the host directory, which is shown read-only",
                 reason="HOST_DIRECTORY_READ_ONLY",
             )
@@ -332,7 +318,7 @@ class Volume:
     @staticmethod
     def _require(allowed: bool, verb: str, path: str) -> None:  # noqa: FBT001 - the answer of a right, asked at once
         if not allowed:
-            raise PermissionDeniedError(
+            raise RefusedByPolicyError(
                 f"the policy's zones give no right to {verb} {path or 'the top of the workspace'!r}",
                 reason="ZONE_REFUSED",
             )

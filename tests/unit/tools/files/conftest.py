@@ -1,0 +1,66 @@
+"""A hostile directory, and what lies outside of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from services.tools.files.volume import Account, Volume
+from services.tools.policy.model import Zone
+from services.tools.policy.zones import Zones
+
+EVERYTHING = Zones([Zone("", read=True, write=True, delete=True)])
+SECRET = b"the secret of the host"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory with a descriptor of it."""
+
+    path: Path
+    descriptor: int
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    directory = tmp_path / "outside"
+    directory.mkdir()
+    (directory / "secret.txt").write_bytes(SECRET)
+    return directory
+
+
+@pytest.fixture
+def inside(tmp_path: Path) -> Iterator[Place]:
+    yield from _place(tmp_path / "inside")
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Iterator[Place]:
+    """Stands for a run's /workspace."""
+    yield from _place(tmp_path / "run")
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Iterator[Place]:
+    yield from _place(tmp_path / "staging")
+
+
+@pytest.fixture
+def account() -> Account:
+    return Account(quota_bytes=10_000, max_inodes=100)
+
+
+@pytest.fixture
+def volume(inside: Place, staging: Place, account: Account) -> Volume:
+    return Volume(root=inside.descriptor, staging=staging.descriptor, account=account, rights=EVERYTHING)
+
+
+def _place(path: Path) -> Iterator[Place]:
+    path.mkdir()
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    yield Place(path, descriptor)
+    os.close(descriptor)

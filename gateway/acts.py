@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -50,6 +50,8 @@ class Act:
     after_untrusted_content: bool = False
     must_log_first: bool = False  # the intent is durable before the act, not beside it
     may_spool: bool = True
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Said in each of its records besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,8 @@ class Ending:
     released: Answer | None = None
     derived_digest: bytes = b""
     rejudged_by: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Said in its record besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,8 @@ class Conclusion:
     closing_text: str = ""  # words that the reader of a stream has not got yet
     error: KalaError | None = None
     overhead_ms: float = 0.0
+    tools: Mapping[str, object] | None = None
+    """What KALA's own tools did on the way, as the `kala` object carries it."""
 
     @property
     def is_allowed(self) -> bool:
@@ -172,6 +178,7 @@ class Conclusion:
     def to_json(self) -> dict[str, object]:
         """Give the `kala` extension object."""
         return {
+            **({} if self.tools is None else {"tools": self.tools}),
             "decision": None if self.decision is None else decision_json(self.decision, self.stage),
             "receipt": None if self.receipt is None else self.receipt.to_json(),
             "intent": self.intent_id,

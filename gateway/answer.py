@@ -7,7 +7,7 @@ forgotten: names of tools that the client did not declare, the ids of calls, and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -101,9 +101,13 @@ class Release:
     refusal: str = ""
     tool_calls: tuple[ToolPiece, ...] = ()
     logprobs: tuple[inference_pb2.TokenLogprob, ...] = ()
+    step: Mapping[str, object] | None = None
+    """A call of one of KALA's tools that ended: a message is over, and the next one begins."""
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.reasoning or self.refusal or self.tool_calls or self.logprobs)
+        return bool(
+            self.text or self.reasoning or self.refusal or self.tool_calls or self.logprobs or self.step
+        )
 
 
 @dataclass(slots=True)

@@ -22,12 +22,14 @@ from gateway.gate import Gate
 from gateway.guarded import ActFailedError, GuardedCalls, RefusedError
 from gateway.identity import Caller
 from gateway.ledger import Ledger
+from gateway.readings import Readings
 from gateway.tenancy import GET_ENTRY, confine, entry_of_payload, require_own
 from gateway.transcoding import read_message, write_message
 from kala.common.v1 import options_pb2
 from kala.errors import InvalidArgumentError, NotFoundError, UnavailableError, UnimplementedError
 from kala.inference.v1 import inference_pb2
 from services.common.peers import GATEWAY
+from services.common.principals import principal_metadata
 from services.common.sealing import pack
 from services.common.status import from_error
 
@@ -60,6 +62,7 @@ class Bridge:
         gate: Gate,
         ledger: Ledger,
         guarded: GuardedCalls,
+        readings: Readings,
         channels: Mapping[str, grpc.aio.Channel],
         local: Mapping[str, LocalHandler],
         body_timeout_seconds: float,
@@ -70,6 +73,7 @@ class Bridge:
         self._gate = gate
         self._ledger = ledger
         self._guarded = guarded
+        self._readings = readings
         self._channels = channels
         self._local = local
         self._body_timeout_seconds = body_timeout_seconds
@@ -156,7 +160,7 @@ class Bridge:
             return
         confine(message, caller)
         if binding.is_streaming:
-            await self._serve_stream(exchange, binding, message)
+            await self._serve_stream(exchange, binding, message, caller)
         else:
             await self._serve_unary(exchange, binding, message, caller)
 
@@ -165,22 +169,36 @@ class Bridge:
     ) -> None:
         entry = entry_of_payload(message)
         if entry is not None:
-            require_own(await self._ask(GET_ENTRY, entry), caller)
-        response = await self._ask(binding.rpc, message)
+            require_own(await self._ask(GET_ENTRY, entry, caller), caller)
+        ask = partial(self._ask, binding.rpc, caller=caller)
+        response = await ask(message)
         require_own(response, caller)
+        try:
+            await self._readings.require_fit(
+                self._act(exchange, binding, message, caller), message, response, ask
+            )
+        except RefusedError as refused:
+            await _send_refusal(exchange, refused)
+            return
         await exchange.send_json(200, write_message(response))
 
-    async def _ask(self, rpc: str, message: Message) -> Message:
+    async def _ask(self, rpc: str, message: Message, caller: Caller) -> Message:
         try:
-            response: Message = await self._calls[rpc](message, timeout=UNARY_SECONDS)
+            response: Message = await self._calls[rpc](
+                message, timeout=UNARY_SECONDS, metadata=principal_metadata(caller.principal)
+            )
         except grpc.RpcError as error:
             raise from_error(error) from error
         return response
 
-    async def _serve_stream(self, exchange: Exchange, binding: Binding, message: Message) -> None:
+    async def _serve_stream(
+        self, exchange: Exchange, binding: Binding, message: Message, caller: Caller
+    ) -> None:
         framing = framing_for(exchange.headers.get("accept", ""))
         seconds = LONG_CALLS.get(binding.rpc, self._max_act_seconds)
-        call = self._calls[binding.rpc](message, timeout=seconds)
+        call = self._calls[binding.rpc](
+            message, timeout=seconds, metadata=principal_metadata(caller.principal)
+        )
         try:
             async for response in call:
                 if not exchange.has_begun:
@@ -204,13 +222,7 @@ class Bridge:
         try:
             acted = await self._guarded.carry_out(act, binding, partial(self._call, binding))
         except RefusedError as refused:
-            exchange.receipt = refused.receipt
-            body = google_body(refused)
-            body["kala"] = {
-                "decision": decision_json(refused.decision, refused.stage),
-                "receipt": refused.receipt.to_json(),
-            }
-            await exchange.send_json(http_status(refused), body)
+            await _send_refusal(exchange, refused)
             return
         except ActFailedError as failed:
             exchange.served = failed.served
@@ -235,7 +247,11 @@ class Bridge:
             started=exchange.started,
             model=getattr(message, "model", ""),
             request_text=_request_text(message),
-            after_untrusted_content=chat is not None and has_untrusted_content(chat),
+            after_untrusted_content=(
+                bool(getattr(message, "after_untrusted_content", False))
+                if chat is None
+                else has_untrusted_content(chat)
+            ),
             must_log_first=True,
             # Only conversation may go on from the spool (design section 7).
             may_spool=binding.scope == options_pb2.SCOPE_CHAT and self._may_spool,
@@ -262,6 +278,16 @@ class Bridge:
             request_serializer=binding.request_class.SerializeToString,
             response_deserializer=binding.response_class.FromString,
         )
+
+
+async def _send_refusal(exchange: Exchange, refused: RefusedError) -> None:
+    exchange.receipt = refused.receipt
+    body = google_body(refused)
+    body["kala"] = {
+        "decision": decision_json(refused.decision, refused.stage),
+        "receipt": refused.receipt.to_json(),
+    }
+    await exchange.send_json(http_status(refused), body)
 
 
 async def _in_json(messages: list[Message]) -> list[dict[str, Any]]:  # Any: JSON

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +14,7 @@ from gateway.adapters import adapters_of
 from gateway.chat_action import build_action, has_untrusted_content, request_text
 from gateway.chat_answer import ChunkWriter, Identity, completion
 from gateway.chat_schema import MAX_MESSAGES, ChatRequest, ImagePart, UserMessage, parse_chat_request
+from gateway.chat_tools import ChatTools
 from gateway.destination import Destinations
 from gateway.edge import Exchange, too_large, until_disconnect
 from gateway.fitting import fit
@@ -22,8 +23,9 @@ from gateway.keys import ApiKey
 from gateway.ledger import Ledger
 from gateway.mid_stream import MidStream, mid_stream_of
 from gateway.pipeline import Pipeline
-from gateway.readers import Stream, Whole
+from gateway.readers import Chats, Stream, Whole
 from gateway.strict_json import read_object
+from gateway.tool_story import LoopRequest
 from gateway.truncation import Truncation, strategy_of
 from kala.common.v1 import options_pb2
 from kala.errors import InvalidArgumentError, KalaError
@@ -54,6 +56,8 @@ class _Asked:
     request: ChatRequest
     action: inference_pb2.ChatAction
     fitting: Fitting | None = None
+    loop: LoopRequest | None = None
+    """Set where KALA's tools may be called."""
 
 
 class ChatCompletions:
@@ -66,6 +70,7 @@ class ChatCompletions:
         inference: InferenceServiceAsyncStub,
         ledger: Ledger,
         pipeline: Pipeline,
+        tools: ChatTools,
         limits: ChatLimits,
         may_spool: bool,
         destinations: Destinations = Destinations(),  # noqa: B008 - frozen
@@ -78,6 +83,7 @@ class ChatCompletions:
         self._inference = inference
         self._ledger = ledger
         self._pipeline = pipeline
+        self._tools = tools
         self._limits = limits
         self._may_spool = may_spool
         self._destinations = destinations
@@ -110,16 +116,17 @@ class ChatCompletions:
         identity = Identity(
             f"chatcmpl-{self._new_id(ID_BYTES)}", int(self._wall_clock()), action.model, asked.fitting
         )
-        reader = self._reader(exchange, identity, request)
+        chats: Chats = self._pipeline if asked.loop is None else self._tools.loop(asked.loop)
+        reader = self._reader(exchange, chats, identity, asked)
         with self._gate.room:
             await until_disconnect(exchange, reader.run(act))
 
-    def _reader(self, exchange: Exchange, identity: Identity, request: ChatRequest) -> Whole | Stream:
-        tools = frozenset(tool.function.name for tool in request.tools or ())
-        if request.wants_stream:
-            chunks = ChunkWriter(identity, wants_usage=request.wants_usage)
-            return Stream(exchange, self._pipeline, chunks, declared_tools=tools)
-        return Whole(exchange, self._pipeline, partial(completion, identity), declared_tools=tools)
+    def _reader(self, exchange: Exchange, chats: Chats, identity: Identity, asked: _Asked) -> Whole | Stream:
+        tools = frozenset(tool.name for tool in asked.action.tools)
+        if asked.request.wants_stream:
+            chunks = ChunkWriter(identity, wants_usage=asked.request.wants_usage)
+            return Stream(exchange, chats, chunks, declared_tools=tools)
+        return Whole(exchange, chats, partial(completion, identity), declared_tools=tools)
 
     async def _read(self, exchange: Exchange, key: ApiKey) -> _Asked:
         """Read, validate and fit a request; one that cannot be put leaves a record of its known caller, then raises."""
@@ -140,14 +147,25 @@ class ChatCompletions:
         except InvalidArgumentError as error:
             await self._record(exchange, key, error, body)
             raise
-        if not strategy:
+        if request.wants_kala_tools:
+            await self._gate.require(exchange, key, rpc=ROUTE, scope=options_pb2.SCOPE_TOOLS)
+        if not (strategy or request.wants_kala_tools):
             return _Asked(request, action)
         with self._gate.room:
             try:
-                return _Asked(request, action, await fit(self._inference, action, strategy))
+                return await self._prepared(_Asked(request, action), key, strategy)
             except KalaError as error:
                 await self._record(exchange, key, error, body)
                 raise
+
+    async def _prepared(self, asked: _Asked, key: ApiKey, strategy: str) -> _Asked:
+        """Do what a request needs of other services before it is judged: KALA's tools, and fitting."""
+        if asked.request.wants_kala_tools:
+            loop = await self._tools.prepare(asked.request, asked.action, self._gate.caller(key))
+            asked = replace(asked, loop=replace(loop, refit=self._tools.refit(strategy)))
+        if strategy:
+            asked = replace(asked, fitting=await fit(self._inference, asked.action, strategy))
+        return asked
 
     async def _record(self, exchange: Exchange, key: ApiKey, error: KalaError, body: bytes) -> None:
         """Log a request that came to no judgement."""

@@ -81,7 +81,10 @@ class ChunkWriter:
             delta["refusal"] = release.refusal
         if release.tool_calls:
             delta["tool_calls"] = [_tool_delta(piece) for piece in release.tool_calls]
-        return _event(self._chunk(delta, logprobs=_logprobs(release.logprobs)))
+        chunk = self._chunk(delta, logprobs=_logprobs(release.logprobs))
+        if release.step is not None:
+            chunk["kala"] = {"step": release.step}
+        return _event(chunk)
 
     def served_by(self, model: str) -> None:
         """Name the model that answers from now on."""

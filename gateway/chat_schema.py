@@ -28,6 +28,8 @@ MAX_METADATA: Final = 16
 """The limits of `kala.inference.v1.ChatAction`; OpenAI's where it has a stricter one (metadata)."""
 
 _FUNCTION_NAME: Final = r"^[A-Za-z0-9_-]{1,64}$"
+_WORKSPACE: Final = r"^workspaces/[A-Za-z0-9._-]{1,128}$"
+_APPROVAL: Final = r"^approvals/[A-Za-z0-9._-]{1,128}$"
 _IMAGE_DATA_URI: Final = r"^data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]"
 
 _UNSUPPORTED: Final = {
@@ -232,6 +234,8 @@ class StreamOptions(_Strict):
 _Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 _Tokens = Annotated[int, Field(ge=1, le=MAX_OUTPUT_TOKENS)]
 _Identifier = Annotated[str, Field(min_length=1, max_length=256)]
+_CallId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+_Approval = Annotated[str, Field(pattern=_APPROVAL)]
 _MetadataKey = Annotated[str, Field(max_length=64)]
 _MetadataValue = Annotated[str, Field(max_length=512)]
 
@@ -300,6 +304,14 @@ class ChatRequest(_Strict):
     metadata: Annotated[dict[_MetadataKey, _MetadataValue], Field(max_length=MAX_METADATA)] | None = None
     service_tier: Literal["auto", "default"] | None = None
     prompt_cache_key: str | None = None
+    kala_tools: Literal["auto", "none"] | None = None
+    kala_workspace: Annotated[str, Field(pattern=_WORKSPACE)] | None = None
+    kala_approvals: Annotated[dict[_CallId, _Approval], Field(max_length=MAX_TOOLS)] | None = None
+
+    @property
+    def wants_kala_tools(self) -> bool:
+        """Tell whether the gateway is to offer KALA's tools to the model and to run what it calls."""
+        return self.kala_tools == "auto"
 
     @property
     def wants_stream(self) -> bool:
@@ -355,6 +367,11 @@ def _check_together(request: ChatRequest) -> None:
         raise InvalidArgumentError("top_logprobs", "needs `logprobs: true`")
     if request.stream_options is not None and not request.wants_stream:
         raise InvalidArgumentError("stream_options", "is only allowed with `stream: true`")
+    if request.wants_kala_tools:
+        return  # the rest is known once KALA's tools are
+    for name in ("kala_workspace", "kala_approvals"):
+        if getattr(request, name) is not None:
+            raise InvalidArgumentError(name, 'is only allowed with `kala_tools: "auto"`')
     if isinstance(request.tool_choice, NamedToolChoice):
         wanted = request.tool_choice.function.name
         if wanted not in {tool.function.name for tool in request.tools or ()}:

@@ -36,6 +36,15 @@ DEFAULT_MAX_ACT_SECONDS: Final = 900.0
 DEFAULT_HOLD_BACK_MILLISECONDS: Final = 50
 """Text that has waited this long is checked at once: below what a reader notices, above what checks cost."""
 
+DEFAULT_TOOL_TURNS: Final = 8
+"""A model that has not answered after seven rounds of tools is going in circles."""
+
+DEFAULT_TOOL_CALLS: Final = 16
+"""Two calls a turn; each is judged, logged twice and run in a sandbox of its own."""
+
+DEFAULT_TOOL_RESULT_CHARS: Final = 32_768
+"""About 8,000 tokens: several results fit into a local model's context."""
+
 _TLS_FIELDS: Final = ("tls_cert_file", "tls_key_file", "tls_ca_file")
 
 
@@ -157,6 +166,17 @@ class GatewaySettings(ProcessSettings):
             description="What a backend's failure in mid-stream leads to: an error, or the next one carries the text on."
         ),
     ] = "error"
+    tool_turns: Annotated[
+        int,
+        Field(ge=1, le=64, description="How often one request with `kala_tools` may ask the model."),
+    ] = DEFAULT_TOOL_TURNS
+    tool_calls: Annotated[
+        int, Field(ge=1, le=256, description="How many of KALA's tools one request may run.")
+    ] = DEFAULT_TOOL_CALLS
+    tool_result_chars: Annotated[
+        int,
+        Field(ge=1024, description="How much of one tool's result the model reads; the middle is left out."),
+    ] = DEFAULT_TOOL_RESULT_CHARS
     key_cache_seconds: Annotated[
         float,
         Field(ge=0, le=4, description="How long a key's state is remembered; bounds a revocation elsewhere."),

@@ -86,6 +86,11 @@ class Gate:
             await self._log_stranger(exchange, rpc, error)
             raise
         exchange.peer = key.name
+        await self.require(exchange, key, rpc=rpc, scope=scope)
+        return key
+
+    async def require(self, exchange: Exchange, key: ApiKey, *, rpc: str, scope: int) -> None:
+        """Log and raise PermissionDeniedError where an authenticated caller's key lacks a scope."""
         if scope not in {options_pb2.SCOPE_PUBLIC, *key.scopes}:
             denied = PermissionDeniedError(
                 f"the API key {key.prefix}… lacks the scope {SCOPE_NAMES.get(scope, 'internal')!r} that this needs"
@@ -98,7 +103,6 @@ class Gate:
                 trace_id=exchange.trace_id,
             )
             raise denied
-        return key
 
     def caller(self, key: ApiKey, person: str = "") -> Caller:
         """Name a key's holder and the person it acts for."""

@@ -24,8 +24,10 @@ from gateway.bridge_routes import Binding
 from gateway.generation import attempts_of, served_by
 from gateway.judge import EthicsClient
 from gateway.output_check import check_texts, in_checked_words
+from gateway.output_texts import output_texts
 from gateway.pipeline import CLIENT_CLOSED, REJUDGED, Allowed, NotAllowed, Pipeline, Recorded
-from gateway.transcoding import texts_of, write_message
+from gateway.run_record import RUN_FORM, exit_of, require_exit, run_ending
+from gateway.transcoding import write_message
 from kala.common.v1 import clearance_pb2, decision_pb2, usage_pb2
 from kala.errors import ClearanceError, KalaError, PermissionDeniedError, ResourceExhaustedError
 from kala.inference.v1 import inference_pb2
@@ -111,7 +113,10 @@ class GuardedCalls:
             began = self._clock()
             allowed = await self._act(act, allowed, binding, call, responses)
             ended = self._clock()
-            decision = await check_texts(self._ethics, act, allowed.decision.id, texts_of(responses))
+            said = output_texts(responses)
+            decision = await check_texts(
+                self._ethics, act, allowed.decision.id, said.texts, channel=said.channel
+            )
         except KalaError as error:
             if not intent.done() or intent.exception() is not None:
                 raise await self._as_may_leave(act, allowed, error) from error
@@ -132,9 +137,7 @@ class GuardedCalls:
             words = Answer(text=refusal_text(decision))
             refusal = Ending("refused", decision=decision)
             raise RefusedError(decision, await self._log(act, refusal, responses, words, intent=key))
-        receipt = await self._log(
-            act, Ending("ok", decision=decision), responses, _written(responses), intent=key
-        )
+        receipt = await self._log(act, _done(decision, responses), responses, _written(responses), intent=key)
         return Acted(
             responses,
             receipt,
@@ -186,6 +189,12 @@ async def _collect(stream: AsyncIterator[Message], responses: list[Message]) -> 
             responses.append(response)
     except grpc.RpcError as error:
         raise from_error(error) from error
+    require_exit(responses)
+
+
+def _done(decision: decision_pb2.Decision, responses: list[Message]) -> Ending:
+    exit_event = exit_of(responses)
+    return Ending("ok", decision=decision) if exit_event is None else run_ending(exit_event, decision)
 
 
 def _sealed(binding: Binding, sealed: clearance_pb2.SealedAction) -> Message:
@@ -198,6 +207,9 @@ def _written(responses: list[Message]) -> Answer:
     """Give the answer's bytes as the client gets them, one JSON object per line; of vectors what commits to them."""
     if len(responses) == 1 and isinstance(responses[0], inference_pb2.EmbedResponse):
         return Answer(text=vectors_commitment(responses[0]), text_form=EMBEDDINGS_FORM)
+    if (exit_event := exit_of(responses)) is not None:
+        # Its output stands there by its digests, and in the tool's result.
+        return Answer(text=orjson.dumps(write_message(exit_event)).decode(), text_form=RUN_FORM)
     lines = [orjson.dumps(write_message(response)) for response in responses]
     return Answer(text=b"\n".join(lines).decode())
 
@@ -239,6 +251,7 @@ def _ending(ending: Ending, responses: list[Message], released: Answer) -> Endin
         usage=_usage(responses),
         generated=_written(responses),
         released=released,
+        facts=ending.facts,
     )
 
 

@@ -78,6 +78,7 @@ class Ledger:
         record.result.CopyFrom(_result_of(act, ending, self._clock()))
         if ending.rejudged_by:
             _add(record, {"result.rejudged": ending.rejudged_by})
+        _add(record, ending.facts)
         payloads = [*_answer_payloads(record, ending.generated, ending.released)]
         if ending.derived_digest:
             _add(record, {"result.derived": ending.derived_digest.hex()})
@@ -205,7 +206,7 @@ def _record_of(act: Act, step: str) -> audit_pb2.Record:
     _name_caller(record, act.caller)
     record.action.rpc = act.rpc
     record.action.digest = action_digest(act.action)
-    _add(record, {"request_id": act.request_id})
+    _add(record, {"request_id": act.request_id, **act.facts})
     return record
 
 

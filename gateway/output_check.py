@@ -23,14 +23,24 @@ MAX_TRACKS: Final = 128
 """The contract's limit for positions of one channel; what is over shares the last one."""
 
 
+CHARS_A_SECOND: Final = 4_096
+"""A slow machine's judges read at least so much; a long output gets that much longer."""
+
+
 async def check_texts(
-    ethics: EthicsClient, act: Act, decision_id: str, texts: Mapping[str, str]
+    ethics: EthicsClient,
+    act: Act,
+    decision_id: str,
+    texts: Mapping[str, str],
+    *,
+    channel: ethics_pb2.OutputChannel.ValueType = ethics_pb2.OUTPUT_CHANNEL_TEXT,
 ) -> decision_pb2.Decision:
     """Have every text of an output judged and give the decision; raises UnavailableError when there is none."""
     call = ethics.open_check()
+    seconds = ethics.timeout_seconds + sum(map(len, texts.values())) / CHARS_A_SECOND
     try:
-        async with asyncio.timeout(ethics.timeout_seconds):
-            for request in _requests(act, decision_id, texts):
+        async with asyncio.timeout(seconds):
+            for request in _requests(act, decision_id, texts, channel):
                 await call.write(request)
             async for response in call:
                 if response.decision.outcome:
@@ -61,7 +71,7 @@ async def in_checked_words(ethics: EthicsClient, act: Act, decision_id: str, err
 
 
 def _requests(
-    act: Act, decision_id: str, texts: Mapping[str, str]
+    act: Act, decision_id: str, texts: Mapping[str, str], channel: ethics_pb2.OutputChannel.ValueType
 ) -> Iterable[ethics_pb2.CheckOutputRequest]:
     yield ethics_pb2.CheckOutputRequest(
         start=ethics_pb2.OutputStart(
@@ -72,7 +82,7 @@ def _requests(
         for start in range(0, len(text), MAX_CHUNK_CHARS):
             yield ethics_pb2.CheckOutputRequest(
                 chunk=ethics_pb2.OutputChunk(
-                    channel=ethics_pb2.OUTPUT_CHANNEL_TEXT,
+                    channel=channel,
                     index=min(position, MAX_TRACKS - 1),
                     text=text[start : start + MAX_CHUNK_CHARS],
                 )

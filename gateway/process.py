@@ -16,6 +16,7 @@ from gateway.background import Background
 from gateway.bridge import Bridge
 from gateway.bridge_routes import Binding, Routes, bindings_of, contract_files
 from gateway.chat import ChatCompletions, ChatLimits
+from gateway.chat_tools import ChatTools
 from gateway.checkpoint_pin import CheckpointPin, load_verifiers
 from gateway.completions import Completions
 from gateway.connection_test import ConnectionTest
@@ -34,11 +35,15 @@ from gateway.models import Models
 from gateway.moderations import Moderations
 from gateway.openapi import OpenApi
 from gateway.pipeline import Pipeline
+from gateway.readings import Readings
 from gateway.text_tasks import EMBEDDINGS, RERANK, Method, Request, TextTask, TextTasks
+from gateway.tool_loop import LoopLimits
+from gateway.tool_runs import EXECUTE_RPC, ToolRuns
 from kala.audit.v1.audit_pb2_grpc import AuditReadServiceStub
 from kala.errors import InvalidArgumentError
 from kala.ethics.v1.ethics_pb2_grpc import EthicsServiceStub
 from kala.inference.v1.inference_pb2_grpc import InferenceServiceStub
+from kala.tools.v1.tools_pb2_grpc import ToolsServiceStub
 from services.common.audit_client import AuditWriter
 from services.common.channel import open_channel
 from services.common.peers import AUDIT, ETHICS, GATEWAY, INFERENCE, TOOLS, TRAINER
@@ -146,6 +151,7 @@ def _app(
             inference=inference_stub,
             ledger=ledger,
             pipeline=pipeline,
+            tools=_chat_tools(settings, guarded, by_rpc[EXECUTE_RPC], pipeline, channels),
             limits=limits,
             may_spool=may_spool,
             destinations=destinations,
@@ -161,7 +167,15 @@ def _app(
         health=Health(
             ethics=channels[ETHICS], ledger=ledger, registry=telemetry.registry, clock=time.monotonic
         ),
-        bridge=_bridge(settings, desk, bindings, guarded=guarded, channels=channels, keys=keys),
+        bridge=_bridge(
+            settings,
+            desk,
+            bindings,
+            guarded=guarded,
+            readings=Readings(ethics=ethics, ledger=ledger),
+            channels=channels,
+            keys=keys,
+        ),
         openapi=OpenApi(bindings, version=_version()),
         telemetry=telemetry.rpc,
     )
@@ -181,6 +195,27 @@ def _pipeline(
         background=background,
         hold_seconds=settings.hold_back_milliseconds / 1000,
         max_act_seconds=settings.max_act_seconds,
+    )
+
+
+def _chat_tools(
+    settings: GatewaySettings,
+    guarded: GuardedCalls,
+    execute: Binding,
+    pipeline: Pipeline,
+    channels: dict[str, grpc.aio.Channel],
+) -> ChatTools:
+    runs = ToolRuns(
+        guarded=guarded,
+        binding=execute,
+        tools=ToolsServiceStub(channels[TOOLS]) if TOOLS in channels else None,
+        max_act_seconds=settings.max_act_seconds,
+    )
+    limits = LoopLimits(
+        settings.tool_turns, settings.tool_calls, settings.tool_result_chars, settings.max_act_seconds
+    )
+    return ChatTools(
+        runs=runs, pipeline=pipeline, inference=InferenceServiceStub(channels[INFERENCE]), limits=limits
     )
 
 
@@ -204,6 +239,7 @@ def _bridge(
     bindings: Sequence[Binding],
     *,
     guarded: GuardedCalls,
+    readings: Readings,
     channels: dict[str, grpc.aio.Channel],
     keys: KeysService,
 ) -> Bridge:
@@ -212,6 +248,7 @@ def _bridge(
         gate=desk.gate,
         ledger=desk.ledger,
         guarded=guarded,
+        readings=readings,
         channels=channels,
         local=keys.handlers,
         body_timeout_seconds=settings.body_timeout_seconds,

@@ -9,12 +9,22 @@ from gateway.acts import Act, Conclusion, Logged
 from gateway.answer import Release
 from gateway.chat_answer import EVENT_STREAM
 from gateway.edge import Exchange
-from gateway.pipeline import OnChatRelease, Pipeline, Progress
+from gateway.pipeline import OnChatRelease, Progress
 from kala.errors import KalaError
 from kala.inference.v1 import inference_pb2
 
 Write = Callable[[Conclusion, Sequence[inference_pb2.TokenLogprob]], dict[str, Any]]  # Any: JSON
 """Writes a whole answer; its log probabilities come beside it."""
+
+
+class Chats(Protocol):
+    """Carries out a chat: the pipeline once, or a loop over it that runs tools on the way."""
+
+    async def chat(
+        self, act: Act, *, declared_tools: frozenset[str], is_stream: bool, on_release: OnChatRelease
+    ) -> Conclusion:
+        """Carry out one chat."""
+        ...
 
 
 class Chunks(Protocol):
@@ -38,13 +48,13 @@ class Chunks(Protocol):
 
 
 class _Reader:
-    def __init__(self, exchange: Exchange, pipeline: Pipeline, *, declared_tools: frozenset[str]) -> None:
+    def __init__(self, exchange: Exchange, chats: Chats, *, declared_tools: frozenset[str]) -> None:
         self._exchange = exchange
-        self._pipeline = pipeline
+        self._chats = chats
         self._declared_tools = declared_tools
 
     async def _carry_out(self, act: Act, on_release: OnChatRelease, *, is_stream: bool) -> Conclusion:
-        return await self._pipeline.chat(
+        return await self._chats.chat(
             act, declared_tools=self._declared_tools, is_stream=is_stream, on_release=on_release
         )
 
@@ -60,12 +70,12 @@ class Whole(_Reader):
     def __init__(
         self,
         exchange: Exchange,
-        pipeline: Pipeline,
+        chats: Chats,
         write: Write,
         *,
         declared_tools: frozenset[str] = frozenset(),
     ) -> None:
-        super().__init__(exchange, pipeline, declared_tools=declared_tools)
+        super().__init__(exchange, chats, declared_tools=declared_tools)
         self._write = write
 
     async def run(self, act: Act) -> None:
@@ -90,12 +100,12 @@ class Stream(_Reader):
     def __init__(
         self,
         exchange: Exchange,
-        pipeline: Pipeline,
+        chats: Chats,
         chunks: Chunks,
         *,
         declared_tools: frozenset[str] = frozenset(),
     ) -> None:
-        super().__init__(exchange, pipeline, declared_tools=declared_tools)
+        super().__init__(exchange, chats, declared_tools=declared_tools)
         self._chunks = chunks
 
     async def run(self, act: Act) -> None:

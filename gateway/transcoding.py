@@ -24,6 +24,8 @@ _TEXT_MESSAGES: Final = frozenset(
     {"google.protobuf.Timestamp", "google.protobuf.Duration", "google.protobuf.FieldMask"}
 )
 
+SHA256_BYTES: Final = 32
+
 _TEXT_TYPES: Final = frozenset({FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES})
 
 Json = dict[str, Any]  # Any: JSON
@@ -111,10 +113,15 @@ def _texts(message: Message, prefix: str) -> Iterator[tuple[str, str]]:
         for item in value if field.is_repeated else (value,):
             if field.type == FieldDescriptor.TYPE_STRING:
                 yield path, item
-            elif field.type == FieldDescriptor.TYPE_BYTES:
+            elif field.type == FieldDescriptor.TYPE_BYTES and not _is_digest(field, item):
                 yield path, item.decode("utf-8", "replace")
             elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
                 yield from _texts(item, path)
+
+
+def _is_digest(field: FieldDescriptor, value: bytes) -> bool:
+    """Tell a digest that a service computed: 32 bytes that spell nothing."""
+    return len(value) == SHA256_BYTES and field.name.endswith(("sha256", "_digest"))
 
 
 def _find(message_class: type[Message], path: str) -> FieldDescriptor:

@@ -25,6 +25,7 @@ from kala.audit.receipt import verify_receipt
 from kala.audit.v1 import audit_pb2_grpc
 from kala.ethics.v1.ethics_pb2_grpc import EthicsServiceServicer, add_EthicsServiceServicer_to_server
 from kala.inference.v1 import inference_pb2, inference_pb2_grpc
+from kala.tools.v1 import tools_pb2, tools_pb2_grpc
 from services.audit.batch import BatchWriter
 from services.audit.log import Log, system_clock
 from services.audit.payloads import KeyEncryptionKey
@@ -41,6 +42,7 @@ from services.common.telemetry import RpcTelemetry, Telemetry
 from tests.fakes.audit_log import KEK, signer
 from tests.fakes.scripted_ethics import ScriptedEthics
 from tests.fakes.scripted_inference import ScriptedInference
+from tests.fakes.scripted_tools import ScriptedTools
 
 T = TypeVar("T")
 
@@ -102,6 +104,8 @@ class Suite:
     settings: GatewaySettings
     directory: Path
     edge: AsyncExitStack
+    tools: ScriptedTools
+    """Answers only where the suite was started with it."""
     first_leaf: int = 0
 
     def bearer(self, key: str | None = None) -> dict[str, str]:
@@ -142,6 +146,7 @@ class Suite:
         self.http.cookies.clear()
         vars(self.ethics).update(vars(ScriptedEthics(signer=self.ethics.signer)))
         vars(self.inference).update(vars(ScriptedInference()))
+        vars(self.tools).update(vars(ScriptedTools()))
         self.first_leaf = 0
         self.first_leaf = len(await self.leaves())
 
@@ -190,12 +195,16 @@ async def running_suite(
     *,
     judge: EthicsServiceServicer | None = None,
     judge_key: Ed25519PublicKey | None = None,
+    has_tools: bool = False,
     **overrides: Any,
 ) -> AsyncIterator[Suite]:
     """Start everything; `overrides` are settings of the gateway, `judge` replaces the scripted ethics."""
     ethics, inference, audit = ScriptedEthics(), ScriptedInference(), AuditProcess(directory)
+    tools = ScriptedTools()
     public_key = judge_key or ethics.signer.public_key
-    guard = guard_for(ClearanceVerifier({key_id(public_key): public_key}), [inference_pb2.DESCRIPTOR])
+    guard = guard_for(
+        ClearanceVerifier({key_id(public_key): public_key}), [inference_pb2.DESCRIPTOR, tools_pb2.DESCRIPTOR]
+    )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(audit.stop)
         await audit.start()
@@ -207,6 +216,10 @@ async def running_suite(
                 CallPolicy(guard_for=guard),
             ),
         ]
+        if has_tools:
+            register = partial(tools_pb2_grpc.add_ToolsServiceServicer_to_server, tools)
+            services.append(("tools", register, CallPolicy(guard_for=guard)))
+            overrides.setdefault("tools_address", f"unix:{directory / 'tools.sock'}")
         for name, register, policy in services:
             settings = GrpcServerSettings(
                 address=f"unix:{directory / name}.sock", allowed_peers=("gateway",), drain_seconds=0.2
@@ -230,4 +243,4 @@ async def running_suite(
         edge = await stack.enter_async_context(AsyncExitStack())
         url = await edge.enter_async_context(serving_http(app, settings))
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20, trust_env=False))
-        yield Suite(url, http, key, ethics, inference, audit, settings, directory, edge)
+        yield Suite(url, http, key, ethics, inference, audit, settings, directory, edge, tools)

@@ -1,0 +1,106 @@
+"""What of an RPC's answer has to be checked before it leaves, and as whose words.  Pure.
+
+What a run wrote comes in pieces of two streams, cut anywhere: each stream is put together before it is read, and both
+as a terminal would show them, so that no cut hides a word.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from gateway.transcoding import texts_of
+from kala.ethics.v1 import ethics_pb2
+from kala.tools.v1 import execution_pb2, tools_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+DOCUMENTS: Final = (
+    tools_pb2.ExecuteResponse,
+    tools_pb2.WriteFileResponse,
+    tools_pb2.ReadFileResponse,
+    tools_pb2.GetArtifactResponse,
+    tools_pb2.ListFilesResponse,
+    tools_pb2.RepairCodeResponse,
+)
+"""Answers that hold what a run or a file says: untrusted, and read as documents are."""
+
+_UNREADABLE: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffd]{2,}")
+"""Pictures and archives are mostly this; a judge would read for minutes and learn nothing."""
+
+MAX_JSON_DEPTH: Final = 64
+"""As deep as JSON may nest anywhere at this gateway."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTexts:
+    """Texts by where they stand, and the channel on which they are checked."""
+
+    texts: dict[str, str]
+    channel: ethics_pb2.OutputChannel.ValueType = ethics_pb2.OUTPUT_CHANNEL_TEXT
+
+
+def output_texts(responses: Sequence[Message]) -> OutputTexts:
+    """Collect everything that an answer of one or many messages says."""
+    if not responses or not isinstance(responses[0], DOCUMENTS):
+        return OutputTexts(texts_of(list(responses)))
+    texts = (
+        _run_texts(responses)
+        if isinstance(responses[0], tools_pb2.ExecuteResponse)
+        else texts_of(list(responses))
+    )
+    return OutputTexts(texts, ethics_pb2.OUTPUT_CHANNEL_TOOL_RESULT)
+
+
+def document_text(data: bytes) -> str:
+    """Give what a document's bytes spell; a run of bytes that spell nothing becomes one character."""
+    return _UNREADABLE.sub("\ufffd", data.decode("utf-8", "replace"))
+
+
+def strings_in(source: str) -> str:
+    """Give the strings of a JSON text, one per line, as a reader of the parsed text sees them; else the text itself."""
+    try:
+        return "\n".join(_strings(json.loads(source), MAX_JSON_DEPTH))
+    except (ValueError, RecursionError):
+        return source
+
+
+def _run_texts(responses: Sequence[Message]) -> dict[str, str]:
+    streams: dict[int, list[bytes]] = {}
+    both: list[bytes] = []
+    rest: list[Message] = []
+    for response in responses:
+        if isinstance(response, tools_pb2.ExecuteResponse) and response.HasField("output"):
+            streams.setdefault(response.output.stream, []).append(response.output.data)
+            both.append(response.output.data)
+        else:
+            rest.append(response)
+    texts = texts_of(rest)
+    if result := texts.get("exit.result_json"):
+        texts["exit.result_json#strings"] = strings_in(result)
+    pieces = {execution_pb2.OutputStream.Name(stream): parts for stream, parts in streams.items()}  # type: ignore[arg-type]  # the contract's enum
+    if len(pieces) > 1:
+        pieces["both"] = both
+    said = texts.get("exit.result_json#strings", "")
+    for name, parts in pieces.items():
+        text = b"".join(parts).decode("utf-8", "replace")
+        # A result mostly holds the output once more: the same words are read once.
+        if text not in said:
+            texts[f"output.{name}"] = text
+    return texts
+
+
+def _strings(value: object, depth: int) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif depth and isinstance(value, list):
+        for item in value:
+            yield from _strings(item, depth - 1)
+    elif depth and isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _strings(item, depth - 1)

@@ -1,14 +1,13 @@
 """The process above a confined program: it starts it, collects its orphans, and leaves nothing of it alive.
 
-Run by its path with `python -I -S`, from the launcher only, in the manner of bwrap: `--info-fd` is told `{"child-pid": …}`,
-`--block-fd` is waited on before anything is executed, and the exit code is the program's (128 + n for signal n).
+Run by its path with `python -I -S PARENT INFO CONFINEMENT`, from the launcher only. In the manner of bwrap it writes
+`{"child-pid": …}` to the descriptor INFO, and its exit code is the program's (128 + n for signal n).
 It stays outside the confinement, so the program cannot signal it. SIGTERM ends the program and all it left; so does the end of
 the process that started it.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import json
@@ -30,15 +29,16 @@ _KILLED_CODE: Final = 128
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _MESSAGE_BYTES: Final = 4096
+# A program that inherited that would not end as it expects.
+_IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 class Keeper:
     """One confined program, from fork to the death of its last descendant."""
 
-    def __init__(self, confinement: Confinement, *, info: int, block: int) -> None:
+    def __init__(self, confinement: Confinement, info: int) -> None:
         self._confinement = confinement
         self._info = info
-        self._block = block
         self._child = 0
         self._status: int | None = None
 
@@ -69,7 +69,6 @@ class Keeper:
         if self._child == 0:
             self._become(failed)
         os.close(failed)
-        os.close(self._block)
         for descriptor in self._confinement.descriptors:
             os.close(descriptor)
         os.write(self._info, json.dumps({"child-pid": self._child}).encode())
@@ -80,12 +79,11 @@ class Keeper:
         """Turn this fork into the program; tell why not and end otherwise."""
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGCHLD):
+            for number in (signal.SIGTERM, signal.SIGCHLD, *_IGNORED_BY_PYTHON):
                 signal.signal(number, signal.SIG_DFL)
             _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             os.setsid()
             os.close(self._info)
-            _wait(self._block)
             execute(self._confinement)
         except BaseException as error:  # noqa: BLE001 - the edge of a process: whatever it was, nothing may be executed
             with contextlib.suppress(OSError):
@@ -120,13 +118,6 @@ class Keeper:
                 self._status = status
 
 
-def _wait(block: int) -> None:
-    """Wait for the word to go on; the end of whoever would give it is not that word."""
-    if not os.read(block, 1):
-        raise BrokenPipeError("whoever started this ended before saying to go on")
-    os.close(block)
-
-
 def _prctl(option: int, value: int) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
         number = ctypes.get_errno()
@@ -143,23 +134,17 @@ def _close_all_but(kept: set[int]) -> None:
     os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
-def main() -> int:
+def main(parent: int, info: int, text: str) -> int:
     """Run one program; see the module."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--parent", type=int, required=True)
-    parser.add_argument("--info-fd", type=int, required=True)
-    parser.add_argument("--block-fd", type=int, required=True)
-    parser.add_argument("confinement")
-    asked = parser.parse_args()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    if os.getppid() != asked.parent:
+    if os.getppid() != parent:
         # It ended before this process could ask to be told.
         return SETUP_FAILED_CODE
-    confinement = Confinement.from_json(asked.confinement)
-    _close_all_but({0, 1, 2, asked.info_fd, asked.block_fd, *confinement.descriptors})
-    return Keeper(confinement, info=asked.info_fd, block=asked.block_fd).run()
+    confinement = Confinement.from_json(text)
+    _close_all_but({0, 1, 2, info, *confinement.descriptors})
+    return Keeper(confinement, info).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

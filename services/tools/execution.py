@@ -5,20 +5,16 @@ Nothing acts before the log has the claim, and nobody hears of an end that the l
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
-import structlog
-
-from kala.common.v1.reference_pb2 import ContentReference
 from kala.errors import InvalidArgumentError, KalaError, ResourceExhaustedError
 from services.common.clearance import VerifiedClearance
-from services.common.deadlines import fresh_deadline
+from services.tools.facts import attributes_of, facts_of
 from services.tools.files.artifacts import Caps
 from services.tools.files.model import Artifact, Changes
 from services.tools.files.turn import Turn
@@ -28,7 +24,8 @@ from services.tools.isolation import Desk
 from services.tools.limits import merged
 from services.tools.policy.approvals import ApprovalBook, Wanted, call_digest
 from services.tools.policy.model import Policy, RefusedByPolicyError
-from services.tools.records import Claim, Facts, Records, RecordStatus
+from services.tools.records import Claim, Facts, Records
+from services.tools.running import Background, Ending, Printed
 from services.tools.runs import NewRun, Runs
 from services.tools.sandbox.model import (
     Ended,
@@ -48,52 +45,7 @@ from services.tools.toolbox.model import Call, FileCall, ProgramCall
 
 EXECUTE: Final = "/kala.tools.v1.ToolsService/Execute"
 
-MAX_KEPT_OUTPUT_BYTES: Final = 256 * 1024
-"""Of each stream, for the result that a model reads; the caller gets all of it as events."""
-
 BUSY_RETRY_SECONDS: Final = 1.0
-
-log: Final = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class Printed:
-    """What a run wrote: digests of all of it, and its beginning for the result."""
-
-    digests: dict[Stream, Any] = field(  # Any: hashlib's objects have no public type
-        default_factory=lambda: {stream: hashlib.sha256() for stream in Stream}
-    )
-    kept: dict[Stream, bytearray] = field(default_factory=lambda: {stream: bytearray() for stream in Stream})
-
-    def add(self, output: Output) -> None:
-        """Take one piece."""
-        self.digests[output.stream].update(output.data)
-        kept = self.kept[output.stream]
-        kept += output.data[: MAX_KEPT_OUTPUT_BYTES - len(kept)]
-
-
-@dataclass(slots=True)
-class _Ending:
-    """Ends a run whose workspace is being deleted, also one that has not begun yet."""
-
-    is_over: bool = False
-    run: Run | None = None
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-
-    def end(self) -> None:
-        self.is_over = True
-        if self.run is not None:
-            self._kill(self.run)
-
-    def attach(self, run: Run) -> None:
-        self.run = run
-        if self.is_over:
-            self._kill(run)
-
-    def _kill(self, run: Run) -> None:
-        task = asyncio.get_running_loop().create_task(run.kill())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,28 +57,8 @@ class _Act:
     limits: Limits
     claim: Claim
     run: str
-    ending: _Ending
+    ending: Ending
     began: float
-
-
-class Background:
-    """Work that must be done although its caller has gone."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def keep(
-        self, work: Coroutine[Any, Any, None]
-    ) -> None:  # Any: a coroutine's other two types mean nothing here
-        """Do it, whatever becomes of the call that asked for it."""
-        task = asyncio.get_running_loop().create_task(_independent(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def drain(self) -> None:
-        """Wait for all of it."""
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))
 
 
 class Execution:
@@ -183,7 +115,7 @@ class Execution:
                 gone = Exit(act.run, Status.CANCELLED, "the caller went away")
                 self._background.keep(self._close(act, gone, Facts("cancelled", "CLIENT_CLOSED_REQUEST")))
         if end is not None:
-            await self._close(act, end, _facts_of(end))
+            await self._close(act, end, facts_of(end))
             yield end
 
     async def _begin(self, asked: Asked, clearance: VerifiedClearance) -> _Act:
@@ -208,7 +140,7 @@ class Execution:
             if call.wall_seconds is not None:
                 limits = replace(limits, wall_seconds=min(limits.wall_seconds, call.wall_seconds))
         claim = await self._records.claim(clearance, rpc=EXECUTE, tool=asked.tool)
-        ending = _Ending()
+        ending = Ending()
         new = NewRun(
             owner=asked.owner,
             tool=asked.tool,
@@ -270,10 +202,11 @@ class Execution:
         """Do one operation on the workspace's files; no program runs."""
         try:
             async with self._workspaces.files(act.asked.workspace, act.asked.owner) as files:
-                result = await self._toolbox.operate(call, files)
+                done = await self._toolbox.operate(call, files)
         except RefusedByPolicyError as refusal:
             return Exit(act.run, Status.REFUSED, refusal.message)
-        return Exit(act.run, Status.OK, result_json=result)
+        status = Status.ERROR if done.reason else Status.OK
+        return Exit(act.run, status, done.reason, result_json=done.result_json)
 
     async def _program(
         self, act: _Act, call: ProgramCall, clearance: VerifiedClearance
@@ -377,7 +310,7 @@ class Execution:
             return
         elapsed = self._clock() - act.began
         await self._records.ended(
-            act.claim, replace(facts, duration_seconds=elapsed, attributes=_attributes(end))
+            act.claim, replace(facts, duration_seconds=elapsed, attributes=attributes_of(end))
         )
 
 
@@ -386,53 +319,5 @@ async def _closable(run: Run) -> AsyncGenerator[Output | Sample | Ended, None]:
         yield event
 
 
-async def _independent(work: Coroutine[Any, Any, None]) -> None:  # Any: as above
-    with fresh_deadline():
-        try:
-            await work
-        except KalaError as error:
-            log.error("execution_not_recorded", problem=error.message)  # noqa: TRY400 - its own words
-
-
 def _failed(run: str, error: KalaError) -> Exit:
     return Exit(run, Status.SETUP_FAILED, error.message)
-
-
-_RECORD_STATUSES: Final[dict[Status, RecordStatus]] = {
-    Status.OK: "ok",
-    Status.CANCELLED: "cancelled",
-    Status.REFUSED: "refused",
-    Status.APPROVAL_REQUIRED: "refused",
-}
-
-
-def _facts_of(end: Exit) -> Facts:
-    status = _RECORD_STATUSES.get(end.status, "error")
-    references = [
-        *(ContentReference(name=file.path, sha256=file.sha256, bytes=file.size) for file in end.files),
-        *(ContentReference(name=each.name, sha256=each.sha256, bytes=each.size) for each in end.artifacts),
-    ]
-    return Facts(status, "" if status == "ok" else end.status.name, references=references)
-
-
-def _attributes(end: Exit) -> dict[str, str]:
-    """What an auditor asks of a run: where it ran, how it ended, and digests of what came out of it."""
-    said = {
-        "run": end.run,
-        "run.status": end.status.value,
-        "run.exit_code": "" if end.exit_code is None else str(end.exit_code),
-        "run.signal": "" if end.signal is None else str(end.signal),
-        "run.approval": end.approval,
-        "run.artifacts": str(len(end.artifacts)) if end.artifacts else "",
-        "run.stdout_sha256": end.stdout_sha256.hex(),
-        "run.stderr_sha256": end.stderr_sha256.hex(),
-        "run.output_truncated": "true" if end.output_truncated else "",
-    }
-    if end.isolation is not None:
-        said |= {
-            "isolation.tier": end.isolation.tier.value,
-            "isolation.strength": end.isolation.strength.name.lower(),
-            "isolation.version": end.isolation.version,
-            "isolation.controls": ",".join(end.isolation.controls),
-        }
-    return {key: value for key, value in said.items() if value}

@@ -11,6 +11,19 @@ from services.tools.sandbox.model import Language
 
 
 @dataclass(frozen=True, slots=True)
+class ToolDefinition:
+    """A tool as it is offered to a model; both schemas are JSON Schema (draft 2020-12) as JSON text."""
+
+    name: str
+    # Written for a model; at most 1,024 characters.
+    description: str
+    parameters_schema: str
+    result_schema: str
+    # The least risk of a call.
+    risk: Risk
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramCall:
     """Run this in the sandbox."""
 

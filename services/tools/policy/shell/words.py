@@ -29,6 +29,7 @@ MAX_DEPTH: Final = 24
 
 _BLANKS: Final = " \t"
 _METACHARACTERS: Final = frozenset(" \t\n|&;()<>")
+_NOT_ASCII: Final = re.compile(r"[^\n\t -~]")
 _WORD: Final = re.compile(r"[^ \t\n|&;()<>]*")
 _KEYWORD: Final = re.compile(r"[^ \t\n|&;()<>\\'\"$`]+")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -61,9 +62,8 @@ def require_plain_text(text: str) -> None:
     """Raises ShellSyntaxError for text that could show a person something else than what it is, or is too long."""
     if len(text) > MAX_CHARS:
         raise ShellSyntaxError(f"the command has {len(text)} characters; at most {MAX_CHARS} are taken")
-    for position, char in enumerate(text):
-        if char in "\n\t" or " " <= char <= "~":
-            continue
+    for found in _NOT_ASCII.finditer(text):
+        position, char = found.start(), found.group()
         # Controls, directions of writing, invisible joiners, halves of surrogate pairs, private and unassigned ones, and
         # line ends that are not ASCII's.
         if unicodedata.category(char)[0] == "C" or unicodedata.category(char) in {"Zl", "Zp"}:

@@ -34,7 +34,7 @@ MAX_JSON_DEPTH: Final = 32
 DOCUMENT_FIELDS: Final = frozenset(
     {"kala.inference.v1.EmbedAction.inputs", "kala.inference.v1.RerankAction.documents"}
 )
-# What chooses who answers: inference looks it up in its own lists, and no model reads it.
+# What chooses who answers or which tool runs: the actor looks it up in its own lists, and no model reads it.
 ROUTING_FIELDS: Final = frozenset(
     {
         f"kala.inference.v1.{action}.{field}"
@@ -44,10 +44,18 @@ ROUTING_FIELDS: Final = frozenset(
     | {"kala.inference.v1.ChatAction.role", "kala.inference.v1.ChatAction.adapters"}
     | {f"kala.inference.v1.LoadModelAction.{field}" for field in ("backend", "model")}
     | {f"kala.inference.v1.LoadAdapterAction.{field}" for field in ("adapter", "backend", "location")}
+    | {f"kala.tools.v1.ExecuteAction.{field}" for field in ("tool", "workspace", "approval", "call_id")}
+    | {f"kala.tools.v1.WriteFileAction.{field}" for field in ("workspace", "approval")}
 )
 # Signed elsewhere and verified by the actor against pinned keys before anything in it counts: there is nothing to judge,
 # and its bytes are no text that anybody reads.
-VERIFIED_MESSAGES: Final = frozenset({"kala.common.v1.SignedAdapterManifest"})
+VERIFIED_MESSAGES: Final = frozenset(
+    {
+        "kala.common.v1.SignedAdapterManifest",
+        # Judged as an act of its own, whose clearance the actor verifies.
+        "kala.common.v1.SealedAction",
+    }
+)
 SHA256_BYTES: Final = 32
 # Fewer words than these with a full stop may be half of a request.
 SENTENCE_WORDS: Final = 6

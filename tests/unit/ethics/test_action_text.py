@@ -123,6 +123,54 @@ def test_a_run_of_a_tool_is_read_as_an_action() -> None:
     assert by_field(list(pieces_of(action)))["action"] == Text("action", Stage.REQUEST, "shell: rm -rf /data")
 
 
+def test_what_names_a_tool_or_a_place_is_no_request() -> None:
+    # "shell" by itself, after untrusted content, is nothing that anybody asks for.
+    run = tools_pb2.ExecuteAction(tool="shell", workspace="w", approval="a", call_id="c", arguments_json="{}")
+    write = tools_pb2.WriteFileAction(workspace="w", approval="a", path="notes.txt", data=b"words")
+    texts = [piece for action in (run, write) for piece in pieces_of(action) if isinstance(piece, Text)]
+    assert {text.field for text in texts if text.extent is Extent.NAME} == {
+        "tool",
+        "workspace",
+        "approval",
+        "call_id",
+    }
+    assert {text.text for text in texts if text.extent is Extent.WHOLE} == {"{}", "notes.txt", "words"}
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        tools_pb2.ExecuteAction(),
+        tools_pb2.WriteFileAction(),
+        tools_pb2.RepairCodeAction(),
+        tools_pb2.GenerateCodeAction(),
+    ],
+)
+def test_no_text_of_a_tools_action_goes_unread(action: Message) -> None:
+    said = dict[str, str]()
+    _fill(action, "action", said)
+    read = {piece.text for piece in pieces_of(action) if isinstance(piece, Text)}
+    unread = {name for name, text in said.items() if text not in read}
+    # The prompt of a generation is an act of its own, judged before this one.
+    assert unread <= {name for name in said if name.startswith("action.generation.")}
+
+
+def test_bytes_are_read_as_the_text_that_they_are_or_named_as_unreadable() -> None:
+    for action, field in (
+        (tools_pb2.ExecuteAction(stdin=b"a line"), "stdin"),
+        (tools_pb2.WriteFileAction(data=b"a line"), "data"),
+    ):
+        assert by_field(list(pieces_of(action)))[field] == Text(field, Stage.REQUEST, "a line")
+        setattr(action, field, b"\xff\x00")
+        assert list(pieces_of(action)) == [Unreadable(field, "bytes")]
+
+
+def test_the_sealed_generation_of_a_code_task_is_not_judged_twice() -> None:
+    action = tools_pb2.GenerateCodeAction(task="Sort a list.")
+    action.generation.action.value = b"\xff\xfe"
+    assert [piece.field for piece in pieces_of(action)] == ["task"]
+
+
 def test_images_and_audio_are_named_as_unreadable() -> None:
     action = inference.ChatAction()
     message = action.messages.add(role=inference.ROLE_USER)
@@ -228,7 +276,11 @@ def test_what_chooses_the_model_is_a_name_and_reaches_no_judge_that_reads() -> N
 
 
 def test_every_field_that_is_left_to_the_rules_exists() -> None:
-    messages = inference.DESCRIPTOR.message_types_by_name.values()
+    messages = [
+        message
+        for contract in (inference.DESCRIPTOR, tools_pb2.DESCRIPTOR)
+        for message in contract.message_types_by_name.values()
+    ]
     assert {field.full_name for message in messages for field in message.fields} >= ROUTING_FIELDS
 
 

@@ -217,7 +217,7 @@ class LauncherSandbox:
             for side in (ours, theirs):
                 side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
             try:
-                self._process = subprocess.Popen(
+                self._process = subprocess.Popen(  # noqa: S603 - this interpreter and our own module
                     _command(theirs.fileno(), self._configuration()),
                     env={"PYTHONPATH": _ROOT, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
                     stdin=subprocess.DEVNULL,

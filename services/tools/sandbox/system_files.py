@@ -35,7 +35,7 @@ def lay_out(state_directory: Path) -> Path:
         shutil.copyfile(_LINKER_CACHE, directory / "ld.so.cache")
     for link in _ALTERNATIVES.iterdir() if _ALTERNATIVES.is_dir() else ():
         with suppress(OSError):
-            target = os.readlink(link)
+            target = str(link.readlink())
             if target.startswith(_VISIBLE):
                 (alternatives / link.name).symlink_to(target)
     return directory

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from services.tools.sandbox.launcher.plan import FIRST_DATA_DESCRIPTOR, Planner, Shape, SpawnPlan
-from services.tools.sandbox.launcher.slot import TEMPORARY
+from services.tools.sandbox.model import Language
 from services.tools.sandbox.seccomp.filter import compile_filter
 from services.tools.sandbox.stubs import CODE_DESCRIPTOR, command
 
@@ -29,6 +29,8 @@ CONTROLS: Final = (
     "userns.nested_none",
     "utsns",
 )
+# Where temporary files go: a file system of its own, so that the workspace begins empty.
+SCRATCH: Final = "/tmp"  # noqa: S108 - the sandbox's own
 _SECCOMP: Final = FIRST_DATA_DESCRIPTOR
 _INFO: Final = FIRST_DATA_DESCRIPTOR + 1
 _NAMESPACES: Final = (
@@ -39,7 +41,7 @@ _VARIABLES: Final = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/workspace",
     "LANG": "C.UTF-8",
-    "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
+    "TMPDIR": SCRATCH,
 }
 # Each mount costs time at every start: few, and links where a link is enough.
 _READ_ONLY: Final = ("/usr/bin", "/usr/lib", "/usr/lib64")
@@ -48,8 +50,7 @@ _LINKS: Final = {
     "/bin": "usr/bin",
     "/lib": "usr/lib",
     "/lib64": "usr/lib64",
-    "/tmp": f"workspace/{TEMPORARY}",  # noqa: S108 - the sandbox's own
-    "/dev/shm": f"/workspace/{TEMPORARY}",  # noqa: S108 - the sandbox's own
+    "/dev/shm": SCRATCH,  # noqa: S108 - the sandbox's own
     "/dev/fd": "/proc/self/fd",
     "/dev/stdin": "/proc/self/fd/0",
     "/dev/stdout": "/proc/self/fd/1",
@@ -66,9 +67,10 @@ def planner(options: Mapping[str, str]) -> Planner:
 
     def plan(shape: Shape) -> SpawnPlan:
         return SpawnPlan(
-            argv=(*fixed, *_workspace(shape), "--", *command(shape.language)),
+            argv=(*fixed, *_of_language(shape.language), *_workspace(shape), "--", *command(shape.language)),
             data={_SECCOMP: seccomp},
             info_descriptor=_INFO,
+            scratch=(SCRATCH,),
         )
 
     return plan
@@ -89,10 +91,16 @@ def _fixed(etc: str) -> tuple[str, ...]:
     return tuple(words)
 
 
+def _of_language(language: Language) -> tuple[str, ...]:
+    # Each arena of its allocator reserves address space, which is limited for Python. Its stub takes the variable away.
+    return ("--setenv", "MALLOC_ARENA_MAX", "2") if language is Language.PYTHON else ()
+
+
 def _workspace(shape: Shape) -> tuple[str, ...]:
     """Mount the workspace last; nothing is ever made beneath what code has written to."""
-    words = ["--dir", "/workspace", "--remount-ro", "/"]
-    words += ["--size", str(shape.disk_bytes), "--tmpfs", "/workspace"]
+    words = ["--dir", SCRATCH, "--dir", "/workspace", "--remount-ro", "/"]
+    for path in (SCRATCH, "/workspace"):
+        words += ["--size", str(shape.disk_bytes), "--tmpfs", path]
     if shape.host_directory is None:
         return (*words, "--chdir", "/workspace")
     return (*words, "--ro-bind", shape.host_directory, "/workspace/host", "--chdir", "/workspace/host")

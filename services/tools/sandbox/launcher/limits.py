@@ -42,11 +42,10 @@ def put(pid: int, language: Language, limits: Limits, own_threads: int) -> None:
     }
     if language is Language.PYTHON:
         pairs[resource.RLIMIT_AS] = _same(limits.memory_bytes * _ADDRESS_SPACE_FACTOR + 64 * _MIB)
-    for kind, (soft, hard) in pairs.items():
+    for kind, wanted in pairs.items():
         _, most = resource.prlimit(pid, kind)
-        if most != resource.RLIM_INFINITY:
-            soft, hard = min(soft, most), min(hard, most)
-        resource.prlimit(pid, kind, (soft, hard))
+        bound = most if most != resource.RLIM_INFINITY else max(wanted)
+        resource.prlimit(pid, kind, (min(wanted[0], bound), min(wanted[1], bound)))
 
 
 def _same(value: int) -> tuple[int, int]:

@@ -44,6 +44,8 @@ class SpawnPlan:
     containment: Containment = Containment.PID_NAMESPACE
     # The workspace and the private /proc as the sandbox's own processes see them.
     workspace: str = "/workspace"
+    # Its other writable file systems; they count for the same limits.
+    scratch: tuple[str, ...] = ()
     # None where the sandbox sees no /proc of its own.
     proc: str | None = "/proc"
     environment: Mapping[str, str] = field(default_factory=dict)

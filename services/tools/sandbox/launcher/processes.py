@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -36,7 +37,7 @@ class Processes:
         """
         cpu, pages, tasks = 0.0, 0, 0
         alive: list[str] = []
-        for name in os.listdir(self._proc):
+        for name in os.listdir(self._proc):  # noqa: PTH208 - by descriptor
             if name.isdigit() and (fields := self._stat(name)):
                 # utime, stime and those of reaped children: proc(5), fields 14 to 17.
                 cpu += sum(map(int, fields[11:15])) * _TICK_SECONDS
@@ -79,22 +80,19 @@ class Processes:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a workspace holds; `full` when its file system takes no more bytes."""
+    """What the writable file systems hold; `full` when one takes no more bytes."""
 
     disk_bytes: int
     inodes: int
     full: bool
 
 
-# The workspace's own directory and the one for temporary files.
-_OWN_INODES: Final = 2
-
-
-def stored(workspace: int) -> Stored:
-    """Look at a workspace that is a file system of its own."""
-    system = os.fstatvfs(workspace)
-    return Stored(
-        disk_bytes=(system.f_blocks - system.f_bfree) * system.f_frsize,
-        inodes=max(0, system.f_files - system.f_ffree - _OWN_INODES),
-        full=system.f_blocks > 0 and system.f_bavail == 0,
-    )
+def stored(directories: Iterable[int]) -> Stored:
+    """Add up the file systems of which these are the roots; their own inodes do not count."""
+    disk, inodes, full = 0, 0, False
+    for directory in directories:
+        system = os.fstatvfs(directory)
+        disk += (system.f_blocks - system.f_bfree) * system.f_frsize
+        inodes += max(0, system.f_files - system.f_ffree - 1)
+        full = full or (system.f_blocks > 0 and system.f_bavail == 0)
+    return Stored(disk, inodes, full)

@@ -21,8 +21,6 @@ from services.tools.sandbox.launcher.verdict import Totals, Verdict, exceeded, j
 from services.tools.sandbox.model import Limits, Status, Usage
 from services.tools.sandbox.stubs import READY
 
-# Where temporary files go, inside the one file system that a run may write to.
-TEMPORARY: Final = ".tmp"
 _INFO_BYTES: Final = 4096
 _ERROR_BYTES: Final = 2048
 _KIB: Final = 1024
@@ -63,6 +61,7 @@ class Slot:
         self._peak_tasks = 0
         self._stored = Stored(0, 0, full=False)
         self.workspace = -1
+        self._scratch: tuple[int, ...] = ()
         self.first = -1
         self._first_pid = 0
         self._pid, self.ends = spawn(plan)
@@ -80,13 +79,11 @@ class Slot:
         self._first_pid = self._find_first()
         self.first = os.pidfd_open(self._first_pid)
         self._stub = self._find_stub()
-        root = f"/proc/{self._stub}/root"
-        self.workspace = os.open(root + self._plan.workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        os.mkdir(TEMPORARY, 0o700, dir_fd=self.workspace)
+        self.workspace = self._open(self._plan.workspace)
+        for path in self._plan.scratch:
+            self._scratch += (self._open(path),)
         if self._plan.proc is not None:
-            self._processes = Processes(
-                os.open(root + self._plan.proc, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            )
+            self._processes = Processes(self._open(self._plan.proc))
         Path(f"/proc/{self._stub}/oom_score_adj").write_text(_LIKELIEST_VICTIM)
         self.stage = Stage.READY
         return True
@@ -101,6 +98,14 @@ class Slot:
             return int(json.loads(text)["child-pid"])
         except (ValueError, KeyError, TypeError) as error:
             raise OSError("the sandbox did not say which process is its first") from error
+
+    def _open(self, path: str) -> int:
+        """Open a directory as the sandbox sees it."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        return os.open(f"/proc/{self._stub}/root{path}", flags)
+
+    def _writable(self) -> tuple[int, ...]:
+        return (self.workspace, *self._scratch)
 
     def _find_stub(self) -> int:
         children = Path(f"/proc/{self._first_pid}/task/{self._first_pid}/children").read_text().split()
@@ -143,7 +148,7 @@ class Slot:
 
     def _look(self) -> Seen:
         if self.workspace >= 0:
-            self._stored = stored(self.workspace)
+            self._stored = stored(self._writable())
         if self._processes is None:
             return Seen(0.0, 0, 0)
         most = self.limits.memory_bytes - self._stored.disk_bytes if self.limits else 1 << 62
@@ -190,7 +195,7 @@ class Slot:
         code, spent, most = self._reap()
         with suppress(OSError):
             if self.workspace >= 0:
-                self._stored = stored(self.workspace)
+                self._stored = stored(self._writable())
         self._cpu = max(self._cpu, spent - self._cpu_before)
         if not self._peak_memory:
             self._peak_memory = most
@@ -218,10 +223,11 @@ class Slot:
     def close(self) -> None:
         """Give back every descriptor that is not given away."""
         self.ends.close()
-        for descriptor in (self.workspace, self.first, self.outer):
+        for descriptor in (*self._writable(), self.first, self.outer):
             if descriptor >= 0:
                 os.close(descriptor)
         self.workspace = self.first = self.outer = -1
+        self._scratch = ()
         if self._processes is not None:
             self._processes.close()
             self._processes = None

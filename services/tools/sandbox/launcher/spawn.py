@@ -22,7 +22,7 @@ _DEFAULT_SIGNALS: Final = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT)
 
 @dataclass(slots=True)
 class Ends:
-    """This side's ends of a sandbox's pipes; -1 when given away or closed."""
+    """Our ends of a sandbox's pipes; -1 when given away or closed."""
 
     stdin: int = -1
     stdout: int = -1
@@ -51,7 +51,7 @@ def reserve_floor() -> None:
 def keep_private(channel: int) -> int:
     """Close everything but the standard streams and the channel to all children; give the channel's new number."""
     moved = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, FLOOR)
-    for name in os.listdir("/proc/self/fd"):
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names only
         with suppress(OSError):
             if int(name) > _STANDARD:
                 os.set_inheritable(int(name), False)

@@ -57,22 +57,27 @@ def judge(code: int, limits: Limits, totals: Totals) -> Verdict:
     if code == 0:
         return Verdict(Status.OK, "", exit_code=0)
     number = _signal_of(code)
-    exit_code = None if number else code
+    status, reason = _explain(code, number, limits, totals)
+    return Verdict(status, reason, None if number else code, number)
+
+
+def _explain(code: int, number: int | None, limits: Limits, totals: Totals) -> tuple[Status, str]:
+    over = exceeded(limits, 0, totals)
     if number == signal.SIGXCPU:
-        return Verdict(Status.CPU, f"used {limits.cpu_seconds:g} s of CPU time, its limit", signal=number)
-    if number == signal.SIGXFSZ:
-        return Verdict(Status.DISK, f"a file grew over {limits.file_bytes} bytes, its limit", signal=number)
-    if over := exceeded(limits, 0, totals):
-        return Verdict(over.status, over.reason, exit_code, number)
-    if totals.stored.full:
-        return Verdict(
-            Status.DISK, f"failed with all {limits.disk_bytes} bytes of its disk full", exit_code, number
-        )
-    if totals.peak_tasks >= limits.processes > 1:
-        reason = f"failed with all {limits.processes} processes and threads in use"
-        return Verdict(Status.PROCESSES, reason, exit_code, number)
-    said = f"signal {number} ({signal.Signals(number).name})" if number else f"exit code {code}"
-    return Verdict(Status.ERROR, f"ended with {said}", exit_code, number)
+        said = (Status.CPU, f"used {limits.cpu_seconds:g} s of CPU time, its limit")
+    elif number == signal.SIGXFSZ:
+        said = (Status.DISK, f"a file grew over {limits.file_bytes} bytes, its limit")
+    elif over is not None:
+        said = (over.status, over.reason)
+    elif totals.stored.full:
+        said = (Status.DISK, f"failed with all {limits.disk_bytes} bytes of its disk full")
+    elif totals.peak_tasks >= limits.processes > 1:
+        said = (Status.PROCESSES, f"failed with all {limits.processes} processes and threads in use")
+    elif number is not None:
+        said = (Status.ERROR, f"ended with signal {number} ({signal.Signals(number).name})")
+    else:
+        said = (Status.ERROR, f"ended with exit code {code}")
+    return said
 
 
 def _ended(status: Status, reason: str) -> Verdict:

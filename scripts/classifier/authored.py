@@ -20,6 +20,8 @@ DATA: Final = Path(__file__).parent / "data"
 MAX_VARIANTS: Final = 3
 # Contrast decides: an authored line is seen this often in an epoch, its variants together somewhat more.
 AUTHORED_DRAWS: Final = 2.0
+# There are a hundred requests to every document, and one question is asked of documents alone.
+DOCUMENT_DRAWS: Final = 3.0
 FRAMES: Final = "frames.txt"
 CONVERSATIONS: Final = "conversations.txt"
 GOAL: Final = "{GOAL}"
@@ -120,7 +122,7 @@ def _labelled(
             intent,
             jailbreak=int(is_integrity and stage is Stage.REQUEST and unsafe == 1),
             injection=max(injection, 0),
-            draws=AUTHORED_DRAWS / len(texts) ** 0.5,
+            draws=(DOCUMENT_DRAWS if stage is Stage.TOOL_RESULT else AUTHORED_DRAWS) / len(texts) ** 0.5,
         )
 
 

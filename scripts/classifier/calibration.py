@@ -76,7 +76,13 @@ def fit_temperatures(scored: Scored) -> Temperatures:
     return Temperatures(
         fit(UNSAFE, [example.unsafe for example in scored.examples]),
         fit(JAILBREAK, [example.jailbreak for example in scored.examples]),
-        fit(INJECTION, [example.injection for example in scored.examples]),
+        fit(
+            INJECTION,
+            [
+                example.injection if example.stage is Stage.TOOL_RESULT else UNKNOWN
+                for example in scored.examples
+            ],
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from scripts.classifier.encoding import width_of
 from scripts.classifier.examples import UNKNOWN, Example
 from scripts.classifier.network import Answers, Classifier
 from services.ethics.classifier.encoding import Encoded, batch_arrays
+from services.ethics.judge import Stage
 
 # Hard examples are mined between epochs from the answers that training gave anyway.
 KNOWN, KNOWN_FACTOR = 0.93, 0.4
@@ -72,7 +73,8 @@ def labels_of(examples: Sequence[Example], categories: Sequence[str]) -> Labels:
     return Labels(
         column(lambda example: example.unsafe),
         column(lambda example: example.jailbreak),
-        column(lambda example: example.injection),
+        # Only documents are asked about it. Sixty thousand requests that hold none would teach nothing but to say no.
+        column(lambda example: example.injection if example.stage is Stage.TOOL_RESULT else UNKNOWN),
         column(lambda example: example.law),
         column(lambda example: example.intent),
         column(lambda example: index.get(example.category, UNKNOWN)),

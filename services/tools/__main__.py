@@ -22,24 +22,27 @@ from services.common.audit_channel import open_audit_writer
 from services.common.clearance import ClearanceVerifier, guard_for
 from services.common.event_loop import run
 from services.common.interceptors import CallPolicy
-from services.common.keys import load_public_keys
+from services.common.keys import load_private_key, load_public_keys
 from services.common.peers import TOOLS
 from services.common.server import serving
 from services.common.settings import load
 from services.common.telemetry import process_telemetry
 from services.tools.config import SECTION, ToolsSettings
-from services.tools.execution import Background, Execution
+from services.tools.execution import Execution
 from services.tools.files.model import WorkspaceRules
 from services.tools.files.workspaces import Workspaces
 from services.tools.isolation import Desk
+from services.tools.measuring import Measuring
 from services.tools.pages import PageTokens
 from services.tools.policy.approvals import ApprovalBook
 from services.tools.policy.loading import DEFAULT_POLICY, read_policy
 from services.tools.policy.model import Policy
 from services.tools.policy.zones import Zones
 from services.tools.records import ADMINISTRATIVE, Records
+from services.tools.running import Background
 from services.tools.runs import Runs
 from services.tools.sandbox.detection import detect
+from services.tools.scanning import Scanning, code_engines
 from services.tools.servicer import Service, ToolsServicer
 from services.tools.tiers import candidates, detection_policy
 from services.tools.toolbox.calls import Toolbox
@@ -69,15 +72,9 @@ async def main() -> None:
         records = Records(writer)
         desk = await open_desk(settings, policy, stack)
         service = await open_service(settings, policy, desk, records, verifier, stack)
-        register = partial(tools_pb2_grpc.add_ToolsServiceServicer_to_server, ToolsServicer(service))
-        calls = CallPolicy(
-            guard_for=guard_for(verifier, [tools_pb2.DESCRIPTOR]),
-            administrative=ADMINISTRATIVE,
-            on_denied=records.denied,
-            on_administrative=records.administrative,
-        )
+        register = partial(tools_pb2_grpc.add_ToolsServiceServicer_to_server, ToolsServicer(service))  # type: ignore[abstract]  # the rest is UNIMPLEMENTED
         server = await stack.enter_async_context(
-            serving(settings, [register], policy=calls, telemetry=telemetry.rpc)
+            serving(settings, [register], policy=call_policy(verifier, records), telemetry=telemetry.rpc)
         )
         stack.push_async_callback(_ended, asyncio.create_task(sweep(service)))
         # Calls are answered either way, so that callers hear why nothing runs; a probe for the service hears no.
@@ -86,9 +83,20 @@ async def main() -> None:
         await server.run_until_signalled()
 
 
+def call_policy(verifier: ClearanceVerifier, records: Records) -> CallPolicy:
+    """Say which calls need a clearance and which are recorded here."""
+    return CallPolicy(
+        guard_for=guard_for(verifier, [tools_pb2.DESCRIPTOR]),
+        administrative=ADMINISTRATIVE,
+        on_denied=records.denied,
+        on_administrative=records.administrative,
+    )
+
+
 async def open_desk(settings: ToolsSettings, policy: Policy, stack: AsyncExitStack) -> Desk:
     """Try the tiers until one holds; without one the service still answers, and runs nothing."""
-    offered, allowed = candidates(settings), detection_policy(settings, policy)
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    offered, allowed = candidates(settings, policy, stack), detection_policy(settings, policy)
     detected = await detect(offered, allowed)
     if detected.sandbox is not None:
         stack.push_async_callback(detected.sandbox.aclose)
@@ -142,6 +150,11 @@ async def open_service(
         runs=runs,
         execution=execution,
         writing=writing,
+        measuring=Measuring(
+            None if settings.signing_key_file is None else load_private_key(settings.signing_key_file),
+            policy_digest=policy.digest,
+        ),
+        scanning=Scanning(code_engines()),
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
+from kala.common.v1.measurement_pb2 import MeasurementContext
 from kala.errors import InvalidArgumentError, PermissionDeniedError
 from kala.tools.v1 import execution_pb2, tools_pb2_grpc
 from kala.tools.v1 import tools_pb2 as pb
@@ -17,18 +18,21 @@ from services.common.clearance import current_clearance
 from services.common.peers import TRAINER, Context, peer_of
 from services.common.principals import principal_of
 from services.common.sealing import unpack_strictly
-from services.tools import wire, wire_files, wire_policy
+from services.tools import wire, wire_code, wire_files, wire_policy
 from services.tools.execution import Execution
 from services.tools.files.model import Written
 from services.tools.files.workspaces import Workspaces
 from services.tools.happenings import Exit, Found, Happening, Started
 from services.tools.isolation import Desk
+from services.tools.measuring import TESTS_PASSED, VULNERABLE, Measuring, instrument_of
 from services.tools.policy.approvals import ApprovalBook
 from services.tools.policy.model import Policy
 from services.tools.reading import asked_of, owner_of, person_of, write_asked_of
 from services.tools.runs import Runs
 from services.tools.sandbox.model import Output, Sample
+from services.tools.scanning import Scanning
 from services.tools.toolbox.calls import Toolbox
+from services.tools.toolbox.definitions import FILESYSTEM
 from services.tools.writing import Writing
 
 SUBJECT_CHARS: Final = 64
@@ -46,6 +50,8 @@ class Service:
     runs: Runs
     execution: Execution
     writing: Writing
+    measuring: Measuring
+    scanning: Scanning
     wall_clock: Callable[[], float] = time.time
 
 
@@ -60,7 +66,7 @@ class ToolsServicer(tools_pb2_grpc.ToolsServiceServicer):
         reason = self._service.desk.unavailable_reason
         return pb.ListToolsResponse(
             tools=[
-                wire_policy.tool(each, "" if each.needs_no_sandbox else reason)
+                wire_policy.tool(each, "" if each.name == FILESYSTEM else reason)
                 for each in self._service.toolbox.definitions
             ],
             policy_digest=self._service.policy.digest,
@@ -75,14 +81,25 @@ class ToolsServicer(tools_pb2_grpc.ToolsServiceServicer):
         clearance = current_clearance()
         action = unpack_strictly(clearance.action, pb.ExecuteAction)
         asked = asked_of(action, clearance.claims.principal)
-        if action.HasField("measurement") and peer_of(context).part != TRAINER:
-            raise PermissionDeniedError(
-                "measurement: is for the trainer's evaluation only", reason="NOT_TRAINER"
-            )
+        measured = measurement_of(action, context)
+        if measured is not None:
+            self._service.measuring.require(measured, 1)
+        since = self._service.measuring.now
         sequence = 0
         async with aclosing(self._service.execution.run(asked, clearance)) as happenings:
             async for happening in happenings:
                 response = event_of(happening)
+                if measured is not None and isinstance(happening, Exit):
+                    verdict = response.exit.SerializeToString(deterministic=True)
+                    item = (clearance.action.value, verdict, happening.exit_code == 0)
+                    signed = self._service.measuring.count(
+                        measured,
+                        TESTS_PASSED,
+                        [item],
+                        instrument=instrument_of(happening.isolation),
+                        since=since,
+                    )
+                    response.exit.measurement.CopyFrom(signed)
                 response.sequence = sequence
                 response.at.CopyFrom(wire.timestamp(self._service.wall_clock()))
                 yield response
@@ -227,6 +244,39 @@ class ToolsServicer(tools_pb2_grpc.ToolsServiceServicer):
         )
         return pb.DecideApprovalResponse(approval=wire_policy.approval(decided))
 
+    async def ValidateCode(
+        self, request: pb.ValidateCodeRequest, context: Context
+    ) -> pb.ValidateCodeResponse:
+        """Scan code; runs nothing of it."""
+        measured = measurement_of(request, context)
+        if measured is not None:
+            self._service.measuring.require(measured, len(request.files))
+        since = self._service.measuring.now
+        files = wire_code.files_of(request.files)
+        report = await self._service.scanning.scan(files, wire_code.options_of(request.options))
+        response = pb.ValidateCodeResponse(
+            report=wire_code.report(report), clean=not (report.findings or report.problems)
+        )
+        if measured is not None:
+            found = {finding.span.path for finding in report.findings}
+            verdicts = [
+                (file.SerializeToString(deterministic=True), bytes([file.path in found]), file.path in found)
+                for file in request.files
+            ]
+            signed = self._service.measuring.count(
+                measured, VULNERABLE, verdicts, instrument=report.rules_digest, since=since
+            )
+            response.measurement.CopyFrom(signed)
+        return response
+
+    async def SumMeasurements(
+        self,
+        request: pb.SumMeasurementsRequest,
+        context: Context,  # noqa: ARG002 - the contract names it
+    ) -> pb.SumMeasurementsResponse:
+        """Add up measurements that this service signed."""
+        return pb.SumMeasurementsResponse(sum=self._service.measuring.sum(request.parts))
+
     async def EraseSubject(
         self,
         request: pb.EraseSubjectRequest,
@@ -244,6 +294,17 @@ class ToolsServicer(tools_pb2_grpc.ToolsServiceServicer):
         return pb.EraseSubjectResponse(
             workspaces=workspaces, runs=runs, approvals=len(approvals), freed_bytes=freed + more
         )
+
+
+def measurement_of(
+    message: pb.ExecuteAction | pb.ValidateCodeRequest, context: Context
+) -> MeasurementContext | None:
+    """Give what is to be measured, when something is; PermissionDeniedError from anybody but the trainer."""
+    if not message.HasField("measurement"):
+        return None
+    if peer_of(context).part != TRAINER:
+        raise PermissionDeniedError("measurement: is for the trainer's evaluation only", reason="NOT_TRAINER")
+    return message.measurement
 
 
 def event_of(happening: Happening) -> pb.ExecuteResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
@@ -10,24 +11,24 @@ from services.tools.policy.model import Policy
 from services.tools.sandbox.bubblewrap.tier import open_bubblewrap
 from services.tools.sandbox.client import LauncherSettings
 from services.tools.sandbox.detection import Candidate, DetectionPolicy
-from services.tools.sandbox.model import Language, Strength, Tier
+from services.tools.sandbox.kubernetes.api import KubernetesApi
+from services.tools.sandbox.kubernetes.manifest import PodSettings
+from services.tools.sandbox.kubernetes.sandbox import KubernetesSandbox
+from services.tools.sandbox.model import Language, Sandbox, Strength, Tier
+
+CLUSTER_URL: Final = "https://kubernetes.default.svc"
 
 SELF_TEST_RUNS: Final = 4
 """What a self-test runs at a time."""
 
 
-def candidates(settings: ToolsSettings, policy: Policy) -> list[Candidate]:
-    """Every tier that is built in; which of them holds is found out by trying."""
-    launched = LauncherSettings(
-        state_directory=settings.state_dir / "sandbox",
-        pool=dict.fromkeys(Language, settings.pool_slots),
-        pool_disk_bytes=policy.default_limits.disk_bytes,
-        # A self-test runs beside the runs.
-        max_running=settings.max_runs + SELF_TEST_RUNS,
-    )
-    return [
-        Candidate(Tier.BUBBLEWRAP, Strength.STANDARD, partial(open_bubblewrap, launched)),
-    ]
+def candidates(settings: ToolsSettings, policy: Policy, stack: AsyncExitStack) -> list[Candidate]:
+    """Every tier that can be tried; which of them holds is found out by trying. `stack` closes what tiers share."""
+    launched = _launcher_settings(settings, policy)
+    found = [Candidate(Tier.BUBBLEWRAP, Strength.STANDARD, partial(open_bubblewrap, launched))]
+    if settings.runtime_class is not None:
+        found.append(Candidate(Tier.KUBERNETES, Strength.STRONG, partial(_open_kubernetes, settings, stack)))
+    return found
 
 
 def detection_policy(settings: ToolsSettings, policy: Policy) -> DetectionPolicy:
@@ -36,3 +37,25 @@ def detection_policy(settings: ToolsSettings, policy: Policy) -> DetectionPolicy
         tiers=tuple(Tier(name) for name in settings.tiers),
         allow_weak=settings.allow_weak or policy.allow_weak,
     )
+
+
+def _launcher_settings(settings: ToolsSettings, policy: Policy) -> LauncherSettings:
+    return LauncherSettings(
+        state_directory=settings.state_dir / "sandbox",
+        pool=dict.fromkeys(Language, settings.pool_slots),
+        # A call that says nothing of its disk finds a sandbox that waits.
+        pool_disk_bytes=policy.default_limits.disk_bytes,
+        # A self-test runs beside the runs.
+        max_running=settings.max_runs + SELF_TEST_RUNS,
+    )
+
+
+async def _open_kubernetes(settings: ToolsSettings, stack: AsyncExitStack) -> Sandbox:
+    pods = PodSettings(
+        namespace=settings.sandbox_namespace,
+        image=settings.sandbox_image or "",
+        runtime_class=settings.runtime_class or "",
+        replica=settings.replica,
+    )
+    api = await stack.enter_async_context(KubernetesApi(CLUSTER_URL, settings.sandbox_namespace))
+    return KubernetesSandbox(api, pods, max_runs=settings.max_runs)

@@ -9,6 +9,7 @@ from services.tools import wire
 from services.tools.policy.approvals import Approval, ApprovalState
 from services.tools.policy.model import Approver, CommandRule, Policy, Risk, Zone
 from services.tools.sandbox.detection import MechanismReport
+from services.tools.toolbox.model import ToolDefinition
 
 RISKS: Final = {risk: pb.Risk.Value(f"RISK_{risk.name}") for risk in Risk}
 APPROVERS: Final = {approver: pb.Approver.Value(f"APPROVER_{approver.name}") for approver in Approver}

@@ -1,0 +1,150 @@
+"""A workspace that is a plain directory of the host: what it holds, and how it is emptied, whatever a program made in it.
+
+Nothing here recurses, keeps more than two descriptors, or leaves the directory: every step is one name, no link is followed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+_LOOK: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_HANDLE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_BLOCK_BYTES: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What lies beneath a directory, itself not counted."""
+
+    disk_bytes: int
+    inodes: int
+
+
+@dataclass(slots=True)
+class _Level:
+    """One directory on the way down: who it is, and which of its directories are still to be entered."""
+
+    identity: tuple[int, int]
+    names: list[str] = field(default_factory=list)
+
+
+class _Count:
+    def __init__(self, most_inodes: int) -> None:
+        self._most_inodes = most_inodes
+        self.disk_bytes = 0
+        self.inodes = 0
+
+    @property
+    def is_enough(self) -> bool:
+        return self.inodes > self._most_inodes
+
+    def enter(self, directory: int) -> _Level:
+        """Count what lies directly in it."""
+        status = os.fstat(directory)
+        level = _Level((status.st_dev, status.st_ino))
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                # A file that goes away meanwhile is not counted.
+                with suppress(FileNotFoundError):
+                    found = entry.stat(follow_symlinks=False)
+                    self.inodes += 1
+                    self.disk_bytes += found.st_blocks * _BLOCK_BYTES
+                    if stat.S_ISDIR(found.st_mode):
+                        level.names.append(entry.name)
+                if self.is_enough:
+                    break
+        return level
+
+
+def held_below(root: int, *, most_inodes: int) -> Held:
+    """Count what lies beneath a directory; beyond `most_inodes` it is not counted on.
+
+    What is moved while this looks may be missed, and is seen by the next look.
+    """
+    count = _Count(most_inodes)
+    current = os.open(".", _LOOK, dir_fd=root)
+    try:
+        trail = [count.enter(current)]
+        while trail and not count.is_enough:
+            if trail[-1].names:
+                below = _open(trail[-1].names.pop(), current)
+                if below < 0:
+                    continue
+                trail.append(count.enter(below))
+            else:
+                trail.pop()
+                if not trail:
+                    break
+                below = os.open("..", _LOOK, dir_fd=current)
+            os.close(current)
+            current = below
+            status = os.fstat(current)
+            if (status.st_dev, status.st_ino) != trail[-1].identity:
+                break
+    finally:
+        os.close(current)
+    return Held(count.disk_bytes, count.inodes)
+
+
+def _open(name: str, parent: int) -> int:
+    """Open a directory for looking, also where its modes forbid it; -1 when it is none any more."""
+    try:
+        return os.open(name, _LOOK, dir_fd=parent)
+    except PermissionError:
+        pass
+    except OSError:
+        return -1
+    try:
+        handle = os.open(name, _HANDLE, dir_fd=parent)
+    except OSError:
+        return -1
+    try:
+        os.chmod(f"/proc/self/fd/{handle}", stat.S_IRWXU)
+        return os.open(".", _LOOK, dir_fd=handle)
+    except OSError:
+        return -1
+    finally:
+        os.close(handle)
+
+
+def clear(root: int) -> None:
+    """Delete everything beneath a directory in which no process works any more.
+
+    Directories are lifted to the top before their turn comes, so no path grows.
+
+    Raises:
+        OSError: something could not be deleted.
+    """
+    os.fchmod(root, stat.S_IRWXU)
+    token = secrets.token_hex(16)
+    lifted = _strip(root, root, token, 0)
+    done = 0
+    while done < lifted:
+        name = f"{token}-{done}"
+        below = os.open(name, _LOOK, dir_fd=root)
+        try:
+            lifted = _strip(below, root, token, lifted)
+        finally:
+            os.close(below)
+        os.rmdir(name, dir_fd=root)
+        done += 1
+
+
+def _strip(directory: int, top: int, token: str, lifted: int) -> int:
+    """Unlink the files of a directory and lift its directories; give how many were lifted so far."""
+    with os.scandir(directory) as entries:
+        names = [entry.name for entry in entries]
+    for name in names:
+        if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+            # A directory is moved only by who may write to it.
+            os.chmod(name, stat.S_IRWXU, dir_fd=directory)
+            os.rename(name, f"{token}-{lifted}", src_dir_fd=directory, dst_dir_fd=top)
+            lifted += 1
+        else:
+            os.unlink(name, dir_fd=directory)
+    return lifted

@@ -46,6 +46,10 @@ class SpawnPlan:
     workspace: str = "/workspace"
     # Its other writable file systems; they count for the same limits.
     scratch: tuple[str, ...] = ()
+    # What the tier's own processes hold beside the run's, at most.
+    overhead_bytes: int = 0
+    # False where threads of the tier's own cannot be told from the run's.
+    counts_tasks: bool = True
     # None where the sandbox sees no /proc of its own.
     proc: str | None = "/proc"
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -156,8 +156,10 @@ class Slot:
 
     def _add(self, seen: Seen) -> None:
         self._cpu = max(self._cpu, seen.cpu_seconds - self._cpu_before)
-        self._peak_memory = max(self._peak_memory, seen.memory_bytes + self._stored.disk_bytes)
-        self._peak_tasks = max(self._peak_tasks, seen.tasks - self._own_threads + 1)
+        held = max(0, seen.memory_bytes - self._plan.overhead_bytes)
+        self._peak_memory = max(self._peak_memory, held + self._stored.disk_bytes)
+        if self._plan.counts_tasks:
+            self._peak_tasks = max(self._peak_tasks, seen.tasks - self._own_threads + 1)
 
     def _seconds(self) -> float:
         return 0.0 if self._began is None else self._clock() - self._began
@@ -171,7 +173,7 @@ class Slot:
             wall_seconds=self._seconds(),
             cpu_seconds=self._cpu,
             peak_memory_bytes=self._peak_memory or None,
-            peak_processes=max(1, self._peak_tasks),
+            peak_processes=max(1, self._peak_tasks) if self._plan.counts_tasks else None,
             disk_bytes=self._stored.disk_bytes,
             inodes=self._stored.inodes,
         )

@@ -48,7 +48,7 @@ def talk(session: UnifiedKALASession) -> None:
             case "stats":
                 print(session.get_summary())
             case "tools":
-                print(", ".join(session.list_tools()) or "no tools in this release")
+                print(", ".join(session.list_tools()) or "no tools in this session; start it with --tools")
             case _:
                 try:
                     print(f"KALA: {session.chat(line)}")
@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument(
         "--log-dir", type=Path, default=Path("logs"), help="where the session's log and receipts go"
     )
+    parser.add_argument("--tools", action="store_true", help="let the session run tools in the sandbox")
     arguments = parser.parse_args()
     config = (
         None
@@ -71,7 +72,9 @@ def main() -> int:
         else LMStudioConfig(base_url=arguments.base_url, temperature=0.7, max_tokens=256)
     )
     try:
-        with UnifiedKALASession(lmstudio_config=config, log_dir=arguments.log_dir) as session:
+        with UnifiedKALASession(
+            lmstudio_config=config, log_dir=arguments.log_dir, enable_tools=arguments.tools
+        ) as session:
             show_examples(session)
             if input("\nInteractive mode? [y/N] ").strip().lower() == "y":
                 talk(session)

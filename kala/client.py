@@ -15,17 +15,25 @@ from kala.errors import (
     DeadlineExceededError,
     InternalError,
     KalaError,
+    PermissionDeniedError,
     ResourceExhaustedError,
     UnavailableError,
 )
 from kala.replies import ChatReply
 from kala.target import Target
+from kala.tool_replies import ToolResult
 from kala.wire_errors import error_of
 
 MODEL_AUTO: Final = "auto"
 PROVIDER_HEADER: Final = "x-kala-provider"
 ROLE_HEADER: Final = "x-kala-role"
 TRUNCATION_HEADER: Final = "x-kala-truncation"
+
+RECEIPT_HEADER: Final = "x-kala-receipt"
+
+EXECUTE_PATH: Final = "/kala/v1/tools/execute"
+REFUSALS: Final = frozenset({"REFUSE", "REDIRECT", "ASK_CLARIFICATION"})
+"""The outcomes of the Five Laws but ALLOW, as reasons of an error."""
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 900.0
@@ -157,6 +165,22 @@ class KalaClient:
                 )
             )
             yield ChatStream(_events(response))
+
+    def run_tool(self, action: Mapping[str, Any], *, timeout_seconds: float | None = None) -> ToolResult:
+        """Run one tool; `action` is a kala.tools.v1.ExecuteAction. What the laws refuse is a result too.
+
+        Sent once, never again by itself: it may have run. Failures of the suite raise a KalaError.
+        """
+        waits = _timeouts(READ_SECONDS if timeout_seconds is None else timeout_seconds)
+        try:
+            response = self._sent(
+                lambda: self._http.request("POST", EXECUTE_PATH, json=action, timeout=waits)
+            )
+        except PermissionDeniedError as error:
+            if error.reason not in REFUSALS:
+                raise
+            return ToolResult.refused(error.message)
+        return ToolResult.of(_messages(response), receipt=response.headers.get(RECEIPT_HEADER, ""))
 
     def models(self) -> list[str]:
         """The ids of the models that can be asked for."""

@@ -80,6 +80,8 @@ class ChatReply:
     tool_calls: tuple[Json, ...] = ()
     fitted: Json | None = None
     """What was left out of the conversation, where the request asked for that; see `x-kala-truncation`."""
+    tools: Json | None = None
+    """What KALA's own tools did on the way, where the request asked for them: steps, messages, requires_action."""
 
     @property
     def allowed(self) -> bool:
@@ -115,6 +117,7 @@ class ChatReply:
             overhead_ms=kala.get("overhead_ms"),
             tool_calls=tool_calls,
             fitted=kala.get("fitted"),
+            tools=kala.get("tools"),
         )
 
 

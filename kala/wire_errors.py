@@ -33,6 +33,7 @@ _BY_REASON: Final[Mapping[str, type[KalaError]]] = {
     "NO_MODEL_LOADED": errors.FailedPreconditionError,
     "FAILED_PRECONDITION": errors.FailedPreconditionError,
     "TOOLS_DISABLED": errors.ToolsDisabled,
+    "NO_TOOLS": errors.FailedPreconditionError,
     "CONSTITUTION_INVALID": errors.ConstitutionError,
     "DATA_LOSS": errors.DataLossError,
     # The error event of a stream comes after the status, so these must tell by themselves.
@@ -71,6 +72,9 @@ def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> KalaError:
     message = str(detail.get("message") or f"HTTP {status}")
     reason = _reason(detail)
     known = _BY_REASON.get(reason or "") or _BY_STATUS.get(status)
+    if known is None and detail.get("status") == "FAILED_PRECONDITION":
+        # The REST bridge names the class where HTTP has one status for several.
+        known = errors.FailedPreconditionError
     if known is None and status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return _invalid(detail, message, reason)
     return _make(known or errors.InternalError, message, reason, retry_after)

@@ -8,7 +8,7 @@ from typing import Final
 import typer
 from typer.exceptions import TyperException
 
-from kala.cli import audit, bench, chat, ethics, health, init, keys, logs, models, suite
+from kala.cli import audit, bench, chat, ethics, health, init, keys, logs, models, suite, tools
 
 EXIT_ABORTED: Final = 130
 """As a shell reports a command that Ctrl-C ended."""
@@ -31,6 +31,7 @@ application.command("logs")(logs.logs)
 application.command("chat")(chat.chat)
 application.add_typer(health.group, name="health")
 application.add_typer(models.group, name="models")
+application.add_typer(tools.group, name="tools")
 application.add_typer(bench.group, name="bench")
 application.add_typer(keys.group, name="keys")
 application.add_typer(audit.group, name="audit")

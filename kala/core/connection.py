@@ -59,9 +59,15 @@ class Connection:
         temperature: float | None = None,
         top_p: float | None = None,
         timeout_seconds: float | None = None,
+        workspace: str | None = None,
     ) -> ChatReply:
-        """Ask for one answer; what is None takes the configuration's value, and the wait for it the client's."""
-        given = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        """Ask for one answer; what is None takes the configuration's value, and the wait for it the client's.
+
+        With a `workspace` the model may call KALA's tools, which work there.
+        """
+        given: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        if workspace is not None:
+            given |= {"kala_tools": "auto", "kala_workspace": workspace}
         parameters = {**self.defaults, **{name: value for name, value in given.items() if value is not None}}
         try:
             return self.client.chat(
@@ -179,6 +185,8 @@ class _Wanted:
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The environment of a private suite: exactly the wanted backend, nothing found by chance beside it."""
         ours = {name: value for name, value in environ.items() if name not in _CONFLICTING}
+        # Its only user is this process, which could read the directory anyway.
+        ours["KALA_TOOLS_ALLOW_HOST_DIRECTORY"] = "true"
         if self.lmstudio is not None:
             ours |= {
                 "KALA_INFERENCE_DISCOVER": "false",

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from kala.client import KalaClient
 from kala.errors import KalaError
 from kala.replies import ChatReply
+from kala.tool_replies import ToolResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +49,50 @@ class SessionLog:
             "output_tokens": reply.output_tokens,
             "latency_ms": round(latency_ms, 1),
             "receipt": None if receipt is None else receipt.id,
-            "receipt_file": self._save_receipt(client, reply),
+            "receipt_file": self._save_receipt(client, "" if receipt is None else receipt.id),
         }
+        self._append(line)
+
+    def write_tool(
+        self, client: KalaClient, name: str, arguments: Mapping[str, Any], result: ToolResult
+    ) -> None:
+        """Append one call of a tool with how it ended and its receipt."""
+        self._append(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "session_id": self.session_id,
+                "tool": name,
+                "arguments_sha256": _digest(json.dumps(arguments, sort_keys=True, default=str)),
+                "output_sha256": _digest(result.output),
+                "success": result.success,
+                "ethics_approved": result.ethics_approved,
+                "status": result.status,
+                "exit_code": result.exit_code,
+                "isolation": result.isolation,
+                "run": result.run,
+                "receipt": result.receipt or None,
+                "receipt_file": self._save_receipt(client, result.receipt),
+            }
+        )
+
+    def _append(self, line: Mapping[str, Any]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _save_receipt(self, client: KalaClient, reply: ChatReply) -> str | None:
+    def _save_receipt(self, client: KalaClient, receipt_id: str) -> str | None:
         """Keep the proof: a private suite's log is gone after the session, its receipts verify for ever."""
-        if reply.receipt is None:
+        if not receipt_id:
             return None
         folder = self.directory / "receipts"
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            proof = client.receipt(reply.receipt.id)
+            proof = client.receipt(receipt_id)
             vkey = str(client.call("GET", "/kala/v1/audit/checkpoint")["verifier_key"])
         except KalaError:
             # A spooled record has no proof yet; its id in the log finds it later.
             return None
-        path = folder / f"{reply.receipt.id}.txt"
+        path = folder / f"{receipt_id}.txt"
         path.write_text(proof, encoding="utf-8")
         (self.directory / "audit.vkey").write_text(f"{vkey.strip()}\n", encoding="utf-8")
         return str(path.relative_to(self.directory))

@@ -10,14 +10,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from kala.errors import FailedPreconditionError, InvalidArgumentError, ToolsDisabled, UnimplementedError
+from kala.errors import FailedPreconditionError, InvalidArgumentError, ToolsDisabled
 
 if TYPE_CHECKING:
     from kala.core.connection import Connection
     from kala.core.inference import InferenceConfig
     from kala.core.lmstudio_adapter import LMStudioConfig
     from kala.core.session_log import SessionLog
+    from kala.core.session_tools import SessionTools
     from kala.replies import ChatReply
+    from kala.tool_replies import ToolResult
 
 REMEMBERED_OUTCOMES: Final = ("ALLOW", "ASK_CLARIFICATION")
 """Turns that stay in the conversation. A refused one would make every later request be refused with it."""
@@ -56,12 +58,14 @@ class UnifiedKALASession:
         self._lmstudio_config, self._inference_config = lmstudio_config, inference_config
         self._url, self._api_key = url, api_key
         self._log_dir = None if log_dir is None else Path(log_dir)
-        self._messages: list[dict[str, str]] = (
+        # Any: a call of a tool is more than text.
+        self._messages: list[dict[str, Any]] = (
             [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         )
         self._requests = self._blocks = self._tokens = 0
         self._last: ChatReply | None = None
         self._connection: Connection | None = None
+        self._tools: SessionTools | None = None
         self._closed = False
         self._stack = ExitStack()
         self._finalizer = weakref.finalize(self, self._stack.close)
@@ -84,18 +88,29 @@ class UnifiedKALASession:
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
+        *,
+        use_tools: bool = False,
     ) -> str:
-        """Say something and get the answer; a refusal is an answer too, failures raise a `kala.errors.KalaError`."""
+        """Say something and get the answer; a refusal is an answer too, failures raise a `kala.errors.KalaError`.
+
+        `use_tools` lets the model call the tools by itself, in a session that has them. `last_reply.tools` tells what
+        they did; a call that waits for a person is named there, and such a turn is not remembered.
+        """
         connection = self._opened()
         asked = {"role": "user", "content": message}
         started = time.monotonic()
         reply = connection.ask(
-            [*self._messages, asked], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
+            [*self._messages, asked],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            workspace=self._opened_tools("").workspace() if use_tools else None,
         )
         latency_ms = (time.monotonic() - started) * 1000
         self._count(reply)
-        if reply.decision is None or reply.decision.outcome in REMEMBERED_OUTCOMES:
-            self._messages += [asked, {"role": "assistant", "content": reply.text}]
+        if _is_remembered(reply):
+            between = (reply.tools or {}).get("messages") or ()
+            self._messages += [asked, *between, {"role": "assistant", "content": reply.text}]
         if (log := self._log()) is not None:
             log.write(connection.client, message, reply, latency_ms=latency_ms)
         return reply.text
@@ -106,23 +121,28 @@ class UnifiedKALASession:
         return self._last
 
     @property
-    def history(self) -> tuple[dict[str, str], ...]:
+    def history(self) -> tuple[dict[str, Any], ...]:  # Any: a call of a tool is more than text
         """The messages that the next request will carry."""
         return tuple(dict(message) for message in self._messages)
 
-    def execute_tool(
-        self, name: str, **_arguments: Any
-    ) -> Any:  # Any: each tool has its own arguments and result
-        """Run a tool in the sandbox. This release has no tools service, so it always raises; it never pretends."""
-        if not self.enable_tools:
-            raise ToolsDisabled(
-                f"tool {name!r}: this session was opened without tools; pass enable_tools=True"
-            )
-        raise UnimplementedError(f"tool {name!r}: the tools service comes with its own release")
+    def execute_tool(self, name: str, **arguments: Any) -> ToolResult:  # Any: each tool has its own arguments
+        """Run a tool in the sandbox, judged and logged; `result.success`, `.output`, `.error`, `.ethics_approved`.
+
+        A program that fails and a call that the laws or the policy refuse are results; arguments that are wrong and a
+        suite that cannot run tools raise a `kala.errors.KalaError`. `approval="approvals/…"` repeats a call that a person
+        has approved.
+        """
+        tools = self._opened_tools(name)
+        result = tools.execute(name, arguments)
+        self._requests += 1
+        self._blocks += not result.ethics_approved
+        if (log := self._log()) is not None:
+            log.write_tool(tools.client, name, arguments, result)
+        return result
 
     def list_tools(self) -> tuple[str, ...]:
-        """The names of the tools that `execute_tool` can run: none in this release."""
-        return ()
+        """The names of the tools that `execute_tool` can run now; none in a session without tools."""
+        return self._opened_tools("").names() if self.enable_tools else ()
 
     def get_stats(self) -> dict[str, Any]:  # Any: a name and three counts
         """Count requests, those that were not allowed, and generated tokens."""
@@ -168,6 +188,20 @@ class UnifiedKALASession:
             )
         return self._connection
 
+    def _opened_tools(self, name: str) -> SessionTools:
+        if not self.enable_tools:
+            raise ToolsDisabled(
+                f"{f'tool {name!r}: ' if name else ''}this session was opened without tools; pass enable_tools=True"
+            )
+        connection = self._opened()
+        if self._tools is None:
+            from kala.core.session_tools import SessionTools
+
+            self._tools = self._stack.enter_context(
+                SessionTools(connection.client, shows_directory=connection.is_private)
+            )
+        return self._tools
+
     def _count(self, reply: ChatReply) -> None:
         self._last = reply
         self._requests += 1
@@ -180,3 +214,9 @@ class UnifiedKALASession:
         from kala.core.session_log import SessionLog
 
         return SessionLog(self._log_dir, self.session_id)
+
+
+def _is_remembered(reply: ChatReply) -> bool:
+    if reply.tools is not None and reply.tools.get("requires_action"):
+        return False
+    return reply.decision is None or reply.decision.outcome in REMEMBERED_OUTCOMES

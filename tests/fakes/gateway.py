@@ -93,6 +93,8 @@ class FakeGateway:
                 return httpx.Response(200, json={"verifier_key": "kala.local/audit+00+x"})
             case path if path.startswith("/kala/v1/audit/receipts/"):
                 return httpx.Response(200, json={"receipt": {"proof": "c2sp.org/tlog-proof@v1\n"}})
+            case _ if request.method == "DELETE":
+                return httpx.Response(200, json={})
             case _:
                 answer = self.script.pop(0)
                 return answer if isinstance(answer, httpx.Response) else answer()

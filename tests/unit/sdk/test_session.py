@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from kala.client import KalaClient
@@ -18,9 +20,9 @@ from kala.core.unified_session import UnifiedKALASession
 from kala.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
+    PermissionDeniedError,
     ToolsDisabled,
     UnavailableError,
-    UnimplementedError,
 )
 from kala.target import Target
 from tests.fakes.gateway import RECEIPT_ID, FakeGateway, completion, failure
@@ -122,14 +124,128 @@ def test_ethics_cannot_be_switched_off(use: Use) -> None:
         assert session.get_stats()["ethics_blocks"] == 1
 
 
-def test_tools_are_off_unless_asked_for_and_never_faked(use: Use) -> None:
-    use(FakeGateway())
-    with UnifiedKALASession() as session, pytest.raises(ToolsDisabled):
-        session.execute_tool("shell", command="ls")
-    with UnifiedKALASession(enable_tools=True) as session:
+def test_tools_are_off_unless_asked_for(use: Use) -> None:
+    gateway = use(FakeGateway())
+    with UnifiedKALASession() as session:
+        for call in (
+            lambda: session.execute_tool("shell", command="ls"),
+            lambda: session.chat("List my files.", use_tools=True),
+        ):
+            with pytest.raises(ToolsDisabled, match="enable_tools=True"):
+                call()
         assert session.list_tools() == ()
-        with pytest.raises(UnimplementedError):
-            session.execute_tool("shell", command="ls")
+    assert gateway.seen == []
+
+
+WORKSPACE = "workspaces/0." + "c" * 32
+
+
+def made(**fields: str) -> httpx.Response:
+    return httpx.Response(200, json={"workspace": {"name": WORKSPACE, **fields}, "created": True})
+
+
+def ran(stdout: str = "", status: str = "OK", **ended: object) -> httpx.Response:
+    """A run's events as the bridge sends them."""
+    data = base64.b64encode(stdout.encode()).decode()
+    events = [
+        {"output": {"stream": "OUTPUT_STREAM_STDOUT", "data": data}},
+        {"exit": {"status": f"RUN_STATUS_{status}", **ended}},
+    ]
+    content = "".join(json.dumps(event) + "\n" for event in events)
+    return httpx.Response(200, content=content.encode(), headers={"x-kala-receipt": RECEIPT_ID})
+
+
+def test_the_tools_of_the_guide_run_in_the_directory_of_a_private_suite(use: Use, tmp_path: Path) -> None:
+    listed = ran(result_json='{"entries": [{"path": "a.py"}, {"path": "b.py"}]}')
+    gateway = use(FakeGateway([made(), ran("total 0\n", exit_code=0), listed]))
+    with UnifiedKALASession(enable_tools=True, log_dir=tmp_path, session_id="s1") as session:
+        result = session.execute_tool("shell", command="ls -la")
+        assert (result.success, result.output, result.error, result.ethics_approved) == (
+            True,
+            "total 0\n",
+            None,
+            True,
+        )
+        assert session.execute_tool("filesystem", operation="list", path="./kala").output == "a.py\nb.py"
+    bodies = [json.loads(request.content) for request in gateway.seen if request.method == "POST"]
+    assert bodies[0] == {"host_directory": str(Path.cwd())}
+    assert json.loads(bodies[1]["arguments_json"]) == {"command": "ls -la"}
+    assert bodies[1]["workspace"] == WORKSPACE
+    assert gateway.seen[-1].method == "DELETE"
+    first = json.loads((tmp_path / "session_s1.jsonl").read_text().splitlines()[0])
+    assert (first["tool"], first["success"], first["receipt"]) == ("shell", True, RECEIPT_ID)
+    assert "ls -la" not in json.dumps(first)
+
+
+def test_a_tool_that_the_laws_refuse_is_a_result_and_counts_as_a_block(use: Use) -> None:
+    use(FakeGateway([made(), failure(403, "refuse", "I cannot help with that.")]))
+    with UnifiedKALASession(enable_tools=True) as session:
+        result = session.execute_tool("shell", command="steal")
+        assert (result.success, result.ethics_approved, result.error) == (
+            False,
+            False,
+            "I cannot help with that.",
+        )
+        assert session.get_stats()["ethics_blocks"] == 1
+
+
+def test_a_tool_that_fails_says_why(use: Use) -> None:
+    approval = "approvals/0." + "b" * 32
+    waiting = ran(status="APPROVAL_REQUIRED", reason="it deletes files", approval=approval)
+    use(FakeGateway([made(), ran("", "ERROR", exit_code=2, reason="exited with 2"), waiting, ran("gone")]))
+    with UnifiedKALASession(enable_tools=True) as session:
+        failed = session.execute_tool("shell", command="false")
+        assert (failed.success, failed.error, failed.exit_code) == (False, "exited with 2", 2)
+        asked = session.execute_tool("shell", command="rm x")
+        assert (asked.success, asked.ethics_approved, asked.approval) == (False, True, approval)
+        assert session.execute_tool("shell", command="rm x", approval=asked.approval).success
+
+
+def test_a_key_without_the_scope_is_no_judgement_of_the_laws(use: Use) -> None:
+    use(FakeGateway([made(), failure(403, "insufficient_permissions", "lacks the scope")]))
+    with UnifiedKALASession(enable_tools=True) as session, pytest.raises(PermissionDeniedError):
+        session.execute_tool("shell", command="ls")
+
+
+def test_a_directory_that_cannot_be_shown_is_told_and_done_without(use: Use) -> None:
+    status = {"code": 400, "message": "lies under a home", "status": "FAILED_PRECONDITION", "details": []}
+    refused = httpx.Response(400, json={"error": status})
+    gateway = use(FakeGateway([refused, made(), ran("")]))
+    with (
+        UnifiedKALASession(enable_tools=True) as session,
+        pytest.warns(UserWarning, match="lies under a home"),
+    ):
+        assert session.execute_tool("shell", command="ls").success
+    assert json.loads(gateway.seen[1].content) == {}
+
+
+def test_a_machine_without_isolation_says_so(use: Use) -> None:
+    tool = {"name": "shell", "available": False, "unavailable_reason": "bubblewrap: not installed"}
+    use(FakeGateway([httpx.Response(200, json={"tools": [tool]})]))
+    with (
+        UnifiedKALASession(enable_tools=True) as session,
+        pytest.raises(FailedPreconditionError, match="not installed"),
+    ):
+        session.list_tools()
+
+
+def test_a_model_may_use_the_tools_by_itself_and_the_conversation_remembers_it(use: Use) -> None:
+    between = [
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]},
+        {"role": "tool", "tool_call_id": "c", "content": "42"},
+    ]
+    used, waiting = completion("It is 42."), completion("")
+    bodies = [answer.json() for answer in (used, waiting)]
+    bodies[0]["kala"]["tools"] = {"messages": between, "requires_action": None}
+    bodies[1]["kala"]["tools"] = {"messages": between, "requires_action": {"approvals": [{}]}}
+    gateway = use(FakeGateway([made(), *(httpx.Response(200, json=body) for body in bodies)]))
+    with UnifiedKALASession(enable_tools=True) as session:
+        assert session.chat("What is 6*7?", use_tools=True) == "It is 42."
+        assert gateway.chats[0]["kala_tools"] == "auto"
+        assert gateway.chats[0]["kala_workspace"] == WORKSPACE
+        assert [message["role"] for message in session.history] == ["user", "assistant", "tool", "assistant"]
+        session.chat("And now?", use_tools=True)
+        assert len(session.history) == 4
 
 
 def test_the_log_has_one_line_per_request_and_no_words(use: Use, tmp_path: Path) -> None:

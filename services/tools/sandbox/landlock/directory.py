@@ -10,6 +10,7 @@ import secrets
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 _LOOK: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -45,8 +46,7 @@ class _Count:
 
     def enter(self, directory: int) -> _Level:
         """Count what lies directly in it."""
-        status = os.fstat(directory)
-        level = _Level((status.st_dev, status.st_ino))
+        level = _Level(_identity(directory))
         with os.scandir(directory) as entries:
             for entry in entries:
                 # A file that goes away meanwhile is not counted.
@@ -71,24 +71,30 @@ def held_below(root: int, *, most_inodes: int) -> Held:
     try:
         trail = [count.enter(current)]
         while trail and not count.is_enough:
-            if trail[-1].names:
-                below = _open(trail[-1].names.pop(), current)
-                if below < 0:
+            down = bool(trail[-1].names)
+            if down:
+                following = _open(trail[-1].names.pop(), current)
+                if following < 0:
                     continue
-                trail.append(count.enter(below))
             else:
                 trail.pop()
                 if not trail:
                     break
-                below = os.open("..", _LOOK, dir_fd=current)
+                following = os.open("..", _LOOK, dir_fd=current)
             os.close(current)
-            current = below
-            status = os.fstat(current)
-            if (status.st_dev, status.st_ino) != trail[-1].identity:
+            current = following
+            if down:
+                trail.append(count.enter(current))
+            elif _identity(current) != trail[-1].identity:
                 break
     finally:
         os.close(current)
     return Held(count.disk_bytes, count.inodes)
+
+
+def _identity(directory: int) -> tuple[int, int]:
+    status = os.fstat(directory)
+    return status.st_dev, status.st_ino
 
 
 def _open(name: str, parent: int) -> int:
@@ -104,7 +110,7 @@ def _open(name: str, parent: int) -> int:
     except OSError:
         return -1
     try:
-        os.chmod(f"/proc/self/fd/{handle}", stat.S_IRWXU)
+        Path(f"/proc/self/fd/{handle}").chmod(stat.S_IRWXU)
         return os.open(".", _LOOK, dir_fd=handle)
     except OSError:
         return -1

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from services.common.peers import GATEWAY, GRPC_PORTS, METRICS_PORTS, TOOLS, TRAINER
 from services.common.settings import AllowedPeers, GrpcServerSettings, ListenAddress, MetricsPort
 
 SECTION: Final = TOOLS
 
-DEFAULT_STATE: Final = Path("~/.local/state/kala/tools").expanduser()
+DEFAULT_STATE: Final = Path(os.path.expanduser("~/.local/state/kala/tools"))  # noqa: PTH111 - may know no home
 
 MAX_ACT_SECONDS: Final = 900.0
 """The bound that the design gives every act; the policy's own limits are far below."""
@@ -110,3 +111,13 @@ class ToolsSettings(GrpcServerSettings):
     sandbox_image: Annotated[
         str | None, Field(description="Image of sandbox pods, by digest; needed with runtime_class.")
     ] = None
+
+    @model_validator(mode="after")
+    def _check_places(self) -> Self:
+        if not self.state_dir.is_absolute():
+            raise ValueError("state_dir must be an absolute path; a user without a home must be given one")
+        if (self.runtime_class is None) != (self.sandbox_image is None):
+            raise ValueError("runtime_class and sandbox_image go together")
+        if (self.spool_dir is None) != (self.spool_key_file is None):
+            raise ValueError("spool_dir and spool_key_file go together")
+        return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -183,6 +184,15 @@ async def tools(tmp_path: Path) -> AsyncIterator[Tools]:
     """One replica whose programs end well."""
     async with served_tools(tmp_path, sandbox=ScriptedSandbox(script=lambda _: printed())) as found:
         yield found
+
+
+async def until(holds: Callable[[], bool], *, within_seconds: float = 20) -> None:
+    """Wait for a state that has no event of its own; fails when it takes too long."""
+    for _ in range(round(within_seconds * 100)):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come to that")
 
 
 def printed(stdout: bytes = b"42\n", **fields: Any) -> Answer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from pathlib import Path
@@ -29,7 +28,7 @@ from services.tools.sandbox.detection import MechanismReport
 from services.tools.sandbox.model import Status, Strength, Tier
 from tests.fakes.clearances import MovingClock
 from tests.fakes.scripted_sandbox import ScriptedSandbox
-from tests.service.tools.conftest import BEN, Tools, printed, python, seal, served_tools
+from tests.service.tools.conftest import BEN, Tools, printed, python, seal, served_tools, until
 
 
 async def test_a_run_streams_its_start_its_output_and_its_end(tools: Tools) -> None:
@@ -188,9 +187,9 @@ async def test_arguments_of_100_megabytes_are_refused(tools: Tools) -> None:
 
 async def test_a_limit_above_the_policys_is_named_with_it(tools: Tools) -> None:
     limits = execution_pb2.Limits()
-    limits.wall_time.FromSeconds(899)
+    limits.wall_time.FromSeconds(901)
     with pytest.raises(
-        InvalidArgumentError, match=r"limits\.wall_time: is 899 s, above the policy's maximum of"
+        InvalidArgumentError, match=r"limits\.wall_time: is 901 s, above the policy's maximum of"
     ):
         await tools.execute(python(limits=limits))
 
@@ -230,8 +229,7 @@ async def test_a_caller_that_goes_away_ends_its_run_and_leaves_a_record(tmp_path
         assert isinstance(first, pb.ExecuteResponse)
         assert first.HasField("started")
         call.cancel()
-        while not tools.logged("tools.result"):
-            await asyncio.sleep(0.02)
+        await until(lambda: bool(tools.logged("tools.result")))
         (result,) = tools.logged("tools.result")
         listed = await tools.ask("ListRuns", pb.ListRunsRequest())
     assert result["result"]["status"] == "cancelled"

@@ -42,6 +42,8 @@ MAX_JAILBREAK_MISTAKEN: Final = 0.002
 # Of requests whose intent is plain, hardly any should be asked back about.
 MAX_PLAIN_ASKED: Final = 0.003
 MAX_INJECTION_MISTAKEN: Final = 0.01
+# Documents of another author, each of which differs from one with an injection by a sentence.
+MAX_INDEPENDENT_INJECTION: Final = 0.05
 MAX_OUTPUT_REFUSED: Final = 0.03
 # A guard model costs seconds: so few harmless texts are left open for it, everyday ones and those that sound alarming.
 MAX_ORDINARY_OPEN: Final = 0.02
@@ -128,7 +130,12 @@ def choose_thresholds(scored: Scored, halves: Scored, temperatures: Temperatures
         "uncertain": uncertain,
         "ambiguous": _ambiguous(scored),
         "jailbreak": _lowest([(jailbreak[request & untold & harmless], MAX_JAILBREAK_MISTAKEN)]),
-        "injection": _lowest([(injection[documents & clean], MAX_INJECTION_MISTAKEN)]),
+        "injection": _lowest(
+            [
+                (injection[documents & clean & ~independent], MAX_INJECTION_MISTAKEN),
+                (injection[documents & clean & independent], MAX_INDEPENDENT_INJECTION),
+            ]
+        ),
         "output_refuse": output,
         "output_uncertain": min(output, uncertain),
     }

@@ -65,12 +65,16 @@ def independent_examples(directory: Path = INDEPENDENT) -> Iterator[Example]:
     for path in sorted(directory.glob("*.jsonl")):
         for line in path.read_text("utf-8").splitlines():
             row = json.loads(line)
-            unsafe = int(row["label"] == "harmful")
+            unsafe, stage = int(row["label"] == "harmful"), Stage(row.get("stage", "request"))
+            is_document = stage is Stage.TOOL_RESULT
             yield Example(
                 row["text"],
-                unsafe,
+                # As in the training lines: an injected instruction is no harmful content of its own.
+                UNKNOWN if is_document and unsafe else unsafe,
                 f"independent_{path.stem}",
                 str(row["id"]),
+                stage,
+                injection=unsafe if is_document else 0,
                 law=int(row["law"]) if unsafe and row.get("law") is not None else UNKNOWN,
                 category=row.get("category") or "",
                 intent=Intent.HARMFUL if unsafe else Intent.BENIGN,

@@ -86,21 +86,10 @@ class ToolResult:
 
 
 def _in_words(data: Any) -> str:  # Any: JSON
-    """Write the result of a tool that printed nothing: its text, the names that it lists, or all of it as JSON."""
-    if isinstance(data, Mapping):
-        for key in ("stdout", "content", "text"):
-            if isinstance(data.get(key), str):
-                return str(data[key])
-        for key in ("entries", "files"):
-            if isinstance(data.get(key), list):
-                return "\n".join(_name(item) for item in data[key])
+    """Write the result of a tool that printed nothing: the text that it gives for people, else all of it as JSON."""
+    if isinstance(data, Mapping) and isinstance(data.get("output"), str):
+        return str(data["output"])
     return "" if data is None else json.dumps(data, ensure_ascii=False)
-
-
-def _name(item: Any) -> str:  # Any: JSON
-    if isinstance(item, Mapping):
-        return str(item.get("path") or item.get("name") or json.dumps(item, ensure_ascii=False))
-    return str(item)
 
 
 def _isolation(raw: Json) -> str:

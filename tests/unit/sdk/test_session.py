@@ -156,7 +156,7 @@ def ran(stdout: str = "", status: str = "OK", **ended: object) -> httpx.Response
 
 
 def test_the_tools_of_the_guide_run_in_the_directory_of_a_private_suite(use: Use, tmp_path: Path) -> None:
-    listed = ran(result_json='{"entries": [{"path": "a.py"}, {"path": "b.py"}]}')
+    listed = ran(result_json='{"success": true, "output": "a.py\\nb.py"}')
     gateway = use(FakeGateway([made(), ran("total 0\n", exit_code=0), listed]))
     with UnifiedKALASession(enable_tools=True, log_dir=tmp_path, session_id="s1") as session:
         result = session.execute_tool("shell", command="ls -la")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from kala.errors import KalaError
-from services.tools.sandbox.model import Ended, Job, Language, Output, Run, Sandbox, Status
+from services.tools.sandbox.model import Ended, Job, Language, Output, Run, Sandbox, Status, Strength
 from services.tools.sandbox.probes.bait import Bait, bait, survivors
 from services.tools.sandbox.probes.cases import PROBE_LIMITS, PROBES, RUNS, TIMEOUT, Probe
 
@@ -169,7 +169,7 @@ async def _run(sandbox: Sandbox, probe: Probe, laid: Bait, *, first: bool = Fals
         language=probe.language,
         source=probe.source_before() if first else probe.source(),
         limits=probe.limits,
-        arguments=(json.dumps(laid.words | _allowances(probe)),),
+        arguments=(json.dumps(laid.words | _allowances(probe, sandbox.isolation.strength)),),
         stdin=probe.stdin,
     )
     run = await sandbox.start(job, _prepare if probe is RUNS else None)
@@ -194,9 +194,10 @@ async def _drain(run: Run) -> tuple[bytes, Ended | None]:
     return bytes(output), ended
 
 
-def _allowances(probe: Probe) -> dict[str, str]:
+def _allowances(probe: Probe, strength: Strength) -> dict[str, str]:
     names = ("processes", "memory_bytes", "output_bytes", "disk_bytes", "inodes", "file_bytes")
-    return {"echo": "hello"} | {name: str(getattr(probe.limits, name)) for name in names}
+    told = {"echo": "hello", "shared_kernel": "no" if strength is Strength.STRONG else "yes"}
+    return told | {name: str(getattr(probe.limits, name)) for name in names}
 
 
 def _prepare(workspace: int) -> None:

@@ -135,7 +135,12 @@ PROBES: Final = (
         scope=Scope.OWN_KERNEL,
     ),
     Probe("privileges", "holds or gains a capability, mounts, changes root", "privileges"),
-    Probe("devices", "opens a device that is more than a source of bytes", "devices"),
+    Probe(
+        "devices",
+        "opens a device that is more than a source of bytes",
+        "devices",
+        scope=Scope.SHARED_KERNEL,
+    ),
     Probe("descriptors", "finds a descriptor that was left open", "descriptors"),
     Probe("environment", "finds a variable of the service", "environment"),
     Probe(

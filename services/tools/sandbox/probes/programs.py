@@ -161,7 +161,9 @@ def network(bait: Bait) -> None:
 
     host, port, datagrams = bait["host"], int(bait["tcp_port"]), int(bait["udp_port"])
     attempt("tcp", lambda: send(socket.AF_INET, socket.SOCK_STREAM, (host, port)))
-    attempt("udp", lambda: send(socket.AF_INET, socket.SOCK_DGRAM, (host, datagrams)))
+    # A datagram to a loopback of its own is sent and reaches nobody: whether it arrived is seen outside.
+    with contextlib.suppress(OSError):
+        send(socket.AF_INET, socket.SOCK_DGRAM, (host, datagrams))
     attempt("udp outside", lambda: send(socket.AF_INET, socket.SOCK_DGRAM, ("192.0.2.1", 53)))
     attempt("tcp over ipv6", lambda: send(socket.AF_INET6, socket.SOCK_STREAM, ("::1", port)))
     attempt("abstract socket", lambda: send(socket.AF_UNIX, socket.SOCK_STREAM, "\0" + bait["abstract_name"]))
@@ -268,9 +270,11 @@ def system_calls(_bait: Bait) -> None:
         attempt(f"socket {name}", lambda number=family: socket.socket(number, socket.SOCK_RAW).close())  # type: ignore[misc]  # a bound default
 
 
-def privileges(_bait: Bait) -> None:
+def privileges(bait: Bait) -> None:
     """Hold a capability, gain one by a set-id file, or mount."""
-    say(escaped=os.geteuid() == 0 or os.getegid() == 0, detail=f"runs as {os.geteuid()}:{os.getegid()}")
+    # In a kernel of the run's own, 0 is but a number.
+    shared = bait["shared_kernel"] == "yes"
+    say(escaped=shared and 0 in {os.geteuid(), os.getegid()}, detail=f"runs as {os.geteuid()}:{os.getegid()}")
     with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123 - as above
         fields = dict(line.split(":", 1) for line in status if ":" in line)
         for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb"):
@@ -283,7 +287,8 @@ def privileges(_bait: Bait) -> None:
     say(escaped=libc.mount(b"none", b"/workspace", b"tmpfs", 0, None) == 0, detail="mount")
     attempt("chroot", lambda: os.chroot("/workspace"))
     attempt("a device node", lambda: os.mknod("disk", 0o600 | stat.S_IFBLK, os.makedev(8, 0)))
-    attempt("become root", lambda: os.setuid(0))
+    if os.geteuid() != 0:
+        attempt("become root", lambda: os.setuid(0))
     attempt("host name", lambda: socket.sethostname("kala-probe"))
 
 

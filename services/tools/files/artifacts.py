@@ -7,6 +7,7 @@ import mimetypes
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Final
 
 from services.tools.files.beneath import closing, open_regular
@@ -74,8 +75,8 @@ def collect(
 
 def media_type_of(path: str) -> str:
     """The type that the name's ending says."""
-    kind, encoding = _types.guess_type(path.rpartition("/")[2], strict=True)
-    return UNKNOWN_MEDIA_TYPE if kind is None or encoding is not None else kind
+    ending = PurePosixPath(path).suffix.lower()
+    return _types.types_map[True].get(ending, UNKNOWN_MEDIA_TYPE)
 
 
 def _chosen(source: int, patterns: Sequence[Pattern], skipped: SkippedList) -> list[tuple[str, Entry]]:

@@ -35,10 +35,15 @@ Mark = tuple[int, int, int]
 class CopiedIn:
     """What a run was given, and what the workspace held then."""
 
-    # Path to SHA-256 of each file that was copied.
-    known: Mapping[str, bytes] = field(default_factory=dict)
+    # Each file that was copied, by path.
+    given: Mapping[str, Reference] = field(default_factory=dict)
     # Path to mark of every file of the workspace, seen by the run or not.
     before: Mapping[str, Mark] = field(default_factory=dict)
+
+    @property
+    def known(self) -> dict[str, bytes]:
+        """Path to SHA-256 of each file that was copied."""
+        return {path: reference.sha256 for path, reference in self.given.items()}
 
 
 @dataclass(slots=True)
@@ -98,7 +103,7 @@ def copy_in(volume: Volume, references: Sequence[Reference], target: int) -> Cop
                 f"{reference.path!r} is not what was cleared; list the files again and ask anew",
                 reason="FILE_CHANGED",
             )
-    return CopiedIn({reference.path: reference.sha256 for reference in references}, before)
+    return CopiedIn({reference.path: reference for reference in references}, before)
 
 
 def place(target: int, files: Iterable[tuple[str, bytes]]) -> None:
@@ -156,7 +161,7 @@ def _take_deletions(
     skipped: SkippedList,
 ) -> list[str]:
     deleted = []
-    for path in sorted(copied.known):
+    for path in sorted(copied.given):
         if path.encode() in found:
             continue
         if path in now and now[path] != copied.before.get(path):
@@ -177,7 +182,9 @@ def _take_file(
     """Bring one file back; None when it is as it was given."""
     descriptor, status = open_regular(source, path.encode())
     with closing(descriptor):
-        if copied.known.get(path) == digest_of(descriptor):
+        given = copied.given.get(path)
+        # Read only where it could be the same: a file of holes would take for ever.
+        if given and given.size == status.st_size and given.sha256 == digest_of(descriptor):
             return None
         if not volume.rights.may_write(path):
             raise RefusedByPolicyError("the policy's zones give no right to write it", reason="ZONE_REFUSED")

@@ -38,7 +38,7 @@ print("ready", flush=True)
 while True:
     libc.renameat2(-100, sys.argv[1].encode(), -100, sys.argv[2].encode(), 2)
 """
-RACES = 3_000
+RACES = 20_000
 
 
 @pytest.fixture(params=[open_at_once, open_by_steps], ids=["openat2", "steps"])

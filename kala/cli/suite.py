@@ -93,8 +93,9 @@ def status(
         show(f"{record.phase.value} since {record.started_at}, gateway at {record.gateway_url}")
         table(None, ("part", "condition", "pid", "memory", "restarts", "metrics"), _part_rows(record))
         _print_backends(layout, record)
+        _print_tools(layout, record)
     healthy = record.phase is Phase.READY and all(
-        part.condition.value == "ready" for part in record.parts.values()
+        part.condition.value in {"ready", "off"} for part in record.parts.values()
     )
     return 0 if healthy else 1
 
@@ -124,11 +125,13 @@ def _print_suite(layout: StateLayout, record: SuiteRecord, *, as_json: bool) -> 
     from kala.suite.parts import OFF_PARTS
 
     rows = [
-        (name, part.condition.value, str(record.pids.get(name, ""))) for name, part in record.parts.items()
+        (name, part.condition.value, part.problem or str(record.pids.get(name, "")))
+        for name, part in record.parts.items()
     ]
     rows += [(name, "off", reason) for name, reason in OFF_PARTS.items()]
     table(None, ("part", "condition", "pid"), rows)
     _print_backends(layout, record)
+    _print_tools(layout, record)
     show(f"gateway  {record.gateway_url}")
     show(f"api key  {key}")
     show(f'try      kala chat "What is machine learning?" -v{_state_flag(layout)}')
@@ -147,6 +150,7 @@ def _status_json(layout: StateLayout, record: SuiteRecord) -> dict[str, Any]:  #
                 "condition": part.condition.value,
                 "restarts": part.restarts,
                 "metrics_url": part.metrics_url,
+                "problem": part.problem,
             }
             for name, part in record.parts.items()
         },
@@ -186,6 +190,36 @@ def _print_backends(layout: StateLayout, record: SuiteRecord) -> None:
         note(f"backends unknown: {error.message}")
         return
     table(None, ("backend", "state", "where", "detail"), [_backend_row(backend) for backend in backends])
+
+
+def _print_tools(layout: StateLayout, record: SuiteRecord) -> None:
+    """Say what keeps tools inside on this machine, or why none runs."""
+    part = record.parts.get("tools")
+    if part is None:
+        return
+    if part.condition.value != "ready":
+        note(
+            f"tools {part.condition.value}: {part.problem}"
+            if part.problem
+            else f"tools {part.condition.value}"
+        )
+        return
+    from kala.client import KalaClient
+    from kala.target import Target, read_cli_key
+
+    try:
+        with KalaClient(Target(record.gateway_url, read_cli_key(layout)), sleep=lambda _: None) as client:
+            tools = client.call("GET", "/kala/v1/tools/tools").get("tools") or ()
+    except KalaError as error:
+        note(f"tools unknown: {error.message}")
+        return
+    usable = [str(tool.get("name", "")) for tool in tools if tool.get("available")]
+    if usable:
+        note(f"tools run in a sandbox: {', '.join(usable)}; `kala tools selftest` says which and why")
+    for reason in dict.fromkeys(
+        str(tool["unavailable_reason"]) for tool in tools if tool.get("unavailable_reason")
+    ):
+        note(f"tools are off: {reason}")
 
 
 def _backend_row(backend: Mapping[str, Any]) -> tuple[str, ...]:  # Any: JSON

@@ -51,6 +51,16 @@ class Keyring:
         return self.public / "ethics.pub"
 
     @property
+    def tools_signing_key(self) -> Path:
+        """Ed25519, PKCS 8 PEM: tools signs measurements for evaluation gates with it."""
+        return self.private / "tools.key"
+
+    @property
+    def tools_public_key(self) -> Path:
+        """Its public half, PEM: whoever verifies a gate pins it."""
+        return self.public / "tools.pub"
+
+    @property
     def audit_log_key(self) -> Path:
         """A C2SP note signer: the log signs checkpoints with it."""
         return self.private / "audit-log.key"
@@ -98,7 +108,8 @@ def make_keyring(
     public.mkdir(mode=0o755, parents=True, exist_ok=True)
     keyring = Keyring(private, public)
     made = [
-        *_make_ethics_keys(keyring, randomness),
+        *_make_signing_key(keyring.ethics_signing_key, keyring.ethics_public_key, randomness),
+        *_make_signing_key(keyring.tools_signing_key, keyring.tools_public_key, randomness),
         *_make_log_keys(keyring, log_name, randomness),
     ]
     symmetric = [
@@ -113,16 +124,16 @@ def make_keyring(
     return keyring, tuple(made)
 
 
-def _make_ethics_keys(keyring: Keyring, randomness: Randomness) -> list[Path]:
+def _make_signing_key(private_file: Path, public_file: Path, randomness: Randomness) -> list[Path]:
     made = []
-    if not keyring.ethics_signing_key.exists():
+    if not private_file.exists():
         key = Ed25519PrivateKey.from_private_bytes(randomness(SYMMETRIC_KEY_BYTES))
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        write_private_file(keyring.ethics_signing_key, pem)
-        made.append(keyring.ethics_signing_key)
-    private = load_pem_private_key(_read(keyring.ethics_signing_key), password=None)
+        write_private_file(private_file, pem)
+        made.append(private_file)
+    private = load_pem_private_key(_read(private_file), password=None)
     public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return made + _publish(keyring.ethics_public_key, public)
+    return made + _publish(public_file, public)
 
 
 def _make_log_keys(keyring: Keyring, log_name: str, randomness: Randomness) -> list[Path]:

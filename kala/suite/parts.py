@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -12,19 +12,19 @@ from kala.suite.layout import StateLayout
 from kala.suite.ports import LOOPBACK, PortClaims
 from kala.suite.readiness import Probe, grpc_probe, http_probe
 from kala.suite.supervisor import Part
+from kala.suite.tools_home import TOOLS, ToolsHome
 
 GATEWAY: Final = "gateway"
 DEVELOPMENT_TRUST: Final = "development"
 """The repository's constitution is signed by a public key; a banner says so at every start."""
 
-GRPC_PARTS: Final = ("audit", "ethics", "inference")
-METRICS_PORTS: Final = {"gateway": 9461, "ethics": 9463, "inference": 9464, "audit": 9466}
-PART_NAMES: Final = (GATEWAY, "ethics", "inference", "audit")
+GRPC_PARTS: Final = ("audit", "ethics", "inference", "tools")
+METRICS_PORTS: Final = {"gateway": 9461, "ethics": 9463, "inference": 9464, TOOLS: 9465, "audit": 9466}
+PART_NAMES: Final = (GATEWAY, "ethics", "inference", TOOLS, "audit")
 
 _TRUST_VARIABLE: Final = "KALA_ETHICS_TRUST"
 
 OFF_PARTS: Final = {
-    "tools": "comes with its own release",
     "trainer": "comes with its own release",
     "console": "comes with its own release",
 }
@@ -44,6 +44,8 @@ class Wiring:
     """The caller's environment: it may change everything but the wiring itself."""
     decided: frozenset[str] = frozenset()
     """Variables that the caller's files set: defaults keep silent about them."""
+    tools: ToolsHome | None = None
+    """None: the tools service is off here."""
 
     @property
     def trusts_development(self) -> bool:
@@ -53,7 +55,8 @@ class Wiring:
 
     def socket(self, part: str) -> Path:
         """Where a gRPC part listens."""
-        return self.sockets / f"{part}.sock"
+        folder = self.tools.sockets if part == TOOLS and self.tools is not None else self.sockets
+        return folder / f"{part}.sock"
 
     def address(self, part: str) -> str:
         """The same, as settings spell it."""
@@ -63,7 +66,7 @@ class Wiring:
 def parts_of(wiring: Wiring, claims: PortClaims) -> list[Part]:
     """The processes of the suite, each with its whole environment; `claims` gives their metrics ports."""
     metrics = {name: claims.claim(METRICS_PORTS[name]) for name in PART_NAMES}
-    return [
+    parts = [
         Part(
             name=name,
             module=name if name == GATEWAY else f"services.{name}",
@@ -73,18 +76,34 @@ def parts_of(wiring: Wiring, claims: PortClaims) -> list[Part]:
             metrics_url=f"http://{LOOPBACK}:{metrics[name]}/metrics",
         )
         for name in PART_NAMES
+        if name != TOOLS or wiring.tools is not None
     ]
+    return [_at_home(part, wiring.tools) for part in parts]
+
+
+def _at_home(part: Part, home: ToolsHome | None) -> Part:
+    """Let the tools service run in its own folder, as its own user; the other parts stay as they are."""
+    if part.name != TOOLS or home is None:
+        return part
+    if home.uid is None:
+        return replace(part, is_optional=True)
+    # Without the working directory on its path: what lies there is that user's.
+    python = (str(home.runtime.python), "-P")
+    return replace(part, is_optional=True, python=python, user=home.uid, folder=home.root)
 
 
 def _environment(wiring: Wiring, name: str, metrics_port: int) -> dict[str, str]:
     """The caller's environment between what it may override and what holds the suite together."""
     prefix = f"KALA_{name.upper()}_"
+    ambient = wiring.ambient
+    if name == TOOLS and wiring.tools is not None:
+        ambient = wiring.tools.environment(ambient)
     defaults = {"METRICS_PORT": str(metrics_port), **_DEFAULTS.get(name, {})}
     return {
         **{
             prefix + field: value for field, value in defaults.items() if prefix + field not in wiring.decided
         },
-        **wiring.ambient,
+        **ambient,
         **{prefix + field: value for field, value in _wires(wiring, name).items()},
         # A log file is no terminal, and a traceback must not wait in a buffer when a part is killed.
         "PYTHONUNBUFFERED": "1",
@@ -129,7 +148,20 @@ def _wires(wiring: Wiring, name: str) -> Mapping[str, str]:
                 "AUDIT_VKEY_FILE": str(wiring.layout.vkey_file),
                 # Only here may an adapter of the embedded demo serve by its small gates.
                 "ALLOW_DEMO_PROFILES": "true",
+                "TOOLS_PUBLIC_KEYS": str(keyring.tools_public_key),
                 **spool,
+            }
+        case "tools" if wiring.tools is not None:
+            home = wiring.tools
+            return {
+                "ADDRESS": wiring.address(TOOLS),
+                "ETHICS_PUBLIC_KEYS": str(home.ethics_public_key),
+                "SIGNING_KEY_FILE": str(home.signing_key),
+                "AUDIT_ADDRESS": f"unix:{home.addresses['audit']}",
+                "INFERENCE_ADDRESS": f"unix:{home.addresses['inference']}",
+                "STATE_DIR": str(home.state),
+                # A model must not be shown, as its working directory, what the suite itself lives by.
+                "PROTECTED_PATHS": ",".join(str(path) for path in (wiring.layout.root, home.root)),
             }
         case _:
             return {
@@ -142,6 +174,7 @@ def _wires(wiring: Wiring, name: str) -> Mapping[str, str]:
                 "PEPPER_FILE": str(keyring.gateway_pepper),
                 "AUDIT_VKEY_FILE": str(wiring.layout.vkey_file),
                 "CHECKPOINT_FILE": str(wiring.layout.last_checkpoint),
+                **({"TOOLS_ADDRESS": wiring.address(TOOLS)} if wiring.tools is not None else {}),
                 **spool,
             }
 

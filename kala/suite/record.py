@@ -36,16 +36,22 @@ class Condition(enum.Enum):
     GAVE_UP = "gave-up"
     """It crashed too often."""
     STOPPED = "stopped"
+    OFF = "off"
+    """It cannot run on this machine; `problem` says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """One part: its process while it has one, its condition, how often it was started again, where it serves metrics."""
+    """One part: its process while it has one, its condition, how often it was started again, where it serves metrics.
+
+    `problem` says in words why it is off or was given up.
+    """
 
     process: ProcessId | None
     condition: Condition
     restarts: int = 0
     metrics_url: str | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,7 @@ class SuiteRecord:
                         "condition": part.condition.value,
                         "restarts": part.restarts,
                         "metrics_url": part.metrics_url,
+                        "problem": part.problem,
                     }
                     for name, part in self.parts.items()
                 },
@@ -117,6 +124,8 @@ class SuiteRecord:
                         Condition(part["condition"]),
                         part["restarts"],
                         part["metrics_url"],
+                        # A suite of an earlier release may still be running.
+                        part.get("problem", ""),
                     )
                     for name, part in raw["parts"].items()
                 },

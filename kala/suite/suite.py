@@ -16,16 +16,18 @@ from typing import Final
 
 from kala.errors import FailedPreconditionError, KalaError
 from kala.ethics.constitution import DEVELOPMENT_BANNER
-from kala.suite.ambient import named_in_files
+from kala.suite.ambient import named_in_files, section_of_files
 from kala.suite.backups import Database, back_up_before_migration, back_up_before_release
-from kala.suite.keyring import make_keyring
+from kala.suite.keyring import Keyring, make_keyring
 from kala.suite.layout import StateLayout, make_private_directory
 from kala.suite.lock import suite_lock
 from kala.suite.parts import GRPC_PARTS, Wiring, parts_of
 from kala.suite.ports import DEFAULT_GATEWAY_PORT, LOOPBACK, PortClaims, is_free, port_claims
 from kala.suite.processes import ProcessId, stop
-from kala.suite.record import PartRecord, Phase, SuiteRecord, read_record, write_record
+from kala.suite.record import Condition, PartRecord, Phase, SuiteRecord, read_record, write_record
+from kala.suite.relay import relays
 from kala.suite.supervisor import DEFAULT_LIMITS, STOP_GRACE_SECONDS, STOP_ORDER, Limits, Supervisor
+from kala.suite.tools_home import TOOLS, ToolsHome, tools_home
 
 DISTRIBUTION: Final = "kala-suite"
 
@@ -67,12 +69,13 @@ async def run_suite(
     with suite_lock(layout), port_claims() as claims:
         _stop_leftovers(layout)
         record, wiring = _prepare(options, claims)
-        journal = _Journal(layout, record)
+        journal = _Journal(layout, record, dict(record.parts))
         supervisor = Supervisor(layout, parts_of(wiring, claims), journal, say, options.limits)
         stopping = _stop_on_signals()
         watching = asyncio.create_task(stop_when(stopping)) if stop_when is not None else None
         try:
-            await supervisor.run(stopping, lambda: on_ready(journal.record))
+            async with _ways_for_tools(wiring.tools):
+                await supervisor.run(stopping, lambda: on_ready(journal.record))
         except KalaError as error:
             journal.fail(error.message)
             raise
@@ -98,9 +101,11 @@ class _Journal:
 
     layout: StateLayout
     record: SuiteRecord
+    off: Mapping[str, PartRecord]
+    """Parts that the supervisor does not have, since they cannot run here."""
 
     def __call__(self, phase: Phase, parts: Mapping[str, PartRecord]) -> None:
-        self._write(replace(self.record, phase=phase, parts=dict(parts)))
+        self._write(replace(self.record, phase=phase, parts={**self.off, **parts}))
 
     def fail(self, problem: str) -> None:
         self._write(replace(self.record, phase=Phase.FAILED, problem=problem))
@@ -120,7 +125,8 @@ def _prepare(options: SuiteOptions, claims: PortClaims) -> tuple[SuiteRecord, Wi
     copies = _back_up(layout, stamp=started_at.strftime("%Y%m%dT%H%M%SZ"))
     notes = (*notes, *(f"backed up before migration: {copy}" for copy in copies))
     decided = named_in_files(options.environment, Path.cwd())
-    wiring = Wiring(layout, sockets, keyring, options.host, port, options.environment, decided)
+    tools, off = _tools(options, sockets, keyring)
+    wiring = Wiring(layout, sockets, keyring, options.host, port, options.environment, decided, tools)
     if wiring.trusts_development:
         notes = (*notes, DEVELOPMENT_BANNER)
     if not layout.gateway_database.exists():
@@ -141,9 +147,28 @@ def _prepare(options: SuiteOptions, claims: PortClaims) -> tuple[SuiteRecord, Wi
         sockets=sockets,
         started_at=started_at.isoformat(timespec="seconds"),
         notes=notes,
+        parts=off,
     )
     write_record(layout, record)
     return record, wiring
+
+
+def _tools(
+    options: SuiteOptions, sockets: Path, keyring: Keyring
+) -> tuple[ToolsHome | None, dict[str, PartRecord]]:
+    """Give the tools service its home, or say why it is off: the suite chats without it."""
+    section = section_of_files(options.environment, Path.cwd(), TOOLS)
+    try:
+        home = tools_home(options.layout, sockets, keyring, ambient=options.environment, section=section)
+    except KalaError as error:
+        return None, {TOOLS: PartRecord(None, Condition.OFF, problem=error.message)}
+    return home, {}
+
+
+def _ways_for_tools(home: ToolsHome | None) -> contextlib.AbstractAsyncContextManager[None]:
+    if home is None or home.uid is None:
+        return contextlib.nullcontext()
+    return relays(home.ways, owner=home.uid)
 
 
 def _back_up(layout: StateLayout, *, stamp: str) -> list[Path]:

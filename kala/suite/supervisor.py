@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from kala.errors import FailedPreconditionError, KalaError
 from kala.suite.layout import StateLayout
@@ -22,7 +23,7 @@ from kala.suite.readiness import Probe, wait_until_ready
 from kala.suite.record import Condition, PartRecord, Phase
 from kala.suite.restarts import MAX_CRASHES, GaveUp, Refused, Restart, next_step
 
-STOP_ORDER: Final = ("gateway", "inference", "ethics", "audit")
+STOP_ORDER: Final = ("gateway", "tools", "inference", "ethics", "audit")
 """Whoever asks stops before whoever answers, so that no running request loses the record of its outcome."""
 
 START_SECONDS: Final = 60.0
@@ -55,6 +56,14 @@ class Part:
     prelude: tuple[str, ...] = ()
     """Module and arguments of a short program that must succeed once before the first start; empty for none."""
     metrics_url: str | None = None
+    is_optional: bool = False
+    """Whether the suite comes up without it."""
+    python: tuple[str, ...] = (sys.executable,)
+    """The interpreter with its flags."""
+    user: int | None = None
+    """User and group that it runs as; None for ours."""
+    folder: Path | None = None
+    """Working directory; None for ours."""
 
 
 @dataclass(slots=True)
@@ -130,8 +139,13 @@ class Supervisor:
         except TimeoutError:
             # The one that others wait for is the one to blame.
             order = sorted(self._kept.values(), key=lambda kept: -_stop_rank(kept.part.name))
-            slow = next(kept for kept in order if kept.record.condition is not Condition.READY)
-            raise self._failure(slow, f"was not ready after {self.limits.start_seconds:.0f} s") from None
+            late = [kept for kept in order if not _is_settled(kept)]
+            slow = next((kept for kept in late if not kept.part.is_optional), None)
+            words = f"was not ready after {self.limits.start_seconds:.0f} s"
+            if slow is not None:
+                raise self._failure(slow, words) from None
+            for kept in late:
+                self.say(f"{kept.part.name} {words}; the suite goes on without it until it is")
         finally:
             stopping.cancel()
             starting.cancel()
@@ -139,9 +153,9 @@ class Supervisor:
         return True
 
     async def _all_ready(self) -> None:
-        while not all(kept.record.condition is Condition.READY for kept in self._kept.values()):
+        while not all(_is_settled(kept) for kept in self._kept.values()):
             for kept in self._kept.values():
-                if kept.record.condition in _DEAD:
+                if kept.record.condition in _DEAD and not kept.part.is_optional:
                     raise self._failure(kept, "did not start")
             self._changed.clear()
             await self._changed.wait()
@@ -208,8 +222,9 @@ class Supervisor:
 
     async def _spawn(self, kept: _Kept, *module_and_arguments: str) -> asyncio.subprocess.Process:
         with open_log(self.layout.log_file(kept.part.name)) as log:
+            part = kept.part
             kept.process = await asyncio.create_subprocess_exec(
-                sys.executable,
+                *part.python,
                 "-m",
                 "kala.suite.child",
                 str(os.getpid()),
@@ -217,9 +232,11 @@ class Supervisor:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=dict(kept.part.environment),
+                env=dict(part.environment),
+                cwd=part.folder,
                 # A Ctrl-C in the terminal must reach the supervisor only, which stops the parts in order.
                 start_new_session=True,
+                **_identity(part.user),
             )
         if self._is_stopping():
             # Told to stop while this one was being started: nobody else will end it any more.
@@ -255,9 +272,10 @@ class Supervisor:
             self._set(kept, replace(kept.record, process=None, condition=Condition.STOPPED))
 
     def _end(self, kept: _Kept, condition: Condition, what: str) -> None:
-        self._set(kept, replace(kept.record, process=None, condition=condition))
-        if self._phase is Phase.READY:
-            self.say(self._failure(kept, what).message)
+        failure = self._failure(kept, what).message
+        self._set(kept, replace(kept.record, process=None, condition=condition, problem=failure))
+        if self._phase is Phase.READY or kept.part.is_optional:
+            self.say(failure)
 
     def _failure(self, kept: _Kept, what: str) -> KalaError:
         path = self.layout.log_file(kept.part.name)
@@ -272,6 +290,16 @@ class Supervisor:
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
         self.journal(phase, {name: each.record for name, each in self._kept.items()})
+
+
+def _is_settled(kept: _Kept) -> bool:
+    condition = kept.record.condition
+    return condition is Condition.READY or (kept.part.is_optional and condition in _DEAD)
+
+
+def _identity(user: int | None) -> dict[str, Any]:  # Any: keywords of several types
+    """Give the keywords of a process of another user; none of our groups go with it."""
+    return {} if user is None else {"user": user, "group": user, "extra_groups": []}
 
 
 def _stop_rank(name: str) -> int:

@@ -131,10 +131,14 @@ def processes_with(marker: str) -> list[int]:
     return found
 
 
+def uid_of(pid: int) -> int:
+    return Path(f"/proc/{pid}").stat().st_uid
+
+
 async def test_it_runs_as_nobody_and_says_in_what(running: tuple[Tools, subprocess.Popen[bytes]]) -> None:
     tools, service = running
     if os.geteuid() == 0:
-        assert os.stat(f"/proc/{service.pid}").st_uid == UNPRIVILEGED_UID
+        assert uid_of(service.pid) == UNPRIVILEGED_UID
     policy = await tools.ask("GetPolicy", pb.GetPolicyRequest())
     assert policy.isolation.tier == execution_pb2.ISOLATION_TIER_BUBBLEWRAP
     listed = await tools.ask("ListTools", pb.ListToolsRequest())

@@ -7,23 +7,46 @@ from pathlib import Path
 import pytest
 
 from kala.suite.ambient import named_in_files
-from kala.suite.keyring import make_keyring
+from kala.suite.keyring import Keyring, make_keyring
 from kala.suite.layout import StateLayout
 from kala.suite.parts import Wiring, parts_of
 from kala.suite.ports import PortClaims
+from kala.suite.runtime_copy import Runtime
 from kala.suite.supervisor import Part
+from kala.suite.tools_home import ToolsHome
 
 
-def wired(tmp_path: Path, ambient: dict[str, str], decided: frozenset[str] = frozenset()) -> dict[str, Part]:
+def wired(
+    tmp_path: Path,
+    ambient: dict[str, str],
+    decided: frozenset[str] = frozenset(),
+    *,
+    uid: int | None = None,
+    has_tools: bool = True,
+) -> dict[str, Part]:
     layout = StateLayout.at(tmp_path / "state")
     layout.create()
     keyring, _ = make_keyring(layout.keys, layout.trust)
-    wiring = Wiring(layout, layout.sockets(), keyring, "127.0.0.1", 8800, ambient, decided)
+    tools = home(tmp_path, keyring, uid) if has_tools else None
+    wiring = Wiring(layout, layout.sockets(), keyring, "127.0.0.1", 8800, ambient, decided, tools)
     claims = PortClaims(tmp_path / "ports")
     try:
         return {part.name: part for part in parts_of(wiring, claims)}
     finally:
         claims.close()
+
+
+def home(tmp_path: Path, keyring: Keyring, uid: int | None) -> ToolsHome:
+    root = tmp_path / "home"
+    return ToolsHome(
+        root,
+        Runtime(Path("/copied/python3")),
+        root,
+        keyring.ethics_public_key,
+        keyring.tools_signing_key,
+        {peer: root / f"{peer}.sock" for peer in ("audit", "inference")},
+        uid,
+    )
 
 
 def test_the_caller_overrides_a_default(tmp_path: Path) -> None:
@@ -42,7 +65,7 @@ def test_the_caller_cannot_cut_the_wires(tmp_path: Path) -> None:
 
 def test_every_part_has_its_own_metrics_port(tmp_path: Path) -> None:
     urls = [part.metrics_url for part in wired(tmp_path, {}).values()]
-    assert len(set(urls)) == 4
+    assert len(set(urls)) == 5
 
 
 def test_no_part_sees_the_private_keys_of_another(tmp_path: Path) -> None:
@@ -52,6 +75,7 @@ def test_no_part_sees_the_private_keys_of_another(tmp_path: Path) -> None:
         "audit-log.key": "audit",
         "audit-kek.key": "audit",
         "gateway-pepper.key": "gateway",
+        "tools.key": "tools",
     }
     for name, owner in owners.items():
         users = {
@@ -96,3 +120,35 @@ def test_ethics_finds_inference_and_the_guard_that_the_caller_wants(tmp_path: Pa
         == parts["inference"].environment["KALA_INFERENCE_ADDRESS"]
     )
     assert environment["KALA_ETHICS_GUARD_MODEL"] == "lmstudio/guard"
+
+
+def test_tools_runs_as_its_own_user_in_its_own_folder(tmp_path: Path) -> None:
+    part = wired(tmp_path, {}, uid=65532)["tools"]
+    assert (part.user, part.folder) == (65532, tmp_path / "home")
+    assert part.python[0] == "/copied/python3"
+    assert part.is_optional
+    assert not any(str(tmp_path / "state/keys") in value for value in wired_values(part, "KALA_TOOLS_AUDIT"))
+
+
+def wired_values(part: Part, prefix: str) -> list[str]:
+    return [value for name, value in part.environment.items() if name.startswith(prefix)]
+
+
+def test_tools_learns_nothing_of_the_other_parts_secrets(tmp_path: Path) -> None:
+    ambient = {"OPENAI_API_KEY": "sk-1", "KALA_API_KEY": "kala_1", "KALA_TOOLS_MAX_RUNS": "3", "PATH": "/bin"}
+    environment = wired(tmp_path, ambient, uid=65532)["tools"].environment
+    assert environment["KALA_TOOLS_MAX_RUNS"] == "3"
+    assert not {"OPENAI_API_KEY", "KALA_API_KEY"} & set(environment)
+
+
+def test_the_gateway_and_inference_know_the_tools_service(tmp_path: Path) -> None:
+    parts = wired(tmp_path, {})
+    address = parts["tools"].environment["KALA_TOOLS_ADDRESS"]
+    assert parts["gateway"].environment["KALA_GATEWAY_TOOLS_ADDRESS"] == address
+    assert parts["inference"].environment["KALA_INFERENCE_TOOLS_PUBLIC_KEYS"].endswith("tools.pub")
+
+
+def test_without_tools_the_gateway_says_that_they_are_not_deployed(tmp_path: Path) -> None:
+    parts = wired(tmp_path, {}, has_tools=False)
+    assert "tools" not in parts
+    assert "KALA_GATEWAY_TOOLS_ADDRESS" not in parts["gateway"].environment

@@ -31,6 +31,7 @@ from kala.suite.record import (
 )
 from kala.suite.suite import SuiteOptions, require_packages, run_suite
 from kala.suite.supervisor import Limits, Part, StartFailedError
+from kala.suite.tools_home import ToolsHome
 
 SLEEPER = "import pathlib, time; pathlib.Path(__file__).with_suffix('.up').touch(); time.sleep(60)"
 REFUSER = "import sys; sys.stderr.write('KALA_X: bad\\n'); sys.exit(2)"
@@ -39,6 +40,16 @@ REFUSER = "import sys; sys.stderr.write('KALA_X: bad\\n'); sys.exit(2)"
 @pytest.fixture
 def layout(tmp_path: Path) -> StateLayout:
     return StateLayout.at(tmp_path / "state")
+
+
+@pytest.fixture(autouse=True)
+def tools_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test of this file makes a home for the tools service on this machine."""
+
+    def off(*_: object, **__: object) -> ToolsHome:
+        raise FailedPreconditionError("no sandbox here")
+
+    monkeypatch.setattr(suite_module, "tools_home", off)
 
 
 def with_parts(monkeypatch: pytest.MonkeyPatch, folder: Path, **programs: str) -> None:
@@ -87,7 +98,8 @@ async def test_a_run_is_recorded_from_start_to_stop(
     last = read_record(layout)
     assert last is not None
     assert last.phase is Phase.STOPPING
-    assert {part.condition for part in last.parts.values()} == {Condition.STOPPED}
+    conditions = {part.condition for name, part in last.parts.items() if name != "tools"}
+    assert conditions == {Condition.STOPPED}
     assert not is_locked(layout)
 
 
@@ -208,3 +220,18 @@ def test_the_detached_supervisor_reports_a_failure_by_exit_code(tmp_path: Path) 
     assert done.returncode == 1
     assert "is not a directory" in done.stderr or "cannot be made" in done.stderr
     assert "Traceback" not in textwrap.dedent(done.stderr)
+
+
+async def test_a_suite_without_tools_is_ready_and_says_why_they_are_off(
+    layout: StateLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_parts(monkeypatch, tmp_path, audit=SLEEPER)
+    seen: list[SuiteRecord] = []
+
+    async def ready(record: SuiteRecord) -> None:
+        seen.append(record)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    await run_suite(options(layout), on_ready=ready, say=print)
+    assert seen[0].phase is Phase.READY
+    assert seen[0].parts["tools"] == PartRecord(None, Condition.OFF, problem="no sandbox here")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -215,3 +215,27 @@ def test_killing_the_parent_ends_its_children(tmp_path: Path) -> None:
         assert child is not None
         process.kill()
     assert wait_until(lambda: not child.is_alive(), timeout_seconds=10)
+
+
+async def test_a_suite_comes_up_without_an_optional_part_and_keeps_its_last_words(stage: Stage) -> None:
+    stop = asyncio.Event()
+    parts = [stage.part("audit"), replace(stage.part("tools", REFUSER), is_optional=True)]
+    await stage.supervisor(*parts).run(stop, then(nothing, stop))
+    assert Phase.READY in stage.journal.phases
+    assert stage.journal.parts["tools"].condition is Condition.REFUSED
+    assert "KALA_X_ADRESS: unknown variable" in stage.journal.parts["tools"].problem
+    assert any("KALA_X_ADRESS" in said for said in stage.said)
+
+
+async def test_an_optional_part_that_is_slow_does_not_stop_the_others(stage: Stage) -> None:
+    stop = asyncio.Event()
+
+    async def never() -> bool:
+        return False
+
+    slow = replace(stage.part("tools"), is_optional=True, probe=never)
+    supervisor = stage.supervisor(stage.part("audit"), slow)
+    supervisor.limits = Limits(start_seconds=3, stop_grace_seconds=10)
+    await supervisor.run(stop, then(nothing, stop))
+    assert Phase.READY in stage.journal.phases
+    assert any("goes on without it" in said for said in stage.said)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ _LEAST_RETRY_SECONDS: Final = 0.1
 _SHARE: Final = 0.2
 # Where the packages are imported from, here and in the launcher.
 _ROOT: Final = str(Path(__file__).resolve().parents[3])
+_KEPT_VARIABLES: Final = ("LD_LIBRARY_PATH", "PYTHONHOME")
 _SOCKET_BYTES: Final = 1024 * 1024
 
 
@@ -53,13 +54,22 @@ class LauncherSettings:
     pool_disk_bytes: int = 256 * 1024 * 1024
     # Runs at one time, over all languages.
     max_running: int = 16
+    # What starts Python for the launcher.
+    python: tuple[str, ...] = (sys.executable,)
 
 
 class LauncherSandbox:
     """A tier that a launcher runs; keeps the `Sandbox` protocol."""
 
-    def __init__(self, isolation: Isolation, settings: LauncherSettings, options: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        isolation: Isolation,
+        settings: LauncherSettings,
+        options: Mapping[str, str],
+        dispose: Callable[[int], None] | None = None,
+    ) -> None:
         self._isolation = isolation
+        self._dispose = dispose
         self._settings = settings
         self._options = options
         self._loop = asyncio.get_running_loop()
@@ -79,14 +89,20 @@ class LauncherSandbox:
 
     @classmethod
     async def open(
-        cls, isolation: Isolation, settings: LauncherSettings, options: Mapping[str, str]
+        cls,
+        isolation: Isolation,
+        settings: LauncherSettings,
+        options: Mapping[str, str],
+        dispose: Callable[[int], None] | None = None,
     ) -> LauncherSandbox:
         """Start the launcher and wait until it serves.
+
+        `dispose` deletes the workspace, given its descriptor, of a run that is over; None where it goes by itself.
 
         Raises:
             SetupFailedError: it does not come up.
         """
-        sandbox = cls(isolation, settings, options)
+        sandbox = cls(isolation, settings, options, dispose)
         try:
             await sandbox._ensure()
         except BaseException:
@@ -167,6 +183,7 @@ class LauncherSandbox:
             begin=lambda: self._tell({"op": "go", "id": number}),
             kill=lambda status, reason: self._tell_kill(number, status, reason),
             closed=lambda run: self._forget(number, run),
+            dispose=self._dispose,
         )
         self._runs[number] = run
         return run
@@ -218,8 +235,8 @@ class LauncherSandbox:
                 side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - this interpreter and our own module
-                    _command(theirs.fileno(), self._configuration()),
-                    env={"PYTHONPATH": _ROOT, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+                    [*self._settings.python, *_arguments(theirs.fileno(), self._configuration())],
+                    env=_environment(),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
@@ -330,10 +347,14 @@ class LauncherSandbox:
             await asyncio.to_thread(_end, process)
 
 
-def _command(descriptor: int, configuration: Message) -> list[str]:
-    module = "services.tools.sandbox.launcher"
-    # Without site packages: it needs the standard library only, and starts sooner.
-    return [sys.executable, "-S", "-B", "-m", module, str(descriptor), json.dumps(configuration)]
+def _arguments(descriptor: int, configuration: Message) -> list[str]:
+    return ["-B", "-m", "services.tools.sandbox.launcher", str(descriptor), json.dumps(configuration)]
+
+
+def _environment() -> dict[str, str]:
+    """Give the launcher nothing of the service's environment but what its interpreter needs to start."""
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    return {**kept, "PYTHONPATH": _ROOT, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -55,6 +55,7 @@ class LauncherRun:
         begin: Callable[[], None],
         kill: Callable[[Status, str], None],
         closed: Callable[[LauncherRun], None],
+        dispose: Callable[[int], None] | None = None,
     ) -> None:
         self._isolation = isolation
         self._limits = limits
@@ -63,6 +64,7 @@ class LauncherRun:
         self._begin = begin
         self._tell_kill = kill
         self._on_closed = closed
+        self._dispose = dispose
         self._loop = asyncio.get_running_loop()
         self._born = self._loop.time()
         self._sources = {
@@ -283,11 +285,17 @@ class LauncherRun:
             self._look_over()
             if not self._over.is_set():
                 await self._wake.wait()
-        self._free()
+        await self._free()
 
-    def _free(self) -> None:
-        self._pause()
+    async def _free(self) -> None:
+        if self._closed:
+            return
         self._closed = True
+        if self._dispose is not None:
+            # What cannot be deleted now is when the tier is opened again.
+            with suppress(OSError):
+                await asyncio.to_thread(self._dispose, self._workspace)
+        self._pause()
         for source in self._sources.values():
             os.close(source.descriptor)
         self._sources.clear()

@@ -25,7 +25,9 @@ async def version() -> str:
     return said.decode("ascii", "replace").strip()
 
 
-async def open_bubblewrap(settings: LauncherSettings) -> LauncherSandbox:
+async def open_bubblewrap(
+    settings: LauncherSettings, *, kind: type[LauncherSandbox] = LauncherSandbox
+) -> LauncherSandbox:
     """Start the tier.
 
     Raises:
@@ -38,5 +40,10 @@ async def open_bubblewrap(settings: LauncherSettings) -> LauncherSandbox:
             reason="BUBBLEWRAP_MISSING",
         )
     isolation = Isolation(Tier.BUBBLEWRAP, Strength.STANDARD, found, CONTROLS)
-    options = {"etc": str(lay_out(settings.state_directory))}
-    return await LauncherSandbox.open(isolation, settings, options)
+    try:
+        options = {"etc": str(lay_out(settings.state_directory))}
+    except OSError as error:
+        raise SetupFailedError(
+            f"the files that a sandbox needs could not be written to {settings.state_directory}: {error}"
+        ) from error
+    return await kind.open(isolation, settings, options)

@@ -141,6 +141,20 @@ def clear(root: int) -> None:
         done += 1
 
 
+def remove(path: str | Path) -> None:
+    """Delete a directory in which no process works any more, with everything beneath it.
+
+    Raises:
+        OSError: something could not be deleted.
+    """
+    descriptor = os.open(path, _LOOK)
+    try:
+        clear(descriptor)
+    finally:
+        os.close(descriptor)
+    Path(path).rmdir()
+
+
 def _strip(directory: int, top: int, token: str, lifted: int) -> int:
     """Unlink the files of a directory and lift its directories; give how many were lifted so far."""
     with os.scandir(directory) as entries:

@@ -53,8 +53,9 @@ class SpawnPlan:
     # None where the sandbox sees no /proc of its own.
     proc: str | None = "/proc"
     environment: Mapping[str, str] = field(default_factory=dict)
-    # A directory of the host that is the workspace, for a tier without mounts; removed by the launcher.
-    host_workspace: str | None = None
+    # A directory of the host that holds the workspace and the scratch, for a tier without mounts. Whoever the workspace is
+    # given to deletes it.
+    host_directory: str | None = None
 
 
 Planner = Callable[[Shape], SpawnPlan]

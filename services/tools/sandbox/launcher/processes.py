@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 _TICK_SECONDS: Final = 1 / os.sysconf("SC_CLK_TCK")
@@ -25,10 +26,11 @@ class Seen:
 
 
 class Processes:
-    """The processes that a sandbox's private /proc shows. Owns the descriptor."""
+    """The processes that a sandbox's private /proc shows, or of a /proc those that `find` names. Owns the descriptor."""
 
-    def __init__(self, proc: int) -> None:
+    def __init__(self, proc: int, find: Callable[[], Iterable[int]] | None = None) -> None:
         self._proc = proc
+        self._find = find
 
     def look(self, enough_bytes: int) -> Seen:
         """Add up what they use.
@@ -37,7 +39,7 @@ class Processes:
         """
         cpu, pages, tasks = 0.0, 0, 0
         alive: list[str] = []
-        for name in os.listdir(self._proc):  # noqa: PTH208 - by descriptor
+        for name in self._names():
             if name.isdigit() and (fields := self._stat(name)):
                 # utime, stime and those of reaped children: proc(5), fields 14 to 17.
                 cpu += sum(map(int, fields[11:15])) * _TICK_SECONDS
@@ -49,6 +51,11 @@ class Processes:
         if memory > enough_bytes:
             memory = sum(map(self._own_bytes, alive))
         return Seen(cpu, memory, tasks)
+
+    def _names(self) -> list[str]:
+        if self._find is not None:
+            return [str(pid) for pid in self._find()]
+        return os.listdir(self._proc)  # noqa: PTH208 - by descriptor
 
     def _stat(self, name: str) -> list[bytes]:
         """Give the fields of /proc/N/stat from the third on; empty when it is gone."""
@@ -96,3 +103,17 @@ def stored(directories: Iterable[int]) -> Stored:
         inodes += max(0, system.f_files - system.f_ffree - 1)
         full = full or (system.f_blocks > 0 and system.f_bavail == 0)
     return Stored(disk, inodes, full)
+
+
+def tasks_of_this_user(proc: Path = Path("/proc")) -> int:
+    """Count the threads of this process's user, host-wide: what RLIMIT_NPROC compares with."""
+    uid, count = os.getuid(), 0
+    for entry in proc.iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            if entry.stat().st_uid == uid:
+                count += len(list((entry / "task").iterdir()))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return count

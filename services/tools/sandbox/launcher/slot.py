@@ -10,16 +10,25 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from services.tools.sandbox.landlock.directory import held_below, remove
 from services.tools.sandbox.launcher import limits as process_limits
-from services.tools.sandbox.launcher.plan import Shape, SpawnPlan
-from services.tools.sandbox.launcher.processes import Processes, Seen, Stored, stored
+from services.tools.sandbox.launcher.plan import Containment, Shape, SpawnPlan
+from services.tools.sandbox.launcher.processes import (
+    Processes,
+    Seen,
+    Stored,
+    stored,
+    tasks_of_this_user,
+)
 from services.tools.sandbox.launcher.spawn import spawn
 from services.tools.sandbox.launcher.verdict import Totals, Verdict, exceeded, judge
 from services.tools.sandbox.model import Limits, Status, Usage
 from services.tools.sandbox.stubs import READY
+from services.tools.sandbox.survivors import descendants
 
 _INFO_BYTES: Final = 4096
 _ERROR_BYTES: Final = 2048
@@ -83,10 +92,19 @@ class Slot:
         for path in self._plan.scratch:
             self._scratch += (self._open(path),)
         if self._plan.proc is not None:
-            self._processes = Processes(self._open(self._plan.proc))
+            find = partial(descendants, self._pid) if self._is_subtree else None
+            self._processes = Processes(self._open(self._plan.proc), find)
         Path(f"/proc/{self._stub}/oom_score_adj").write_text(_LIKELIEST_VICTIM)
+        # Nothing of this changes while the stub waits for the code.
+        before = self._look()
+        self._own_threads = max(1, before.tasks)
+        self._cpu_before = before.cpu_seconds
         self.stage = Stage.READY
         return True
+
+    @property
+    def _is_subtree(self) -> bool:
+        return self._plan.containment is Containment.SUBTREE
 
     def _find_first(self) -> int:
         if self._plan.info_descriptor is None:
@@ -117,10 +135,9 @@ class Slot:
         Raises:
             OSError: a limit could not be put; the sandbox must be killed.
         """
-        before = self._look()
-        self._own_threads = max(1, before.tasks)
-        self._cpu_before = before.cpu_seconds
-        process_limits.put(self._stub, self.shape.language, limits, self._own_threads)
+        # Where there is no namespace of users, the kernel counts every thread that the service's user has.
+        counted = tasks_of_this_user() - 1 if self._is_subtree else self._own_threads
+        process_limits.put(self._stub, self.shape.language, limits, counted)
         self.run, self.limits, self.stage = run, limits, Stage.RUNNING
         ends = self.ends
         return (ends.stdin, ends.stdout, ends.stderr, ends.code, self.workspace, self.first)
@@ -148,16 +165,28 @@ class Slot:
 
     def _look(self) -> Seen:
         if self.workspace >= 0:
-            self._stored = stored(self._writable())
+            self._stored = self._measure()
         if self._processes is None:
             return Seen(0.0, 0, 0)
-        most = self.limits.memory_bytes - self._stored.disk_bytes if self.limits else 1 << 62
+        most = self.limits.memory_bytes - self._in_memory if self.limits else 1 << 62
         return self._processes.look(most)
+
+    def _measure(self) -> Stored:
+        if self._plan.host_directory is None:
+            return stored(self._writable())
+        most = self.limits.inodes if self.limits else 0
+        held = [held_below(directory, most_inodes=most) for directory in self._writable()]
+        return Stored(sum(part.disk_bytes for part in held), sum(part.inodes for part in held), full=False)
+
+    @property
+    def _in_memory(self) -> int:
+        """The bytes of what was written that are memory."""
+        return self._stored.disk_bytes if self._plan.host_directory is None else 0
 
     def _add(self, seen: Seen) -> None:
         self._cpu = max(self._cpu, seen.cpu_seconds - self._cpu_before)
         held = max(0, seen.memory_bytes - self._plan.overhead_bytes)
-        self._peak_memory = max(self._peak_memory, held + self._stored.disk_bytes)
+        self._peak_memory = max(self._peak_memory, held + self._in_memory)
         if self._plan.counts_tasks:
             self._peak_tasks = max(self._peak_tasks, seen.tasks - self._own_threads + 1)
 
@@ -184,7 +213,9 @@ class Slot:
         for descriptor in (self.first, self.outer):
             if descriptor >= 0:
                 with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                    # A keeper ends what it keeps before itself.
+                    kept = self._is_subtree and descriptor == self.outer
+                    signal.pidfd_send_signal(descriptor, signal.SIGTERM if kept else signal.SIGKILL)
 
     def error_text(self) -> str:
         """Give what a sandbox that never stood wrote to stderr."""
@@ -197,7 +228,7 @@ class Slot:
         code, spent, most = self._reap()
         with suppress(OSError):
             if self.workspace >= 0:
-                self._stored = stored(self._writable())
+                self._stored = self._measure()
         self._cpu = max(self._cpu, spent - self._cpu_before)
         if not self._peak_memory:
             self._peak_memory = most
@@ -223,7 +254,10 @@ class Slot:
         return code, seconds, most
 
     def close(self) -> None:
-        """Give back every descriptor that is not given away."""
+        """Give back every descriptor that is not given away, and directories of the host that never were."""
+        if self._plan.host_directory is not None and self.run is None:
+            with suppress(OSError):
+                remove(self._plan.host_directory)
         self.ends.close()
         for descriptor in (*self._writable(), self.first, self.outer):
             if descriptor >= 0:

@@ -13,8 +13,9 @@ from services.tools.sandbox.client import LauncherSettings
 from services.tools.sandbox.detection import Candidate, DetectionPolicy
 from services.tools.sandbox.kubernetes.api import KubernetesApi
 from services.tools.sandbox.kubernetes.manifest import PodSettings
-from services.tools.sandbox.kubernetes.sandbox import KubernetesSandbox
+from services.tools.sandbox.kubernetes.sandbox import KubernetesSandbox, reachable_address
 from services.tools.sandbox.model import Language, Sandbox, Strength, Tier
+from services.tools.sandbox.runsc.tier import runsc_candidate
 
 CLUSTER_URL: Final = "https://kubernetes.default.svc"
 
@@ -25,9 +26,13 @@ SELF_TEST_RUNS: Final = 4
 def candidates(settings: ToolsSettings, policy: Policy, stack: AsyncExitStack) -> list[Candidate]:
     """Every tier that can be tried; which of them holds is found out by trying. `stack` closes what tiers share."""
     launched = _launcher_settings(settings, policy)
-    found = [Candidate(Tier.BUBBLEWRAP, Strength.STANDARD, partial(open_bubblewrap, launched))]
+    found = [
+        runsc_candidate(launched),
+        Candidate(Tier.BUBBLEWRAP, Strength.STANDARD, partial(open_bubblewrap, launched)),
+    ]
     if settings.runtime_class is not None:
-        found.append(Candidate(Tier.KUBERNETES, Strength.STRONG, partial(_open_kubernetes, settings, stack)))
+        opening = partial(_open_kubernetes, settings, stack)
+        found.append(Candidate(Tier.KUBERNETES, Strength.STRONG, opening, reachable=reachable_address()))
     return found
 
 

@@ -39,8 +39,8 @@ async def main(arguments: list[str]) -> None:
     wanted = set(arguments[2:])
     probes = [probe for probe in PROBES if not wanted or probe.id in wanted]
 
-    async def test(sandbox: Sandbox):
-        return await self_test(sandbox, probes=probes)
+    async def test(sandbox: Sandbox, host: str):
+        return await self_test(sandbox, probes=probes, host=host)
 
     found = await detect(
         [await candidate(tier, Path(arguments[1]))],

@@ -21,7 +21,8 @@ _AS_ROOT: Final = (
     "start it as an unprivileged user (tools.run_as_uid)"
 )
 
-Test = Callable[[Sandbox], Awaitable[SelfTest]]
+# Tests a tier; the address is one of this machine that a run would reach if it had a network.
+Test = Callable[[Sandbox, str], Awaitable[SelfTest]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Candidate:
     open: Callable[[], Awaitable[Sandbox]]
     # Implementation and version; empty when it is not installed.
     version: str = ""
+    # An address of this machine that a run would reach if it had a network.
+    reachable: str = "127.0.0.1"
     # Why it is used only where the operator names it, with the cure; empty when it may be chosen.
     caution: str = ""
 
@@ -90,11 +93,15 @@ class Detected:
         )
 
 
+async def _self_test(sandbox: Sandbox, host: str) -> SelfTest:
+    return await self_test(sandbox, host=host)
+
+
 async def detect(
     candidates: Sequence[Candidate],
     policy: DetectionPolicy,
     *,
-    test: Test = self_test,
+    test: Test = _self_test,
     uid: Callable[[], int] = os.geteuid,
 ) -> Detected:
     """Open and test the tiers in the order of preference until one holds; that one stays open."""
@@ -117,7 +124,7 @@ async def examine(
     *,
     tiers: Collection[Tier] = ORDER,
     in_use: Sandbox | None = None,
-    test: Test = self_test,
+    test: Test = _self_test,
     uid: Callable[[], int] = os.geteuid,
 ) -> tuple[MechanismReport, ...]:
     """Test every tier of `tiers` anew, the one in use through its own sandbox, and close what was opened for it."""
@@ -126,7 +133,7 @@ async def examine(
         if candidate.tier not in tiers:
             continue
         if in_use is not None and candidate.tier is in_use.isolation.tier:
-            reports.append(_judged(candidate, in_use, await test(in_use)))
+            reports.append(_judged(candidate, in_use, await test(in_use, candidate.reachable)))
             continue
         # What the policy does not allow is tried all the same: people ask what this machine could give.
         refusal = _refusal(candidate, policy, uid())
@@ -165,7 +172,7 @@ async def _try(candidate: Candidate, test: Test) -> tuple[Sandbox | None, Mechan
     except (KalaError, OSError) as error:
         return None, _report(candidate, str(error) or type(error).__name__)
     try:
-        report = _judged(candidate, sandbox, await test(sandbox))
+        report = _judged(candidate, sandbox, await test(sandbox, candidate.reachable))
     except BaseException:
         await sandbox.aclose()
         raise
@@ -213,7 +220,7 @@ _STRENGTHS: Final = {
     Tier.LANDLOCK: Strength.WEAK,
 }
 _NOT_CONFIGURED: Final = {
-    Tier.KUBERNETES: "it is not configured: tools.kubernetes names the namespace, image and RuntimeClass",
+    Tier.KUBERNETES: "it is not configured: tools.runtime_class and tools.sandbox_image name what its pods run under and are made of",
 }
 
 

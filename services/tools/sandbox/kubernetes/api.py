@@ -52,7 +52,7 @@ class KubernetesApi:
             verify = str(self._ca_file) if self._ca_file is not None else True
             self._client = httpx.AsyncClient(verify=verify, timeout=_TIMEOUT, trust_env=False)
         except OSError as error:
-            raise SetupFailedError(f"tools.kubernetes.ca_file: {error}") from error
+            raise SetupFailedError(f"the cluster's CA file: {error}") from error
         return self
 
     async def __aexit__(
@@ -122,7 +122,7 @@ class KubernetesApi:
             token = await asyncio.to_thread(self._token_file.read_text, encoding="ascii")
         except (OSError, UnicodeDecodeError) as error:
             raise SetupFailedError(
-                f"tools.kubernetes.token_file: {error}; the pod of tools needs a projected service account token"
+                f"the service account token: {error}; the pod of tools needs a projected service account token"
             ) from error
         return {"authorization": f"Bearer {token.strip()}", "accept": "application/json"}
 

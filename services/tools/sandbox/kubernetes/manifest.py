@@ -65,11 +65,11 @@ class PodSettings:
         """Refuse what would be unpinned or unprotected."""
         if not _IMAGE.match(self.image):
             raise SetupFailedError(
-                f"tools.kubernetes.image: {self.image!r} is not pinned; name it with @sha256:…"
+                f"tools.sandbox_image: {self.image!r} is not pinned; name it with @sha256:…"
             )
         if not self.runtime_class:
             raise SetupFailedError(
-                "tools.kubernetes.runtime_class: it is empty, and a plain pod shares the node's kernel; name gvisor or kata"
+                "tools.runtime_class: it is empty, and a plain pod shares the node's kernel; name gvisor or kata"
             )
 
 

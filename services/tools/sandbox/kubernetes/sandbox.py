@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -47,6 +48,14 @@ _CONTROLS: Final = (
     "seccomp",
     "token.none",
 )
+
+
+def reachable_address() -> str:
+    """Give the address that other pods would reach this one at: the self-test listens there."""
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return "127.0.0.1"
 
 
 class KubernetesSandbox:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import subprocess
+from functools import partial
 from typing import Final
 
 from services.tools.sandbox.bubblewrap.plan import BUBBLEWRAP
 from services.tools.sandbox.client import LauncherSandbox, LauncherSettings
+from services.tools.sandbox.detection import Candidate
 from services.tools.sandbox.model import Isolation, SetupFailedError, Strength, Tier
 from services.tools.sandbox.runsc.plan import CONTROLS, RUNSC
 from services.tools.sandbox.system_files import lay_out
@@ -20,16 +23,15 @@ _VERSION_SECONDS: Final = 10.0
 _INSTALL: Final = "install a current release of gVisor as https://gvisor.dev/docs/user_guide/install says"
 
 
-async def version() -> str:
-    """Give "runsc …"; empty when it is not installed."""
+def version() -> str:
+    """Give "runsc …"; empty when it is not installed. It starts the program: once, at the start of the service."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            RUNSC, "--version", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        done = subprocess.run(  # noqa: S603 - a fixed command
+            [RUNSC, "--version"], capture_output=True, timeout=_VERSION_SECONDS, check=False, env={}
         )
-        said, _ = await asyncio.wait_for(process.communicate(), _VERSION_SECONDS)
-    except (OSError, TimeoutError):
+    except (OSError, subprocess.TimeoutExpired):
         return ""
-    first = said.decode("ascii", "replace").splitlines()[:1]
+    first = done.stdout.decode("ascii", "replace").splitlines()[:1]
     return first[0].replace(" version", "").strip() if first else ""
 
 
@@ -57,7 +59,7 @@ async def open_runsc(settings: LauncherSettings) -> LauncherSandbox:
     Raises:
         SetupFailedError: runsc or bubblewrap is not installed, or the launcher does not start.
     """
-    found = await version()
+    found = await asyncio.to_thread(version)
     if not found:
         raise SetupFailedError(f"{RUNSC} is not installed; {_INSTALL}", reason="RUNSC_MISSING")
     if not os.access(BUBBLEWRAP, os.X_OK):
@@ -68,3 +70,11 @@ async def open_runsc(settings: LauncherSettings) -> LauncherSandbox:
     isolation = Isolation(Tier.RUNSC, Strength.STRONG, found, CONTROLS)
     options = {"etc": str(lay_out(settings.state_directory)), "platform": platform_for(found)}
     return await LauncherSandbox.open(isolation, settings, options)
+
+
+def runsc_candidate(settings: LauncherSettings) -> Candidate:
+    """Offer the tier, with its caution where the release is old."""
+    found = version()
+    return Candidate(
+        Tier.RUNSC, Strength.STRONG, partial(open_runsc, settings), version=found, caution=caution(found)
+    )

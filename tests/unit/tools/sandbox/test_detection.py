@@ -58,7 +58,7 @@ class Machine:
             raise SetupFailedError(f"{tier.value} is not installed: install it")
         return self.sandboxes[tier]
 
-    async def test(self, sandbox: Sandbox) -> SelfTest:
+    async def test(self, sandbox: Sandbox, _host: str) -> SelfTest:
         tier = sandbox.isolation.tier
         self.tested.append(tier)
         if tier in self.broken:
@@ -208,7 +208,7 @@ async def test_an_examination_can_be_of_one_tier() -> None:
 async def test_a_test_that_breaks_closes_what_it_opened() -> None:
     machine = Machine()
 
-    async def broken(_sandbox: Sandbox) -> SelfTest:
+    async def broken(_sandbox: Sandbox, _host: str) -> SelfTest:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

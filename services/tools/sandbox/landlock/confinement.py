@@ -54,6 +54,8 @@ class Confinement:
     limits: tuple[Limit, ...]
     # The seccomp filter, assembled once by whoever starts many of these; see `filter_for_this_machine`.
     seccomp: bytes
+    # Where its temporary files go, the other place where it may write.
+    scratch: str | None = None
     # Further places that it may read.
     readable: tuple[str, ...] = ()
     directory: str | None = None
@@ -97,6 +99,7 @@ def rules(confinement: Confinement) -> tuple[Rule, ...]:
         *(Rule(path, kernel.READ) for path in confinement.readable),
         *(Rule(path, kernel.USE_DEVICE) for path in DEVICES if Path(path).exists()),
         Rule(confinement.workspace, kernel.WRITE),
+        *(Rule(path, kernel.WRITE) for path in (confinement.scratch,) if path is not None),
     )
 
 
@@ -131,17 +134,3 @@ def _keep_only(descriptors: tuple[int, ...]) -> None:
         except OSError:
             # The descriptor of this very listing.
             continue
-
-
-def tasks_of_this_user(proc: Path = Path("/proc")) -> int:
-    """Count the threads of this process's user, host-wide: what RLIMIT_NPROC compares with."""
-    uid, count = os.getuid(), 0
-    for entry in proc.iterdir():
-        if not entry.name.isdecimal():
-            continue
-        try:
-            if entry.stat().st_uid == uid:
-                count += len(list((entry / "task").iterdir()))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return count

@@ -1,0 +1,1 @@
+"""Syntax rules for Python: what is wrong by what it says, whatever data goes through it."""

@@ -1,0 +1,339 @@
+"""Errors that nobody handles, loops without an end, comparisons and keys that mean something else."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from services.tools.code.model import Hit
+from services.tools.code.python.guards import dotted
+from services.tools.code.python.subject import Check, Subject
+from services.tools.code.python.values import OUTSIDE
+
+_OBSOLETE: Final = frozenset(
+    (
+        "os.popen2 os.popen3 os.popen4 os.spawnvp os.tmpnam os.tempnam os.getlogin_r os.errno string.letters string.maketrans string.uppercase string.lowercase"
+        " string.join string.replace string.atoi string.strip time.clock platform.linux_distribution platform.dist inspect.getargspec inspect.formatargspec"
+        " ssl.wrap_socket ssl.match_hostname ssl.RAND_pseudo_bytes asyncio.async asyncio.coroutine cgi.parse_qs cgi.parse_qsl html.parser.HTMLParser().unescape"
+        " threading._sleep array.array().tostring array.array().fromstring base64.encodestring base64.decodestring xml.etree.ElementTree.Element().getchildren"
+        " imp.load_module imp.load_source imp.find_module imp.reload collections.Mapping collections.MutableMapping collections.Iterable collections.Callable"
+        " collections.Sequence fractions.gcd gettext.lgettext unittest.makeSuite logging.warn sys.setcheckinterval sys.getcheckinterval tarfile.filemode"
+        " datetime.datetime.utcfromtimestamp_r email.Utils.formatdate sys.maxint os.getcwdu operator.isCallable operator.sequenceIncludes rfc822.Message"
+        " thread.start_new_thread commands.getoutput types.StringType tempfile.template random.jumpahead sha.new md5.new dircache.listdir posixfile.open"
+        " numpy.asscalar numpy.random.random_integers pkgutil.ImpImporter locale.format binascii.b2a_hqx binascii.a2b_hqx binascii.rlecode_hqx crypt.crypt"
+        " flask.ext.sqlalchemy.SQLAlchemy flask.json.JSONEncoder django.conf.urls.url django.utils.encoding.force_text django.utils.translation.ugettext"
+        " django.core.urlresolvers.reverse django.shortcuts.render_to_response pandas.Panel distutils.core.setup asyncore.dispatcher smtpd.SMTPServer"
+    ).split()
+)
+_OBSOLETE_MODULES: Final = frozenset(
+    {
+        "imp",
+        "md5",
+        "sha",
+        "asyncore",
+        "asynchat",
+        "smtpd",
+        "rexec",
+        "Bastion",
+        "popen2",
+        "commands",
+        "mimetools",
+        "mimify",
+        "rfc822",
+        "multifile",
+        "MimeWriter",
+        "sets",
+        "dl",
+        "posixfile",
+        "whrandom",
+        "regex_syntax",
+        "statvfs",
+        "cfmfile",
+        "parser",
+        "symbol",
+        "formatter",
+        "macpath",
+        "binhex",
+        "pipes",
+        "distutils",
+    }
+)
+_SECURITY: Final = re.compile(
+    r"admin|role|auth|permission|user|login|is_staff|token|password|owner|access|request|session|valid",
+    re.IGNORECASE,
+)
+
+
+def errors(subject: Subject) -> Iterator[Hit]:
+    """Assertions as checks, and errors that are swallowed."""
+    for node in subject.tree.all(ast.Assert):
+        holder = subject.tree.enclosing(node, ast.FunctionDef, ast.AsyncFunctionDef)
+        if (
+            holder is None
+            or holder.name.startswith("test")
+            or re.search(r"assert_|^check$|^main$", holder.name)
+        ):
+            continue
+        text = ast.unparse(node.test)
+        parameters = {argument.arg for argument in (*holder.args.args, *holder.args.kwonlyargs)}
+        scope = next((scope for scope in subject.facts.scopes if scope.node is holder), None)
+        if (
+            re.search(
+                r"request\.|session|is_admin|\.role|has_perm|is_authenticated|is_superuser|authori[sz]ed|password|input\(|sys\.argv|token",
+                text,
+            )
+            or (scope is not None and scope.is_route)
+            or (
+                _SECURITY.search(text)
+                and any(isinstance(part, ast.Name) and part.id in parameters for part in ast.walk(node.test))
+            )
+        ):
+            yield subject.hit("reachable_assertion", node)
+    for handler in subject.tree.all(ast.ExceptHandler):
+        broad = handler.type is None or dotted(handler.type) in {"Exception", "BaseException"}
+        silent = all(
+            isinstance(statement, ast.Pass)
+            or (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+            for statement in handler.body
+        )
+        skips = len(handler.body) == 1 and isinstance(handler.body[0], ast.Continue)
+        if broad and (silent or skips) and _may_hide(subject, handler):
+            yield subject.hit("swallowed_error", handler)
+    for call in subject.facts.calls:
+        if (
+            call.name in {"int", "float", "json.loads"}
+            and call.arg(0).from_(OUTSIDE)
+            and subject.tree.enclosing(call.node, ast.Try) is None
+        ):
+            yield subject.hit("unhandled_error", call.node)
+
+
+def _may_hide(subject: Subject, handler: ast.ExceptHandler) -> bool:
+    """A program without imports, files and input computes; what it ignores hides no attack."""
+    outer = subject.tree.parents.get(handler)
+    body = " ".join(ast.unparse(part) for part in outer.body) if isinstance(outer, ast.Try) else ""
+    return bool(
+        subject.facts.imports - {"typing", "math", "re", "collections", "functools", "itertools", "string"}
+    ) or bool(re.search(r"open\(|input\(|self\.\w+\.\w+\(", body))
+
+
+def loops(subject: Subject) -> Iterator[Hit]:
+    """Loops that nothing ends, and such that go one too far."""
+    for node in subject.tree.all(ast.While):
+        if isinstance(node.test, ast.Constant) and node.test.value:
+            if not _can_leave(node) and not _serves(node):
+                yield subject.hit("infinite_loop", node)
+        elif isinstance(node.test, ast.Compare) and not _can_leave(node) and _never_changes(node):
+            yield subject.hit("infinite_loop", node)
+    for node in subject.tree.all(ast.For):
+        bound = _length_plus(node.iter)
+        if bound and isinstance(node.target, ast.Name) and _indexes(node, bound, node.target.id):
+            yield subject.hit("off_by_one", node)
+
+
+def _can_leave(node: ast.While) -> bool:
+    """Whether a break, return, raise or exit in it can end it."""
+    waiting: list[tuple[ast.AST, bool]] = [(statement, False) for statement in node.body]
+    while waiting:
+        part, inner = waiting.pop()
+        if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(part, ast.Return | ast.Raise | ast.Yield | ast.YieldFrom | ast.Await) or (
+            isinstance(part, ast.Break) and not inner
+        ):
+            return True
+        if isinstance(part, ast.Call) and re.search(
+            r"(?:^|\.)(?:exit|_exit|quit|abort|kill|execv\w*|stop)$", dotted(part.func)
+        ):
+            return True
+        nested = inner or isinstance(part, ast.For | ast.While | ast.AsyncFor)
+        waiting.extend((child, nested) for child in ast.iter_child_nodes(part))
+    return False
+
+
+def _serves(node: ast.While) -> bool:
+    """Servers and watchers loop for ever on purpose, and wait while they do."""
+    return bool(
+        re.search(
+            r"accept\(|recv|sleep\(|input\(|\.get\(|serve|wait\(|poll\(|select\(|handle_request|readline|next\(",
+            ast.unparse(node),
+        )
+    )
+
+
+def _never_changes(node: ast.While) -> bool:
+    """No name of the condition is bound, and nothing that is called in the loop or its condition could change one."""
+    names = {part.id for part in ast.walk(node.test) if isinstance(part, ast.Name)}
+    if not names or any(
+        isinstance(part, ast.Call | ast.Attribute | ast.Subscript) for part in ast.walk(node.test)
+    ):
+        return False
+    for part in (inner for statement in node.body for inner in ast.walk(statement)):
+        if isinstance(part, ast.Name) and part.id in names and isinstance(part.ctx, ast.Store | ast.Del):
+            return False
+        if isinstance(part, ast.Global | ast.Nonlocal) or (
+            isinstance(part, ast.Call)
+            and dotted(part.func) not in {"print", "len", "str", "int"}
+            and any(isinstance(a, ast.Name) and a.id in names for a in part.args)
+        ):
+            return False
+        if (
+            isinstance(part, ast.Call)
+            and isinstance(part.func, ast.Attribute)
+            and isinstance(part.func.value, ast.Name)
+            and part.func.value.id in names
+        ):
+            return False
+    return True
+
+
+def _length_plus(node: ast.expr) -> str:
+    """`range(len(x) + 1)` or `range(1, len(x) + 1)`: give x."""
+    if not (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "range"
+        and node.args
+    ):
+        return ""
+    end = node.args[0] if len(node.args) == 1 else node.args[1]
+    if (
+        isinstance(end, ast.BinOp)
+        and isinstance(end.op, ast.Add)
+        and isinstance(end.right, ast.Constant)
+        and end.right.value == 1
+    ):
+        inner = end.left
+        if (
+            isinstance(inner, ast.Call)
+            and isinstance(inner.func, ast.Name)
+            and inner.func.id == "len"
+            and inner.args
+        ):
+            return ast.unparse(inner.args[0])
+    return ""
+
+
+def _indexes(node: ast.For, name: str, index: str) -> bool:
+    """Whether the last index is used as it is, with no test of it in the loop."""
+    if any(
+        isinstance(part, ast.If | ast.Try | ast.IfExp | ast.BoolOp)
+        for statement in node.body
+        for part in ast.walk(statement)
+    ):
+        return False
+    return any(
+        isinstance(part, ast.Subscript)
+        and ast.unparse(part.value) == name
+        and isinstance(part.slice, ast.Name)
+        and part.slice.id == index
+        for statement in node.body
+        for part in ast.walk(statement)
+    )
+
+
+def meanings(subject: Subject) -> Iterator[Hit]:
+    """Identity instead of equality, keys that come twice, functions that are no longer kept."""
+    for node in subject.tree.all(ast.Compare):
+        for operator, right in zip(node.ops, node.comparators, strict=True):
+            if isinstance(operator, ast.Is | ast.IsNot) and (_is_contents(node.left) or _is_contents(right)):
+                yield subject.hit("identity_comparison", node)
+    yield from _without_equality(subject)
+    for mapping in subject.tree.all(ast.Dict):
+        seen: set[tuple[type, object]] = set()
+        for key in mapping.keys:
+            if isinstance(key, ast.Constant):
+                item = (type(key.value), key.value)
+                if item in seen:
+                    yield subject.hit("duplicate_key", key)
+                seen.add(item)
+    yield from _association_lists(subject)
+    for call in subject.facts.calls:
+        if call.name in _OBSOLETE:
+            yield subject.hit("obsolete_function", call.node)
+    for node in subject.tree.all(ast.Import, ast.ImportFrom):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        if any(name.split(".")[0] in _OBSOLETE_MODULES for name in names):
+            yield subject.hit("obsolete_function", node)
+        if isinstance(node, ast.ImportFrom) and any(
+            f"{node.module}.{alias.name}" in _OBSOLETE for alias in node.names
+        ):
+            yield subject.hit("obsolete_function", node)
+
+
+def _is_contents(node: ast.expr) -> bool:
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, str | bytes | int | float) and not isinstance(node.value, bool)
+    return isinstance(node, ast.Tuple | ast.List | ast.Dict | ast.Set | ast.JoinedStr)
+
+
+def _without_equality(subject: Subject) -> Iterator[Hit]:
+    """Objects of a class of this file that defines no equality are compared with `==` or `is`."""
+    plain = {
+        node.name
+        for node in subject.tree.all(ast.ClassDef)
+        if not node.bases
+        and not node.decorator_list
+        and not any(
+            isinstance(part, ast.FunctionDef) and part.name in {"__eq__", "__cmp__"} for part in node.body
+        )
+        and not any(isinstance(part, ast.Assign) for part in node.body)
+    }
+    for compare in subject.facts.compares:
+        if isinstance(compare.operator, ast.Eq | ast.NotEq | ast.Is | ast.IsNot) and all(
+            value.origin.endswith("()") and value.origin[:-2] in plain
+            for value in (compare.left, compare.right)
+        ):
+            yield subject.hit("identity_comparison", compare.node)
+
+
+def _association_lists(subject: Subject) -> Iterator[Hit]:
+    """Pairs that are appended to a list which is later searched by its first part, with no look for the key before."""
+    for node in subject.tree.all(ast.List):
+        keys = [
+            item.elts[0].value
+            for item in node.elts
+            if isinstance(item, ast.Tuple | ast.List)
+            and len(item.elts) == 2
+            and isinstance(item.elts[0], ast.Constant)
+            and isinstance(item.elts[0].value, str)
+        ]  # noqa: PLR2004 - a pair
+        if len(keys) == len(node.elts) >= 2 and len(set(keys)) < len(keys):  # noqa: PLR2004 - two to be the same
+            yield subject.hit("duplicate_key", node)
+    for call in subject.tree.all(ast.Call):
+        if not (isinstance(call.func, ast.Attribute) and call.func.attr == "append" and len(call.args) == 1):
+            continue
+        pair = call.args[0]
+        holder = subject.tree.enclosing(call, ast.FunctionDef)
+        if (
+            isinstance(pair, ast.Tuple | ast.List)
+            and len(pair.elts) == 2
+            and isinstance(pair.elts[0], ast.Name)
+            and re.fullmatch(r"key|k", pair.elts[0].id)
+            and holder is not None
+        ):  # noqa: PLR2004 - a pair
+            if not re.search(r"\bin\b|==", ast.unparse(holder)):
+                yield subject.hit("duplicate_key", call)
+
+
+def leaks(subject: Subject) -> Iterator[Hit]:
+    """Files and connections that are opened and not surely closed."""
+    for store in subject.facts.stores:
+        if (
+            store.value.origin in {"open()", "socket.socket()", "sqlite3.connect()", "io.open()"}
+            and isinstance(store.target, ast.Name)
+            and isinstance(store.value.node, ast.Call)
+        ):
+            holder = subject.tree.enclosing(store.node, ast.FunctionDef, ast.AsyncFunctionDef)
+            if holder is None:
+                continue
+            name = store.target.id
+            text = ast.unparse(holder)
+            escapes = re.search(rf"return .*\b{name}\b|yield .*\b{name}\b|self\.\w+ = {name}\b", text)
+            if not escapes and not re.search(rf"\b{name}\.close\(|closing\({name}|with {name}\b", text):
+                yield subject.hit("resource_leak", store.node)
+
+
+CHECKS: Final[tuple[Check, ...]] = (errors, loops, meanings, leaks)

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from services.tools.code.engines.python import python_engines
+from services.tools.code.engines.python import python_engines
 from services.tools.code.model import Engine, ScanOptions, ScanReport, SourceFile
 from services.tools.code.validate import validate
 from services.tools.threads import in_thread
@@ -29,4 +31,4 @@ class Scanning:
 
 def code_engines() -> tuple[Engine, ...]:
     """Every engine that this release has."""
-    return ()
+    return python_engines()

@@ -47,6 +47,12 @@ ROUTING_FIELDS: Final = frozenset(
     | {f"kala.tools.v1.ExecuteAction.{field}" for field in ("tool", "workspace", "approval", "call_id")}
     | {f"kala.tools.v1.WriteFileAction.{field}" for field in ("workspace", "approval")}
 )
+# Names of tools. One that is a single word says nothing by itself: what it is called for stands in its description and
+# its arguments, and all names are read together with them.
+TOOL_NAMES: Final = frozenset(
+    {"kala.inference.v1.ToolDefinition.name", "kala.inference.v1.ToolChoice.function_name"}
+)
+_ONE_WORD: Final = re.compile(r"[a-z]{1,16}")
 # Signed elsewhere and verified by the actor against pinned keys before anything in it counts: there is nothing to judge,
 # and its bytes are no text that anybody reads.
 VERIFIED_MESSAGES: Final = frozenset(
@@ -125,7 +131,7 @@ def _message(message: inference_pb2.ChatMessage, path: str) -> Iterator[Piece]:
     yield from _named(message, path, stage, "name", "tool_call_id")
     for index, call in enumerate(message.tool_calls):
         yield from _named(call, f"{path}.tool_calls[{index}]", Stage.OUTPUT, "id")
-        yield Text(f"{path}.tool_calls[{index}].name", Stage.OUTPUT, call.name)
+        yield Text(f"{path}.tool_calls[{index}].name", Stage.OUTPUT, call.name, _extent_of_name(call.name))
         yield from json_texts(call.arguments, f"{path}.tool_calls[{index}].arguments", Stage.OUTPUT)
         yield from _sentence(call.name, call.arguments, f"{path}.tool_calls[{index}]#action", Stage.OUTPUT)
 
@@ -297,9 +303,19 @@ def _value(field: FieldDescriptor, value: object, path: str, stage: Stage) -> It
     elif isinstance(value, str) and field.name.endswith(("_json", "json_schema")):
         yield from json_texts(value, path, stage)
     elif isinstance(value, str):
-        yield Text(path, stage, value, Extent.NAME if field.full_name in ROUTING_FIELDS else Extent.WHOLE)
+        yield Text(path, stage, value, _extent(field, value))
     elif isinstance(value, bytes) and not _is_digest(field, value):
         yield _bytes(value, path, stage)
+
+
+def _extent(field: FieldDescriptor, value: str) -> Extent:
+    if field.full_name in TOOL_NAMES:
+        return _extent_of_name(value)
+    return Extent.NAME if field.full_name in ROUTING_FIELDS else Extent.WHOLE
+
+
+def _extent_of_name(name: str) -> Extent:
+    return Extent.NAME if _ONE_WORD.fullmatch(name) else Extent.WHOLE
 
 
 def _is_digest(field: FieldDescriptor, value: bytes) -> bool:

@@ -138,6 +138,26 @@ def test_what_names_a_tool_or_a_place_is_no_request() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "extent"),
+    [
+        ("shell", Extent.NAME),
+        ("how_to_build_a_bomb", Extent.WHOLE),
+        ("HowToSteal", Extent.WHOLE),
+        ("rm -rf", Extent.WHOLE),
+    ],
+)
+def test_a_tool_is_named_by_a_word_and_asked_for_by_more(name: str, extent: Extent) -> None:
+    action = chat((inference.ROLE_USER, "hi"))
+    action.tools.add(name=name)
+    action.messages.add(role=inference.ROLE_ASSISTANT).tool_calls.add(name=name)
+    fields = by_field(list(pieces_of(action)))
+    for field in ("tools[0].name", "messages[1].tool_calls[0].name"):
+        found = fields[field]
+        assert isinstance(found, Text)
+        assert found.extent is extent
+
+
+@pytest.mark.parametrize(
     "action",
     [
         tools_pb2.ExecuteAction(),

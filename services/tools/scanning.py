@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from services.tools.code.engines.python import python_engines
-from services.tools.code.engines.python import python_engines
 from services.tools.code.model import Engine, ScanOptions, ScanReport, SourceFile
 from services.tools.code.validate import validate
 from services.tools.threads import in_thread

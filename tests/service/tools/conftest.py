@@ -102,6 +102,7 @@ class Tools:
     log: ServedLog
     sandbox: ScriptedSandbox | None = None
     service: Service | None = None
+    address: str = ""
 
     async def execute(self, action: pb.ExecuteAction, **sealing: Any) -> Ran:
         """Clear one call, run it and collect what happens."""
@@ -176,7 +177,9 @@ async def served_tools(
             open_channel(server.address, peer_name="gateway")
         )
         scripted = sandbox if isinstance(sandbox, ScriptedSandbox) else None
-        yield Tools(tools_pb2_grpc.ToolsServiceStub(channel), ethics.signer, log, scripted, service)
+        yield Tools(
+            tools_pb2_grpc.ToolsServiceStub(channel), ethics.signer, log, scripted, service, server.address
+        )
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import IO
@@ -61,19 +61,23 @@ async def process(
             **{f"KALA_TOOLS_{name}": value for name, value in settings.items()},
         }
         log_file: IO[bytes] = stack.enter_context((folder / "tools.log").open("wb"))
-        service = subprocess.Popen(
-            [*unprivileged_python(), "-P", "-m", "services.tools"],
-            env=environment,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=log_file,
-            stderr=log_file,
-        )
+        service = _started(environment, log_file)
         stack.callback(_stop, service)
         channel = await stack.enter_async_context(open_channel(f"unix:{socket}", peer_name="gateway"))
         stub = tools_pb2_grpc.ToolsServiceStub(channel)
         await _until_it_answers(stub, service, folder / "tools.log")
         yield Tools(stub, ethics.signer, log), service
+
+
+def _started(environment: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*unprivileged_python(), "-P", "-m", "services.tools"],
+        env=dict(environment),
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+    )
 
 
 async def _until_it_answers(

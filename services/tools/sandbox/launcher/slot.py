@@ -26,7 +26,7 @@ from services.tools.sandbox.launcher.processes import (
 )
 from services.tools.sandbox.launcher.spawn import spawn
 from services.tools.sandbox.launcher.verdict import Totals, Verdict, exceeded, judge
-from services.tools.sandbox.model import Limits, Status, Usage
+from services.tools.sandbox.model import Language, Limits, Status, Usage
 from services.tools.sandbox.stubs import READY
 from services.tools.sandbox.survivors import descendants
 
@@ -158,10 +158,18 @@ class Slot:
             return None
         with suppress(OSError):
             self._add(self._look())
-        verdict = exceeded(self.limits, self._seconds(), self._totals())
+        verdict = self._crowded(self.limits) or exceeded(self.limits, self._seconds(), self._totals())
         if verdict is not None:
             self.kill(verdict)
         return verdict
+
+    def _crowded(self, limits: Limits) -> Verdict | None:
+        """Name the limit on processes where the kernel counts other runs' too, and one that ends makes room for another."""
+        spare = process_limits.NODE_OWN_THREADS if self.shape.language is Language.JAVASCRIPT else 0
+        if not self._is_subtree or self._peak_tasks <= limits.processes + spare:
+            return None
+        reason = f"had more than {limits.processes} processes and threads, its limit"
+        return Verdict(Status.PROCESSES, reason, signal=signal.SIGKILL)
 
     def _look(self) -> Seen:
         if self.workspace >= 0:

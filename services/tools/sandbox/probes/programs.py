@@ -83,7 +83,7 @@ EXPECTED_VARIABLES = {
     "_",
 }
 # Where a program might write, besides its workspace.
-PLACES = ("/workspace", "/tmp", "/dev/shm", "/dev", "/run", "/var/tmp", "/mnt", "/etc", "/usr", "/")  # noqa: S108 - places to try, not to use
+PLACES = (".", "/workspace", "/tmp", "/dev/shm", "/dev", "/run", "/var/tmp", "/mnt", "/etc", "/usr", "/")  # noqa: S108 - places to try, not to use
 
 Bait = dict[str, str]
 
@@ -450,7 +450,7 @@ def leave(_bait: Bait) -> None:
 def freshness(_bait: Bait) -> None:
     """Find what the run before has left."""
     found = [place for place in PLACES if os.path.lexists(f"{place}/kala-left")]
-    names = os.listdir("/workspace")  # noqa: PTH208 - as above
+    names = os.listdir(".")  # noqa: PTH208 - as above
     say(escaped=bool(found or names), detail=f"left by another run: {found} {names[:8]}")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,3 +138,67 @@ async def bubblewrap(
             yield sandbox
         finally:
             await sandbox.aclose()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that another process does; the test's own time limit is the bound."""
+    while not condition():  # noqa: ASYNC110 - no event tells of another process's state
+        await asyncio.sleep(0.005)
+
+
+def alive(word: str) -> bool:
+    """Whether a process of this machine has the word in its command line."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if word.encode() in (entry / "cmdline").read_bytes().split(b"\0"):
+                    return True
+            except OSError:
+                continue
+    return False
+
+
+def descendants_of(pid: int | None) -> set[int]:
+    """Every process that it started, and theirs."""
+    found: set[int] = set()
+    parents = [pid]
+    while parents:
+        parent = parents.pop()
+        try:
+            text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+        except OSError:
+            continue
+        children = [int(child) for child in text.split()]
+        found.update(children)
+        parents.extend(children)
+    return found
+
+
+def runs(pid: int) -> bool:
+    """Whether it is there and no zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def program_of(pid: int) -> str:
+    """Its program's name; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def held_by(launcher: int | None) -> tuple[dict[str, int], int]:
+    """What this process and a launcher hold: descriptors, processes and mounts, and the launcher's own bytes of memory."""
+    proc = Path(f"/proc/{launcher}")
+    counts = {
+        "own descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "launcher's descriptors": len(list((proc / "fd").iterdir())),
+        "processes": len(descendants_of(launcher)),
+        "mounts": len((proc / "mounts").read_text().splitlines()),
+    }
+    lines = (proc / "status").read_text().splitlines()
+    return counts, next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024

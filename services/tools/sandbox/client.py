@@ -209,14 +209,13 @@ class LauncherSandbox:
         hello = self._hello
         if hello is None:
             raise SetupFailedError("the launcher could not be started")
-        if not hello.done():
-            try:
-                await asyncio.wait_for(asyncio.shield(hello), _HELLO_SECONDS)
-            except TimeoutError:
-                self._lost()
-                raise SetupFailedError(f"the launcher was not up within {_HELLO_SECONDS:g} s") from None
-        if hello.exception() is not None:
-            raise SetupFailedError("the launcher ended before it served; its stderr says why")
+        try:
+            await asyncio.wait_for(asyncio.shield(hello), _HELLO_SECONDS)
+        except TimeoutError:
+            self._lost()
+            raise SetupFailedError(f"the launcher was not up within {_HELLO_SECONDS:g} s") from None
+        except UnavailableError as error:
+            raise SetupFailedError("the launcher ended before it served; its stderr says why") from error
 
     def _spawn(self) -> None:
         now = self._loop.time()

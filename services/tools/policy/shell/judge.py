@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ WORKSPACE: Final = "/workspace"
 _STREAMS: Final = frozenset({"/dev/null", "/dev/stdin", "/dev/stdout", "/dev/stderr"})
 _READS: Final = frozenset({"<"})
 _WRITES: Final = frozenset({">", ">>", ">|", "&>", "&>>"})
+_STREAM: Final = re.compile(r"[0-9]|-")
 # Directories that a command line may be in, as far as it can be said; more are as good as unknown.
 _MAX_DIRECTORIES: Final = 16
 
@@ -130,10 +132,10 @@ class _Judge:
             return False
         operator, text = redirection.operator, target.known
         if operator in {">&", "<&"}:
-            if text is not None and (text == "-" or (len(text) == 1 and text.isascii() and text.isdecimal())):
+            if text is not None and _STREAM.fullmatch(text):
                 return False
-            if operator == "<&" or redirection.descriptor not in {None, 1}:
-                raise ShellSyntaxError(f"{operator} takes a number or - here")
+            if operator == "<&" or redirection.descriptor is not None or (text or "0").isdecimal():
+                raise ShellSyntaxError(f"{operator} takes a number from 0 to 9, or -, here")
             operator = "&>"
         if operator in _READS:
             return self._reads(target)

@@ -118,8 +118,9 @@ class _Reader(WordReader):
 
     def _pipeline(self) -> Pipeline:
         self.skip_blanks()
-        negated = self.read_keyword() == "!"
-        if negated:
+        negated = False
+        while self.read_keyword() == "!":
+            negated = not negated
             self.at += 1
             self.skip_blanks()
         commands = [self._command()]
@@ -137,7 +138,10 @@ class _Reader(WordReader):
         if self.peek(2) == "((":
             raise self.error("(( … )) is not taken; use [ … ], or put a space between the parentheses")
         if self.take("("):
-            return Block(self.read_until_parenthesis(), is_subshell=True, redirections=self._redirections())
+            script = self.read_until_parenthesis()
+            if not script.lists:
+                raise self.error("a command is missing between the parentheses")
+            return Block(script, is_subshell=True, redirections=self._redirections())
         keyword = self.read_keyword()
         if keyword in _NOT_TAKEN:
             raise self.error(_NOT_TAKEN[keyword])

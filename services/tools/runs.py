@@ -5,12 +5,15 @@ It lives as long as this process: a restart begins an empty book. The audit log 
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
+
+import structlog
 
 from kala.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from services.tools.files.artifacts import Caps, collect
@@ -36,6 +39,8 @@ _ARTIFACTS: Final = "/artifacts/"
 _KEY: Final = struct.Struct(">Q")
 
 End = Callable[[], None]
+
+log: Final = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,8 @@ class _Entry:
     place: int
     record: RunRecord
     end: End
+    # Held while its artifacts are collected.
+    collecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def stored_bytes(self) -> int:
@@ -205,13 +212,13 @@ class Runs:
         if entry is None:
             return Collected()
         caps = Caps(caps.artifacts, min(caps.artifact_bytes, self._max_bytes))
-        with explained("the artifacts' store"):
-            self._directory.make(entry.number.encode())
-        collected = await in_thread(self._collect, entry, workspace, patterns, known, caps)
+        async with entry.collecting:
+            with explained("the artifacts' store"):
+                self._directory.make(entry.number.encode())
+            collected = await in_thread(self._collect, entry, workspace, patterns, known, caps)
         if entry.number not in self._entries:
             # Erased meanwhile.
-            self._directory.discard(entry.number)
-            await in_thread(self._directory.empty_trash)
+            await self._forget([entry])
             return Collected()
         entry.record = replace(entry.record, artifacts=collected.artifacts)
         await self._make_room(entry)
@@ -306,7 +313,11 @@ class Runs:
     async def sweep(self) -> int:
         """Forget the runs whose time is over, with their artifacts; gives how many."""
         over = [entry for entry in self._entries.values() if self._is_over(entry)]
-        await self._forget(over)
+        try:
+            await self._forget(over)
+        except OSError as error:
+            # Nobody finds them any more; their artifacts go with the next start.
+            log.warning("artifacts_not_deleted", problem=error.strerror)
         return len(over)
 
     async def erase(self, tenant: str, subject: str) -> tuple[int, int]:
@@ -316,9 +327,16 @@ class Runs:
         ]
         freed_bytes = sum(entry.stored_bytes for entry in theirs)
         for entry in theirs:
+            del self._entries[entry.number]
             if entry.record.status is None:
                 self._erased.add(entry.number)
                 entry.end()
+            if not entry.collecting.locked():
+                self._discard(entry)
+        for entry in theirs:
+            # What is just being collected is taken away when it is.
+            async with entry.collecting:
+                pass
         await self._forget(theirs)
         return len(theirs), freed_bytes
 

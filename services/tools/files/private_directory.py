@@ -33,6 +33,7 @@ class PrivateDirectory:
         self.descriptor = descriptor
         self._lock = lock
         self._emptying = threading.Lock()
+        self._closed = False
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -58,9 +59,11 @@ class PrivateDirectory:
         return self
 
     def close(self) -> None:
-        """Give it up."""
-        os.close(self._lock)
-        os.close(self.descriptor)
+        """Give it up; a second time does nothing."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._lock)
+            os.close(self.descriptor)
 
     def make(self, name: bytes) -> None:
         """Make a directory in it."""

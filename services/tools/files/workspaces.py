@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
+import structlog
+
 from kala.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
@@ -42,6 +44,8 @@ MIN_TTL_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
 
 End = Callable[[], None]
+
+log: Final = structlog.get_logger()
 
 
 @dataclass(slots=True, eq=False)
@@ -195,7 +199,11 @@ class Workspaces:
         """Delete the workspaces whose time is over and that nothing uses; gives how many."""
         expired = [held for held in self._held.values() if self._is_over(held)]
         for held in expired:
-            await self._remove(held)
+            try:
+                await self._remove(held)
+            except OSError as error:
+                # Nobody finds it any more; its files go with the next start.
+                log.warning("workspace_not_deleted", problem=error.strerror)
         return len(expired)
 
     async def erase(self, tenant: str, subject: str) -> tuple[int, int]:

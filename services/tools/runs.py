@@ -16,10 +16,8 @@ from typing import Final, Self
 import structlog
 
 from kala.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
-from services.tools.files.artifacts import Caps, collect
-from services.tools.files.beneath import closing, open_directory, open_regular
-from services.tools.files.content import pieces
-from services.tools.files.failures import explained
+from services.tools.artifact_store import ArtifactStore
+from services.tools.files.artifacts import Caps
 from services.tools.files.model import Artifact, Collected, Owner
 from services.tools.files.paths import Pattern
 from services.tools.files.private_directory import PrivateDirectory
@@ -27,7 +25,6 @@ from services.tools.files.volume import MAX_PART_BYTES
 from services.tools.names import Names
 from services.tools.pages import PageTokens, page_size_of
 from services.tools.sandbox.model import Isolation, Status, Usage
-from services.tools.threads import in_thread
 
 KEPT_SECONDS: Final = 24 * 3600.0
 MAX_RUNS: Final = 10_000
@@ -115,7 +112,7 @@ class Runs:
     def __init__(
         self,
         *,
-        directory: PrivateDirectory,
+        store: ArtifactStore,
         replica: str,
         tokens: PageTokens,
         now: Callable[[], float],
@@ -123,7 +120,7 @@ class Runs:
         max_runs: int,
         max_bytes: int,
     ) -> None:
-        self._directory = directory
+        self._store = store
         self._tokens = tokens
         self._now = now
         self._kept_seconds = kept_seconds
@@ -152,9 +149,10 @@ class Runs:
 
         Raises FailedPreconditionError when another process has it.
         """
-        private = PrivateDirectory.open(directory)
-        self = cls(
-            directory=private,
+        store = ArtifactStore(PrivateDirectory.open(directory))
+        await store.clear()
+        return cls(
+            store=store,
             replica=replica,
             tokens=tokens,
             now=now,
@@ -162,14 +160,10 @@ class Runs:
             max_runs=max_runs,
             max_bytes=max_bytes,
         )
-        for number in private.numbers():
-            private.discard(number)
-        await in_thread(private.empty_trash)
-        return self
 
     async def aclose(self) -> None:
         """Give the directory up; no run may be collecting any more."""
-        self._directory.close()
+        self._store.close()
 
     def begin(self, run: NewRun, *, end: End) -> str:
         """Enter a run and give its name; `end` is called, once and at any time, when it has to end because it is erased.
@@ -213,9 +207,9 @@ class Runs:
             return Collected()
         caps = Caps(caps.artifacts, min(caps.artifact_bytes, self._max_bytes))
         async with entry.collecting:
-            with explained("the artifacts' store"):
-                self._directory.make(entry.number.encode())
-            collected = await in_thread(self._collect, entry, workspace, patterns, known, caps)
+            collected = await self._store.collect(
+                entry.number, workspace, run=entry.record.name, patterns=patterns, known=known, caps=caps
+            )
         if entry.number not in self._entries:
             # Erased meanwhile.
             await self._forget([entry])
@@ -306,7 +300,7 @@ class Runs:
         artifact = next((one for one in entry.record.artifacts if one.name == name), None)
         if artifact is None:
             raise _not_found(name)
-        data = await in_thread(self._read, entry.number, number, offset, max_bytes or MAX_PART_BYTES)
+        data = await self._store.read(entry.number, number, offset=offset, most=max_bytes or MAX_PART_BYTES)
         end = offset + len(data)
         return ArtifactPart(artifact, data, end if data and end < artifact.size else None)
 
@@ -339,23 +333,6 @@ class Runs:
                 pass
         await self._forget(theirs)
         return len(theirs), freed_bytes
-
-    def _collect(
-        self,
-        entry: _Entry,
-        workspace: int,
-        patterns: Sequence[Pattern],
-        known: Mapping[str, bytes],
-        caps: Caps,
-    ) -> Collected:
-        with closing(open_directory(self._directory.descriptor, entry.number.encode())) as store:
-            return collect(workspace, store, run=entry.record.name, patterns=patterns, known=known, caps=caps)
-
-    def _read(self, number: str, artifact: str, offset: int, most: int) -> bytes:
-        with explained(artifact):
-            descriptor, _ = open_regular(self._directory.descriptor, f"{number}/{artifact}".encode())
-        with closing(descriptor):
-            return b"".join(pieces(descriptor, offset=offset, most=most))
 
     def _find(self, name: str, owner: Owner) -> _Entry:
         entry = self._entries.get(self._names.parse("name", name))
@@ -396,12 +373,11 @@ class Runs:
         for entry in entries:
             self._discard(entry)
         if entries:
-            await in_thread(self._directory.empty_trash)
+            await self._store.free()
 
     def _discard(self, entry: _Entry) -> None:
         self._entries.pop(entry.number, None)
-        if self._directory.has(entry.number.encode()):
-            self._directory.discard(entry.number)
+        self._store.discard(entry.number)
 
 
 def _not_found(name: str) -> NotFoundError:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kala.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
-from services.tools import runs as module
+from services.tools import artifact_store as module
 from services.tools.files.artifacts import Caps
 from services.tools.files.beneath import closing
 from services.tools.files.model import Collected, Owner

@@ -11,7 +11,8 @@ from typing import Final
 
 from services.tools.policy.model import CommandRule, RefusedByPolicyError, Risk
 from services.tools.policy.shell.arguments import Argument, argument_of, may_match
-from services.tools.policy.shell.programs import PROGRAM_JUDGES, Place, refuse
+from services.tools.policy.shell.bench import Place, refuse
+from services.tools.policy.shell.programs import PROGRAM_JUDGES
 from services.tools.policy.shell.reader import read_script
 from services.tools.policy.shell.render import render
 from services.tools.policy.shell.syntax import (
@@ -204,7 +205,7 @@ class _Judge:
 
 
 class _SimpleJudge:
-    """Judges one simple command and those that it starts; fulfils `programs.Bench`."""
+    """Judges one simple command and those that it starts; fulfils `bench.Bench`."""
 
     def __init__(self, judge: _Judge, command: Simple, *, to_file: bool, in_loop: bool) -> None:
         self._judge = judge

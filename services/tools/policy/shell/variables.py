@@ -47,8 +47,9 @@ _MEANT: Final = re.compile(
     r"|LOCPATH|NLSPATH|GLIBC_TUNABLES|MALLOC_[A-Z_]+|EDITOR|VISUAL|PAGER|LESS[A-Z]*|AWK[A-Z]*|TAR_OPTIONS|POSIXLY_CORRECT"
 )
 # What may stand before a command: how it sorts, prints and tells the time.
-_BEFORE: Final = re.compile(r"LANG|LC_[A-Z]+|TZ")
-_BEFORE_VALUE: Final = re.compile(r"[A-Za-z0-9_.@+-]*(?:/[A-Za-z0-9_+-]+){0,2}")
+_LOCALE: Final = re.compile(r"[A-Za-z0-9_.@-]*")
+_ZONE: Final = re.compile(r"[A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+){0,2}")
+_LOCALE_NAME: Final = re.compile(r"LANG|LC_[A-Z]+")
 _NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
 _PREFIX: Final = "kala_"
 
@@ -94,11 +95,12 @@ def require_before_command(assignment: Assignment, program: str | None) -> None:
     value = assignment.value.known
     if assignment.name == "IFS" and program == "read" and value is not None and not assignment.appends:
         return
-    if not _BEFORE.fullmatch(assignment.name) or assignment.appends:
+    values = _ZONE if assignment.name == "TZ" else _LOCALE
+    if not (assignment.name == "TZ" or _LOCALE_NAME.fullmatch(assignment.name)) or assignment.appends:
         raise ShellSyntaxError(
             f"{assignment.name}=… before a command is not taken; only LANG, LC_… and TZ may be set for one command"
         )
-    if value is None or not _BEFORE_VALUE.fullmatch(value):
+    if value is None or not values.fullmatch(value):
         raise ShellSyntaxError(f"{assignment.name}=… before a command takes a plain locale or time zone only")
 
 

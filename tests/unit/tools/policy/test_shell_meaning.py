@@ -73,7 +73,7 @@ WORDS = st.one_of(
             "a{b",
             "@",
         ]
-    )  # fmt: skip
+    )
 )
 SIMPLE = st.builds(
     lambda program, words, ending: " ".join([program, *words]) + ending,
@@ -152,8 +152,8 @@ def test_no_soup_of_shell_starts_another_program(pieces: list[str]) -> None:
 def test_any_text_is_judged_or_refused_and_nothing_else(text: str) -> None:
     try:
         SHELL.judge(text)
-    except RefusedByPolicyError as error:
-        assert error.message
+    except RefusedByPolicyError:
+        return
 
 
 @settings(max_examples=150, deadline=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -22,11 +21,9 @@ def lay_out(state_directory: Path) -> Path:
         shutil.rmtree(directory)
     alternatives = directory / "alternatives"
     alternatives.mkdir(parents=True)
-    uid, gid = os.getuid(), os.getgid()
+    # No passwd and no group: nobody has a name in there, and a program that finds such a file believes it is the host's.
     files = {
-        "passwd": f"sandbox:x:{uid}:{gid}::/workspace:/bin/bash\n",
-        "group": f"sandbox:x:{gid}:\n",
-        "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+        "nsswitch.conf": "hosts: files\n",
         "hosts": "127.0.0.1 localhost sandbox\n",
     }
     for name, text in files.items():

@@ -413,7 +413,7 @@ def disk(bait: Bait) -> None:
                         written += os.write(descriptor, piece)
                 os.close(descriptor)
     # What watches from outside needs a moment to see them.
-    time.sleep(0.3 if written > allowed else 0)
+    time.sleep(1.0 if written > allowed else 0)
     say(escaped=written > allowed + allowed // 4, detail=f"{written >> 10} KiB of {allowed >> 10} KiB")
 
 
@@ -425,7 +425,7 @@ def inodes(bait: Bait) -> None:
             while made <= 2 * allowed:
                 os.close(os.open(f"{place}/n{made}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
                 made += 1
-    time.sleep(0.3 if made > allowed else 0)
+    time.sleep(1.0 if made > allowed else 0)
     say(escaped=made > allowed + allowed // 4 + 8, detail=f"{made} of {allowed} inodes")
 
 

@@ -64,7 +64,9 @@ def parse_policy(data: bytes, *, where: str) -> Policy:
     try:
         return _policy(read_document(data, where=""), hashlib.sha256(data).digest())
     except InvalidArgumentError as error:
-        raise InvalidArgumentError(f"{where}: {error.field}".rstrip(": "), error.problem) from None
+        # A key's path, or a colon with the line of what is no YAML.
+        place = error.field if error.field.startswith(":") else f": {error.field}"
+        raise InvalidArgumentError(f"{where}{place}".removesuffix(": "), error.problem) from None
 
 
 def _policy(top: Section, digest: bytes) -> Policy:

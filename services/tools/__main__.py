@@ -138,6 +138,7 @@ async def open_service(
         records=records,
         recheck=verifier.recheck,
         max_runs=settings.max_runs,
+        max_act_seconds=settings.max_act_seconds,
         background=background,
     )
     writing = Writing(policy=policy, approvals=approvals, workspaces=workspaces, records=records)

@@ -5,6 +5,7 @@ Nothing acts before the log has the claim, and nobody hears of an end that the l
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -12,7 +13,7 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from typing import Final
 
-from kala.errors import InvalidArgumentError, KalaError, ResourceExhaustedError
+from kala.errors import DeadlineExceededError, InvalidArgumentError, KalaError, ResourceExhaustedError
 from services.common.clearance import VerifiedClearance
 from services.tools.facts import attributes_of, facts_of
 from services.tools.files.artifacts import Caps
@@ -21,7 +22,7 @@ from services.tools.files.turn import Turn
 from services.tools.files.workspaces import Workspaces
 from services.tools.happenings import Asked, Exit, Found, Happening, Started
 from services.tools.isolation import Desk
-from services.tools.limits import merged
+from services.tools.limits import LEAST, merged
 from services.tools.policy.approvals import ApprovalBook, Wanted, call_digest
 from services.tools.policy.model import Policy, RefusedByPolicyError
 from services.tools.records import Claim, Facts, Records
@@ -76,6 +77,7 @@ class Execution:
         records: Records,
         recheck: Callable[[VerifiedClearance], None],
         max_runs: int,
+        max_act_seconds: float,
         background: Background,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -89,6 +91,7 @@ class Execution:
         self._recheck = recheck
         self._free = max_runs
         self._max_runs = max_runs
+        self._max_act_seconds = max_act_seconds
         self._background = background
         self._clock = clock
 
@@ -214,17 +217,13 @@ class Execution:
         asked = act.asked
         sandbox = self._desk.require(asked.least_strength)
         async with AsyncExitStack() as stack:
-            turn = None
-            if asked.workspace:
-                turn = await stack.enter_async_context(
-                    self._workspaces.turn(asked.workspace, asked.owner, end=act.ending.end)
-                )
+            turn = await self._turn(act, stack)
             # It may have waited for its turn longer than the clearance lives.
             self._recheck(clearance)
             job = Job(
                 language=call.language,
                 source=call.source,
-                limits=act.limits,
+                limits=replace(act.limits, wall_seconds=min(act.limits.wall_seconds, self._left(act))),
                 arguments=call.arguments,
                 stdin=asked.stdin,
                 host_directory=None if turn is None else turn.host_directory,
@@ -237,7 +236,7 @@ class Execution:
             stack.push_async_callback(run.aclose)
             act.ending.attach(run)
             self._runs.started(act.run, run.isolation)
-            yield Started(act.run, run.isolation, act.limits, asked.workspace, run.warm)
+            yield Started(act.run, run.isolation, job.limits, asked.workspace, run.warm)
             printed, ended = Printed(), None
             async with aclosing(_closable(run)) as events:
                 async for event in events:
@@ -256,6 +255,26 @@ class Execution:
             for artifact in artifacts:
                 yield Found(artifact)
             yield self._exit(act, call, printed, ended, artifacts, changes, run.isolation)
+
+    async def _turn(self, act: _Act, stack: AsyncExitStack) -> Turn | None:
+        """Wait for the run's turn in its workspace, at most as long as an act may take; None in a throw-away one."""
+        if not act.asked.workspace:
+            return None
+        waiting = self._workspaces.turn(act.asked.workspace, act.asked.owner, end=act.ending.end)
+        limit = asyncio.timeout(self._left(act))
+        try:
+            async with limit:
+                return await stack.enter_async_context(waiting)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceededError(
+                f"the run's turn in {act.asked.workspace} did not come within {self._max_act_seconds:g} s",
+                reason="MAX_ACT_SECONDS",
+            ) from None
+
+    def _left(self, act: _Act) -> float:
+        return max(LEAST.wall_seconds, act.began + self._max_act_seconds - self._clock())
 
     async def _gather(self, act: _Act, run: Run, turn: Turn | None) -> tuple[tuple[Artifact, ...], Changes]:
         """Take what the run left: first its artifacts, then its changes to the workspace."""

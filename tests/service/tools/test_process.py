@@ -14,18 +14,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import IO
 
+import grpc
 import pytest
 import pytest_asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from kala.errors import ClearanceError, InvalidArgumentError
-from kala.tools.v1 import execution_pb2, policy_pb2, tools_pb2_grpc
+from kala.errors import ClearanceError, FailedPreconditionError, InvalidArgumentError
+from kala.tools.v1 import code_pb2, execution_pb2, policy_pb2, tools_pb2_grpc
 from kala.tools.v1 import tools_pb2 as pb
 from services.common.channel import open_channel
 from services.common.keys import write_public_key
 from services.common.principals import principal_metadata
 from tests.fakes.audit_server import served_log
 from tests.fakes.clearances import FakeEthics
-from tests.service.tools.conftest import ANN, BEN, Tools, python, seal, until
+from tests.service.tools.conftest import ANN, BEN, Ran, Tools, python, seal, until
 from tests.tools_runtime import (
     UNPRIVILEGED_UID,
     unprivileged_directory,
@@ -305,6 +307,30 @@ open('in/data.txt', 'a').write(' again')
     assert gone.inodes >= 2
 
 
+async def test_nothing_but_plain_files_comes_out_of_a_run(tools: Tools) -> None:
+    name = (await tools.ask("CreateWorkspace", pb.CreateWorkspaceRequest())).workspace.name
+    code = """
+import os
+os.mkdir('out')
+os.chdir('out')
+open('plain', 'w').write('plain')
+os.symlink('/etc/passwd', 'link')
+os.symlink('/', 'root')
+os.mkfifo('pipe')
+open('one', 'w').close()
+os.link('one', 'two')
+open(b'\\xff', 'w').close()
+for _ in range(600):
+    os.mkdir('d')
+    os.chdir('d')
+"""
+    ran = await tools.execute(python(code, workspace=name))
+    assert ran.status == "OK", ran.exit
+    assert [each.path for each in ran.exit.artifacts] == ["out/plain"]
+    listed = await tools.ask("ListFiles", pb.ListFilesRequest(workspace=name, recursive=True))
+    assert [each.path for each in listed.files] == ["out", "out/plain"]
+
+
 async def test_a_file_that_changed_since_it_was_cleared_stops_the_run(tools: Tools) -> None:
     name = (await tools.ask("CreateWorkspace", pb.CreateWorkspaceRequest())).workspace.name
     await tools.write(
@@ -344,9 +370,9 @@ async def test_a_persons_things_are_erased(tools: Tools) -> None:
 async def test_the_self_test_says_what_this_machine_gives(tools: Tools) -> None:
     request = pb.SelfTestRequest(tiers=[execution_pb2.ISOLATION_TIER_BUBBLEWRAP])
     said = await tools.ask("SelfTest", request)
-    assert said.ready
     (mechanism,) = said.mechanisms
-    assert mechanism.usable
+    assert mechanism.usable, mechanism.reason
+    assert said.ready
     assert mechanism.selected
     assert len(mechanism.cases) >= 12
     assert all(case.held for case in mechanism.cases)
@@ -368,3 +394,99 @@ async def test_it_refuses_to_run_as_root(tmp_path: Path) -> None:
     )
     assert ended.returncode == 2
     assert "does not run as root" in ended.stderr
+
+
+async def test_a_caller_that_reads_slowly_gets_all_of_it(tools: Tools) -> None:
+    size = 4 * 1024 * 1024
+    code = f"import sys; sys.stdout.write('x' * {size})"
+    limits = execution_pb2.Limits(output_bytes=size)
+    call = tools.stub.Execute(pb.ExecuteRequest(sealed=seal(tools.signer, python(code, limits=limits))))
+    await asyncio.sleep(1)
+    ran = Ran([event async for event in call])
+    assert (ran.status, len(ran.stdout)) == ("OK", size)
+    assert ran.exit.stdout_sha256 == hashlib.sha256(b"x" * size).digest()
+
+
+async def test_two_runs_of_a_workspace_take_turns(tools: Tools) -> None:
+    name = (await tools.ask("CreateWorkspace", pb.CreateWorkspaceRequest())).workspace.name
+    code = "import time; a = time.time(); time.sleep(0.3); print(a, time.time())"
+    first, second = await asyncio.gather(
+        tools.execute(python(code, workspace=name)), tools.execute(python(code, workspace=name))
+    )
+    spans = sorted(tuple(map(float, ran.stdout.split())) for ran in (first, second))
+    assert spans[0][1] <= spans[1][0]
+
+
+async def test_deleting_a_workspace_ends_its_run(tools: Tools) -> None:
+    name = (await tools.ask("CreateWorkspace", pb.CreateWorkspaceRequest())).workspace.name
+    code = "import time; print('up', flush=True); time.sleep(60)"
+    sealed = seal(tools.signer, python(code, workspace=name))
+    call = tools.stub.Execute(pb.ExecuteRequest(sealed=sealed))
+    events: list[pb.ExecuteResponse] = []
+    async for event in call:
+        events.append(event)
+        if event.HasField("output"):
+            gone = await tools.ask("DeleteWorkspace", pb.DeleteWorkspaceRequest(name=name))
+    assert Ran(events).status == "CANCELLED"
+    assert gone.runs == 1
+
+
+async def test_a_private_suite_shows_a_directory_read_only(tmp_path: Path) -> None:
+    with unprivileged_directory() as shown, unprivileged_directory() as other_home:
+        (shown / "notes.txt").write_text("remember")
+        (shown / "notes.txt").chmod(0o644)
+        async with process(tmp_path, other_home, ALLOW_HOST_DIRECTORY="true", POOL_SLOTS="0") as (tools, _):
+            request = pb.CreateWorkspaceRequest(host_directory=str(shown))
+            name = (await tools.ask("CreateWorkspace", request)).workspace.name
+            code = """
+print(open('notes.txt').read())
+try:
+    open('notes.txt', 'w')
+except OSError as error:
+    print(type(error).__name__)
+"""
+            ran = await tools.execute(python(code, workspace=name))
+            assert ran.status == "OK", ran.exit
+            with pytest.raises(Exception, match="no sandbox may see"):
+                await tools.ask(
+                    "CreateWorkspace", pb.CreateWorkspaceRequest(host_directory=str(other_home / "state"))
+                )
+        assert ran.stdout.splitlines()[0] == b"remember"
+        assert ran.stdout.splitlines()[1] in {b"OSError", b"PermissionError"}
+        assert (shown / "notes.txt").read_text() == "remember"
+
+
+async def test_where_no_tier_holds_the_service_answers_why_and_a_probe_hears_no(tmp_path: Path) -> None:
+    with unprivileged_directory() as home:
+        async with process(tmp_path, home, TIERS="kubernetes") as (tools, _):
+            with pytest.raises(FailedPreconditionError) as caught:
+                await tools.execute(python())
+            listed = await tools.ask("ListTools", pb.ListToolsRequest())
+            files = [code_pb2.CodeFile(path="a.py", content="print(1)\n")]
+            scanned = await tools.ask("ValidateCode", pb.ValidateCodeRequest(files=files))
+            async with grpc.aio.insecure_channel(f"unix:{home}/tools.sock") as channel:
+                health = health_pb2_grpc.HealthStub(channel)
+                whole = await health.Check(health_pb2.HealthCheckRequest())
+                by_name = await health.Check(
+                    health_pb2.HealthCheckRequest(service="kala.tools.v1.ToolsService")
+                )
+    assert caught.value.reason == "NO_ISOLATION"
+    for tier in ("kubernetes", "bubblewrap", "landlock", "runsc"):
+        assert f"{tier}: " in caught.value.message
+    assert [tool.name for tool in listed.tools if tool.available] == ["filesystem"]
+    assert scanned.clean
+    assert whole.status == health_pb2.HealthCheckResponse.SERVING
+    assert by_name.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_a_workspace_outlives_a_restart(tmp_path: Path) -> None:
+    with unprivileged_directory() as home:
+        async with process(tmp_path, home, POOL_SLOTS="0") as (tools, _):
+            name = (await tools.ask("CreateWorkspace", pb.CreateWorkspaceRequest())).workspace.name
+            await tools.write(
+                pb.WriteFileAction(workspace=name, path="kept", data=b"1", mode=pb.WRITE_MODE_CREATE)
+            )
+        (tmp_path / "again").mkdir()
+        async with process(tmp_path / "again", home, POOL_SLOTS="0") as (tools, _):
+            listed = await tools.ask("ListFiles", pb.ListFilesRequest(workspace=name))
+    assert [each.path for each in listed.files] == ["kept"]

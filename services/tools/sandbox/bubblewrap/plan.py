@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from services.tools.sandbox.launcher.plan import FIRST_DATA_DESCRIPTOR, Planner, Shape, SpawnPlan
@@ -45,11 +45,13 @@ _VARIABLES: Final = {
 }
 # Each mount costs time at every start: few, and links where a link is enough.
 _READ_ONLY: Final = ("/usr/bin", "/usr/lib", "/usr/lib64")
-_DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/urandom")
+_FEW_LINKS: Final = 4
 _LINKS: Final = {
     "/bin": "usr/bin",
     "/lib": "usr/lib",
     "/lib64": "usr/lib64",
+    "/dev/random": "urandom",
     "/dev/shm": SCRATCH,  # noqa: S108 - the sandbox's own
     "/dev/fd": "/proc/self/fd",
     "/dev/stdin": "/proc/self/fd/0",
@@ -80,15 +82,22 @@ def _fixed(etc: str) -> tuple[str, ...]:
     words = [BUBBLEWRAP, *_NAMESPACES, "--seccomp", str(_SECCOMP), "--info-fd", str(_INFO)]
     for name, value in _VARIABLES.items():
         words += ["--setenv", name, value]
-    for path in _READ_ONLY:
-        if os.path.isdir(path):  # noqa: PTH112 - read once at start, in a process without pathlib
-            words += ["--ro-bind", path, path]
+    for path in filter(Path.is_dir, map(Path, _READ_ONLY)):
+        words += _shown(path)
     words += ["--ro-bind", etc, "/etc", "--proc", "/proc"]
     for path in _DEVICES:
         words += ["--dev-bind", path, path]
     for path, target in _LINKS.items():
         words += ["--symlink", target, path]
     return tuple(words)
+
+
+def _shown(directory: Path) -> list[str]:
+    """Show a system directory read-only: one of links only, as the 64-bit one often is, by its links."""
+    entries = sorted(directory.iterdir())
+    if len(entries) > _FEW_LINKS or not all(entry.is_symlink() for entry in entries):
+        return ["--ro-bind", str(directory), str(directory)]
+    return [word for entry in entries for word in ("--symlink", str(entry.readlink()), str(entry))]
 
 
 def _of_language(language: Language) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from services.tools import artifact_store as module
 from services.tools.files.artifacts import Caps
 from services.tools.files.beneath import closing
 from services.tools.files.model import Collected, Owner
+from services.tools.files.private_directory import PrivateDirectory
 from services.tools.pages import PageTokens
 from services.tools.runs import KEPT_SECONDS, NewRun, Runs
 from services.tools.sandbox.model import Isolation, Status, Strength, Tier, Usage
@@ -265,6 +266,21 @@ class TestForgetting:
         assert [run.name for run in runs.page(ALICE).runs] == [running]
         assert await runs.sweep() == 1
         assert _stored(tmp_path) == []
+
+    async def test_artifacts_that_the_disk_does_not_give_up_are_forgotten_all_the_same(
+        self, runs: Runs, left: Path, workspace: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (left / "a").write_bytes(b"x")
+        name = await _leaving(runs, workspace)
+
+        def fail(self: object) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(PrivateDirectory, "empty_trash", fail)
+        clock.now += KEPT_SECONDS
+        assert await runs.sweep() == 1
+        with pytest.raises(NotFoundError):
+            runs.get(name, ALICE)
 
     async def test_a_person_is_erased_and_their_running_runs_end(
         self, runs: Runs, left: Path, workspace: int, tmp_path: Path

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from services.tools.files import artifacts
 from services.tools.files.artifacts import Caps, collect, media_type_of
 from services.tools.files.model import Collected
 from services.tools.files.paths import parse_patterns
@@ -138,6 +139,19 @@ def test_a_file_that_cannot_be_read_is_skipped_and_leaves_nothing(
     collected = _collect(run_directory, staging)
     assert (collected.artifacts, collected.skipped[0].reason) == ((), "Input/output error")
     assert list(staging.path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_opened_is_skipped(
+    run_directory: Place, staging: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _leave(run_directory, out__a=b"1")
+
+    def fail(root: int, path: bytes) -> tuple[int, os.stat_result]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(artifacts, "open_regular", fail)
+    collected = _collect(run_directory, staging)
+    assert (collected.artifacts, collected.skipped[0].reason) == ((), "Permission denied")
 
 
 @pytest.mark.parametrize(

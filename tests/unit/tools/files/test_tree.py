@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from pathlib import Path
@@ -105,6 +106,22 @@ def test_a_directory_that_goes_away_meanwhile_is_passed_over(inside: Place) -> N
     (inside.path / "a").rmdir()
     (inside.path / "b").rmdir()
     assert {first.path, *(entry.path for entry in found)} == {b"a", b"b"}
+
+
+def test_a_file_that_goes_away_meanwhile_is_passed_over(
+    inside: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (inside.path / "a").touch()
+    scandir = os.scandir
+
+    def late(directory: int) -> contextlib.AbstractContextManager[list[os.DirEntry[str]]]:
+        with scandir(directory) as names:
+            found = list(names)
+        (inside.path / "a").unlink()
+        return contextlib.nullcontext(found)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert list(walk(inside.descriptor)) == []
 
 
 def test_links_are_deleted_and_what_they_point_to_stays(inside: Place, run_directory: Place) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,24 @@ class TestWriting:
             volume.write("a/b.txt", b"x", mode=REPLACE)
         assert list(staging.path.iterdir()) == []
         assert (volume.account.used_bytes, volume.account.inodes) == (0, 0)
+
+    @pytest.mark.parametrize("content", [b"too long for it", b"short"])
+    def test_a_source_that_changes_while_it_is_copied_leaves_the_old_file(
+        self, volume: Volume, staging: Place, content: bytes
+    ) -> None:
+        volume.write("a", b"old", mode=REPLACE)
+        with pytest.raises(FailedPreconditionError, match="'a' changed while it was copied"):
+            volume.put("a", [content, b""], size=8)
+        assert (volume.read("a").data, list(staging.path.iterdir())) == (b"old", [])
+
+    def test_a_socket_is_named_as_what_it_is_not(
+        self, volume: Volume, inside: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(inside.path)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind("sock")
+            with pytest.raises(FailedPreconditionError, match="'sock' is not a regular file"):
+                volume.read("sock")
 
 
 class TestQuota:

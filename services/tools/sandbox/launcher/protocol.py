@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import socket
@@ -15,6 +16,8 @@ from services.tools.sandbox.model import Limits, Usage
 MAX_PACKET_BYTES: Final = 32 * 1024
 # stdin, stdout, stderr, the code pipe, the workspace and a descriptor of the first process.
 MAX_DESCRIPTORS: Final = 6
+
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 
 # A message is a JSON object: its values are strings, numbers, booleans, null and objects of them.
 Message = dict[str, Any]
@@ -49,11 +52,13 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]]:
         ClosedError: the other side is gone, or sent what is no message.
     """
     try:
-        data, descriptors, flags, _ = socket.recv_fds(
-            channel, MAX_PACKET_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+        # socket.recv_fds forgets its flags, and with them that no child may inherit what arrives.
+        data, ancillary, flags, _ = channel.recvmsg(
+            MAX_PACKET_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
         )
     except ConnectionError as error:
         raise ClosedError from error
+    descriptors = [number for level, kind, content in ancillary for number in _numbers(level, kind, content)]
     try:
         message = json.loads(data) if data and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) else None
     except ValueError:
@@ -63,6 +68,13 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]]:
             os.close(descriptor)
         raise ClosedError
     return message, descriptors
+
+
+def _numbers(level: int, kind: int, content: bytes) -> array.array[int]:
+    numbers = array.array("i")
+    if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+    return numbers
 
 
 def limits_to_message(limits: Limits) -> Message:

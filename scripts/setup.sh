@@ -13,6 +13,7 @@ torch=torch==2.13.0
   echo "KALA needs Python 3.11 or newer; $("$python" --version) found. Set PYTHON to a newer one." >&2
   exit 1
 }
+scripts/sandbox_packages.sh
 [ -x $venv/bin/python ] || "$python" -m venv $venv
 stamp=$(cat "$lock" pyproject.toml scripts/setup.sh | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$venv/.$extra" 2>/dev/null || true)" = "$stamp" ]; then touch "$venv/.$extra"; exit 0; fi

@@ -50,6 +50,8 @@ CONSTITUTION_REVIEW: Final = "kala_constitution_review_by_seconds"
 BACKEND_ATTEMPTS: Final = "kala_backend_attempts_total"
 BACKEND_BREAKER: Final = "kala_backend_breaker"
 BACKEND_IN_FLIGHT: Final = "kala_backend_in_flight"
+TOOL_CALLS: Final = "kala_tool_calls_total"
+ISOLATION_STRENGTH: Final = "kala_tools_isolation_strength"
 
 LABEL_METHOD: Final = "method"
 """`/kala.<svc>.v1.<Service>/<Rpc>`: as many values as the process has RPCs."""
@@ -63,6 +65,12 @@ LABEL_BACKEND: Final = "backend"
 LABEL_REASON: Final = "reason"
 """How an attempt ended: OK, UNDECIDED, or one of inference's stable reasons, which are never a server's words."""
 
+LABEL_TOOL: Final = "tool"
+"""A tool's name; only of tools that exist."""
+
+LABEL_STATUS: Final = "status"
+"""How a call of a tool ended: as many values as the contract has."""
+
 METRICS: Final = {
     RPC_HANDLED: "RPCs that ended, by method and status code",
     RPC_SECONDS: "Seconds from the start of an RPC to its status, by method",
@@ -71,6 +79,8 @@ METRICS: Final = {
     BACKEND_ATTEMPTS: "Attempts of requests at backends that ended, by backend and by how they ended",
     BACKEND_BREAKER: "State of a backend's circuit breaker: 0 closed, 1 half open, 2 open",
     BACKEND_IN_FLIGHT: "Requests that run at a backend or wait for a connection to it",
+    TOOL_CALLS: "Calls of tools that ended, by tool and by how they ended",
+    ISOLATION_STRENGTH: "What keeps runs inside: 0 nothing, 1 weak, 2 standard, 3 strong",
     CONSTITUTION_REVIEW: "Unix time in seconds at which the review date of the constitution in force is over; 0 without one",
 }
 """Every metric with its help text, unit first where it has one."""

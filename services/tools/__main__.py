@@ -8,6 +8,7 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -33,6 +34,7 @@ from services.tools.files.model import WorkspaceRules
 from services.tools.files.workspaces import Workspaces
 from services.tools.isolation import Desk
 from services.tools.measuring import Measuring
+from services.tools.metrics import CallCounter, show_isolation
 from services.tools.pages import PageTokens
 from services.tools.policy.approvals import ApprovalBook
 from services.tools.policy.loading import DEFAULT_POLICY, read_policy
@@ -42,6 +44,7 @@ from services.tools.records import ADMINISTRATIVE, Records
 from services.tools.running import Background
 from services.tools.runs import Runs
 from services.tools.sandbox.detection import detect
+from services.tools.sandbox.model import Status
 from services.tools.scanning import Scanning, code_engines
 from services.tools.servicer import Service, ToolsServicer
 from services.tools.tiers import candidates, detection_policy
@@ -71,7 +74,9 @@ async def main() -> None:
             )
         records = Records(writer)
         desk = await open_desk(settings, policy, stack)
-        service = await open_service(settings, policy, desk, records, verifier, stack)
+        show_isolation(None if desk.unavailable_reason else desk.isolation, telemetry.registry)
+        observe = CallCounter(telemetry.registry)
+        service = await open_service(settings, policy, desk, records, verifier, stack, observe=observe)
         register = partial(tools_pb2_grpc.add_ToolsServiceServicer_to_server, ToolsServicer(service))  # type: ignore[abstract]  # the rest is UNIMPLEMENTED
         server = await stack.enter_async_context(
             serving(settings, [register], policy=call_policy(verifier, records), telemetry=telemetry.rpc)
@@ -110,6 +115,8 @@ async def open_service(
     records: Records,
     verifier: ClearanceVerifier,
     stack: AsyncExitStack,
+    *,
+    observe: Callable[[str, Status], None] = lambda _tool, _status: None,
 ) -> Service:
     """Put the parts of one process together; the stack closes them."""
     tokens = PageTokens(key=secrets.token_bytes(_KEY_BYTES), now=time.time)
@@ -140,6 +147,7 @@ async def open_service(
         max_runs=settings.max_runs,
         max_act_seconds=settings.max_act_seconds,
         background=background,
+        observe=observe,
     )
     writing = Writing(policy=policy, approvals=approvals, workspaces=workspaces, records=records)
     return Service(

@@ -79,6 +79,7 @@ class Execution:
         max_runs: int,
         max_act_seconds: float,
         background: Background,
+        observe: Callable[[str, Status], None] = lambda _tool, _status: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._desk = desk
@@ -93,6 +94,7 @@ class Execution:
         self._max_runs = max_runs
         self._max_act_seconds = max_act_seconds
         self._background = background
+        self._observe = observe
         self._clock = clock
 
     async def run(self, asked: Asked, clearance: VerifiedClearance) -> AsyncGenerator[Happening, None]:
@@ -327,6 +329,7 @@ class Execution:
         )
         if not is_first:
             return
+        self._observe(act.asked.tool, end.status)
         elapsed = self._clock() - act.began
         await self._records.ended(
             act.claim, replace(facts, duration_seconds=elapsed, attributes=attributes_of(end))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from kala.errors import InvalidArgumentError
 from services.common.settings import load, settings_table
 from services.tools.config import SECTION, ToolsSettings
+from services.tools.metrics import CallCounter, show_isolation
 from services.tools.policy.model import Policy
-from services.tools.sandbox.model import Tier
+from services.tools.sandbox.model import Isolation, Status, Strength, Tier
 from services.tools.tiers import detection_policy
 
 README = Path(__file__).parents[3] / "services" / "tools" / "README.md"
@@ -43,3 +45,13 @@ def test_the_weak_tier_needs_a_word_of_the_operator(packaged_policy: Policy) -> 
     allowed = detection_policy(ToolsSettings(allow_weak=True, tiers=("landlock",)), packaged_policy)
     assert allowed.allow_weak
     assert allowed.tiers == (Tier.LANDLOCK,)
+
+
+def test_calls_and_isolation_are_counted() -> None:
+    registry = CollectorRegistry()
+    count = CallCounter(registry)
+    count("shell", Status.REFUSED)
+    count("shell", Status.REFUSED)
+    assert registry.get_sample_value("kala_tool_calls_total", {"tool": "shell", "status": "refused"}) == 2
+    show_isolation(Isolation(Tier.BUBBLEWRAP, Strength.STANDARD, "1", ()), registry)
+    assert registry.get_sample_value("kala_tools_isolation_strength") == 2

@@ -100,6 +100,9 @@ def _content(part: FilePart, offset: int) -> _Result:
     try:
         text = decoder.decode(part.data, final=is_end)
     except UnicodeDecodeError:
+        text = ""
+    if part.data and not text:
+        # No text, or a part that is smaller than one character of it.
         result |= {"output": base64.b64encode(part.data).decode(), "encoding": "base64"}
         return result | ({} if is_end else {"next_offset": part.next_offset})
     # A character that the part's end cut in two is left for the next part.

@@ -86,11 +86,13 @@ def _whole(text: str) -> int:
 
 
 def _depth(text: str) -> int:
-    """The deepest level of the text, quotes respected; cheap, and before any parser recurses."""
+    """The deepest level of the text, or one that is too deep, quotes respected; cheap, and before any parser recurses."""
     depth = deepest = 0
     for bracket in _BRACKET.finditer(_TEXT.sub("", text)):
         depth += 1 if bracket.group() in "[{" else -1
         deepest = max(deepest, depth)
+        if deepest > MAX_DEPTH:
+            break
     return deepest
 
 

@@ -10,7 +10,7 @@ from services.tools.code.python.evaluate import Evaluator
 from services.tools.code.python.facts import FunctionNode, Scope
 from services.tools.code.python.guards import dotted
 from services.tools.code.python.names import canonical
-from services.tools.code.python.sources import is_secret_name
+from services.tools.code.python.sources import WEB, is_secret_name
 from services.tools.code.python.tree import PythonTree
 from services.tools.code.python.values import Kind, Taint, Value
 
@@ -86,7 +86,9 @@ def parameter_values(function: FunctionNode, scope: Scope, evaluator: Evaluator)
         annotation = _full(argument.annotation, evaluator) if argument.annotation is not None else ""
         if name in {"self", "cls"}:
             values[name] = Value(origin=name)
-        elif _REQUEST.match(name) or annotation.endswith(("Request", "HttpRequest")):
+        elif (_REQUEST.match(name) and _serves(evaluator)) or annotation.endswith(
+            (".Request", "HttpRequest")
+        ):
             values[name] = Value(origin="web.request")
         elif (
             name in _PLAIN
@@ -97,6 +99,14 @@ def parameter_values(function: FunctionNode, scope: Scope, evaluator: Evaluator)
         else:
             values[name] = _tainted(argument, scope, annotation)
     return values
+
+
+def _serves(evaluator: Evaluator) -> bool:
+    """A file that imports a web framework, or too little to tell; clients' requests are their own."""
+    imports = evaluator.facts.imports
+    return evaluator.facts.imports_any(*WEB) or not any(
+        "." in name or name in {"httpx", "requests", "urllib"} for name in imports
+    )
 
 
 def _tainted(argument: ast.arg, scope: Scope, annotation: str) -> Value:

@@ -30,6 +30,34 @@ _REQUESTS: Final = frozenset(
         "pyramid.request",
     }
 )
+# Modules whose import says that a file answers requests.
+WEB: Final = (
+    *(
+        "flask",
+        "django",
+        "fastapi",
+        "aiohttp",
+        "tornado",
+        "bottle",
+        "sanic",
+        "pyramid",
+        "falcon",
+        "cherrypy",
+        "webapp2",
+    ),
+    *(
+        "werkzeug",
+        "webob",
+        "rest_framework",
+        "http.server",
+        "cgi",
+        "web",
+        "hug",
+        "connexion",
+        "responder",
+        "ninja",
+    ),
+)
 _CALLS: Final[dict[str, Kind]] = {
     "input": Kind.LOCAL,
     "raw_input": Kind.LOCAL,
@@ -82,7 +110,7 @@ _HANDLER_BASES: Final = re.compile(r"(RequestHandler|StreamRequestHandler|Datagr
 # Names that say that a value must stay secret; "password_hash" and "token_url" do not.
 _SECRET: Final = re.compile(
     r"(?:^|_|\b)(?:pass(?:word|wd|phrase|code)?|pwd|passwd|secret(?:_?key)?|api_?key|apikey|access_?key|private_?key"
-    r"|auth_?token|access_?token|refresh_?token|session_?token|credit_?card(?:_?(?:number|no))?|card_?number|cc_?number|ccn?|cvv|cvc|ssn"
+    r"|auth_?token|access_?token|refresh_?token|session_?token|credit_?card(?:_?(?:number|no))?|card_?number|cc_?number|cvv|cvc|ssn"
     r"|social_?security(?:_?(?:number|no))?|pin(?:_?code)?|credentials?|user_?pass(?:word)?)\d*(?:_?(?:value|plain|text|str|input|raw))?$",
     re.IGNORECASE,
 )

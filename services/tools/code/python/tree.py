@@ -32,6 +32,8 @@ class PythonTree:
     parents: dict[ast.AST, ast.AST] = field(default_factory=dict)
     _by_type: dict[type[ast.AST], list[ast.AST]] = field(default_factory=lambda: defaultdict(list))
 
+    _texts: dict[ast.AST, str] = field(default_factory=dict)
+
     def __post_init__(self) -> None:
         waiting: list[ast.AST] = [self.module]
         while waiting:
@@ -44,6 +46,13 @@ class PythonTree:
     def all(self, *kinds: type[N]) -> list[N]:
         """Give all nodes of these types, in no particular order."""
         return [node for kind in kinds for node in self._by_type.get(kind, ()) if isinstance(node, kind)]
+
+    def text(self, node: ast.AST) -> str:
+        """Give a node as source text in normal form."""
+        text = self._texts.get(node)
+        if text is None:
+            text = self._texts[node] = ast.unparse(node)
+        return text
 
     def enclosing(self, node: ast.AST, *kinds: type[N]) -> N | None:
         """Give the nearest node of these types around a node."""

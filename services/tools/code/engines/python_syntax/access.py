@@ -46,8 +46,8 @@ def _routes(subject: Subject) -> Iterator[tuple[Scope, FunctionNode, str, str]]:
             if isinstance(decorator, ast.Call):
                 if decorator.args and isinstance(decorator.args[0], ast.Constant):
                     path += f" {decorator.args[0].value}"
-                methods += ast.unparse(decorator)
-            methods += " " + ast.unparse(decorator)
+                methods += subject.tree.text(decorator)
+            methods += " " + subject.tree.text(decorator)
         yield scope, node, path, methods
 
 
@@ -58,7 +58,7 @@ def missing_controls(subject: Subject) -> Iterator[Hit]:
     for scope, node, path, methods in _routes(subject):
         if not _SENSITIVE_PATH.search(path) or _LOGIN_PATH.search(path):
             continue
-        body = ast.unparse(node)
+        body = subject.tree.text(node)
         destructive = bool(_MUTATES.search(body)) or bool(re.search(r"DELETE|delete\(", methods))
         named = bool(
             re.search(
@@ -73,7 +73,7 @@ def missing_controls(subject: Subject) -> Iterator[Hit]:
             asks_who
             and named
             and destructive
-            and not _ASKS_MAY.search(body + " ".join(ast.unparse(d) for d in node.decorator_list))
+            and not _ASKS_MAY.search(body + " ".join(subject.tree.text(d) for d in node.decorator_list))
             and re.search(
                 r"login_required|current_user|session|is_authenticated|jwt_required|request\.user",
                 body + methods,
@@ -105,7 +105,7 @@ def _servers(subject: Subject) -> Iterator[Hit]:
 def records(subject: Subject) -> Iterator[Hit]:
     """Passwords and records of others that anyone may set."""
     for scope, node, path, methods in _routes(subject):
-        body = ast.unparse(node)
+        body = subject.tree.text(node)
         if re.search(
             r"(?:change|reset|update|set|new)[_-]?pass(?:word)?|password[_/-](?:change|reset|update)",
             path,
@@ -167,7 +167,7 @@ def logins(subject: Subject) -> Iterator[Hit]:
             if (
                 store.scope.node is node
                 and isinstance(store.target, ast.Subscript)
-                and re.search(r"(?:^|\.)session$", ast.unparse(store.target.value))
+                and re.search(r"(?:^|\.)session$", subject.tree.text(store.target.value))
                 and re.search(r"user|logged|auth|uid|id$", store.key.string, re.IGNORECASE)
             ):
                 yield subject.hit("session_kept", store.node)
@@ -214,7 +214,7 @@ def privileges(subject: Subject) -> Iterator[Hit]:
     dropped = re.search(r"(?:lower|drop|release|restore|revoke)_?privileges?\(", text)
     if raised:
         for node in subject.tree.all(ast.FunctionDef):
-            body = ast.unparse(node)
+            body = subject.tree.text(node)
             if re.search(r"(?:raise|elevate|gain|escalate)_?privileges?\(", body[body.find(":") :]) and not (
                 dropped and re.search(r"finally", body)
             ):
@@ -277,7 +277,7 @@ def steps(subject: Subject) -> Iterator[Hit]:
                 name not in loaded
                 and name not in outside
                 and re.search(
-                    r"auth|logged|verified|paid|approved|confirmed|valid|ready|checked|authori[sz]ed|complete|shipped|validated",
+                    r"authenticated|logged|verified|paid|approved|confirmed|checked_out|authori[sz]ed|shipped",
                     name,
                     re.IGNORECASE,
                 )
@@ -285,7 +285,7 @@ def steps(subject: Subject) -> Iterator[Hit]:
                 yield subject.hit("workflow_unchecked", place)
     text = subject.source.text
     for scope, node, path, _methods in _routes(subject):
-        body = ast.unparse(node)
+        body = subject.tree.text(node)
         if (
             re.search(r"confirm|complete|finali[sz]e|ship\b|place_?order|checkout", path, re.IGNORECASE)
             and re.search(r"'?status'?\]?\s*=|\.status\s*=|paid|shipped|UPDATE", body)

@@ -20,36 +20,37 @@ def is_exponential(pattern: str) -> bool:
         return False
 
 
-def _walk(sequence: Node, *, inside: bool) -> bool:
-    for operator, argument in sequence:
+def _walk(sequence: Node, *, inside: bool, beside: tuple[Node, ...] = ()) -> bool:
+    """Look for a repetition inside of another; `beside` is what stands beside this sequence in the outer repetition."""
+    for index, (operator, argument) in enumerate(sequence):
+        others = (*beside, *(item for position, item in enumerate(sequence) if position != index))
         if operator in _REPEATS:
             low, high, body = argument
             many = high > _MANY
-            if many and low != high and inside and not _fenced(sequence, operator, argument):
+            if many and low != high and inside and not _fenced(body, others):
                 return True
-            if _walk(body, inside=inside or many):
+            if _walk(body, inside=inside or many, beside=() if many else others):
                 return True
             if many and _overlaps(body):
                 return True
         elif operator is _constants.SUBPATTERN:
-            if _walk(argument[3], inside=inside):
+            if _walk(argument[3], inside=inside, beside=others):
                 return True
-        elif operator is _constants.BRANCH:
-            if any(_walk(branch, inside=inside) for branch in argument[1]):
-                return True
+        elif operator is _constants.BRANCH and any(
+            _walk(branch, inside=inside, beside=others) for branch in argument[1]
+        ):
+            return True
     return False
 
 
-def _fenced(sequence: Node, operator: Node, argument: Node) -> bool:
-    """A repetition is harmless when what stands beside it in the outer one cannot be taken for its own text."""
-    mine = _first(argument[2])
-    for other_operator, other in sequence:
-        if (other_operator, other) == (operator, argument):
+def _fenced(body: Node, others: tuple[Node, ...]) -> bool:
+    """A repetition is harmless when something must stand beside it that cannot be taken for its own text."""
+    mine = _first(body)
+    for operator, argument in others:
+        if operator in _REPEATS and argument[0] == 0:
             continue
-        if other_operator in _REPEATS and other[0] == 0:
-            continue
-        theirs = _first([(other_operator, other)])
-        if mine is not None and theirs is not None and not mine & theirs:
+        theirs = _first([(operator, argument)])
+        if mine is not None and theirs and not mine & theirs:
             return True
     return False
 
@@ -95,7 +96,7 @@ def _first(sequence: Node) -> set[int] | None:
                 if any(one is None for one in sets)
                 else set().union(*(one for one in sets if one is not None))
             )
-        if operator is not _constants.AT:
+        if operator not in {_constants.AT, _constants.ASSERT, _constants.ASSERT_NOT}:
             return None
     return None
 

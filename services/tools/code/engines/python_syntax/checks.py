@@ -49,7 +49,10 @@ _TESTS: Final = frozenset(
         "os.lstat",
     }
 )
-_HOST_TEXT: Final = re.compile(r"^(?:https?://)?(?:[\w-]+\.)+[a-z]{2,}(?:[:/].*)?$", re.IGNORECASE)
+_HOST_TEXT: Final = re.compile(
+    r"^(?:https?://)?(?:[\w-]+\.)+(?:com|org|net|io|edu|gov|co|dev|app|de|uk|fr|eu|local|example|internal|test)(?:[:/].*)?$",
+    re.IGNORECASE,
+)
 
 
 def patterns(subject: Subject) -> Iterator[Hit]:
@@ -111,10 +114,10 @@ def addresses(subject: Subject) -> Iterator[Hit]:
         elif call.method == "find" and _HOST_TEXT.match(call.arg(0).string) and call.receiver.from_(ANYONE):
             yield subject.hit("url_substring", call.node)
     for node in subject.tree.all(ast.GeneratorExp):
-        text = ast.unparse(node)
+        text = subject.tree.text(node)
         if re.search(
             r"\b(\w+) in \w*(?:url|uri|link|host|target|next|redirect)\w* for \1 in", text, re.IGNORECASE
-        ) and re.search(r"\bany\(", ast.unparse(subject.tree.parents.get(node, node))):
+        ) and re.search(r"\bany\(", subject.tree.text(subject.tree.parents.get(node, node))):
             yield subject.hit("url_substring", node)
 
 
@@ -132,11 +135,7 @@ def filters(subject: Subject) -> Iterator[Hit]:
             elif (
                 first in {"'", '"'}
                 and call.arg(1).string in {"''", "\\'", '\\"', '""'}
-                and re.search(r"select|insert|sql|query", subject.source.text, re.IGNORECASE)
-            ):
-                yield subject.hit("weak_filter", call.node)
-            elif first in {"<", ">"} and not re.search(
-                r"replace\(['\"]\"['\"]|replace\(['\"]'['\"]|&quot;|quot", subject.source.text
+                and re.search(r"\bselect\b.*\bfrom\b|insert into|sql", subject.source.text, re.IGNORECASE)
             ):
                 yield subject.hit("weak_filter", call.node)
         elif (
@@ -179,7 +178,7 @@ def temporary(subject: Subject) -> Iterator[Hit]:
                 bool(re.search(r"[wax+]", mode))
                 and "x" not in mode
                 or call.name in {"os.open", "os.mkdir", "os.makedirs"}
-                and not re.search(r"O_EXCL", ast.unparse(call.node))
+                and not re.search(r"O_EXCL", subject.tree.text(call.node))
             )
             if in_temp and writes:
                 yield subject.hit("insecure_temporary", call.node)
@@ -209,15 +208,15 @@ def races(subject: Subject) -> Iterator[Hit]:
             ):
                 continue
             path = (
-                ast.unparse(use.node.args[0])
+                subject.tree.text(use.node.args[0])
                 if use.node.args
-                else ast.unparse(use.node.func).rpartition(".")[0]
+                else subject.tree.text(use.node.func).rpartition(".")[0]
             )
             for test in tests:
                 tested = (
-                    ast.unparse(test.node.args[0])
+                    subject.tree.text(test.node.args[0])
                     if test.node.args
-                    else ast.unparse(test.node.func).rpartition(".")[0]
+                    else subject.tree.text(test.node.func).rpartition(".")[0]
                 )
                 if test.name == "os.access" and tested == path and _guarded(subject, test, use):
                     yield subject.hit("race_condition", test.node)
@@ -244,7 +243,7 @@ def _guarded(subject: Subject, test: Call, use: Call) -> bool:
     caught = handled is not None and any(
         re.search(
             r"FileNotFound|FileExists|OSError|IOError|Permission",
-            ast.unparse(h.type) if h.type else "OSError",
+            subject.tree.text(h.type) if h.type else "OSError",
         )
         for h in handled.handlers
     )
@@ -270,42 +269,74 @@ def _serves(use: Call) -> bool:
 def _threads(subject: Subject) -> Iterator[Hit]:
     """A global or an attribute that is read and written again, in code that threads run, with no lock in the file."""
     text = subject.source.text
-    if not re.search(r"Thread\(|ThreadPoolExecutor|Process\(|start_new_thread|threading", text) or re.search(
-        r"Lock\(|RLock|Semaphore|Queue\(|Condition\(|fcntl|flock|Value\(", text
-    ):
+    if re.search(r"Lock\(|RLock|Semaphore|Queue\(|Condition\(|fcntl|flock|Value\(", text):
         return
-    for node in subject.tree.all(ast.AugAssign):
-        holder = subject.tree.enclosing(node, ast.FunctionDef, ast.AsyncFunctionDef)
-        if holder is None:
+    run_by_threads = _threaded(subject)
+    for function in subject.tree.all(ast.FunctionDef, ast.AsyncFunctionDef):
+        if function.name not in run_by_threads:
             continue
-        target = node.target
-        if (
-            (
-                isinstance(target, ast.Name)
-                and any(isinstance(part, ast.Global) and target.id in part.names for part in ast.walk(holder))
-            )
-            or (
-                isinstance(target, ast.Attribute)
-                and isinstance(target.value, ast.Name)
-                and target.value.id in {"self", "cls"}
-            )
-            or (
-                isinstance(target, ast.Subscript)
-                and isinstance(target.value, ast.Name)
-                and target.value.id in _module_names(subject)
-            )
-        ):
-            yield subject.hit("missing_lock", node)
-    for node in subject.tree.all(ast.Assign):
-        holder = subject.tree.enclosing(node, ast.FunctionDef)
-        first = node.targets[0]
-        if (
-            isinstance(holder, FunctionNode)
-            and isinstance(first, ast.Name)
-            and any(isinstance(part, ast.Global) and first.id in part.names for part in ast.walk(holder))
-            and not isinstance(node.value, ast.Constant)
-        ):
-            yield subject.hit("missing_lock", node)
+        shared = {name for part in ast.walk(function) if isinstance(part, ast.Global) for name in part.names}
+        for part in ast.walk(function):
+            if isinstance(part, ast.AugAssign) and _is_shared(part.target, shared, subject):
+                yield subject.hit("missing_lock", part)
+            elif (
+                isinstance(part, ast.Assign)
+                and isinstance(part.targets[0], ast.Name)
+                and part.targets[0].id in shared
+                and not isinstance(part.value, ast.Constant)
+            ):
+                yield subject.hit("missing_lock", part)
+
+
+def _threaded(subject: Subject) -> set[str]:
+    """Give the names of functions that threads run, and of what these call in this file."""
+    names: set[str] = set()
+    for call in subject.facts.calls:
+        if call.method in {
+            "Thread",
+            "Process",
+            "Timer",
+            "submit",
+            "map",
+            "start_new_thread",
+            "apply_async",
+        } and re.search(r"thread|process|pool|executor", call.name, re.IGNORECASE):
+            for value in (
+                *call.args[:2],
+                *(call.keywords[key] for key in ("target", "function") if key in call.keywords),
+            ):
+                names.add(value.origin.rpartition(".")[2])
+    for node in subject.tree.all(ast.ClassDef):
+        if any(subject.tree.text(base).endswith("Thread") for base in node.bases):
+            names.add("run")
+    functions = {node.name: node for node in subject.tree.all(ast.FunctionDef)}
+    waiting = [name for name in names if name in functions]
+    while waiting:
+        for part in ast.walk(functions[waiting.pop()]):
+            if isinstance(part, ast.Call):
+                called = (
+                    part.func.id
+                    if isinstance(part.func, ast.Name)
+                    else part.func.attr
+                    if isinstance(part.func, ast.Attribute)
+                    else ""
+                )
+                if called in functions and called not in names:
+                    names.add(called)
+                    waiting.append(called)
+    return names
+
+
+def _is_shared(target: ast.expr, shared: set[str], subject: Subject) -> bool:
+    if isinstance(target, ast.Name):
+        return target.id in shared
+    if isinstance(target, ast.Attribute):
+        return isinstance(target.value, ast.Name)
+    return (
+        isinstance(target, ast.Subscript)
+        and isinstance(target.value, ast.Name)
+        and target.value.id in _module_names(subject)
+    )
 
 
 def _module_names(subject: Subject) -> set[str]:

@@ -163,7 +163,7 @@ def compared(subject: Subject) -> Iterator[Hit]:
     for node in subject.tree.all(ast.Compare):
         if len(node.ops) != 1 or not isinstance(node.ops[0], ast.Eq | ast.NotEq):
             continue
-        sides = [ast.unparse(node.left), ast.unparse(node.comparators[0])]
+        sides = [subject.tree.text(node.left), subject.tree.text(node.comparators[0])]
         if any(
             re.search(
                 r"hexdigest\(\)|\.digest\(\)|hmac|signature|\bmac\b|expected_(?:hash|token|sig)|computed_|csrf_token|api_?key\b|auth_?token|_token\b|_hash\b|\bdigest\b|_signature\b",
@@ -175,6 +175,10 @@ def compared(subject: Subject) -> Iterator[Hit]:
             if (
                 re.search(r"hmac|hexdigest\(\)|signature|api_?key|token", " ".join(sides), re.IGNORECASE)
                 and subject.tree.enclosing(node, ast.FunctionDef, ast.AsyncFunctionDef) is not None
+                and (
+                    subject.facts.imports_any("hmac", "hashlib", "jwt")
+                    or re.search(r"token|api_?key", " ".join(sides))
+                )
             ):
                 yield subject.hit("timing_comparison", node)
         elif all(
@@ -192,7 +196,7 @@ def rules_for_passwords(subject: Subject) -> Iterator[Hit]:
     text = subject.source.text
     for compare in subject.facts.compares:
         size = compare.right.const
-        left = ast.unparse(compare.node.left)
+        left = subject.tree.text(compare.node.left)
         if (
             isinstance(size, int)
             and re.match(r"len\(.*pass", left, re.IGNORECASE)
@@ -208,7 +212,9 @@ def rules_for_passwords(subject: Subject) -> Iterator[Hit]:
         if (
             isinstance(least, int)
             and least < _MIN_PASSWORD
-            and re.search(r"pass", ast.unparse(subject.tree.parents.get(call.node, call.node)), re.IGNORECASE)
+            and re.search(
+                r"pass", subject.tree.text(subject.tree.parents.get(call.node, call.node)), re.IGNORECASE
+            )
             and not re.search(r"max\(|min\(", call.name)
         ):
             yield subject.hit("weak_password_rule", call.node)
@@ -223,7 +229,7 @@ def rules_for_passwords(subject: Subject) -> Iterator[Hit]:
             scope.name,
             re.IGNORECASE,
         ):
-            if re.search(r"passw(?:or)?d|\bpwd\b", ast.unparse(node), re.IGNORECASE) and (
+            if re.search(r"passw(?:or)?d|\bpwd\b", subject.tree.text(node), re.IGNORECASE) and (
                 scope.is_route or re.search(r"password", " ".join(a.arg for a in node.args.args))
             ):
                 yield subject.hit("weak_password_rule", node)

@@ -93,7 +93,7 @@ def _salted(subject: Subject, call: Call) -> bool:
     return holder is not None and bool(
         re.search(
             r"salt|urandom|token_bytes",
-            ast.unparse(holder) if isinstance(holder, FunctionNode) else subject.source.text,
+            subject.tree.text(holder) if isinstance(holder, FunctionNode) else subject.source.text,
             re.IGNORECASE,
         )
     )
@@ -144,13 +144,13 @@ def derivations(subject: Subject) -> Iterator[Hit]:
                 yield subject.hit("fixed_salt", store.node)
     for node, value, _ in subject.facts.texts:
         if re.search(
-            r"hash|sha\d|md5", ast.unparse(subject.tree.parents.get(node, node)), re.IGNORECASE
+            r"hash|sha\d|md5", subject.tree.text(subject.tree.parents.get(node, node)), re.IGNORECASE
         ) and any(
             isinstance(item.const, str | bytes)
             and item.node is not None
             and item.origin == ""
             and len(item.const) > 0
-            and re.search(r"\bsalt\b", ast.unparse(node), re.IGNORECASE)
+            and re.search(r"\bsalt\b", subject.tree.text(node), re.IGNORECASE)
             for item in value.items
         ):
             yield subject.hit("fixed_salt", node)
@@ -201,7 +201,7 @@ def _is_fixed(value: Value, subject: Subject) -> bool:
         return True
     if re.match(r"(?:random|time|numpy\.random)\.", value.origin):
         return True
-    source = ast.unparse(value.node) if isinstance(value.node, ast.expr) else ""
+    source = subject.tree.text(value.node) if isinstance(value.node, ast.expr) else ""
     return bool(re.match(r"(?:bytes|bytearray)\(|random\.|b?['\"].*['\"] \* ", source)) or bool(
         source and re.search(r"\brandom\.(?:randint|choice|getrandbits)", source)
     )
@@ -252,7 +252,7 @@ def random_salts(subject: Subject) -> Iterator[Hit]:
     for store in subject.facts.stores:
         if re.fullmatch(r"(?:\w+\.)?\w*salt\w*", store.name, re.IGNORECASE) and re.search(
             r"\brandom\.(?:randint|choice|random|randrange|getrandbits|sample|randbytes)|time\.time",
-            ast.unparse(store.node),
+            subject.tree.text(store.node),
         ):
             yield subject.hit("fixed_salt", store.node)
 
@@ -268,7 +268,8 @@ def randomness(subject: Subject) -> Iterator[Hit]:
     for call in seeded:
         seed = call.arg(0, "a")
         timed = re.match(r"(?:time|datetime|os\.getpid)", seed.origin) or (
-            isinstance(seed.node, ast.expr) and re.search(r"time\.|datetime|getpid", ast.unparse(call.node))
+            isinstance(seed.node, ast.expr)
+            and re.search(r"time\.|datetime|getpid", subject.tree.text(call.node))
         )
         if (isinstance(seed.const, int | str | float) and about) or timed:
             yield subject.hit("predictable_seed", call.node)
@@ -292,18 +293,20 @@ def _guards_secret(subject: Subject, call: Call, *, narrow: bool = False) -> boo
     statement = subject.tree.enclosing(call.node, ast.Assign, ast.AnnAssign, ast.AugAssign)
     if statement is not None:
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        if any(_TOKENS.search(ast.unparse(target)) for target in targets):
+        if any(_TOKENS.search(subject.tree.text(target)) for target in targets):
             return (
                 not narrow
                 or bool(
                     re.search(
                         r"token|session_?id|secret|reset",
-                        " ".join(ast.unparse(t) for t in targets),
+                        " ".join(subject.tree.text(t) for t in targets),
                         re.IGNORECASE,
                     )
                 )
                 and not re.search(
-                    r"expir|time|start|_at\b|last", " ".join(ast.unparse(t) for t in targets), re.IGNORECASE
+                    r"expir|time|start|_at\b|last",
+                    " ".join(subject.tree.text(t) for t in targets),
+                    re.IGNORECASE,
                 )
             )
     if narrow:

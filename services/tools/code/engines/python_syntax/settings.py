@@ -54,7 +54,6 @@ def debug(subject: Subject) -> Iterator[Hit]:
             "breakpoint",
             "ipdb.set_trace",
             "pudb.set_trace",
-            "code.interact",
         }:
             yield subject.hit("debug_mode", call.node)
         elif call.method == "from_mapping" and call.keywords.get("DEBUG", Value()).const is True:
@@ -68,7 +67,7 @@ def debug(subject: Subject) -> Iterator[Hit]:
             or (
                 isinstance(store.target, ast.Attribute)
                 and store.target.attr == "debug"
-                and re.search(r"app|bottle|config|web", ast.unparse(store.target.value))
+                and re.search(r"app|bottle|config|web", subject.tree.text(store.target.value))
             )
             or (
                 isinstance(store.target, ast.Name)
@@ -84,12 +83,12 @@ def debug(subject: Subject) -> Iterator[Hit]:
         ):
             yield subject.hit("debug_mode", store.node)
     for node in subject.tree.all(ast.Call):
-        name = ast.unparse(node.func)
+        name = subject.tree.text(node.func)
         if (
             re.search(r"(?:jsonify|Response|make_response|return|dumps)$", name)
             and re.search(
                 r"os\.environ\b(?!\.get|\[)|\b(?:globals|locals)\(\)|app\.config\b(?!\[|\.get)|sys\.path\b|platform\.\w+\(\)",
-                ast.unparse(node),
+                subject.tree.text(node),
             )
             and subject.tree.enclosing(node, ast.FunctionDef) is not None
         ):
@@ -101,7 +100,9 @@ def cookies(subject: Subject) -> Iterator[Hit]:
     for call in subject.facts.calls:
         if call.method in {"set_cookie", "set_signed_cookie"} and not call.starred:
             secure, http_only = call.arg(-1, "secure"), call.arg(-1, "httponly")
-            named = _SENSITIVE_COOKIE.search(call.arg(0, "key").string) or not call.arg(0, "key").string
+            named = _SENSITIVE_COOKIE.search(call.arg(0, "key").string) or (
+                not call.arg(0, "key").string and call.given(1, "value")
+            )
             if named and (
                 secure.const is False
                 or http_only.const is False
@@ -128,7 +129,7 @@ def cookies(subject: Subject) -> Iterator[Hit]:
         ):
             yield subject.hit("cookie_flags", store.node)
         elif key == "PERMANENT_SESSION_LIFETIME" and re.search(
-            r"days=(?:3[1-9]\d*|[4-9]\d|\d{3,})|weeks=|years", ast.unparse(store.node)
+            r"days=(?:3[1-9]\d*|[4-9]\d|\d{3,})|weeks=|years", subject.tree.text(store.node)
         ):
             yield subject.hit("permanent_session", store.node)
         elif key == "WTF_CSRF_ENABLED" and store.value.const is False:
@@ -149,7 +150,7 @@ def cross_site(subject: Subject) -> Iterator[Hit]:
     """Requests of other sites that are taken, and answers that they may read."""
     for node in subject.tree.all(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef):
         for decorator in node.decorator_list:
-            if re.search(r"csrf_exempt|csrf\.exempt", ast.unparse(decorator)):
+            if re.search(r"csrf_exempt|csrf\.exempt", subject.tree.text(decorator)):
                 yield subject.hit("csrf_disabled", decorator)
     for call in subject.facts.calls:
         if (
@@ -333,7 +334,7 @@ def limits(subject: Subject) -> Iterator[Hit]:
     for node in subject.tree.all(ast.While):
         if not (isinstance(node.test, ast.Constant) and node.test.value):
             continue
-        text = ast.unparse(node)
+        text = subject.tree.text(node)
         grows = re.search(r"(\w+) \+= .*\.recv\(|\.append\(.*\.recv\(|(\w+) = \2 \+ .*recv\(", text) or (
             re.search(r"= \w+\.recv\(", text) and re.search(r"\w+ \+= |\.append\(", text)
         )
@@ -359,9 +360,9 @@ def limits(subject: Subject) -> Iterator[Hit]:
     for node in subject.tree.all(ast.FunctionDef):
         if (
             isinstance(node, FunctionNode)
-            and re.search(r"\.decompress\(", ast.unparse(node))
-            and any("request" in ast.unparse(part) for part in node.body)
-            and "max_length" not in ast.unparse(node)
+            and re.search(r"\.decompress\(", subject.tree.text(node))
+            and any("request" in subject.tree.text(part) for part in node.body)
+            and "max_length" not in subject.tree.text(node)
         ):
             yield subject.hit("unbounded_input", node)
 

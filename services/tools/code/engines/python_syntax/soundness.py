@@ -76,12 +76,12 @@ def errors(subject: Subject) -> Iterator[Hit]:
             or re.search(r"assert_|^check$|^main$", holder.name)
         ):
             continue
-        text = ast.unparse(node.test)
+        text = subject.tree.text(node.test)
         parameters = {argument.arg for argument in (*holder.args.args, *holder.args.kwonlyargs)}
         scope = next((scope for scope in subject.facts.scopes if scope.node is holder), None)
         if (
             re.search(
-                r"request\.|session|is_admin|\.role|has_perm|is_authenticated|is_superuser|authori[sz]ed|password|input\(|sys\.argv|token",
+                r"is_admin|\.role|has_perm|is_authenticated|is_superuser|is_staff|authori[sz]ed|password|input\(|sys\.argv",
                 text,
             )
             or (scope is not None and scope.is_route)
@@ -113,7 +113,7 @@ def errors(subject: Subject) -> Iterator[Hit]:
 def _may_hide(subject: Subject, handler: ast.ExceptHandler) -> bool:
     """A program without imports, files and input computes; what it ignores hides no attack."""
     outer = subject.tree.parents.get(handler)
-    body = " ".join(ast.unparse(part) for part in outer.body) if isinstance(outer, ast.Try) else ""
+    body = " ".join(subject.tree.text(part) for part in outer.body) if isinstance(outer, ast.Try) else ""
     return bool(
         subject.facts.imports - {"typing", "math", "re", "collections", "functools", "itertools", "string"}
     ) or bool(re.search(r"open\(|input\(|self\.\w+\.\w+\(", body))
@@ -123,7 +123,8 @@ def loops(subject: Subject) -> Iterator[Hit]:
     """Loops that nothing ends, and such that go one too far."""
     for node in subject.tree.all(ast.While):
         if isinstance(node.test, ast.Constant) and node.test.value:
-            if not _can_leave(node) and not _serves(node):
+            caught = subject.tree.enclosing(node, ast.Try) is not None
+            if not caught and not _can_leave(node) and not _serves(node):
                 yield subject.hit("infinite_loop", node)
         elif isinstance(node.test, ast.Compare) and not _can_leave(node) and _never_changes(node):
             yield subject.hit("infinite_loop", node)
@@ -282,7 +283,7 @@ def _without_equality(subject: Subject) -> Iterator[Hit]:
         and not any(isinstance(part, ast.Assign) for part in node.body)
     }
     for compare in subject.facts.compares:
-        if isinstance(compare.operator, ast.Eq | ast.NotEq | ast.Is | ast.IsNot) and all(
+        if isinstance(compare.operator, ast.Eq | ast.NotEq) and all(
             value.origin.endswith("()") and value.origin[:-2] in plain
             for value in (compare.left, compare.right)
         ):
@@ -314,7 +315,7 @@ def _association_lists(subject: Subject) -> Iterator[Hit]:
             and re.fullmatch(r"key|k", pair.elts[0].id)
             and holder is not None
         ):  # noqa: PLR2004 - a pair
-            if not re.search(r"\bin\b|==", ast.unparse(holder)):
+            if not re.search(r"\bin\b|==", subject.tree.text(holder)):
                 yield subject.hit("duplicate_key", call)
 
 
@@ -330,7 +331,7 @@ def leaks(subject: Subject) -> Iterator[Hit]:
             if holder is None:
                 continue
             name = store.target.id
-            text = ast.unparse(holder)
+            text = subject.tree.text(holder)
             escapes = re.search(rf"return .*\b{name}\b|yield .*\b{name}\b|self\.\w+ = {name}\b", text)
             if not escapes and not re.search(rf"\b{name}\.close\(|closing\({name}|with {name}\b", text):
                 yield subject.hit("resource_leak", store.node)

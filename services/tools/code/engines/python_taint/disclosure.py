@@ -10,6 +10,7 @@ from typing import Final
 from services.tools.code.engines.python_taint.injection import _SQL
 from services.tools.code.engines.python_taint.markup import _RESPONSES, is_log
 from services.tools.code.model import Hit
+from services.tools.code.python.sources import WEB
 from services.tools.code.python.subject import Check, Subject
 from services.tools.code.python.values import Kind, Taint, Value, skeleton
 
@@ -39,14 +40,16 @@ def errors(subject: Subject) -> Iterator[Hit]:
         ):
             yield subject.hit("error_detail", returned.node, taints)
     for call in subject.facts.calls:
-        if _RESPONSES.match(call.name) or _JSON.search(call.name):
+        if subject.facts.imports_any(*WEB) and (_RESPONSES.match(call.name) or _JSON.search(call.name)):
             taints = tuple(
                 taint for value in (*call.args, *call.keywords.values()) for taint in value.from_(_EXCEPTION)
             )
             if taints:
                 yield subject.hit("error_detail", call.node, taints)
-        elif call.method in {"send_error", "sendall", "send"} and call.receiver.origin.startswith(
-            ("self", "socket")
+        elif (
+            call.method in {"send_error", "sendall", "send"}
+            and subject.facts.imports_any("socket", "http", "socketserver")
+            and call.receiver.origin.startswith(("self", "socket"))
         ):
             taints = tuple(taint for value in call.args for taint in value.from_(_EXCEPTION))
             if taints:
@@ -107,7 +110,7 @@ def _private(value: Value) -> tuple[Taint, ...]:
 
 
 def _shows(value: Value) -> bool:
-    return value.built or bool(value.keys) or value.text is None
+    return value.built or bool(value.keys)
 
 
 def stored(subject: Subject) -> Iterator[Hit]:
@@ -148,7 +151,7 @@ def stored(subject: Subject) -> Iterator[Hit]:
     for store in subject.facts.stores:
         if (
             isinstance(store.target, ast.Attribute)
-            and re.search(r"user|account|self\.user|member", ast.unparse(store.target.value))
+            and re.search(r"user|account|self\.user|member", subject.tree.text(store.target.value))
             and re.fullmatch(r"password|passwd|pwd", store.target.attr)
         ):
             taints = [
@@ -156,15 +159,15 @@ def stored(subject: Subject) -> Iterator[Hit]:
                 for taint in store.value.from_(_SECRET)
                 if any(t.kind in {Kind.HTTP, Kind.PARAMETER, Kind.LOCAL} for t in store.value.taints)
             ]
-            if taints and _persists(subject, "") and not _HASHING.search(ast.unparse(store.node)):
+            if taints and _persists(subject, "") and not _HASHING.search(subject.tree.text(store.node)):
                 yield subject.hit("secret_in_store", store.node, taints)
         elif isinstance(store.target, ast.Subscript) and re.search(
             r"users|accounts|passwords|credentials|database|\bdb\b",
-            ast.unparse(store.target.value),
+            subject.tree.text(store.target.value),
             re.IGNORECASE,
         ):
             taints = _passwords(store.value)
-            if taints and not re.search(r"\.config\b|environ", ast.unparse(store.target.value)):
+            if taints and not re.search(r"\.config\b|environ", subject.tree.text(store.target.value)):
                 yield subject.hit("secret_in_store", store.node, taints)
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from services.tools.code.model import Hit
 from services.tools.code.python.facts import Call
+from services.tools.code.python.sources import WEB
 from services.tools.code.python.subject import Check, Subject
 from services.tools.code.python.values import (
     ANYONE,
@@ -103,10 +104,7 @@ def _joined(value: Value) -> bool:
 
 def _served(subject: Subject, call: Call) -> bool:
     """A parameter counts where the file has to do with the web and the name is joined to a fixed folder."""
-    return (
-        subject.facts.imports_any("flask", "django", "fastapi", "tornado", "aiohttp", "bottle", "http.server")
-        and not call.scope.is_route
-    )
+    return subject.facts.imports_any(*WEB) and not call.scope.is_route
 
 
 def _is_content(taint: Taint, value: Value) -> bool:

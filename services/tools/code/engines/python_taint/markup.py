@@ -194,13 +194,17 @@ def headers(subject: Subject) -> Iterator[Hit]:
     for store in subject.facts.stores:
         if not isinstance(store.target, ast.Subscript):
             continue
+        if re.search(
+            r"req(?:uest)?\.headers|^headers$|session\.headers", subject.tree.text(store.target.value)
+        ):
+            continue
         is_response = _HEADERS.search(store.base.origin or "") or (
             "esponse" in store.base.origin and store.key.string[:1].isupper()
         )
-        header = ast.unparse(store.target.value)
+        header = subject.tree.text(store.target.value)
         if (
             is_response
-            or re.search(r"(?:resp|response|rv|r|res)\.headers$", header)
+            or re.search(r"(?:resp|response|rv|res)\.headers$", header)
             or re.search(r"^(?:resp|response|res)$", header)
             and "-" in store.key.string
         ):

@@ -30,7 +30,7 @@ _LOADERS: Final = frozenset(
     }
 )
 _ADDRESS: Final = re.compile(
-    r"remote_addr|REMOTE_ADDR|X-Forwarded-For|HTTP_X_FORWARDED_FOR|X-Real-IP|client_address|gethostbyaddr|HTTP_REFERER|[Rr]eferr?er|HTTP_HOST|user_agent|User-Agent|remote_ip"
+    r"remote_addr|REMOTE_ADDR|X-Forwarded-For|HTTP_X_FORWARDED_FOR|X-Real-IP|client_address|gethostbyaddr|HTTP_REFERER|request\.referr?er|['\"]Referer['\"]|HTTP_HOST|user_agent|User-Agent|remote_ip"
 )
 _LISTS: Final = re.compile(
     r"request|session|cookie|environ|args|form|json|data|config|settings|params|headers|files", re.IGNORECASE
@@ -57,7 +57,7 @@ def reflection(subject: Subject) -> Iterator[Hit]:
             if taints:
                 yield subject.hit("mass_assignment", call.node, taints)
         elif call.method == "update" and call.name.endswith("__dict__.update"):
-            taints = tuple(taint for value in call.args for taint in value.from_(ANYONE))
+            taints = tuple(taint for value in call.args for taint in value.from_(OUTSIDE))
             if taints:
                 yield subject.hit("mass_assignment", call.node, taints)
         elif call.starred and call.name[:1].isupper() and call.scope.is_route:
@@ -80,7 +80,7 @@ def reflection(subject: Subject) -> Iterator[Hit]:
 def _spread(subject: Subject, node: ast.Call) -> Iterator[Hit]:
     for keyword in node.keywords:
         if keyword.arg is None and re.search(
-            r"request\.(?:json|form|get_json|data|POST|GET|args|values)", ast.unparse(keyword.value)
+            r"request\.(?:json|form|get_json|data|POST|GET|args|values)", subject.tree.text(keyword.value)
         ):
             yield subject.hit("mass_assignment", node)
 
@@ -88,7 +88,7 @@ def _spread(subject: Subject, node: ast.Call) -> Iterator[Hit]:
 def decisions(subject: Subject) -> Iterator[Hit]:
     """Rights that a request grants itself."""
     seen: list[tuple[ast.AST, Value, str]] = [
-        (c.node, side, ast.unparse(c.node))
+        (c.node, side, subject.tree.text(c.node))
         for c in subject.facts.compares
         for side in (c.left, c.right)
         if not isinstance(c.operator, ast.Is | ast.IsNot)
@@ -96,7 +96,7 @@ def decisions(subject: Subject) -> Iterator[Hit]:
     for node in subject.tree.all(ast.If):
         if isinstance(node.test, ast.Call | ast.Name | ast.Subscript):
             seen.extend(
-                (node, Value(taints=tuple(call.receiver.taints)), ast.unparse(node.test))
+                (node, Value(taints=tuple(call.receiver.taints)), subject.tree.text(node.test))
                 for call in subject.facts.calls
                 if call.node is node.test
             )
@@ -104,7 +104,7 @@ def decisions(subject: Subject) -> Iterator[Hit]:
         source = _chosen(value)
         if source is None:
             continue
-        where = ast.unparse(source.steps[0][0]) + " " + " ".join(what for _, what in source.steps)
+        where = subject.tree.text(source.steps[0][0]) + " " + " ".join(what for _, what in source.steps)
         if _ADDRESS.search(where) or _ADDRESS.search(text):
             continue
         if not _ROLES.search(text) or not re.search(
@@ -136,10 +136,10 @@ def _by_address(subject: Subject) -> Iterator[Hit]:
     aliases = {
         store.name
         for store in subject.facts.stores
-        if store.name and _ADDRESS.search(ast.unparse(store.node))
+        if store.name and _ADDRESS.search(subject.tree.text(store.node))
     }
     for node in subject.tree.all(ast.Compare):
-        text = ast.unparse(node)
+        text = subject.tree.text(node)
         if not (
             _ADDRESS.search(text)
             or any(isinstance(part, ast.Name) and part.id in aliases for part in ast.walk(node))
@@ -159,8 +159,8 @@ def sessions(subject: Subject) -> Iterator[Hit]:
     for store in subject.facts.stores:
         if not isinstance(store.target, ast.Subscript | ast.Attribute):
             continue
-        base = ast.unparse(store.target.value)
-        text = ast.unparse(store.target)
+        base = subject.tree.text(store.target.value)
+        text = subject.tree.text(store.target)
         if not re.search(r"(?:^|\.)session$", base):
             continue
         if re.search(r"session_?(?:id|key)|\bsid\b", text, re.IGNORECASE):
@@ -203,19 +203,15 @@ def settings(subject: Subject) -> Iterator[Hit]:
     """Settings and paths that requests choose."""
     for store in subject.facts.stores:
         if isinstance(store.target, ast.Subscript):
-            base = ast.unparse(store.target.value)
-            if (
-                base in {"os.environ", "environ"}
-                or base.endswith((".config", "settings", "CONFIG"))
-                or base == "config"
-            ):
+            base = subject.tree.text(store.target.value)
+            if base == "os.environ" or base.endswith((".config", "settings", "CONFIG")) or base == "config":
                 taints = store.value.from_(
                     REMOTE | {Kind.LOCAL} if "environ" in base else REMOTE
                 ) or store.key.from_(REMOTE)
                 if taints:
                     yield subject.hit("external_setting", store.node, taints)
         elif isinstance(store.target, ast.Attribute) and re.search(
-            r"(?:^|\.)(?:settings|config|app)$", ast.unparse(store.target.value)
+            r"(?:^|\.)(?:settings|config|app)$", subject.tree.text(store.target.value)
         ):
             taints = store.value.from_(REMOTE)
             if taints:
@@ -297,13 +293,13 @@ def amounts(subject: Subject) -> Iterator[Hit]:
             isinstance(node.op, ast.Mult)
             and isinstance(node.left, ast.Constant | ast.List)
             and (not isinstance(node.left, ast.Constant) or isinstance(node.left.value, str | bytes))
-            and re.search(r"int\((?:flask\.)?(?:request\.|input\()", ast.unparse(node.right))
+            and re.search(r"int\((?:flask\.)?(?:request\.|input\()", subject.tree.text(node.right))
         ):
             yield subject.hit("uncontrolled_resource", node)
     for node in subject.tree.all(ast.Subscript):
         if (
             isinstance(node.slice, ast.Call)
-            and re.match(r"int\((?:input\(|request\.|sys\.argv)", ast.unparse(node.slice))
+            and re.match(r"int\((?:input\(|request\.|sys\.argv)", subject.tree.text(node.slice))
             and isinstance(node.value, ast.Name)
         ):
             yield subject.hit("unchecked_index", node)
@@ -328,7 +324,7 @@ def destinations(subject: Subject) -> Iterator[Hit]:
                 yield subject.hit("untrusted_destination", call.node, taints)
     for base in subject.tree.all(ast.ClassDef):
         if any(
-            re.search(r"DatagramRequestHandler|UDPServer|BaseRequestHandler", ast.unparse(part))
+            re.search(r"DatagramRequestHandler|UDPServer|BaseRequestHandler", subject.tree.text(part))
             for part in base.bases
         ):
             for node in ast.walk(base):
@@ -336,7 +332,7 @@ def destinations(subject: Subject) -> Iterator[Hit]:
                     isinstance(node, ast.Call)
                     and isinstance(node.func, ast.Attribute)
                     and node.func.attr == "sendto"
-                    and "client_address" in ast.unparse(node)
+                    and "client_address" in subject.tree.text(node)
                 ):
                     yield subject.hit("amplification", node)
 
@@ -378,7 +374,7 @@ def ownership(subject: Subject) -> Iterator[Hit]:
             and isinstance(holder, FunctionNode)
             and not re.search(
                 r"request\.user|current_user|session|owner|is_authenticated|has_perm|permission|get_jwt",
-                ast.unparse(holder),
+                subject.tree.text(holder),
             )
         ):
             yield subject.hit("idor", call.node, taints)

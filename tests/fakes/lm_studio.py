@@ -38,6 +38,20 @@ class FakeLMStudio:
     gate: threading.Event = field(default_factory=threading.Event)
     """Every answer waits for it half-way; set unless a test clears it."""
     connections: set[socket.socket] = field(default_factory=set)
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """Calls of tools, one per answer, which come before any words."""
+
+    def next_call(self) -> dict[str, Any] | None:
+        """The next call as the model spells it; None when it answers in words."""
+        if not self.calls:
+            return None
+        name, arguments = self.calls.pop(0)
+        return {
+            "index": 0,
+            "id": f"call_{len(self.asked)}",
+            "type": "function",
+            "function": {"name": name, "arguments": json.dumps(arguments)},
+        }
 
     def answer_models(self) -> dict[str, Any]:
         """List the model as LM Studio 0.4 does, loaded or not."""
@@ -103,11 +117,12 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server_state.asked.append(asked)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            call = self.server_state.next_call()
             if asked.get("stream"):
-                self._stream()
+                self._stream(call)
             else:
                 self.server_state.gate.wait(60)
-                self._send_json(_completion())
+                self._send_json(_completion(call))
 
     def _send_json(self, value: dict[str, Any]) -> None:
         body = json.dumps(value).encode()
@@ -117,16 +132,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _stream(self) -> None:
+    def _stream(self, call: dict[str, Any] | None) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
         self.end_headers()
-        for number, word in enumerate(WORDS):
+        if call is not None:
+            self._event(_chunk({"tool_calls": [call]}))
+        for number, word in enumerate(() if call is not None else WORDS):
             if number == len(WORDS) // 2:
                 self.server_state.gate.wait(60)
             self._event(_chunk({"content": word}))
-        self._event(_chunk({}, finish="stop"))
+        self._event(_chunk({}, finish="stop" if call is None else "tool_calls"))
         self._event({**_chunk({}), "choices": [], "usage": _usage()})
         self.wfile.write(b"data: [DONE]\n\n")
         self.close_connection = True
@@ -140,18 +157,22 @@ def _usage() -> dict[str, int]:
     return {"prompt_tokens": 9, "completion_tokens": len(WORDS), "total_tokens": 9 + len(WORDS)}
 
 
-def _chunk(delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+def _chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
     return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": MODEL, "choices": [choice]}
 
 
-def _completion() -> dict[str, Any]:
-    message = {"role": "assistant", "content": "".join(WORDS)}
+def _completion(call: dict[str, Any] | None) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(WORDS) if call is None else None}
+    if call is not None:
+        message["tool_calls"] = [call]
     return {
         "id": "c",
         "object": "chat.completion",
         "created": 1,
         "model": MODEL,
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "choices": [
+            {"index": 0, "message": message, "finish_reason": "stop" if call is None else "tool_calls"}
+        ],
         "usage": _usage(),
     }

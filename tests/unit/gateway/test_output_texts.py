@@ -65,6 +65,22 @@ def test_names_of_artifacts_are_read_and_digests_are_not() -> None:
     assert texts == {"exit.artifacts.path": "out/words.txt"}
 
 
+def test_what_the_service_says_of_itself_is_nobodys_words() -> None:
+    isolation = execution_pb2.Isolation(version="bubblewrap 0.8.0", controls=["net.none", "seccomp"])
+    begun = tools_pb2.ExecuteResponse(started=execution_pb2.RunStarted(run="runs/0.a", isolation=isolation))
+    over = tools_pb2.ExecuteResponse(
+        exit=execution_pb2.RunExit(
+            run="runs/0.a", isolation=isolation, approval="approvals/0.b", reason="why"
+        )
+    )
+    collected = tools_pb2.ExecuteResponse()
+    collected.artifact.artifact.name, collected.artifact.artifact.path = "runs/0.a/artifacts/0", "out/a"
+    assert output_texts([begun, collected, over]).texts == {
+        "artifact.artifact.path": "out/a",
+        "exit.reason": "why",
+    }
+
+
 def test_a_models_words_are_checked_as_text() -> None:
     said = output_texts([inference_pb2.ChatResponse(delta=inference_pb2.ChatDelta(text="Hi"))])
     assert (said.texts, said.channel) == ({"delta.text": "Hi"}, ethics_pb2.OUTPUT_CHANNEL_TEXT)

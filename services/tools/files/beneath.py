@@ -73,6 +73,7 @@ def open_at_once(root: int, path: bytes, flags: int) -> int:
 
 def open_by_steps(root: int, path: bytes, flags: int) -> int:
     """As `open_beneath`, one segment at a time."""
+    _require_plain(path, flags)
     device = os.fstat(root).st_dev
     *directories, last = path.split(b"/")
     with _owned(os.open(b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)) as holder:

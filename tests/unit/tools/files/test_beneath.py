@@ -98,6 +98,16 @@ def test_no_way_out_is_walked(inside: Place, outside: Path, path: bytes) -> None
     assert failure.value.errno == errno.EXDEV
 
 
+@pytest.mark.parametrize("path", [b"..", b"../outside/secret.txt", b"a/../../outside", b"/etc/passwd"])
+def test_neither_way_of_opening_needs_the_other_to_stay_inside(
+    inside: Place, outside: Path, opener: Opener, path: bytes
+) -> None:
+    (inside.path / "a").mkdir()
+    with pytest.raises(OSError) as failure:
+        opener(inside.descriptor, path, os.O_RDONLY)
+    assert failure.value.errno == errno.EXDEV
+
+
 def test_another_mount_is_not_entered(opener: Opener) -> None:
     with closing(os.open("/", os.O_RDONLY | os.O_DIRECTORY)) as root, pytest.raises(OSError) as failure:
         opener(root, b"proc/version", os.O_RDONLY)

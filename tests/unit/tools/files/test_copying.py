@@ -197,9 +197,18 @@ class TestTakingBack:
         copied = copy_in(volume, [], run_directory.descriptor)
         with (run_directory.path / "holes").open("wb") as file:
             file.truncate(1 << 40)
-        # Not hashed for nothing either: what cannot fit is not read.
         changes = take_back(volume, copied, run_directory.descriptor)
         assert "quota" in _reasons(changes.skipped)
+
+    def test_a_given_file_that_became_holes_is_not_read_to_its_end(
+        self, volume: Volume, run_directory: Place
+    ) -> None:
+        _put(volume, a=b"old")
+        copied = copy_in(volume, _references(volume, "a"), run_directory.descriptor)
+        os.truncate(run_directory.path / "a", 1 << 40)
+        changes = take_back(volume, copied, run_directory.descriptor)
+        assert "quota" in _reasons(changes.skipped)
+        assert volume.read("a").data == b"old"
 
     def test_files_outside_the_zones_are_skipped(self, volume: Volume, run_directory: Place) -> None:
         _put(volume, a=b"old", b=b"old")

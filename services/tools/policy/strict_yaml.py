@@ -8,6 +8,8 @@ from enum import Enum
 from typing import Any, Final, TypeVar
 
 import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from kala.errors import InvalidArgumentError
 
@@ -27,7 +29,7 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(
+                raise ConstructorError(
                     None, None, f"the key {key.value!r} comes twice or is no plain text", key.start_mark
                 )
         return super().construct_mapping(node, deep)
@@ -36,7 +38,7 @@ class _Loader(yaml.SafeLoader):
         """Build a node of the document; no reference."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # the stub has no types for it
-            raise yaml.composer.ComposerError(None, None, "references are not taken; write it out", mark)
+            raise ComposerError(None, None, "references are not taken; write it out", mark)
         return super().compose_node(parent, index)
 
 

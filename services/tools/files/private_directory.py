@@ -38,21 +38,16 @@ class PrivateDirectory:
     @classmethod
     def open(cls, directory: Path) -> Self:
         """Make it, private, and take it; raises FailedPreconditionError when another process has it."""
-        directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        os.fchmod(descriptor, _PRIVATE)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        lock = os.open(_LOCK, flags, 0o600, dir_fd=descriptor)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
+            directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unusable(directory, error) from error
+        try:
+            self = cls(descriptor, _locked(descriptor))
+        except OSError as error:
             os.close(descriptor)
-            raise FailedPreconditionError(
-                f"{directory} is used by another process; give each replica a directory of its own",
-                reason="STATE_IN_USE",
-            ) from None
-        self = cls(descriptor, lock)
+            raise _unusable(directory, error) from error
         if not self.has(_TRASH):
             self.make(_TRASH)
         self.empty_trash()
@@ -91,3 +86,29 @@ class PrivateDirectory:
         """Delete what was discarded."""
         with self._emptying, closing(open_directory(self.descriptor, _TRASH)) as trash:
             empty(trash)
+
+
+def _locked(directory: int) -> int:
+    """Make the directory private and lock it; gives the descriptor that holds the lock, or raises OSError."""
+    os.fchmod(directory, _PRIVATE)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    lock = os.open(_LOCK, flags, 0o600, dir_fd=directory)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _unusable(directory: Path, error: OSError) -> FailedPreconditionError:
+    if isinstance(error, BlockingIOError):
+        return FailedPreconditionError(
+            f"{directory} is used by another process; give each replica a directory of its own",
+            reason="STATE_IN_USE",
+        )
+    return FailedPreconditionError(
+        f"{directory} cannot hold this service's state ({error.strerror}); it must be a directory that user "
+        f"{os.geteuid()} owns",
+        reason="STATE_UNUSABLE",
+    )

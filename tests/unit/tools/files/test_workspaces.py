@@ -522,6 +522,18 @@ class TestRestarting:
         with pytest.raises(FailedPreconditionError, match="is used by another process"):
             await opening()
 
+    async def test_a_place_that_is_no_directory_of_ours_says_so(
+        self, opening: Opening, tmp_path: Path
+    ) -> None:
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state/file").touch()
+        with pytest.raises(FailedPreconditionError, match="cannot hold this service's state .*user"):
+            await opening(directory="file")
+        (tmp_path / "state/linked").mkdir()
+        (tmp_path / "state/linked/lock").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(FailedPreconditionError, match="cannot hold this service's state"):
+            await opening(directory="linked")
+
     async def test_the_directory_is_private(self, workspaces: Workspaces, tmp_path: Path) -> None:
         name = await _made(workspaces, a=b"x")
         directory = tmp_path / "state/workspaces"

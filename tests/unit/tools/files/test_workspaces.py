@@ -527,7 +527,7 @@ class TestRestarting:
     ) -> None:
         (tmp_path / "state").mkdir()
         (tmp_path / "state/file").touch()
-        with pytest.raises(FailedPreconditionError, match="cannot hold this service's state .*user"):
+        with pytest.raises(FailedPreconditionError, match=r"cannot hold this service's state .*user"):
             await opening(directory="file")
         (tmp_path / "state/linked").mkdir()
         (tmp_path / "state/linked/lock").symlink_to(tmp_path / "elsewhere")

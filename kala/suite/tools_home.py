@@ -37,6 +37,9 @@ _PEERS: Final = ("audit", "inference")
 _KEPT_VARIABLES: Final = ("LANG", "LC_", "PATH", "TZ", "KALA_TOOLS_")
 """Of the caller's environment; the rest may hold other parts' secrets, and code of strangers runs beneath this part."""
 
+_KEPT_AS_OURSELVES: Final = ("KALA_CONFIG", "LD_LIBRARY_PATH", "PYTHON")
+"""What this interpreter may need to start again as it was started, and the file that the service then reads itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class ToolsHome:
@@ -62,9 +65,8 @@ class ToolsHome:
 
     def environment(self, ambient: Mapping[str, str]) -> dict[str, str]:
         """Of the caller's environment what this part may know."""
-        kept = {name: value for name, value in ambient.items() if name.startswith(_KEPT_VARIABLES)}
-        if self.uid is None and "KALA_CONFIG" in ambient:
-            kept["KALA_CONFIG"] = ambient["KALA_CONFIG"]
+        prefixes = _KEPT_VARIABLES if self.uid is not None else (*_KEPT_VARIABLES, *_KEPT_AS_OURSELVES)
+        kept = {name: value for name, value in ambient.items() if name.startswith(prefixes)}
         # gRPC would write a line at each start of a program, which is never a fork of this process's own code.
         quiet = {"GRPC_ENABLE_FORK_SUPPORT": "0"}
         return {**kept, **quiet, **self.runtime.environment, "HOME": str(self.root)}

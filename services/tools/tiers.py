@@ -14,6 +14,7 @@ from services.tools.sandbox.detection import Candidate, DetectionPolicy
 from services.tools.sandbox.kubernetes.api import KubernetesApi
 from services.tools.sandbox.kubernetes.manifest import PodSettings
 from services.tools.sandbox.kubernetes.sandbox import KubernetesSandbox, reachable_address
+from services.tools.sandbox.landlock.tier import open_landlock
 from services.tools.sandbox.model import Language, Sandbox, Strength, Tier
 from services.tools.sandbox.runsc.tier import runsc_candidate
 
@@ -29,6 +30,7 @@ def candidates(settings: ToolsSettings, policy: Policy, stack: AsyncExitStack) -
     found = [
         runsc_candidate(launched),
         Candidate(Tier.BUBBLEWRAP, Strength.STANDARD, partial(open_bubblewrap, launched)),
+        Candidate(Tier.LANDLOCK, Strength.WEAK, partial(open_landlock, launched)),
     ]
     if settings.runtime_class is not None:
         opening = partial(_open_kubernetes, settings, stack)

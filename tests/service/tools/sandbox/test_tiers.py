@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from services.tools.sandbox.landlock import kernel
 from tests.tools_runtime import unprivileged_directory, unprivileged_python
 
 PROGRAM = Path(__file__).parents[3] / "fakes" / "selftest_program.py"
@@ -39,6 +40,14 @@ def test_bubblewrap_holds_every_probe() -> None:
     assert found["usable"], found["reason"]
     assert len(found["cases"]) >= 20
     assert found["start_seconds"] > 0
+
+
+@pytest.mark.skipif(kernel.abi() < kernel.REQUIRED_ABI, reason="the kernel's Landlock is too old")
+def test_landlock_holds_every_probe_and_calls_itself_weak() -> None:
+    found = report("landlock")
+    assert found["usable"], found["reason"]
+    assert found["strength"] == 1
+    assert len(found["cases"]) >= 20
 
 
 @needs("/usr/bin/bwrap")

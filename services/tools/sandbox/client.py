@@ -175,6 +175,12 @@ class LauncherSandbox:
             self._starting.pop(number, None)
         if message["op"] == "failed":
             raise SetupFailedError(message["reason"])
+        if message["op"] == "lost":
+            raise UnavailableError(
+                "the launcher died before any of the code ran; try again",
+                reason="LAUNCHER_LOST",
+                retry_after_seconds=_LEAST_RETRY_SECONDS,
+            )
         run = LauncherRun(
             self._isolation,
             job.limits,
@@ -210,7 +216,9 @@ class LauncherSandbox:
         if hello is None:
             raise SetupFailedError("the launcher could not be started")
         try:
-            await asyncio.wait_for(asyncio.shield(hello), _HELLO_SECONDS)
+            # Not wait_for, which forgets a cancellation when its future is done.
+            async with asyncio.timeout(_HELLO_SECONDS):
+                await asyncio.shield(hello)
         except TimeoutError:
             self._lost()
             raise SetupFailedError(f"the launcher was not up within {_HELLO_SECONDS:g} s") from None
@@ -293,7 +301,7 @@ class LauncherSandbox:
         self.parked.clear()
         for waiting in self._starting.values():
             if not waiting.done():
-                waiting.set_result(({"op": "failed", "reason": "the launcher died"}, []))
+                waiting.set_result(({"op": "lost"}, []))
         for run in tuple(self._runs.values()):
             run.lose()
 

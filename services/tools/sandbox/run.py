@@ -81,6 +81,7 @@ class LauncherRun:
         self._went = False
         self._discard = False
         self._closed = False
+        self._closing: asyncio.Task[None] | None = None
 
     @property
     def isolation(self) -> Isolation:
@@ -273,8 +274,12 @@ class LauncherRun:
 
     async def aclose(self) -> None:
         """End the run if it lasts, and free its workspace and descriptors."""
-        if self._closed:
-            return
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._close())
+        # A caller that is cancelled meanwhile leaves nothing behind.
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         self._discard = True
         self._waiting.clear()
         if self._ended is None:

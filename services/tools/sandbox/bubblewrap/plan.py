@@ -82,8 +82,8 @@ def _fixed(etc: str) -> tuple[str, ...]:
     words = [BUBBLEWRAP, *_NAMESPACES, "--seccomp", str(_SECCOMP), "--info-fd", str(_INFO)]
     for name, value in _VARIABLES.items():
         words += ["--setenv", name, value]
-    for path in filter(Path.is_dir, map(Path, _READ_ONLY)):
-        words += _shown(path)
+    for directory in filter(Path.is_dir, map(Path, _READ_ONLY)):
+        words += _shown(directory)
     words += ["--ro-bind", etc, "/etc", "--proc", "/proc"]
     for path in _DEVICES:
         words += ["--dev-bind", path, path]

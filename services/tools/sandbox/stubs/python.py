@@ -43,7 +43,8 @@ def _load():  # type: ignore[no-untyped-def]  # noqa: ANN202 - every byte is rea
         os.environ.update(zip(words[::2], words[1::2], strict=True))
     text = source.decode("utf-8", "replace")
     sys.excepthook = show
-    vars(builtins).update(exit=sys.exit, quit=sys.exit)
+    for leave in ("exit", "quit"):
+        setattr(builtins, leave, sys.exit)
     globals()["__file__"] = "/workspace/" + name
     return compile(source, name, "exec", dont_inherit=True)
 

@@ -348,6 +348,20 @@ async def test_closing_a_run_ends_it(sandbox: LauncherSandbox) -> None:
     assert not alive("123125")
 
 
+async def test_a_caller_that_goes_away_while_it_closes_a_run_leaves_nothing() -> None:
+    async with bubblewrap(max_running=1) as sandbox:
+        run = await sandbox.start(job(SHELL, "echo up; exec sleep 123127"))
+        await anext(run.events())
+        closing = asyncio.create_task(run.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await run.aclose()
+        assert not alive("123127")
+        assert (await execute(sandbox, SHELL, "echo free")).stdout == "free\n"
+
+
 async def test_a_caller_that_goes_away_while_a_run_starts_leaves_nothing(sandbox: LauncherSandbox) -> None:
     for _ in range(5):
         task = asyncio.create_task(sandbox.start(job(SHELL, "exec sleep 123126")))

@@ -60,6 +60,14 @@ async def test_when_the_launcher_is_killed_its_runs_end_as_lost_and_nothing_surv
         await run.aclose()
 
 
+async def test_a_launcher_that_dies_while_a_run_starts_asks_to_try_again(sandbox: LauncherSandbox) -> None:
+    starting = asyncio.create_task(sandbox.start(job(PYTHON, "print(1)")))
+    await asyncio.sleep(0)
+    _kill_launcher(sandbox)
+    with pytest.raises(UnavailableError, match="before any of the code ran"):
+        await starting
+
+
 async def test_the_next_run_gets_a_new_launcher(sandbox: LauncherSandbox) -> None:
     before = sandbox.launcher_pid
     _kill_launcher(sandbox)

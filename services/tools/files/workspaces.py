@@ -42,6 +42,8 @@ MIN_REQUEST_ID_CHARS: Final = 16
 MAX_REQUEST_ID_CHARS: Final = 64
 MIN_TTL_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
+# A crash may forget uses of the last tenth of a workspace's life, so that not every reading of a file writes to the disk.
+SAVED_SHARE: Final = 0.1
 
 End = Callable[[], None]
 
@@ -62,6 +64,8 @@ class _Held:
     waiting: int = 0
     ends: list[End] = field(default_factory=list)
     closed: bool = False
+    # When its record was written last, by its moment of use.
+    saved_at: float = 0.0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -108,13 +112,14 @@ class Workspaces:
         kept = await in_thread(shelf.load, lambda left: left.replica == replica and left.expires_at > now())
         for number, found in kept.items():
             account = Account(found.record.quota_bytes, MAX_INODES, found.used_bytes, found.inodes)
-            self._held[number] = _Held(number, found.record, account)
+            self._held[number] = _Held(number, found.record, account, saved_at=found.record.used_at)
         return self
 
     async def aclose(self) -> None:
         """End every run's turn and give the directory up; the workspaces stay for the next start."""
         for held in list(self._held.values()):
             await self._shut(held)
+            self._save(held)
         if self._removing:
             await asyncio.wait(self._removing)
         self._shelf.close()
@@ -145,7 +150,8 @@ class Workspaces:
         _, number = self._names.new()
         with explained("workspace"):
             self._shelf.make(number, record)
-        held = self._held[number] = _Held(number, record, Account(record.quota_bytes, MAX_INODES))
+        account = Account(record.quota_bytes, MAX_INODES)
+        held = self._held[number] = _Held(number, record, account, saved_at=record.used_at)
         return self._describe(held), True
 
     def get(self, name: str, owner: Owner) -> Workspace:
@@ -295,11 +301,16 @@ class Workspaces:
                 held.ends.remove(end)
             held.uses -= 1
             held.record = held.record.used(self._now())
-            # Only the moment of use is lost when the disk does not take it.
-            with suppress(OSError):
-                self._shelf.save(held.number, held.record)
+            if held.record.used_at - held.saved_at > held.record.ttl_seconds * SAVED_SHARE:
+                self._save(held)
             if not held.uses:
                 held.idle.set()
+
+    def _save(self, held: _Held) -> None:
+        """Write the moment of use; only that is lost when the disk does not take it."""
+        with suppress(OSError):
+            self._shelf.save(held.number, held.record)
+            held.saved_at = held.record.used_at
 
     @asynccontextmanager
     async def _in_turn(self, held: _Held, name: str) -> AsyncIterator[None]:

@@ -480,6 +480,23 @@ class TestRestarting:
         async with again.files(found.name, ALICE) as files:
             assert (await files.read("a/b")).data == b"12345"
 
+    @pytest.mark.parametrize("crash", [False, True], ids=["stop", "crash"])
+    async def test_its_last_use_counts_after_a_restart(
+        self, workspaces: Workspaces, opening: Opening, clock: Clock, crash: bool
+    ) -> None:
+        name = await _made(workspaces)
+        clock.now += 300
+        async with workspaces.files(name, ALICE):
+            pass
+        used_at = clock.now
+        clock.now += 59
+        async with workspaces.files(name, ALICE):
+            pass
+        if crash:
+            workspaces._held.clear()
+        again = await _reopened(workspaces, opening)
+        assert again.get(name, ALICE).expires_at == used_at + 600 + (0 if crash else 59)
+
     async def test_what_expired_meanwhile_is_deleted(
         self, workspaces: Workspaces, opening: Opening, clock: Clock, tmp_path: Path
     ) -> None:

@@ -134,8 +134,15 @@ class Host:
             listener.close()
 
 
+def mutated() -> dict[str, Any]:
+    """Start the launcher without some of its controls, where the test says so."""
+    taken = os.environ.pop("MUTATION", "")
+    program = str(Path(__file__).with_name("mutated_launcher.py"))
+    return {"python": (sys.executable, program, taken)} if taken else {}
+
+
 async def opened(tier: Tier, state: Path) -> Sandbox:
-    settings = LauncherSettings(state_directory=state, max_running=CONCURRENCY + 2)
+    settings = LauncherSettings(state_directory=state, max_running=CONCURRENCY + 2, **mutated())
     if tier is Tier.BUBBLEWRAP:
         from services.tools.sandbox.bubblewrap.tier import open_bubblewrap
 

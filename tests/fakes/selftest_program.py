@@ -1,15 +1,17 @@
 """Tests a tier as the user without rights that the service runs as: `selftest_program.py TIER STATE_DIRECTORY [PROBE...]`.
 
-Prints the report as JSON. Not a fake itself: it is a process of its own because root is refused.
+Prints the report as JSON. MUTATION in the environment names controls that the launcher leaves out. Not a fake itself: it is a process of its own because root is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from services.tools.sandbox.detection import Candidate, DetectionPolicy, detect
 from services.tools.sandbox.model import Sandbox, Strength, Tier
@@ -17,10 +19,17 @@ from services.tools.sandbox.probes.cases import PROBES
 from services.tools.sandbox.selftest import self_test
 
 
+def mutated() -> dict[str, Any]:
+    """Start the launcher without some of its controls, where the test says so."""
+    taken = os.environ.pop("MUTATION", "")
+    program = str(Path(__file__).with_name("mutated_launcher.py"))
+    return {"python": (sys.executable, program, taken)} if taken else {}
+
+
 async def candidate(tier: Tier, state: Path) -> Candidate:
     from services.tools.sandbox.client import LauncherSettings
 
-    settings = LauncherSettings(state_directory=state)
+    settings = LauncherSettings(state_directory=state, **mutated())
     if tier is Tier.BUBBLEWRAP:
         from services.tools.sandbox.bubblewrap.tier import open_bubblewrap
 

@@ -180,8 +180,8 @@ def _require_no_find_expression(place: Place, arguments: Sequence[Argument], ind
         raise refuse(place.name, "an argument may expand to an expression; write ./ before it")
 
 
-_SED_IN_PLACE: Final = re.compile(r"-[nErsz]*i.*|--in-.*")
-_SED_REFUSED: Final = r"(?s)--f.*|-[nErsz]*f.*"
+_SED_IN_PLACE: Final = re.compile(r"-[A-Za-z]*i.*|--i.*")
+_SED_REFUSED: Final = r"(?s)--f.*|-[bnErsuz]*f.*"
 
 
 def judge_sed(place: Place, arguments: Sequence[Argument], bench: Bench) -> None:

@@ -24,6 +24,8 @@ from services.tools.policy.shell.syntax import (
 
 # What the shell tool takes as one command line: judging so many takes a third of a second at worst. More is a program.
 MAX_CHARS: Final = 16_384
+# Words that brace expansions may add to one command line.
+MAX_EXPANDED: Final = 2_048
 # Deeper than anybody writes, and far from the end of this process's stack.
 MAX_DEPTH: Final = 24
 
@@ -81,6 +83,7 @@ class WordReader(ABC):
         self.at = 0
         self.depth = depth
         self._word_end = 0
+        self._expanded = 0
 
     @abstractmethod
     def read_until_parenthesis(self) -> Script:
@@ -124,9 +127,11 @@ class WordReader(ABC):
         if not parts:
             return []
         expanded = expand_braces(parts)
-        if expanded is None:
+        if expanded is not None:
+            self._expanded += len(expanded) - 1
+        if expanded is None or self._expanded > MAX_EXPANDED:
             raise self.error(
-                f"a brace expansion makes more than {MAX_EXPANSIONS} words or has more than {MAX_BRACES} braces; quote them"
+                f"brace expansions may make {MAX_EXPANSIONS} words, {MAX_EXPANDED} in all, of {MAX_BRACES} braces; quote them"
             )
         return [Word(joined(each)) for each in expanded]
 

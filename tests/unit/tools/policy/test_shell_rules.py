@@ -72,6 +72,8 @@ MEDIUM = [
     "ls | tee x",
     "sed -i s/a/b/ f",
     "sed -ni s/a/b/ f",
+    "sed -ui.bak s/a/b/ f",
+    "sed --i s/a/b/ f",
     'x=a; sed "$x" f',
     "uniq a b",
     "awk '{print > \"x\"}' f",
@@ -99,6 +101,27 @@ HIGH = [
 )
 def test_everyday_commands_pass_with_the_risk_of_their_worst_part(command: str, risk: Risk) -> None:
     assert SHELL.judge(command).risk == risk
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sed p",
+        "ls | sed p",
+        "echo {a,b} $(sed p) {c,d}",
+        "ls {a,b} | xargs -0 -n 1 sed p",
+        "find a{b,c} -name x -exec sed p {} +",
+        "find . -exec ls {} \\; -exec sed p {} \\;",
+        "timeout -s KILL 5 env LANG=C nice -n 1 sed p",
+        "x=1; LC_ALL=C sed p < f",
+        "command sed p",
+        "if sed p; then sed p; fi",
+    ],
+)
+def test_sed_never_runs_without_its_own_sandbox(command: str) -> None:
+    script = SHELL.judge(command).script
+    assert "'sed' '--sandbox' 'p'" in script
+    assert script.count("'sed'") == script.count("'sed' '--sandbox'")
 
 
 def test_the_programs_of_every_part_are_named() -> None:

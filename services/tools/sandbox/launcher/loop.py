@@ -256,7 +256,7 @@ class Launcher:
                 if began - slot.sampled_at >= _SAMPLE_SECONDS:
                     slot.sampled_at = began
                     self._send({"op": "sample", "id": slot.run, "usage": usage_to_message(slot.usage())})
-            elif began - slot.made_at >= _SETUP_SECONDS and not slot.began:
+            elif began - slot.expected_since >= _SETUP_SECONDS and not slot.began:
                 slot.kill(Verdict(Status.SETUP_FAILED, f"was not set up within {_SETUP_SECONDS:g} s"))
         now = self._clock()
         self._next_tick = now + max(TICK_SECONDS, (now - began) * _WATCH_SHARE)

@@ -57,7 +57,8 @@ class Slot:
         self.warm = False
         self._plan = plan
         self._clock = clock
-        self.made_at = clock()
+        # Since when it is expected to go on: since it was begun, and once a run has it, since then.
+        self.expected_since = clock()
         self.sampled_at = 0.0
         self._began: float | None = None
         self._verdict: Verdict | None = None
@@ -139,6 +140,7 @@ class Slot:
         counted = tasks_of_this_user() - 1 if self._is_subtree else self._own_threads
         process_limits.put(self._stub, self.shape.language, limits, counted)
         self.run, self.limits, self.stage = run, limits, Stage.RUNNING
+        self.expected_since = self._clock()
         ends = self.ends
         return (ends.stdin, ends.stdout, ends.stderr, ends.code, self.workspace, self.first)
 

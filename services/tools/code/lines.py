@@ -21,6 +21,12 @@ class Lines:
     def __len__(self) -> int:
         return len(self._starts)
 
+    @property
+    def longest(self) -> int:
+        """The length of the longest line, with its end."""
+        ends = [*self._starts[1:], len(self._text)]
+        return max(end - start for start, end in zip(self._starts, ends, strict=True))
+
     def line(self, number: int) -> str:
         """Give one line without its end; empty outside of the text."""
         if not 1 <= number <= len(self._starts):

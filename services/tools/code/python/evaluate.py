@@ -73,13 +73,13 @@ class Evaluator:
         parts = [self.eval(child, env) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
         return Value(taints=merge(*(part.taints for part in parts)), node=node)
 
-    def _on_Constant(self, node: ast.Constant, env: Env) -> Value:  # noqa: N802 - named after the node
+    def _on_Constant(self, node: ast.Constant, env: Env) -> Value:  # noqa: ARG002 - as all handlers
         text = node.value if isinstance(node.value, str) else None
         if isinstance(node.value, bytes):
             text = node.value.decode("latin-1")
         return Value(const=node.value, text=text, node=node)
 
-    def _on_Name(self, node: ast.Name, env: Env) -> Value:  # noqa: N802
+    def _on_Name(self, node: ast.Name, env: Env) -> Value:
         value = env.get(node.id)
         if value is None:
             value = self.globals.get(node.id)
@@ -88,7 +88,7 @@ class Evaluator:
             value = self._sourced(Value(origin=origin, node=node), node, origin)
         return self._secret(value, node, node.id)
 
-    def _on_Attribute(self, node: ast.Attribute, env: Env) -> Value:  # noqa: N802
+    def _on_Attribute(self, node: ast.Attribute, env: Env) -> Value:
         path = dotted(node)
         if path and path in env:
             return self._secret(env[path], node, node.attr)
@@ -98,7 +98,7 @@ class Evaluator:
         value = self._sourced(value, node, origin)
         return self._secret(value, node, node.attr)
 
-    def _on_Subscript(self, node: ast.Subscript, env: Env) -> Value:  # noqa: N802
+    def _on_Subscript(self, node: ast.Subscript, env: Env) -> Value:
         base = self.eval(node.value, env)
         key = self.eval(node.slice, env)
         origin = f"{base.origin}[]" if base.origin else ""
@@ -118,12 +118,12 @@ class Evaluator:
             value = Value(node=node)
         return self._secret(value, node, key.string) if key.string else value
 
-    def _on_Slice(self, node: ast.Slice, env: Env) -> Value:  # noqa: N802
+    def _on_Slice(self, node: ast.Slice, env: Env) -> Value:
         for part in (node.lower, node.upper, node.step):
             self.eval(part, env)
         return UNKNOWN
 
-    def _on_JoinedStr(self, node: ast.JoinedStr, env: Env) -> Value:  # noqa: N802
+    def _on_JoinedStr(self, node: ast.JoinedStr, env: Env) -> Value:
         parts = []
         for part in node.values:
             inner = part.value if isinstance(part, ast.FormattedValue) else part
@@ -135,7 +135,7 @@ class Evaluator:
             parts.append(value)
         return self._text(node, parts)
 
-    def _on_BinOp(self, node: ast.BinOp, env: Env) -> Value:  # noqa: N802
+    def _on_BinOp(self, node: ast.BinOp, env: Env) -> Value:
         left, right = self.eval(node.left, env), self.eval(node.right, env)
         if isinstance(node.op, ast.Add):
             if left.text is not None or right.text is not None or left.built or right.built:
@@ -177,18 +177,18 @@ class Evaluator:
             node=node,
         )
 
-    def _on_BoolOp(self, node: ast.BoolOp, env: Env) -> Value:  # noqa: N802
+    def _on_BoolOp(self, node: ast.BoolOp, env: Env) -> Value:
         values = [self.eval(value, env) for value in node.values]
         result = values[0]
         for value in values[1:]:
             result = join(result, value)
         return result
 
-    def _on_IfExp(self, node: ast.IfExp, env: Env) -> Value:  # noqa: N802
+    def _on_IfExp(self, node: ast.IfExp, env: Env) -> Value:
         self.eval(node.test, env)
         return join(self.eval(node.body, env), self.eval(node.orelse, env))
 
-    def _on_Compare(self, node: ast.Compare, env: Env) -> Value:  # noqa: N802
+    def _on_Compare(self, node: ast.Compare, env: Env) -> Value:
         left = self.eval(node.left, env)
         for operator, comparator in zip(node.ops, node.comparators, strict=True):
             right = self.eval(comparator, env)
@@ -196,7 +196,7 @@ class Evaluator:
             left = right
         return Value(node=node)
 
-    def _on_UnaryOp(self, node: ast.UnaryOp, env: Env) -> Value:  # noqa: N802
+    def _on_UnaryOp(self, node: ast.UnaryOp, env: Env) -> Value:
         value = self.eval(node.operand, env)
         if isinstance(node.op, ast.Not):
             return Value(const=not value.const if value.known else NOTHING, node=node)
@@ -208,9 +208,9 @@ class Evaluator:
         items = tuple(self.eval(item, env) for item in node.elts)
         return Value(taints=merge(*(item.taints for item in items)), items=items, node=node)
 
-    _on_List = _on_Tuple = _on_Set = _display  # noqa: N815
+    _on_List = _on_Tuple = _on_Set = _display
 
-    def _on_Dict(self, node: ast.Dict, env: Env) -> Value:  # noqa: N802
+    def _on_Dict(self, node: ast.Dict, env: Env) -> Value:
         keys = tuple(self.eval(key, env).const if key is not None else NOTHING for key in node.keys)
         items = tuple(self.eval(value, env) for value in node.values)
         return Value(taints=merge(*(item.taints for item in items)), items=items, keys=keys, node=node)
@@ -230,16 +230,16 @@ class Evaluator:
             result = self.eval(node.elt, inner)
         return Value(taints=result.taints, node=node, built=result.built)
 
-    _on_ListComp = _on_SetComp = _on_GeneratorExp = _on_DictComp = _comprehension  # noqa: N815
+    _on_ListComp = _on_SetComp = _on_GeneratorExp = _on_DictComp = _comprehension
 
-    def _on_Lambda(self, node: ast.Lambda, env: Env) -> Value:  # noqa: N802
+    def _on_Lambda(self, node: ast.Lambda, env: Env) -> Value:
         inner = dict(env)
         for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
             inner[argument.arg] = Value(origin=argument.arg)
         self.eval(node.body, inner)
         return Value(node=node)
 
-    def _on_NamedExpr(self, node: ast.NamedExpr, env: Env) -> Value:  # noqa: N802
+    def _on_NamedExpr(self, node: ast.NamedExpr, env: Env) -> Value:
         value = self.eval(node.value, env)
         self.bind(node.target, value, env)
         return value
@@ -247,9 +247,9 @@ class Evaluator:
     def _inner(self, node: ast.Await | ast.Starred | ast.FormattedValue | ast.YieldFrom, env: Env) -> Value:
         return self.eval(node.value, env)
 
-    _on_Await = _on_Starred = _on_FormattedValue = _on_YieldFrom = _inner  # noqa: N815
+    _on_Await = _on_Starred = _on_FormattedValue = _on_YieldFrom = _inner
 
-    def _on_Call(self, node: ast.Call, env: Env) -> Value:  # noqa: N802
+    def _on_Call(self, node: ast.Call, env: Env) -> Value:
         function = self.eval(node.func, env)
         receiver = UNKNOWN
         method = node.func.id if isinstance(node.func, ast.Name) else ""
@@ -362,7 +362,7 @@ class Evaluator:
                 text, built = receiver.text, receiver.built
         first, second = (args[0].const, args[1].const) if len(args) > 1 else (NOTHING, NOTHING)
         cleared = library.cleared_by(name) | library.cleared_by_arguments(name, method, first, second)
-        if name in {"re.sub", "re.subn"} and len(args) > 2:  # noqa: PLR2004 - pattern, replacement, text
+        if name in {"re.sub", "re.subn"} and len(args) > 2:
             taints = merge(args[1].taints, args[2].taints)
         constant = args[0].const if name in {"str", "int", "bytes"} and len(args) == 1 else NOTHING
         if method == "encode" and isinstance(receiver.const, str):

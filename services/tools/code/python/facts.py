@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass, field
 
+from services.tools.code.python.tree import FunctionNode
 from services.tools.code.python.values import UNKNOWN, Value
-
-FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True, slots=True)

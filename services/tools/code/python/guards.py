@@ -132,9 +132,9 @@ def _compared(test: ast.Compare, resolved: frozenset[str]) -> Iterator[Proof]:
     elif isinstance(operator, ast.Lt | ast.LtE | ast.Gt | ast.GtE):
         for name in (*names_in(left), *names_in(right)):
             yield Proof(name, frozenset({_L.SIZE}))
-    elif isinstance(operator, ast.IsNot) and isinstance(left, ast.Call):
-        yield from _called(left, resolved)
-    elif isinstance(operator, ast.Is) and isinstance(left, ast.Call):
+    elif (isinstance(operator, ast.IsNot) and isinstance(left, ast.Call)) or (
+        isinstance(operator, ast.Is) and isinstance(left, ast.Call)
+    ):
         yield from _called(left, resolved)
 
 
@@ -198,7 +198,7 @@ def _is_collection(node: ast.expr) -> bool:
         return not re.search(
             r"request|session|\.(?:form|args|json|data|cookies|headers|files)$|url$|path$|name$|text$", path
         )
-    return isinstance(node, ast.List | ast.Tuple | ast.Set | ast.Dict) or isinstance(node, ast.Subscript)
+    return isinstance(node, (ast.List | ast.Tuple | ast.Set | ast.Dict, ast.Subscript))
 
 
 def _is_extension(node: ast.expr) -> bool:

@@ -8,11 +8,11 @@ from typing import Final
 
 from services.tools.code.model import Source
 from services.tools.code.python.evaluate import Env, Evaluator, ExhaustedError
-from services.tools.code.python.facts import Facts, FunctionNode, Raised, Return, Scope, Store
+from services.tools.code.python.facts import Facts, Raised, Return, Scope, Store
 from services.tools.code.python.guards import Proof, dotted, proofs, terminates
 from services.tools.code.python.names import imported, modules
 from services.tools.code.python.routes import parameter_values, scope_of
-from services.tools.code.python.tree import PythonTree, python_tree
+from services.tools.code.python.tree import FunctionNode, PythonTree, python_tree
 from services.tools.code.python.values import UNKNOWN, Kind, Label, Taint, Value, join
 
 # A call chain deeper than this is followed no further.
@@ -31,7 +31,7 @@ def python_facts(source: Source) -> Facts:
     tree = source.once(python_tree)
     if tree is None:
         return Facts()
-    facts = Facts(imports=modules(tree.all(ast.Import, ast.ImportFrom)))
+    facts = Facts(imports=modules(tree.imports()))
     try:
         Interpreter(tree, facts).run()
     except (ExhaustedError, RecursionError):
@@ -43,17 +43,17 @@ class Interpreter(Evaluator):
     """Runs statements abstractly: both branches of a condition, loops twice, functions once alone and once per call."""
 
     def __init__(self, tree: PythonTree, facts: Facts) -> None:
-        super().__init__(imported(tree.all(ast.Import, ast.ImportFrom)), facts)
+        super().__init__(imported(tree.imports()), facts)
         self._tree = tree
         self._functions: dict[str, FunctionNode] = {}
         self._classes: dict[str, ast.ClassDef] = {}
         self._attributes: dict[str, Env] = {}
         self._active: list[FunctionNode] = []
         self._returned: list[list[Value]] = []
-        for node in tree.all(ast.FunctionDef, ast.AsyncFunctionDef):
+        for node in tree.functions():
             self._functions.setdefault(node.name, node)
-        for node in tree.all(ast.ClassDef):
-            self._classes.setdefault(node.name, node)
+        for holder in tree.all(ast.ClassDef):
+            self._classes.setdefault(holder.name, holder)
 
     def run(self) -> None:
         """Interpret the module, then each function by itself."""
@@ -61,7 +61,7 @@ class Interpreter(Evaluator):
         self.scope = Scope(node=module)
         self.facts.scopes.append(self.scope)
         self._block(module.body, self.globals)
-        for node in sorted(self._tree.all(ast.FunctionDef, ast.AsyncFunctionDef), key=_init_first):
+        for node in sorted(self._tree.functions(), key=_init_first):
             self._alone(node)
 
     def call_local(

@@ -7,11 +7,11 @@ import re
 from typing import Final
 
 from services.tools.code.python.evaluate import Evaluator
-from services.tools.code.python.facts import FunctionNode, Scope
+from services.tools.code.python.facts import Scope
 from services.tools.code.python.guards import dotted
 from services.tools.code.python.names import canonical
 from services.tools.code.python.sources import WEB, is_secret_name
-from services.tools.code.python.tree import PythonTree
+from services.tools.code.python.tree import FunctionNode, PythonTree
 from services.tools.code.python.values import Kind, Taint, Value
 
 _ROUTE: Final = re.compile(
@@ -21,7 +21,22 @@ _VIEW_BASES: Final = re.compile(
     r"(?:View|APIView|ViewSet|Resource|MethodView|RequestHandler|HTTPEndpoint|HTTPRequestHandler)$"
 )
 _VERBS: Final = frozenset(
-    "get post put delete patch head options dispatch do_GET do_POST do_PUT do_DELETE handle form_valid".split()
+    [
+        "get",
+        "post",
+        "put",
+        "delete",
+        "patch",
+        "head",
+        "options",
+        "dispatch",
+        "do_GET",
+        "do_POST",
+        "do_PUT",
+        "do_DELETE",
+        "handle",
+        "form_valid",
+    ]
 )
 _REQUEST: Final = re.compile(r"^(?:request|req|_request)$")
 _LAMBDA: Final = re.compile(r"lambda_handler|^handler$")

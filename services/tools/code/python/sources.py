@@ -9,13 +9,64 @@ from services.tools.code.python.values import Kind
 
 # Parts of a request that its sender chooses; of any framework's request object.
 _REQUEST_PARTS: Final = frozenset(
-    (
-        "args form values json data files cookies headers GET POST COOKIES META FILES REQUEST body query query_params"
-        " path_params params query_string stream rel_url match_info view_args full_path user_agent referrer referer"
-        " environ get_json get_data get_body text post read url base_url path path_info get_full_path query_arguments"
-        " body_arguments arguments get_argument multipart json_body matchdict forms authorization raw_post_data content"
-        " input uri host host_url get"
-    ).split()
+    [
+        "args",
+        "form",
+        "values",
+        "json",
+        "data",
+        "files",
+        "cookies",
+        "headers",
+        "GET",
+        "POST",
+        "COOKIES",
+        "META",
+        "FILES",
+        "REQUEST",
+        "body",
+        "query",
+        "query_params",
+        "path_params",
+        "params",
+        "query_string",
+        "stream",
+        "rel_url",
+        "match_info",
+        "view_args",
+        "full_path",
+        "user_agent",
+        "referrer",
+        "referer",
+        "environ",
+        "get_json",
+        "get_data",
+        "get_body",
+        "text",
+        "post",
+        "read",
+        "url",
+        "base_url",
+        "path",
+        "path_info",
+        "get_full_path",
+        "query_arguments",
+        "body_arguments",
+        "arguments",
+        "get_argument",
+        "multipart",
+        "json_body",
+        "matchdict",
+        "forms",
+        "authorization",
+        "raw_post_data",
+        "content",
+        "input",
+        "uri",
+        "host",
+        "host_url",
+        "get",
+    ]
 )
 _UPLOADS: Final = frozenset({"files", "FILES", "file", "UploadFile"})
 _REQUESTS: Final = frozenset(
@@ -117,7 +168,7 @@ _SECRET: Final = re.compile(
 _CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _NOT_SECRET: Final = re.compile(
     r"hash|digest|encrypted|cipher|masked|redacted|_id$|field|label|prompt|length|policy|strength|reset|url|form",
-    re.I,
+    re.IGNORECASE,
 )
 
 

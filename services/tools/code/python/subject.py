@@ -10,10 +10,27 @@ from typing import Final
 from services.tools.code.model import Confidence, EngineResult, Hit, Rule, Severity, Source, Step
 from services.tools.code.python.facts import Facts
 from services.tools.code.python.interpret import python_facts
-from services.tools.code.python.tree import PythonTree, head_region, parse_problem, python_tree, region_of
+from services.tools.code.python.tree import (
+    MAX_LINE,
+    PythonTree,
+    head_region,
+    parse_problem,
+    python_tree,
+    region_of,
+)
 from services.tools.code.python.values import OUTSIDE, REMOTE, Kind, Taint
 
 PREFIX: Final = "kala.python"
+_COMPOUND: Final = (
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.For,
+    ast.While,
+    ast.Try,
+    ast.If,
+    ast.With,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +59,9 @@ class Subject:
             flow = tuple(Step(region_of(self.source, step), what) for step, what in found[0].steps)
             if found[0].kind is Kind.PARAMETER:
                 confidence = confidence or Confidence.MEDIUM
-        compound = isinstance(
-            node,
-            ast.FunctionDef
-            | ast.AsyncFunctionDef
-            | ast.ClassDef
-            | ast.For
-            | ast.While
-            | ast.Try
-            | ast.If
-            | ast.With,
+        region = (
+            head_region(self.source, node) if isinstance(node, _COMPOUND) else region_of(self.source, node)
         )
-        region = head_region(self.source, node) if compound else region_of(self.source, node)
         return Hit(
             self.rules[f"{PREFIX}.{rule}"], region, flow, detail, severity=severity, confidence=confidence
         )
@@ -64,6 +72,10 @@ Check = Callable[[Subject], Iterator[Hit]]
 
 def run_checks(source: Source, rules: Mapping[str, Rule], checks: Iterable[Check]) -> EngineResult:
     """Run checks over one file; each place is reported once per rule, with the surest flow."""
+    if source.lines.longest > MAX_LINE:
+        return EngineResult(
+            (), (f"has a line of {source.lines.longest} characters; the limit is {MAX_LINE}; break it",)
+        )
     tree = source.once(python_tree)
     if tree is None:
         return EngineResult((), (parse_problem(source) or "cannot be parsed",))

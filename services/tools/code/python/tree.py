@@ -14,6 +14,10 @@ from services.tools.code.model import Region, Source
 
 # Each repair costs one more parse of the text; a file with more broken lines than this is not Python.
 _MAX_REPAIRS: Final = 12
+# Patterns are searched in texts of nodes and in lines; what is longer is a table or hostile.
+_MAX_TEXT: Final = 20_000
+MAX_LINE: Final = 20_000
+_MAX_REWRITTEN: Final = 500
 _PRINT: Final = re.compile(r"^(\s*(?:[^#'\"\n]*:\s*)?)print(?![\w.]|\s*[(=,)\]])[ \t]*(.*)$")
 _EXCEPT: Final = re.compile(r"^(\s*except\s+[^:\n]+?)\s*,\s*(\w+)\s*:")
 _EXEC: Final = re.compile(r"^(\s*)exec\s+(?![(=.,])(.+)$")
@@ -21,6 +25,7 @@ _RAISE: Final = re.compile(r"^(\s*raise\s+[\w.]+)\s*,\s*(.+)$")
 _OCTAL: Final = re.compile(r"(?<![\w.])0([0-7]{2,})(?![\w.])")
 
 N = TypeVar("N", bound=ast.AST)
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(slots=True)
@@ -43,21 +48,37 @@ class PythonTree:
                 self.parents[child] = node
                 waiting.append(child)
 
-    def all(self, *kinds: type[N]) -> list[N]:
-        """Give all nodes of these types, in no particular order."""
-        return [node for kind in kinds for node in self._by_type.get(kind, ()) if isinstance(node, kind)]
+    def all(self, kind: type[N]) -> list[N]:
+        """Give all nodes of a type, in no particular order."""
+        return [node for node in self._by_type.get(kind, ()) if isinstance(node, kind)]
+
+    def imports(self) -> list[ast.Import | ast.ImportFrom]:
+        """Give all import statements, in any scope."""
+        return [*self.all(ast.Import), *self.all(ast.ImportFrom)]
+
+    def functions(self) -> list[FunctionNode]:
+        """Give all functions and methods, in the order of the file."""
+        found: list[FunctionNode] = [*self.all(ast.FunctionDef), *self.all(ast.AsyncFunctionDef)]
+        return sorted(found, key=lambda node: node.lineno)
 
     def text(self, node: ast.AST) -> str:
         """Give a node as source text in normal form."""
         text = self._texts.get(node)
         if text is None:
-            text = self._texts[node] = ast.unparse(node)
+            text = self._texts[node] = ast.unparse(node)[:_MAX_TEXT]
         return text
 
-    def enclosing(self, node: ast.AST, *kinds: type[N]) -> N | None:
-        """Give the nearest node of these types around a node."""
+    def enclosing(self, node: ast.AST, kind: type[N]) -> N | None:
+        """Give the nearest node of a type around a node."""
         current = self.parents.get(node)
-        while current is not None and not isinstance(current, kinds):
+        while current is not None and not isinstance(current, kind):
+            current = self.parents.get(current)
+        return current
+
+    def function_around(self, node: ast.AST) -> FunctionNode | None:
+        """Give the nearest function around a node."""
+        current = self.parents.get(node)
+        while current is not None and not isinstance(current, FunctionNode):
             current = self.parents.get(current)
         return current
 
@@ -93,7 +114,7 @@ def region_of(source: Source, node: ast.AST) -> Region:
     if not isinstance(node, ast.expr | ast.stmt | ast.excepthandler | ast.arg | ast.keyword | ast.alias):
         return Region(1, 1, 1, 1)
     lines = source.lines
-    end_line = node.end_lineno or node.lineno
+    end_line = node.end_lineno if node.end_lineno is not None else node.lineno
     end_byte = node.end_col_offset if node.end_col_offset is not None else node.col_offset
     return Region(
         node.lineno,
@@ -131,6 +152,9 @@ def _modern(text: str) -> str:
     """Rewrite what Python 2 wrote otherwise, line for line, so that places stay."""
     lines = []
     for line in text.split("\n"):
+        if len(line) > _MAX_REWRITTEN:
+            lines.append(line)
+            continue
         new = _EXCEPT.sub(r"\1 as \2:", line)
         new = _EXEC.sub(r"\1exec(\2)", new)
         new = _RAISE.sub(r"\1(\2)", new)
@@ -155,7 +179,7 @@ def _repaired(text: str) -> ast.Module | None:
 def _repair(lines: list[str], error: SyntaxError) -> None:
     index = min(max((error.lineno or 1) - 1, 0), len(lines) - 1)
     if "expected an indented block" in error.msg:
-        opener = index
+        opener: int = index
         match = re.search(r"on line (\d+)", error.msg)
         if match:
             opener = int(match[1]) - 1
@@ -173,18 +197,15 @@ def _repair(lines: list[str], error: SyntaxError) -> None:
         lines[index] = fixed if fixed != lines[index] else ""
         return
     if "expected 'except' or 'finally' block" in error.msg:
-        indent = _try_indent(lines, index)
-        lines.insert(index, " " * indent + "finally: pass") if indent is not None else lines.__setitem__(
-            index, ""
-        )
+        lines.insert(index, " " * _try_indent(lines, index) + "finally: pass")
         return
     indent = len(lines[index]) - len(lines[index].lstrip())
     colon = ":" if lines[index].rstrip().endswith(":") else ""
     lines[index] = " " * indent + ("if True:" if colon else "pass" if lines[index].strip() != "pass" else "")
 
 
-def _try_indent(lines: list[str], before: int) -> int | None:
+def _try_indent(lines: list[str], before: int) -> int:
     for line in reversed(lines[:before]):
         if line.lstrip().startswith("try:"):
             return len(line) - len(line.lstrip())
-    return None
+    return 0

@@ -128,6 +128,11 @@ class Value:
         return self.const if isinstance(self.const, str) else ""
 
     @property
+    def number(self) -> int:
+        """The constant when it is a whole number or a truth value, else -1."""
+        return int(self.const) if isinstance(self.const, int) else -1
+
+    @property
     def known(self) -> bool:
         """Whether the constant is known."""
         return self.const is not NOTHING

@@ -18,7 +18,7 @@ def load(name: str, prefix: str) -> dict[str, Rule]:
     Raises:
         ValueError: the file is not as it must be, which is a mistake in this product.
     """
-    text = files(__package__).joinpath(name).read_text(encoding="utf-8")
+    text = files("services.tools.code.rules").joinpath(name).read_text(encoding="utf-8")
     # The C loader is the same safe loader, thirty times as fast.
     raw = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
     return by_id([_rule(name, f"{prefix}.{key}", fields) for key, fields in raw.items()])

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from services.tools.code.model import Hit
-from services.tools.code.python.facts import FunctionNode, Scope
+from services.tools.code.python.facts import Scope
 from services.tools.code.python.subject import Check, Subject
+from services.tools.code.python.tree import FunctionNode
 
 # A file in which any of these occurs asks somewhere who the caller is.
 _ASKS_WHO: Final = re.compile(
@@ -45,7 +46,7 @@ def _routes(subject: Subject) -> Iterator[tuple[Scope, FunctionNode, str, str]]:
         for decorator in node.decorator_list:
             if isinstance(decorator, ast.Call):
                 if decorator.args and isinstance(decorator.args[0], ast.Constant):
-                    path += f" {decorator.args[0].value}"
+                    path += f" {decorator.args[0].value!s}"
                 methods += subject.tree.text(decorator)
             methods += " " + subject.tree.text(decorator)
         yield scope, node, path, methods
@@ -55,7 +56,7 @@ def missing_controls(subject: Subject) -> Iterator[Hit]:
     """Sensitive routes where nobody asks who it is, or whether he may."""
     text = subject.source.text
     asks_who = bool(_ASKS_WHO.search(text))
-    for scope, node, path, methods in _routes(subject):
+    for _scope, node, path, methods in _routes(subject):
         if not _SENSITIVE_PATH.search(path) or _LOGIN_PATH.search(path):
             continue
         body = subject.tree.text(node)
@@ -80,7 +81,6 @@ def missing_controls(subject: Subject) -> Iterator[Hit]:
             )
         ):
             yield subject.hit("missing_authorisation", node)
-        _ = scope
     if asks_who or subject.facts.imports_any("flask", "django", "fastapi"):
         return
     yield from _servers(subject)
@@ -104,7 +104,7 @@ def _servers(subject: Subject) -> Iterator[Hit]:
 
 def records(subject: Subject) -> Iterator[Hit]:
     """Passwords and records of others that anyone may set."""
-    for scope, node, path, methods in _routes(subject):
+    for _scope, node, path, methods in _routes(subject):
         body = subject.tree.text(node)
         if re.search(
             r"(?:change|reset|update|set|new)[_-]?pass(?:word)?|password[_/-](?:change|reset|update)",
@@ -117,10 +117,8 @@ def records(subject: Subject) -> Iterator[Hit]:
                 re.IGNORECASE,
             ):
                 yield subject.hit("password_unverified", node)
-        by_get = (
-            re.search(r"\.route\(", methods)
-            and not re.search(r"methods=", methods)
-            or re.search(r"\.get\(", methods)
+        by_get = (re.search(r"\.route\(", methods) and not re.search(r"methods=", methods)) or re.search(
+            r"\.get\(", methods
         )
         if (
             by_get
@@ -146,7 +144,6 @@ def records(subject: Subject) -> Iterator[Hit]:
             and subject.facts.imports_any("flask")
         ):
             yield subject.hit("csrf_missing", node)
-        _ = scope
 
 
 def logins(subject: Subject) -> Iterator[Hit]:
@@ -160,7 +157,7 @@ def logins(subject: Subject) -> Iterator[Hit]:
         text,
     ):
         return
-    for scope, node, path, _methods in _routes(subject):
+    for _scope, node, path, _methods in _routes(subject):
         if not re.search(r"log_?in|sign_?in|auth", path, re.IGNORECASE):
             continue
         for store in subject.facts.stores:
@@ -172,7 +169,6 @@ def logins(subject: Subject) -> Iterator[Hit]:
             ):
                 yield subject.hit("session_kept", store.node)
                 break
-        _ = scope
 
 
 def privileges(subject: Subject) -> Iterator[Hit]:
@@ -206,9 +202,9 @@ def privileges(subject: Subject) -> Iterator[Hit]:
                 r"docker run.*--privileged", words
             ):
                 yield subject.hit("too_much_privilege", call.node)
-        elif call.name in {"os.chroot"} and not re.search(r"os\.chdir", text):
-            yield subject.hit("too_much_privilege", call.node)
-        elif call.arg(-1, "user").string == "root" and call.name.startswith(("subprocess.", "docker.")):
+        elif (call.name == "os.chroot" and not re.search(r"os\.chdir", text)) or (
+            call.arg(-1, "user").string == "root" and call.name.startswith(("subprocess.", "docker."))
+        ):
             yield subject.hit("too_much_privilege", call.node)
     raised = re.search(r"(?:raise|elevate|gain|escalate)_?privileges?\(|acquire_root", text)
     dropped = re.search(r"(?:lower|drop|release|restore|revoke)_?privileges?\(", text)
@@ -245,7 +241,7 @@ def sharing(subject: Subject) -> Iterator[Hit]:
             isinstance(store.target, ast.Attribute)
             and taints
             and isinstance(store.target.value, ast.Name)
-            and (store.target.value.id in {"cls"} or store.target.value.id == scope.class_name)
+            and (store.target.value.id in ("cls", scope.class_name))
         ):
             yield subject.hit("shared_between_sessions", store.node)
 
@@ -283,16 +279,14 @@ def steps(subject: Subject) -> Iterator[Hit]:
                 )
             ):
                 yield subject.hit("workflow_unchecked", place)
-    text = subject.source.text
-    for scope, node, path, _methods in _routes(subject):
-        body = subject.tree.text(node)
+    for _scope, route, path, _methods in _routes(subject):
+        body = subject.tree.text(route)
         if (
             re.search(r"confirm|complete|finali[sz]e|ship\b|place_?order|checkout", path, re.IGNORECASE)
             and re.search(r"'?status'?\]?\s*=|\.status\s*=|paid|shipped|UPDATE", body)
             and not re.search(r"if .*(?:paid|status|state|verified|step|session)", body)
         ):
-            yield subject.hit("workflow_unchecked", node)
-        _ = scope, text
+            yield subject.hit("workflow_unchecked", route)
 
 
 CHECKS: Final[tuple[Check, ...]] = (missing_controls, records, logins, privileges, sharing, steps)

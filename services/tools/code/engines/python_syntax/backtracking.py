@@ -10,10 +10,14 @@ from typing import Any, Final
 Node = Any
 _REPEATS: Final = frozenset({_constants.MAX_REPEAT, _constants.MIN_REPEAT})
 _MANY: Final = 16
+# Longer ones are tables of words.
+_MAX_PATTERN: Final = 2000
 
 
 def is_exponential(pattern: str) -> bool:
     """Tell whether some text can make a backtracking engine try exponentially many ways."""
+    if len(pattern) > _MAX_PATTERN:
+        return False
     try:
         return _walk(_parser.parse(pattern), inside=False)
     except (re.error, RecursionError, OverflowError, ValueError):
@@ -74,7 +78,7 @@ def _overlaps(body: Node) -> bool:
     return False
 
 
-def _first(sequence: Node) -> set[int] | None:
+def _first(sequence: Node) -> set[int] | None:  # noqa: PLR0911 - one answer per kind of node
     """Give the ASCII characters that a sequence can begin with; None when that cannot be told."""
     for operator, argument in sequence:
         if operator is _constants.LITERAL:

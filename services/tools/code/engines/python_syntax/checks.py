@@ -9,7 +9,7 @@ from typing import Final
 
 from services.tools.code.engines.python_syntax.backtracking import is_exponential
 from services.tools.code.model import Hit
-from services.tools.code.python.facts import Call, FunctionNode
+from services.tools.code.python.facts import Call
 from services.tools.code.python.subject import Check, Subject
 from services.tools.code.python.values import ANYONE, OUTSIDE, skeleton
 
@@ -71,8 +71,8 @@ def _partial(subject: Subject, call: Call, pattern: str) -> Iterator[Hit]:
     """A match that decides over data from outside must cover all of it."""
     decides = isinstance(
         subject.tree.parents.get(call.node),
-        ast.If | ast.UnaryOp | ast.BoolOp | ast.IfExp | ast.Return | ast.Compare,
-    ) or (isinstance(subject.tree.parents.get(call.node), ast.Call))
+        ast.If | ast.UnaryOp | ast.BoolOp | ast.IfExp | ast.Return | ast.Compare | ast.Call,
+    )
     host = re.search(r"https?|(?:com|org|net|io)\b|www|domain|example", pattern)
     open_end = not re.search(r"(?:\$|\\Z|\\b/?)\)?$", pattern) or (
         call.method == "search" and not pattern.startswith(("^", "\\A"))
@@ -128,14 +128,14 @@ def filters(subject: Subject) -> Iterator[Hit]:
         if call.method == "replace" and call.receiver.from_(ANYONE):
             if re.fullmatch(r"(?:\.\./?|\.\.\\|/\.\.)", first) and call.arg(1).const == "":
                 yield subject.hit("weak_path_filter", call.node)
-            elif re.search(r"</?script|javascript:|onerror|<img", first, re.IGNORECASE) or (
-                re.fullmatch(r"<|>", first) and call.arg(1).const == ""
-            ):
-                yield subject.hit("weak_filter", call.node)
             elif (
-                first in {"'", '"'}
-                and call.arg(1).string in {"''", "\\'", '\\"', '""'}
-                and re.search(r"\bselect\b.*\bfrom\b|insert into|sql", subject.source.text, re.IGNORECASE)
+                re.search(r"</?script|javascript:|onerror|<img", first, re.IGNORECASE)
+                or (re.fullmatch(r"<|>", first) and call.arg(1).const == "")
+                or (
+                    first in {"'", '"'}
+                    and call.arg(1).string in {"''", "\\'", '\\"', '""'}
+                    and re.search(r"\bselect\b.*\bfrom\b|insert into|sql", subject.source.text, re.IGNORECASE)
+                )
             ):
                 yield subject.hit("weak_filter", call.node)
         elif (
@@ -173,11 +173,9 @@ def temporary(subject: Subject) -> Iterator[Hit]:
                 call.arg(0).built
                 and path.startswith("\x00/")
                 and any(c.name == "tempfile.gettempdir" for c in subject.facts.calls)
-            )  # noqa: S108 - what is looked for
-            writes = (
-                bool(re.search(r"[wax+]", mode))
-                and "x" not in mode
-                or call.name in {"os.open", "os.mkdir", "os.makedirs"}
+            )
+            writes = (bool(re.search(r"[wax+]", mode)) and "x" not in mode) or (
+                call.name in {"os.open", "os.mkdir", "os.makedirs"}
                 and not re.search(r"O_EXCL", subject.tree.text(call.node))
             )
             if in_temp and writes:
@@ -218,9 +216,7 @@ def races(subject: Subject) -> Iterator[Hit]:
                     if test.node.args
                     else subject.tree.text(test.node.func).rpartition(".")[0]
                 )
-                if test.name == "os.access" and tested == path and _guarded(subject, test, use):
-                    yield subject.hit("race_condition", test.node)
-                elif (
+                if (test.name == "os.access" and tested == path and _guarded(subject, test, use)) or (
                     tested == path
                     and test.node.lineno < use.node.lineno
                     and _guarded(subject, test, use)
@@ -247,12 +243,7 @@ def _guarded(subject: Subject, test: Call, use: Call) -> bool:
         )
         for h in handled.handlers
     )
-    negated = isinstance(condition.test, ast.UnaryOp)
-    return (
-        not caught and (inside or negated) and use.name not in {"os.makedirs", "os.mkdir"}
-        if inside and use.name in {"os.makedirs", "os.mkdir"}
-        else not caught and inside
-    )
+    return inside and not caught and use.name not in {"os.makedirs", "os.mkdir"}
 
 
 def _serves(use: Call) -> bool:
@@ -272,14 +263,12 @@ def _threads(subject: Subject) -> Iterator[Hit]:
     if re.search(r"Lock\(|RLock|Semaphore|Queue\(|Condition\(|fcntl|flock|Value\(", text):
         return
     run_by_threads = _threaded(subject)
-    for function in subject.tree.all(ast.FunctionDef, ast.AsyncFunctionDef):
+    for function in subject.tree.functions():
         if function.name not in run_by_threads:
             continue
         shared = {name for part in ast.walk(function) if isinstance(part, ast.Global) for name in part.names}
         for part in ast.walk(function):
-            if isinstance(part, ast.AugAssign) and _is_shared(part.target, shared, subject):
-                yield subject.hit("missing_lock", part)
-            elif (
+            if (isinstance(part, ast.AugAssign) and _is_shared(part.target, shared, subject)) or (
                 isinstance(part, ast.Assign)
                 and isinstance(part.targets[0], ast.Name)
                 and part.targets[0].id in shared

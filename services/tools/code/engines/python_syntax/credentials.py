@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from services.tools.code.model import Hit
-from services.tools.code.python.facts import FunctionNode
 from services.tools.code.python.sources import is_secret_name
 from services.tools.code.python.subject import Check, Subject
+from services.tools.code.python.tree import FunctionNode
 from services.tools.code.python.values import Kind, Value
 
 # What examples put where a secret belongs; nobody is protected by these, and nobody is exposed.
@@ -52,7 +52,7 @@ _MIN_PASSWORD: Final = 8
 
 def is_placeholder(text: str) -> bool:
     """Tell whether a text stands where a secret will be put."""
-    return bool(_PLACEHOLDER.search(text)) or len(set(text)) <= 2  # noqa: PLR2004 - "xxxx", "abab"
+    return bool(_PLACEHOLDER.search(text)) or len(set(text)) <= 2
 
 
 def hardcoded(subject: Subject) -> Iterator[Hit]:
@@ -113,16 +113,14 @@ def _named(subject: Subject, name: str, value: Value, node: ast.AST) -> Iterator
         or " " in text.strip()
         or is_placeholder(text)
         or len(text) < 4
-    ):  # noqa: PLR2004 - shorter literals are flags
+    ):
         return
-    if (
-        re.search(r"://|^/|^\.|\.(?:txt|json|pem|key|html|py|env|ya?ml)$", text)
-        or re.search(r"^[A-Z][A-Z0-9_]+$", text)
-        and "_" in text
+    if re.search(r"://|^/|^\.|\.(?:txt|json|pem|key|html|py|env|ya?ml)$", text) or (
+        re.search(r"^[A-Z][A-Z0-9_]+$", text) and "_" in text
     ):
         return
     if _KEY_NAMES.search(name) and (
-        name.lower() != "key" and name.lower() != "secret" or _looks_random(text)
+        (name.lower() != "key" and name.lower() != "secret") or _looks_random(text)
     ):
         yield subject.hit("hardcoded_key", node)
     elif is_secret_name(name) and text.lower() != name.lower():
@@ -131,7 +129,7 @@ def _named(subject: Subject, name: str, value: Value, node: ast.AST) -> Iterator
 
 def _looks_random(text: str) -> bool:
     classes = sum(bool(re.search(pattern, text)) for pattern in (r"[a-z]", r"[A-Z]", r"\d", r"[^\w\s]"))
-    return len(text) >= 8 and classes >= 2  # noqa: PLR2004 - words and field names have one class
+    return len(text) >= 8 and classes >= 2
 
 
 def _dictionary(subject: Subject, value: Value) -> Iterator[Hit]:
@@ -157,7 +155,7 @@ def compared(subject: Subject) -> Iterator[Hit]:
                 and other.const
                 and len(other.const) >= 3
                 and not re.search(r"^(?:[yn]|yes|no|exit|quit|q)$", str(other.const))
-            ):  # noqa: PLR2004 - one letter is an answer
+            ):
                 yield subject.hit("hardcoded_decision", compare.node)
                 break
     for node in subject.tree.all(ast.Compare):
@@ -174,7 +172,7 @@ def compared(subject: Subject) -> Iterator[Hit]:
         ) and not any(isinstance(part, ast.Constant) for part in (node.left, *node.comparators)):
             if (
                 re.search(r"hmac|hexdigest\(\)|signature|api_?key|token", " ".join(sides), re.IGNORECASE)
-                and subject.tree.enclosing(node, ast.FunctionDef, ast.AsyncFunctionDef) is not None
+                and subject.tree.function_around(node) is not None
                 and (
                     subject.facts.imports_any("hmac", "hashlib", "jwt")
                     or re.search(r"token|api_?key", " ".join(sides))
@@ -206,12 +204,9 @@ def rules_for_passwords(subject: Subject) -> Iterator[Hit]:
             if 0 <= least < _MIN_PASSWORD:
                 yield subject.hit("weak_password_rule", compare.node)
     for call in subject.facts.calls:
-        least = (
-            call.arg(-1, "min_length").const if "min_length" in call.keywords else call.arg(-1, "min").const
-        )
+        length = call.arg(-1, "min_length" if "min_length" in call.keywords else "min").number
         if (
-            isinstance(least, int)
-            and least < _MIN_PASSWORD
+            0 <= length < _MIN_PASSWORD
             and re.search(
                 r"pass", subject.tree.text(subject.tree.parents.get(call.node, call.node)), re.IGNORECASE
             )

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from services.tools.code.model import Hit, Severity
-from services.tools.code.python.facts import Call, FunctionNode
+from services.tools.code.python.facts import Call
 from services.tools.code.python.subject import Check, Subject
+from services.tools.code.python.tree import FunctionNode
 from services.tools.code.python.values import Kind, Value
 
 _WEAK_HASH: Final = re.compile(
@@ -51,7 +52,7 @@ def hashes(subject: Subject) -> Iterator[Hit]:
         if weak and not secret and _asked_for(subject, call):
             yield subject.hit("weak_hash", call.node, severity=Severity.LOW)
         elif weak or (
-            call.name in {"hmac.new"} and call.arg(2, "digestmod").origin in {"hashlib.md5", "hashlib.sha1"}
+            call.name == "hmac.new" and call.arg(2, "digestmod").origin in {"hashlib.md5", "hashlib.sha1"}
         ):
             yield subject.hit("fast_password_hash" if secret and not slow else "weak_hash", call.node)
         elif secret and not slow and _FAST_HASH.match(call.name) and not _salted(subject, call):
@@ -112,14 +113,15 @@ def derivations(subject: Subject) -> Iterator[Hit]:
             )
             if call.method == "PBKDF2" and not call.given(3, "count"):
                 yield subject.hit("few_iterations", call.node)
-        elif call.name in {"hashlib.scrypt", "Cryptodome.Protocol.KDF.scrypt"}:
-            rounds, salt = Value(), call.arg(1, "salt")
-        elif call.name in {"bcrypt.hashpw", "crypt.crypt"}:
+        elif call.name in {"hashlib.scrypt", "Cryptodome.Protocol.KDF.scrypt"} or call.name in {
+            "bcrypt.hashpw",
+            "crypt.crypt",
+        }:
             rounds, salt = Value(), call.arg(1, "salt")
         elif call.name == "bcrypt.gensalt":
             rounds, salt = Value(), Value()
             cost = call.arg(0, "rounds").const
-            if isinstance(cost, int) and cost < 10:  # noqa: PLR2004 - bcrypt's usual least cost
+            if isinstance(cost, int) and cost < 10:
                 yield subject.hit("few_iterations", call.node)
         else:
             continue
@@ -139,9 +141,8 @@ def derivations(subject: Subject) -> Iterator[Hit]:
             and isinstance(store.value.const, str | bytes)
             and store.value.const
             and "config" not in store.name
-        ):
-            if re.search(r"hash|crypt|pbkdf", subject.source.text, re.IGNORECASE):
-                yield subject.hit("fixed_salt", store.node)
+        ) and re.search(r"hash|crypt|pbkdf", subject.source.text, re.IGNORECASE):
+            yield subject.hit("fixed_salt", store.node)
     for node, value, _ in subject.facts.texts:
         if re.search(
             r"hash|sha\d|md5", subject.tree.text(subject.tree.parents.get(node, node)), re.IGNORECASE
@@ -165,12 +166,11 @@ def ciphers(subject: Subject) -> Iterator[Hit]:
             yield subject.hit("ecb_mode", call.node)
         if re.search(r"(?:AES|DES3?|Blowfish)\.new$", call.name):
             yield from _cipher_new(subject, call)
-        elif re.search(r"modes\.(?:CBC|CTR|OFB|CFB8?|GCM)$", call.name) and _is_fixed(
-            call.arg(0, "initialization_vector"), subject
-        ):
-            yield subject.hit("fixed_iv", call.node)
         elif (
-            call.method in {"encrypt"}
+            re.search(r"modes\.(?:CBC|CTR|OFB|CFB8?|GCM)$", call.name)
+            and _is_fixed(call.arg(0, "initialization_vector"), subject)
+        ) or (
+            call.method == "encrypt"
             and re.search(r"AESGCM|ChaCha20Poly1305|AESCCM", call.name)
             and _is_fixed(call.arg(0, "nonce"), subject)
         ):
@@ -241,9 +241,8 @@ def keys(subject: Subject) -> Iterator[Hit]:
         elif (
             call.method in {"generate_key", "PKey"}
             and "OpenSSL" in name
-            and isinstance(call.arg(1, "bits").const, int)
-            and call.arg(1).const < _MIN_RSA_BITS
-        ):  # type: ignore[operator]  # checked to be a number
+            and 0 < call.arg(1, "bits").number < _MIN_RSA_BITS
+        ):
             yield subject.hit("weak_key", call.node)
 
 
@@ -290,13 +289,12 @@ def randomness(subject: Subject) -> Iterator[Hit]:
 
 def _guards_secret(subject: Subject, call: Call, *, narrow: bool = False) -> bool:
     """Whether the name that is bound, the function or the class says that the number is a secret."""
-    statement = subject.tree.enclosing(call.node, ast.Assign, ast.AnnAssign, ast.AugAssign)
-    if statement is not None:
+    statement = subject.tree.enclosing(call.node, ast.stmt)
+    if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         if any(_TOKENS.search(subject.tree.text(target)) for target in targets):
-            return (
-                not narrow
-                or bool(
+            return not narrow or (
+                bool(
                     re.search(
                         r"token|session_?id|secret|reset",
                         " ".join(subject.tree.text(t) for t in targets),

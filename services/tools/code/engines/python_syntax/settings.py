@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from services.tools.code.model import Hit
-from services.tools.code.python.facts import Call, FunctionNode
+from services.tools.code.python.facts import Call
 from services.tools.code.python.subject import Check, Subject
 from services.tools.code.python.values import ANYONE, Value, skeleton
 
+# A backlog that no kernel keeps.
+_MAX_BACKLOG: Final = 10_000
 _WORLD: Final = 0o007
 _WORLD_WRITE: Final = 0o002
 _GROUP_WRITE: Final = 0o020
@@ -36,27 +38,28 @@ def debug(subject: Subject) -> Iterator[Hit]:
             ):
                 yield subject.hit("debug_mode", call.node)
         elif (
-            call.name
+            (
+                call.name
+                in {
+                    "flask.Flask",
+                    "fastapi.FastAPI",
+                    "tornado.web.Application",
+                    "fastapi.applications.Starlette",
+                    "sanic.Sanic",
+                    "aiohttp.web.Application",
+                }
+                and call.keywords.get("debug", Value()).const is True
+            )
+            or call.name
             in {
-                "flask.Flask",
-                "fastapi.FastAPI",
-                "tornado.web.Application",
-                "fastapi.applications.Starlette",
-                "sanic.Sanic",
-                "aiohttp.web.Application",
+                "cgitb.enable",
+                "pdb.set_trace",
+                "breakpoint",
+                "ipdb.set_trace",
+                "pudb.set_trace",
             }
-            and call.keywords.get("debug", Value()).const is True
+            or (call.method == "from_mapping" and call.keywords.get("DEBUG", Value()).const is True)
         ):
-            yield subject.hit("debug_mode", call.node)
-        elif call.name in {
-            "cgitb.enable",
-            "pdb.set_trace",
-            "breakpoint",
-            "ipdb.set_trace",
-            "pudb.set_trace",
-        }:
-            yield subject.hit("debug_mode", call.node)
-        elif call.method == "from_mapping" and call.keywords.get("DEBUG", Value()).const is True:
             yield subject.hit("debug_mode", call.node)
     for store in subject.facts.stores:
         if store.value.const is True and (
@@ -90,7 +93,7 @@ def debug(subject: Subject) -> Iterator[Hit]:
                 r"os\.environ\b(?!\.get|\[)|\b(?:globals|locals)\(\)|app\.config\b(?!\[|\.get)|sys\.path\b|platform\.\w+\(\)",
                 subject.tree.text(node),
             )
-            and subject.tree.enclosing(node, ast.FunctionDef) is not None
+            and subject.tree.function_around(node) is not None
         ):
             yield subject.hit("debug_output", node)
 
@@ -113,28 +116,29 @@ def cookies(subject: Subject) -> Iterator[Hit]:
     for store in subject.facts.stores:
         key = store.key.string or (store.target.id if isinstance(store.target, ast.Name) else "")
         if (
-            re.fullmatch(r"(?:SESSION|CSRF|REMEMBER)_COOKIE_(?:SECURE|HTTPONLY)", key)
-            and store.value.const is False
-        ):
-            yield subject.hit("cookie_flags", store.node)
-        elif re.fullmatch(r"SESSION_COOKIE_SAMESITE", key) and (
-            store.value.string.lower() == "none" or store.value.const is None
-        ):
-            yield subject.hit("cookie_flags", store.node)
-        elif (
-            isinstance(store.target, ast.Subscript)
-            and isinstance(store.target.value, ast.Subscript)
-            and store.key.string.lower() in {"secure", "httponly"}
-            and store.value.const is False
+            (
+                re.fullmatch(r"(?:SESSION|CSRF|REMEMBER)_COOKIE_(?:SECURE|HTTPONLY)", key)
+                and store.value.const is False
+            )
+            or (
+                re.fullmatch(r"SESSION_COOKIE_SAMESITE", key)
+                and (store.value.string.lower() == "none" or store.value.const is None)
+            )
+            or (
+                isinstance(store.target, ast.Subscript)
+                and isinstance(store.target.value, ast.Subscript)
+                and store.key.string.lower() in {"secure", "httponly"}
+                and store.value.const is False
+            )
         ):
             yield subject.hit("cookie_flags", store.node)
         elif key == "PERMANENT_SESSION_LIFETIME" and re.search(
             r"days=(?:3[1-9]\d*|[4-9]\d|\d{3,})|weeks=|years", subject.tree.text(store.node)
         ):
             yield subject.hit("permanent_session", store.node)
-        elif key == "WTF_CSRF_ENABLED" and store.value.const is False:
-            yield subject.hit("csrf_disabled", store.node)
-        elif key in {"WTF_CSRF_CHECK_DEFAULT", "CSRF_ENABLED"} and store.value.const is False:
+        elif (key == "WTF_CSRF_ENABLED" and store.value.const is False) or (
+            key in {"WTF_CSRF_CHECK_DEFAULT", "CSRF_ENABLED"} and store.value.const is False
+        ):
             yield subject.hit("csrf_disabled", store.node)
     for call in subject.facts.calls:
         if (
@@ -148,8 +152,8 @@ def cookies(subject: Subject) -> Iterator[Hit]:
 
 def cross_site(subject: Subject) -> Iterator[Hit]:
     """Requests of other sites that are taken, and answers that they may read."""
-    for node in subject.tree.all(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef):
-        for decorator in node.decorator_list:
+    for holder in (*subject.tree.functions(), *subject.tree.all(ast.ClassDef)):
+        for decorator in holder.decorator_list:
             if re.search(r"csrf_exempt|csrf\.exempt", subject.tree.text(decorator)):
                 yield subject.hit("csrf_disabled", decorator)
     for call in subject.facts.calls:
@@ -189,11 +193,10 @@ def cross_site(subject: Subject) -> Iterator[Hit]:
         ):
             yield subject.hit("open_cors", call.node)
     for store in subject.facts.stores:
-        if store.key.string.lower() == "access-control-allow-origin" and (
-            store.value.string == "*" or store.value.from_(ANYONE)
-        ):
-            yield subject.hit("open_cors", store.node)
-        elif (
+        if (
+            store.key.string.lower() == "access-control-allow-origin"
+            and (store.value.string == "*" or store.value.from_(ANYONE))
+        ) or (
             isinstance(store.target, ast.Name)
             and store.target.id in {"CORS_ORIGIN_ALLOW_ALL", "CORS_ALLOW_ALL_ORIGINS"}
             and store.value.const is True
@@ -213,7 +216,7 @@ def permissions(subject: Subject) -> Iterator[Hit]:
             len(call.args) > 1 or "mode" in call.keywords
         ):
             mode = call.arg(1, "mode")
-        elif call.name == "os.open" and (len(call.args) > 2 or "mode" in call.keywords):  # noqa: PLR2004 - the third argument
+        elif call.name == "os.open" and (len(call.args) > 2 or "mode" in call.keywords):
             mode = call.arg(2, "mode")
         elif call.name == "os.umask":
             mask = call.arg(0).const
@@ -276,19 +279,16 @@ def parsers(subject: Subject) -> Iterator[Hit]:
         elif (
             call.method == "setFeature"
             and re.search(r"feature_external_(?:ges|pes)$", call.arg(0).origin)
-            and call.arg(1).const in {True, 1}
-        ):
-            yield subject.hit("entity_parser", call.node)
-        elif call.name.endswith("etree.XSLTAccessControl") and any(
-            value.const is True for value in call.keywords.values()
+            and call.arg(1).number == 1
+        ) or (
+            call.name.endswith("etree.XSLTAccessControl")
+            and any(value.const is True for value in call.keywords.values())
         ):
             yield subject.hit("entity_parser", call.node)
         elif (
             call.name in {"mako.template.Template", "mako.lookup.TemplateLookup"}
             and "default_filters" not in call.keywords
-        ):
-            yield subject.hit("autoescape_off", call.node)
-        elif (
+        ) or (
             call.name in {"tornado.template.Loader", "tornado.template.Template"}
             and "autoescape" in call.keywords
             and call.keywords["autoescape"].const is None
@@ -302,27 +302,25 @@ def listening(subject: Subject) -> Iterator[Hit]:
         if (
             call.method == "setsockopt"
             and any(value.origin.endswith("SO_REUSEPORT") for value in call.args)
-            and call.arg(2).const in {1, True}
+            and call.arg(2).number == 1
         ):
             yield subject.hit("reused_port", call.node)
         elif (
             call.method == "bind"
             and call.args
             and call.args[0].items
-            and call.args[0].items[0].string in {"0.0.0.0", "::"}
-            or (
-                call.method == "bind"
-                and call.args
-                and call.args[0].items
-                and call.args[0].items[0].const == ""
-                and "socket" in call.name
-            )
-        ):  # noqa: S104 - what is looked for
+            and call.args[0].items[0].string in {"0.0.0.0", "::"}  # noqa: S104 - what is looked for
+        ) or (
+            call.method == "bind"
+            and call.args
+            and call.args[0].items
+            and call.args[0].items[0].const == ""
+            and "socket" in call.name
+        ):
             yield subject.hit("all_interfaces", call.node)
-        elif call.method == "register_instance" and (call.arg(1, "allow_dotted_names").const is True):
-            yield subject.hit("exposed_methods", call.node)
-        elif call.method == "register_function" and re.fullmatch(
-            r"os\.\w+|subprocess\.\w+|eval|exec|open", call.arg(0).origin
+        elif (call.method == "register_instance" and (call.arg(1, "allow_dotted_names").const is True)) or (
+            call.method == "register_function"
+            and re.fullmatch(r"os\.\w+|subprocess\.\w+|eval|exec|open", call.arg(0).origin)
         ):
             yield subject.hit("exposed_methods", call.node)
         elif call.name.startswith("docker.") and call.arg(-1, "privileged").const is True:
@@ -341,30 +339,26 @@ def limits(subject: Subject) -> Iterator[Hit]:
         if grows and not re.search(r"len\(|max|limit|size", text, re.IGNORECASE):
             yield subject.hit("unbounded_input", node)
     for call in subject.facts.calls:
-        if call.method == "listen" and isinstance(call.arg(0).const, int) and call.arg(0).const > 10_000:  # type: ignore[operator]  # noqa: PLR2004 - checked; a backlog that no kernel keeps
-            yield subject.hit("unbounded_input", call.node)
-        elif (
-            call.method == "read"
-            and call.receiver.origin in {"self.rfile"}
-            and re.search(r"Content-Length", subject.source.text, re.IGNORECASE)
-            and not re.search(r"MAX|max|limit|>", subject.source.text)
-        ):
-            yield subject.hit("unbounded_input", call.node)
-        elif (
-            call.name in {"threading.Thread", "multiprocessing.Process"}
-            and subject.tree.enclosing(call.node, ast.While) is not None
-            and subject.facts.imports_any("socket")
-            and not re.search(r"Semaphore|max_workers|MAX_|limit", subject.source.text)
-        ):
-            yield subject.hit("unbounded_input", call.node)
-    for node in subject.tree.all(ast.FunctionDef):
         if (
-            isinstance(node, FunctionNode)
-            and re.search(r"\.decompress\(", subject.tree.text(node))
-            and any("request" in subject.tree.text(part) for part in node.body)
-            and "max_length" not in subject.tree.text(node)
+            (call.method == "listen" and call.arg(0).number > _MAX_BACKLOG)
+            or (
+                call.method == "read"
+                and call.receiver.origin == "self.rfile"
+                and re.search(r"Content-Length", subject.source.text, re.IGNORECASE)
+                and not re.search(r"MAX|max|limit|>", subject.source.text)
+            )
+            or (
+                call.name in {"threading.Thread", "multiprocessing.Process"}
+                and subject.tree.enclosing(call.node, ast.While) is not None
+                and subject.facts.imports_any("socket")
+                and not re.search(r"Semaphore|max_workers|MAX_|limit", subject.source.text)
+            )
         ):
-            yield subject.hit("unbounded_input", node)
+            yield subject.hit("unbounded_input", call.node)
+    for function in subject.tree.functions():
+        body = subject.tree.text(function)
+        if ".decompress(" in body and "request" in body and "max_length" not in body:
+            yield subject.hit("unbounded_input", function)
 
 
 CHECKS: Final[tuple[Check, ...]] = (debug, cookies, cross_site, permissions, parsers, listening, limits)

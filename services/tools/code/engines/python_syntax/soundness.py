@@ -13,19 +13,94 @@ from services.tools.code.python.subject import Check, Subject
 from services.tools.code.python.values import OUTSIDE
 
 _OBSOLETE: Final = frozenset(
-    (
-        "os.popen2 os.popen3 os.popen4 os.spawnvp os.tmpnam os.tempnam os.getlogin_r os.errno string.letters string.maketrans string.uppercase string.lowercase"
-        " string.join string.replace string.atoi string.strip time.clock platform.linux_distribution platform.dist inspect.getargspec inspect.formatargspec"
-        " ssl.wrap_socket ssl.match_hostname ssl.RAND_pseudo_bytes asyncio.async asyncio.coroutine cgi.parse_qs cgi.parse_qsl html.parser.HTMLParser().unescape"
-        " threading._sleep array.array().tostring array.array().fromstring base64.encodestring base64.decodestring xml.etree.ElementTree.Element().getchildren"
-        " imp.load_module imp.load_source imp.find_module imp.reload collections.Mapping collections.MutableMapping collections.Iterable collections.Callable"
-        " collections.Sequence fractions.gcd gettext.lgettext unittest.makeSuite logging.warn sys.setcheckinterval sys.getcheckinterval tarfile.filemode"
-        " datetime.datetime.utcfromtimestamp_r email.Utils.formatdate sys.maxint os.getcwdu operator.isCallable operator.sequenceIncludes rfc822.Message"
-        " thread.start_new_thread commands.getoutput types.StringType tempfile.template random.jumpahead sha.new md5.new dircache.listdir posixfile.open"
-        " numpy.asscalar numpy.random.random_integers pkgutil.ImpImporter locale.format binascii.b2a_hqx binascii.a2b_hqx binascii.rlecode_hqx crypt.crypt"
-        " flask.ext.sqlalchemy.SQLAlchemy flask.json.JSONEncoder django.conf.urls.url django.utils.encoding.force_text django.utils.translation.ugettext"
-        " django.core.urlresolvers.reverse django.shortcuts.render_to_response pandas.Panel distutils.core.setup asyncore.dispatcher smtpd.SMTPServer"
-    ).split()
+    [
+        "os.popen2",
+        "os.popen3",
+        "os.popen4",
+        "os.spawnvp",
+        "os.tmpnam",
+        "os.tempnam",
+        "os.getlogin_r",
+        "os.errno",
+        "string.letters",
+        "string.maketrans",
+        "string.uppercase",
+        "string.lowercase",
+        "string.join",
+        "string.replace",
+        "string.atoi",
+        "string.strip",
+        "time.clock",
+        "platform.linux_distribution",
+        "platform.dist",
+        "inspect.getargspec",
+        "inspect.formatargspec",
+        "ssl.wrap_socket",
+        "ssl.match_hostname",
+        "ssl.RAND_pseudo_bytes",
+        "asyncio.async",
+        "asyncio.coroutine",
+        "cgi.parse_qs",
+        "cgi.parse_qsl",
+        "html.parser.HTMLParser().unescape",
+        "threading._sleep",
+        "array.array().tostring",
+        "array.array().fromstring",
+        "base64.encodestring",
+        "base64.decodestring",
+        "xml.etree.ElementTree.Element().getchildren",
+        "imp.load_module",
+        "imp.load_source",
+        "imp.find_module",
+        "imp.reload",
+        "collections.Mapping",
+        "collections.MutableMapping",
+        "collections.Iterable",
+        "collections.Callable",
+        "collections.Sequence",
+        "fractions.gcd",
+        "gettext.lgettext",
+        "unittest.makeSuite",
+        "logging.warn",
+        "sys.setcheckinterval",
+        "sys.getcheckinterval",
+        "tarfile.filemode",
+        "datetime.datetime.utcfromtimestamp_r",
+        "email.Utils.formatdate",
+        "sys.maxint",
+        "os.getcwdu",
+        "operator.isCallable",
+        "operator.sequenceIncludes",
+        "rfc822.Message",
+        "thread.start_new_thread",
+        "commands.getoutput",
+        "types.StringType",
+        "tempfile.template",
+        "random.jumpahead",
+        "sha.new",
+        "md5.new",
+        "dircache.listdir",
+        "posixfile.open",
+        "numpy.asscalar",
+        "numpy.random.random_integers",
+        "pkgutil.ImpImporter",
+        "locale.format",
+        "binascii.b2a_hqx",
+        "binascii.a2b_hqx",
+        "binascii.rlecode_hqx",
+        "crypt.crypt",
+        "flask.ext.sqlalchemy.SQLAlchemy",
+        "flask.json.JSONEncoder",
+        "django.conf.urls.url",
+        "django.utils.encoding.force_text",
+        "django.utils.translation.ugettext",
+        "django.core.urlresolvers.reverse",
+        "django.shortcuts.render_to_response",
+        "pandas.Panel",
+        "distutils.core.setup",
+        "asyncore.dispatcher",
+        "smtpd.SMTPServer",
+    ]
 )
 _OBSOLETE_MODULES: Final = frozenset(
     {
@@ -69,7 +144,7 @@ _SECURITY: Final = re.compile(
 def errors(subject: Subject) -> Iterator[Hit]:
     """Assertions as checks, and errors that are swallowed."""
     for node in subject.tree.all(ast.Assert):
-        holder = subject.tree.enclosing(node, ast.FunctionDef, ast.AsyncFunctionDef)
+        holder = subject.tree.function_around(node)
         if (
             holder is None
             or holder.name.startswith("test")
@@ -128,10 +203,10 @@ def loops(subject: Subject) -> Iterator[Hit]:
                 yield subject.hit("infinite_loop", node)
         elif isinstance(node.test, ast.Compare) and not _can_leave(node) and _never_changes(node):
             yield subject.hit("infinite_loop", node)
-    for node in subject.tree.all(ast.For):
-        bound = _length_plus(node.iter)
-        if bound and isinstance(node.target, ast.Name) and _indexes(node, bound, node.target.id):
-            yield subject.hit("off_by_one", node)
+    for loop in subject.tree.all(ast.For):
+        bound = _length_plus(loop.iter)
+        if bound and isinstance(loop.target, ast.Name) and _indexes(loop, bound, loop.target.id):
+            yield subject.hit("off_by_one", loop)
 
 
 def _can_leave(node: ast.While) -> bool:
@@ -254,14 +329,16 @@ def meanings(subject: Subject) -> Iterator[Hit]:
     for call in subject.facts.calls:
         if call.name in _OBSOLETE:
             yield subject.hit("obsolete_function", call.node)
-    for node in subject.tree.all(ast.Import, ast.ImportFrom):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-        if any(name.split(".")[0] in _OBSOLETE_MODULES for name in names):
-            yield subject.hit("obsolete_function", node)
-        if isinstance(node, ast.ImportFrom) and any(
-            f"{node.module}.{alias.name}" in _OBSOLETE for alias in node.names
-        ):
-            yield subject.hit("obsolete_function", node)
+    for statement in subject.tree.imports():
+        if isinstance(statement, ast.Import):
+            names = [alias.name for alias in statement.names]
+        else:
+            names = [
+                statement.module or "",
+                *(f"{statement.module}.{alias.name}" for alias in statement.names),
+            ]
+        if any(name.split(".")[0] in _OBSOLETE_MODULES or name in _OBSOLETE for name in names):
+            yield subject.hit("obsolete_function", statement)
 
 
 def _is_contents(node: ast.expr) -> bool:
@@ -300,23 +377,22 @@ def _association_lists(subject: Subject) -> Iterator[Hit]:
             and len(item.elts) == 2
             and isinstance(item.elts[0], ast.Constant)
             and isinstance(item.elts[0].value, str)
-        ]  # noqa: PLR2004 - a pair
-        if len(keys) == len(node.elts) >= 2 and len(set(keys)) < len(keys):  # noqa: PLR2004 - two to be the same
+        ]
+        if len(keys) == len(node.elts) >= 2 and len(set(keys)) < len(keys):
             yield subject.hit("duplicate_key", node)
     for call in subject.tree.all(ast.Call):
         if not (isinstance(call.func, ast.Attribute) and call.func.attr == "append" and len(call.args) == 1):
             continue
         pair = call.args[0]
-        holder = subject.tree.enclosing(call, ast.FunctionDef)
+        holder = subject.tree.function_around(call)
         if (
             isinstance(pair, ast.Tuple | ast.List)
             and len(pair.elts) == 2
             and isinstance(pair.elts[0], ast.Name)
             and re.fullmatch(r"key|k", pair.elts[0].id)
             and holder is not None
-        ):  # noqa: PLR2004 - a pair
-            if not re.search(r"\bin\b|==", subject.tree.text(holder)):
-                yield subject.hit("duplicate_key", call)
+        ) and not re.search(r"\bin\b|==", subject.tree.text(holder)):
+            yield subject.hit("duplicate_key", call)
 
 
 def leaks(subject: Subject) -> Iterator[Hit]:
@@ -327,7 +403,7 @@ def leaks(subject: Subject) -> Iterator[Hit]:
             and isinstance(store.target, ast.Name)
             and isinstance(store.value.node, ast.Call)
         ):
-            holder = subject.tree.enclosing(store.node, ast.FunctionDef, ast.AsyncFunctionDef)
+            holder = subject.tree.function_around(store.node)
             if holder is None:
                 continue
             name = store.target.id

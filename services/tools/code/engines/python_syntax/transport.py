@@ -36,27 +36,25 @@ def certificates(subject: Subject) -> Iterator[Hit]:
     """Certificates and host names that nobody looks at."""
     for call in subject.facts.calls:
         verify = call.keywords.get("verify")
-        if verify is not None and verify.const is False and _HTTP.match(call.name):
-            yield subject.hit("certificate_unchecked", call.node)
-        elif call.name in {"ssl._create_unverified_context", "ssl._create_stdlib_context"}:
-            yield subject.hit("certificate_unchecked", call.node)
-        elif call.name == "ssl.wrap_socket" and not call.keywords.get(
-            "cert_reqs", call.arg(-1)
-        ).origin.endswith("CERT_REQUIRED"):
+        if (
+            (verify is not None and verify.const is False and _HTTP.match(call.name))
+            or call.name in {"ssl._create_unverified_context", "ssl._create_stdlib_context"}
+            or (
+                call.name == "ssl.wrap_socket"
+                and not call.keywords.get("cert_reqs", call.arg(-1)).origin.endswith("CERT_REQUIRED")
+            )
+        ):
             yield subject.hit("certificate_unchecked", call.node)
         elif call.method == "set_missing_host_key_policy" and re.search(
             r"AutoAdd|Warning", call.arg(0).origin
         ):
             yield subject.hit("host_key_unchecked", call.node)
         elif (
-            call.arg(-1, "ssl").const is False
-            and call.name.startswith("aiohttp.")
+            (call.arg(-1, "ssl").const is False and call.name.startswith("aiohttp."))
             or call.arg(-1, "cert_reqs").string == "CERT_NONE"
             or call.arg(-1, "ssl_verify").const is False
             or (call.arg(-1, "verify_ssl").const is False)
-        ):
-            yield subject.hit("certificate_unchecked", call.node)
-        elif call.method == "set_verify" and call.arg(0).origin.endswith("VERIFY_NONE"):
+        ) or (call.method == "set_verify" and call.arg(0).origin.endswith("VERIFY_NONE")):
             yield subject.hit("certificate_unchecked", call.node)
     for store in subject.facts.stores:
         target = store.target
@@ -65,9 +63,9 @@ def certificates(subject: Subject) -> Iterator[Hit]:
                 yield subject.hit("certificate_unchecked", store.node)
             elif target.attr == "check_hostname" and store.value.const is False:
                 yield subject.hit("hostname_unchecked", store.node)
-            elif target.attr == "verify" and store.value.const is False:
-                yield subject.hit("certificate_unchecked", store.node)
-            elif target.attr == "_create_default_https_context":
+            elif (
+                target.attr == "verify" and store.value.const is False
+            ) or target.attr == "_create_default_https_context":
                 yield subject.hit("certificate_unchecked", store.node)
     yield from _plain_context(subject)
 
@@ -118,7 +116,7 @@ def tokens(subject: Subject) -> Iterator[Hit]:
             call.name,
         ):
             continue
-        if call.method == "get_unverified_claims" or call.method == "process_jwt":
+        if call.method in {"get_unverified_claims", "process_jwt"}:
             yield subject.hit("signature_unchecked", call.node)
         elif call.method == "decode":
             options = call.arg(3, "options")
@@ -133,9 +131,7 @@ def tokens(subject: Subject) -> Iterator[Hit]:
                 or call.arg(-1, "verify").const is False
                 or call.arg(2).const is False
                 or (call.given(1, "key") and call.arg(1, "key").const is None)
-            ):
-                yield subject.hit("signature_unchecked", call.node)
-            elif not call.given(2, "algorithms") and not call.given(1, "key"):
+            ) or (not call.given(2, "algorithms") and not call.given(1, "key")):
                 yield subject.hit("signature_unchecked", call.node)
         elif call.method == "encode":
             algorithm = call.arg(2, "algorithm")

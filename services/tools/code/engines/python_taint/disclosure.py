@@ -146,7 +146,7 @@ def stored(subject: Subject) -> Iterator[Hit]:
             and re.search(r"User|Account|Member|Customer", call.name)
         ):
             taints = _passwords(call.keywords.get("password", call.keywords.get("passwd", Value())))
-            if taints and _persists(subject, call.name):
+            if taints and _persists(subject):
                 yield subject.hit("secret_in_store", call.node, taints)
     for store in subject.facts.stores:
         if (
@@ -159,7 +159,7 @@ def stored(subject: Subject) -> Iterator[Hit]:
                 for taint in store.value.from_(_SECRET)
                 if any(t.kind in {Kind.HTTP, Kind.PARAMETER, Kind.LOCAL} for t in store.value.taints)
             ]
-            if taints and _persists(subject, "") and not _HASHING.search(subject.tree.text(store.node)):
+            if taints and _persists(subject) and not _HASHING.search(subject.tree.text(store.node)):
                 yield subject.hit("secret_in_store", store.node, taints)
         elif isinstance(store.target, ast.Subscript) and re.search(
             r"users|accounts|passwords|credentials|database|\bdb\b",
@@ -182,7 +182,7 @@ def _passwords(*values: Value) -> list[Taint]:
     ]
 
 
-def _persists(subject: Subject, name: str) -> bool:
+def _persists(subject: Subject) -> bool:
     """A class that is no model of a database keeps nothing; a model that hashes in its constructor is one of those."""
     text = subject.source.text
     if _HASHING.search(text):

@@ -24,16 +24,69 @@ from services.tools.code.python.values import (
 )
 
 _OPENERS: Final = frozenset(
-    (
-        "open io.open codecs.open os.open os.remove os.unlink os.rmdir os.mkdir os.makedirs os.rename os.replace os.listdir os.scandir os.walk"
-        " os.chmod os.chown os.symlink os.link shutil.rmtree shutil.copy shutil.copyfile shutil.copy2 shutil.move shutil.copytree"
-        " flask.send_file django.http.FileResponse fastapi.responses.FileResponse aiohttp.web.FileResponse bottle.static_file"
-        " zipfile.ZipFile tarfile.open linecache.getlines linecache.getline fileinput.input glob.glob runpy.run_path"
-        " file execfile aiofiles.open PIL.Image.open pandas.read_csv numpy.load configparser.ConfigParser().read os.stat os.truncate"
-    ).split()
+    [
+        "open",
+        "io.open",
+        "codecs.open",
+        "os.open",
+        "os.remove",
+        "os.unlink",
+        "os.rmdir",
+        "os.mkdir",
+        "os.makedirs",
+        "os.rename",
+        "os.replace",
+        "os.listdir",
+        "os.scandir",
+        "os.walk",
+        "os.chmod",
+        "os.chown",
+        "os.symlink",
+        "os.link",
+        "shutil.rmtree",
+        "shutil.copy",
+        "shutil.copyfile",
+        "shutil.copy2",
+        "shutil.move",
+        "shutil.copytree",
+        "flask.send_file",
+        "django.http.FileResponse",
+        "fastapi.responses.FileResponse",
+        "aiohttp.web.FileResponse",
+        "bottle.static_file",
+        "zipfile.ZipFile",
+        "tarfile.open",
+        "linecache.getlines",
+        "linecache.getline",
+        "fileinput.input",
+        "glob.glob",
+        "runpy.run_path",
+        "file",
+        "execfile",
+        "aiofiles.open",
+        "PIL.Image.open",
+        "pandas.read_csv",
+        "numpy.load",
+        "configparser.ConfigParser().read",
+        "os.stat",
+        "os.truncate",
+    ]
 )
 _PATH_METHODS: Final = frozenset(
-    "read_text read_bytes write_text write_bytes open unlink mkdir rmdir iterdir touch rename replace".split()
+    [
+        "read_text",
+        "read_bytes",
+        "write_text",
+        "write_bytes",
+        "open",
+        "unlink",
+        "mkdir",
+        "rmdir",
+        "iterdir",
+        "touch",
+        "rename",
+        "replace",
+    ]
 )
 _FETCHERS: Final = re.compile(
     r"^(?:requests|httpx|aiohttp\.ClientSession\(\)|requests\.(?:Session|session)\(\)|httpx\.(?:Async)?Client\(\)|urllib3\.PoolManager\(\)|self\.session)\.(?:get|post|put|patch|delete|head|options|request|stream)$"
@@ -222,7 +275,7 @@ def _hardened(subject: Subject) -> bool:
 
 def _entities_on(subject: Subject) -> bool:
     return any(
-        call.method == "setFeature" and "external" in call.arg(0).origin and call.arg(1).const in {True, 1}
+        call.method == "setFeature" and "external" in call.arg(0).origin and call.arg(1).number == 1
         for call in subject.facts.calls
     )
 

@@ -18,7 +18,25 @@ _SQL: Final = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _SQL_METHODS: Final = frozenset(
-    "execute executemany executescript raw query run_query read_sql read_sql_query execute_query executeQuery mogrify fetch fetchrow fetchval exec_driver_sql run extra".split()
+    [
+        "execute",
+        "executemany",
+        "executescript",
+        "raw",
+        "query",
+        "run_query",
+        "read_sql",
+        "read_sql_query",
+        "execute_query",
+        "executeQuery",
+        "mogrify",
+        "fetch",
+        "fetchrow",
+        "fetchval",
+        "exec_driver_sql",
+        "run",
+        "extra",
+    ]
 )
 _SQL_ONLY: Final = frozenset(
     {
@@ -112,7 +130,22 @@ _LDAP_METHODS: Final = frozenset(
 )
 _LDAP: Final = re.compile(r"\(\s*[&|!]?\s*\(?\s*[\w.;-]+\s*[~<>]?=|\b(?:cn|uid|ou|dc)=", re.IGNORECASE)
 _NOSQL_METHODS: Final = frozenset(
-    "find find_one find_one_and_update find_one_and_delete update_one update_many delete_one delete_many count_documents aggregate remove update find_and_modify distinct".split()
+    [
+        "find",
+        "find_one",
+        "find_one_and_update",
+        "find_one_and_delete",
+        "update_one",
+        "update_many",
+        "delete_one",
+        "delete_many",
+        "count_documents",
+        "aggregate",
+        "remove",
+        "update",
+        "find_and_modify",
+        "distinct",
+    ]
 )
 
 

@@ -45,7 +45,9 @@ _HTML: Final = re.compile(r"<\s*/?\s*[a-zA-Z!]")
 _LOGGERS: Final = re.compile(
     r"^(?:logging|logger|log|LOG|LOGGER|_logger|_log|self\.log(?:ger)?|\w*\.logger|logging\.getLogger\(\)|flask\.Flask\(\)\.logger|flask\.current_app\.logger|app\.logger|syslog|loguru\.logger|structlog\.get_logger\(\))$"
 )
-_LEVELS: Final = frozenset("debug info warning warn error critical exception log fatal syslog".split())
+_LEVELS: Final = frozenset(
+    ["debug", "info", "warning", "warn", "error", "critical", "exception", "log", "fatal", "syslog"]
+)
 _REDIRECTS: Final = re.compile(
     r"(?:^|\.)(?:redirect|HttpResponseRedirect|HttpResponsePermanentRedirect|RedirectResponse|HTTPFound|HTTPSeeOther|RedirectView)$"
 )
@@ -70,7 +72,7 @@ def cross_site_scripting(subject: Subject) -> Iterator[Hit]:
     flask = subject.facts.imports_any("flask", "bottle", "cherrypy", "web")
     for returned in subject.facts.returns:
         scope = returned.scope
-        if not (scope.is_route and flask) or _is_api(scope, subject):
+        if not (scope.is_route and flask) or _is_api(scope):
             continue
         value = (
             returned.value.items[0]
@@ -113,7 +115,7 @@ def cross_site_scripting(subject: Subject) -> Iterator[Hit]:
                 taints
                 and _sends_html(body)
                 and not _PLAIN_TYPES.search(kind.string)
-                and not _plain_scope(call.scope, subject)
+                and not _plain_scope(call.scope)
             ):
                 yield subject.hit("cross_site_scripting", call.node, taints)
         elif call.name in _MARKUP:
@@ -124,13 +126,11 @@ def cross_site_scripting(subject: Subject) -> Iterator[Hit]:
     yield from _built_pages(subject)
 
 
-def _is_api(scope: Scope, subject: Subject) -> bool:
-    return any(re.search(r"Resource$|APIView$|ViewSet$", base) for base in scope.bases) or _plain_scope(
-        scope, subject
-    )
+def _is_api(scope: Scope) -> bool:
+    return any(re.search(r"Resource$|APIView$|ViewSet$", base) for base in scope.bases) or _plain_scope(scope)
 
 
-def _plain_scope(scope: Scope, subject: Subject) -> bool:
+def _plain_scope(scope: Scope) -> bool:
     """A function that declares another type of content sends no page."""
     if scope.node is None or isinstance(scope.node, ast.Module):
         return False
@@ -205,8 +205,7 @@ def headers(subject: Subject) -> Iterator[Hit]:
         if (
             is_response
             or re.search(r"(?:resp|response|rv|res)\.headers$", header)
-            or re.search(r"^(?:resp|response|res)$", header)
-            and "-" in store.key.string
+            or (re.search(r"^(?:resp|response|res)$", header) and "-" in store.key.string)
         ):
             taints = store.value.from_(REMOTE, Label.HEADER) or store.key.from_(REMOTE, Label.HEADER)
             if taints:
@@ -251,7 +250,7 @@ def logs(subject: Subject) -> Iterator[Hit]:
 def redirects(subject: Subject) -> Iterator[Hit]:
     """Redirects to where the request says."""
     for call in subject.facts.calls:
-        if _REDIRECTS.search(call.name) or call.method in {"redirect"}:
+        if _REDIRECTS.search(call.name) or call.method == "redirect":
             target = call.arg(0, "location") if "url" not in call.keywords else call.keywords["url"]
             taints = target.from_(REMOTE, Label.URL)
             if taints and not _fixed_host(target):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from services.tools.code.model import Hit
-from services.tools.code.python.facts import FunctionNode
 from services.tools.code.python.subject import Check, Subject
+from services.tools.code.python.tree import FunctionNode
 from services.tools.code.python.values import ANYONE, OUTSIDE, REMOTE, Kind, Label, Taint, Value
 
 _ROLES: Final = re.compile(
@@ -68,7 +68,7 @@ def reflection(subject: Subject) -> Iterator[Hit]:
             and isinstance(node.value.func, ast.Name)
             and node.value.func.id in {"globals", "locals", "vars"}
         ):
-            holder = subject.tree.enclosing(node, ast.FunctionDef, ast.AsyncFunctionDef)
+            holder = subject.tree.function_around(node)
             if (
                 holder is not None
                 and isinstance(node.slice, ast.Name | ast.Subscript | ast.Call)
@@ -93,12 +93,12 @@ def decisions(subject: Subject) -> Iterator[Hit]:
         for side in (c.left, c.right)
         if not isinstance(c.operator, ast.Is | ast.IsNot)
     ]
-    for node in subject.tree.all(ast.If):
-        if isinstance(node.test, ast.Call | ast.Name | ast.Subscript):
+    for choice in subject.tree.all(ast.If):
+        if isinstance(choice.test, ast.Call):
             seen.extend(
-                (node, Value(taints=tuple(call.receiver.taints)), subject.tree.text(node.test))
+                (choice, Value(taints=call.receiver.taints), subject.tree.text(choice.test))
                 for call in subject.facts.calls
-                if call.node is node.test
+                if call.node is choice.test
             )
     for node, value, text in seen:
         source = _chosen(value)
@@ -296,13 +296,13 @@ def amounts(subject: Subject) -> Iterator[Hit]:
             and re.search(r"int\((?:flask\.)?(?:request\.|input\()", subject.tree.text(node.right))
         ):
             yield subject.hit("uncontrolled_resource", node)
-    for node in subject.tree.all(ast.Subscript):
+    for item in subject.tree.all(ast.Subscript):
         if (
-            isinstance(node.slice, ast.Call)
-            and re.match(r"int\((?:input\(|request\.|sys\.argv)", subject.tree.text(node.slice))
-            and isinstance(node.value, ast.Name)
+            isinstance(item.slice, ast.Call)
+            and re.match(r"int\((?:input\(|request\.|sys\.argv)", subject.tree.text(item.slice))
+            and isinstance(item.value, ast.Name)
         ):
-            yield subject.hit("unchecked_index", node)
+            yield subject.hit("unchecked_index", item)
 
 
 def destinations(subject: Subject) -> Iterator[Hit]:

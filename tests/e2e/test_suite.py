@@ -36,7 +36,7 @@ def test_up_chat_receipt_verify_down(tmp_path: Path) -> None:
     with running_suite(state) as suite:
         assert time.monotonic() - began < 20
         assert suite.started["console_url"] is None
-        assert set(suite.started["pids"]) == {"gateway", "ethics", "inference", "audit"}
+        assert set(suite.started["pids"]) == {"gateway", "ethics", "inference", "audit", "tools"}
         receipt = tmp_path / "receipt.txt"
         done = kala(
             "chat", "What is the capital of France?", "-v", "--state", state, "--save-receipt", receipt

@@ -182,6 +182,16 @@ class KalaClient:
             return ToolResult.refused(error.message)
         return ToolResult.of(_messages(response), receipt=response.headers.get(RECEIPT_HEADER, ""))
 
+    def workspace_files(self, workspace: str) -> list[dict[str, Any]]:
+        """The regular files of a workspace as an ExecuteAction names them: a run sees those, as they are now."""
+        asked = {"recursive": "true", "with_digests": "true"}
+        found = self.pages(f"/kala/v1/tools/{workspace}/files", "files", params=asked)
+        return [
+            {"name": file["path"], "sha256": file["sha256"], "bytes": file["bytes"]}
+            for file in found
+            if file.get("sha256")
+        ]
+
     def models(self) -> list[str]:
         """The ids of the models that can be asked for."""
         return [str(model["id"]) for model in self.call("GET", "/v1/models")["data"]]

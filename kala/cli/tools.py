@@ -162,6 +162,8 @@ def run(
 
         action["stdin"] = base64.b64encode(_read(stdin_file, "--stdin-file")).decode("ascii")
     with _client(url, key, state) as client:
+        if workspace:
+            action["files"] = client.workspace_files(workspace)
         result = client.run_tool(action)
     if as_json:
         import dataclasses

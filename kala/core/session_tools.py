@@ -16,6 +16,8 @@ from kala.tool_replies import ToolResult
 TOOLS_PATH: Final = "/kala/v1/tools/tools"
 WORKSPACES_PATH: Final = "/kala/v1/tools/workspaces"
 
+FILE_TOOL: Final = "filesystem"
+
 APPROVAL: Final = "approval"
 """An argument that is the session's, not the tool's."""
 
@@ -55,11 +57,14 @@ class SessionTools:
             text = json.dumps(given, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InvalidArgumentError(name, f"takes arguments that JSON can spell ({error})") from error
+        workspace = self.workspace()
         return self.client.run_tool(
             {
                 "tool": name,
                 "arguments_json": text,
-                "workspace": self.workspace(),
+                "workspace": workspace,
+                # It works on the workspace itself; any other tool sees the files that its call names.
+                "files": [] if name == FILE_TOOL else self.client.workspace_files(workspace),
                 APPROVAL: str(approval),
             }
         )

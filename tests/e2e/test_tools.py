@@ -139,8 +139,8 @@ def test_a_session_runs_the_tools_of_the_guide(tool_suite: Suite) -> None:
         wrote = session.execute_tool("filesystem", operation="write", path="a.txt", content="hello\n")
         assert wrote.success, wrote.error
         assert session.execute_tool("filesystem", operation="list", path=".").output == "a.txt\n"
-        shown = session.execute_tool("shell", command="ls -la")
-        assert (shown.success, shown.ethics_approved) == (True, True), shown.error
+        shown = session.execute_tool("shell", command="cat a.txt")
+        assert (shown.success, shown.output, shown.ethics_approved) == (True, "hello\n", True), shown.error
         refused = session.execute_tool("shell", command="curl http://example.org")
         assert (refused.success, refused.status) == (False, "REFUSED")
 

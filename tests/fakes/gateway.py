@@ -82,6 +82,8 @@ class FakeGateway:
     script: list[httpx.Response | Callable[[], httpx.Response]] = field(default_factory=list)
     backends: Sequence[Mapping[str, Any]] = ()
     seen: list[httpx.Request] = field(default_factory=list)
+    files: Sequence[Mapping[str, Any]] = ()
+    """Of every workspace."""
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         """Be the handler of an `httpx.MockTransport`."""
@@ -93,6 +95,8 @@ class FakeGateway:
                 return httpx.Response(200, json={"verifier_key": "kala.local/audit+00+x"})
             case path if path.startswith("/kala/v1/audit/receipts/"):
                 return httpx.Response(200, json={"receipt": {"proof": "c2sp.org/tlog-proof@v1\n"}})
+            case path if path.startswith("/kala/v1/tools/workspaces/") and path.endswith("/files"):
+                return httpx.Response(200, json={"files": list(self.files)})
             case _ if request.method == "DELETE":
                 return httpx.Response(200, json={})
             case _:

@@ -158,6 +158,8 @@ def ran(stdout: str = "", status: str = "OK", **ended: object) -> httpx.Response
 def test_the_tools_of_the_guide_run_in_the_directory_of_a_private_suite(use: Use, tmp_path: Path) -> None:
     listed = ran(result_json='{"success": true, "output": "a.py\\nb.py"}')
     gateway = use(FakeGateway([made(), ran("total 0\n", exit_code=0), listed]))
+    file = {"path": "a.txt", "sha256": "aGFzaA==", "bytes": "5"}
+    gateway.files = [file, {"path": "out", "sha256": "", "bytes": "0"}]
     with UnifiedKALASession(enable_tools=True, log_dir=tmp_path, session_id="s1") as session:
         result = session.execute_tool("shell", command="ls -la")
         assert (result.success, result.output, result.error, result.ethics_approved) == (
@@ -171,6 +173,8 @@ def test_the_tools_of_the_guide_run_in_the_directory_of_a_private_suite(use: Use
     assert bodies[0] == {"host_directory": str(Path.cwd())}
     assert json.loads(bodies[1]["arguments_json"]) == {"command": "ls -la"}
     assert bodies[1]["workspace"] == WORKSPACE
+    assert bodies[1]["files"] == [{"name": "a.txt", "sha256": "aGFzaA==", "bytes": "5"}]
+    assert bodies[2]["files"] == []
     assert gateway.seen[-1].method == "DELETE"
     first = json.loads((tmp_path / "session_s1.jsonl").read_text().splitlines()[0])
     assert (first["tool"], first["success"], first["receipt"]) == ("shell", True, RECEIPT_ID)

@@ -81,6 +81,8 @@ class LauncherRun:
         self._went = False
         self._discard = False
         self._closed = False
+        # How it is to end, when that was asked for.
+        self._asked: tuple[Status, str] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     @property
@@ -199,15 +201,11 @@ class LauncherRun:
                 self._waiting.append(Sample(replace(usage, output_bytes=self._written)))
                 self._wake.set()
             return
-        self._end_with(
-            Ended(
-                Status(message["status"]),
-                message["exit_code"],
-                message["signal"],
-                message["reason"],
-                usage,
-            )
-        )
+        status, reason, number = Status(message["status"]), message["reason"], message["signal"]
+        if self._asked is not None and status is Status.ERROR and number == signal.SIGKILL:
+            # It died of our signal before the launcher had read of it.
+            status, reason = self._asked
+        self._end_with(Ended(status, message["exit_code"], number, reason, usage))
 
     def _end_with(self, ended: Ended) -> None:
         if self._ended is None:
@@ -241,8 +239,10 @@ class LauncherRun:
     def end(self, status: Status, reason: str) -> None:
         """End every process of it with this status, unless it is over."""
         if self._ended is None:
-            # The launcher must hear of it first: it says how the run ended.
+            self._asked = self._asked or (status, reason)
+            # The launcher makes sure of it and says what was used; one process less on the way to the end.
             self._tell_kill(status, reason)
+            self._signal()
 
     async def kill(self) -> None:
         """End every process of the run, at once."""

@@ -6,7 +6,6 @@ Nothing here recurses, keeps more than two descriptors, or leaves the directory:
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -121,24 +120,46 @@ def _open(name: str, parent: int) -> int:
 def clear(root: int) -> None:
     """Delete everything beneath a directory in which no process works any more.
 
-    Directories are lifted to the top before their turn comes, so no path grows.
-
     Raises:
         OSError: something could not be deleted.
     """
     os.fchmod(root, stat.S_IRWXU)
-    token = secrets.token_hex(16)
-    lifted = _strip(root, root, token, 0)
-    done = 0
-    while done < lifted:
-        name = f"{token}-{done}"
-        below = os.open(name, _LOOK, dir_fd=root)
-        try:
-            lifted = _strip(below, root, token, lifted)
-        finally:
-            os.close(below)
-        os.rmdir(name, dir_fd=root)
-        done += 1
+    current = os.open(".", _LOOK, dir_fd=root)
+    try:
+        # For every level on the way down its directories that are still there; the last one is the one entered.
+        trail = [_strip(current)]
+        while True:
+            if trail[-1]:
+                name = trail[-1][-1]
+                # Whatever modes it had.
+                os.chmod(name, stat.S_IRWXU, dir_fd=current)
+                current = _move(current, name)
+                trail.append(_strip(current))
+            elif len(trail) > 1:
+                current = _move(current, "..")
+                trail.pop()
+                os.rmdir(trail[-1].pop(), dir_fd=current)
+            else:
+                return
+    finally:
+        os.close(current)
+
+
+def _move(current: int, name: str) -> int:
+    """Open a directory from where this is, and close that."""
+    following = os.open(name, _LOOK, dir_fd=current)
+    os.close(current)
+    return following
+
+
+def _strip(directory: int) -> list[str]:
+    """Unlink the files of a directory; give its directories."""
+    with os.scandir(directory) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_directory in found:
+        if not is_directory:
+            os.unlink(name, dir_fd=directory)
+    return [name for name, is_directory in found if is_directory]
 
 
 def remove(path: str | Path) -> None:
@@ -153,18 +174,3 @@ def remove(path: str | Path) -> None:
     finally:
         os.close(descriptor)
     Path(path).rmdir()
-
-
-def _strip(directory: int, top: int, token: str, lifted: int) -> int:
-    """Unlink the files of a directory and lift its directories; give how many were lifted so far."""
-    with os.scandir(directory) as entries:
-        names = [entry.name for entry in entries]
-    for name in names:
-        if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-            # A directory is moved only by who may write to it.
-            os.chmod(name, stat.S_IRWXU, dir_fd=directory)
-            os.rename(name, f"{token}-{lifted}", src_dir_fd=directory, dst_dir_fd=top)
-            lifted += 1
-        else:
-            os.unlink(name, dir_fd=directory)
-    return lifted

@@ -61,12 +61,19 @@ def validate(
     for file in sorted(files, key=lambda file: file.path):
         source = Source(file.path, file.content, file.language or language_of(file.path))
         seen: list[Seen] = []
+        reported: dict[str, list[EngineName]] = {}
         for engine in chosen:
             if not engine.reads(source.language):
                 continue
             result = engine.scan(source)
             seen.extend(Seen(engine.name, hit) for hit in result.hits)
-            problems.extend(ScanProblem(file.path, engine.name, problem) for problem in result.problems)
+            for problem in result.problems:
+                reported.setdefault(problem, []).append(engine.name)
+        # What several engines say of a file is about the file.
+        problems.extend(
+            ScanProblem(file.path, names[0] if len(names) == 1 else None, problem)
+            for problem, names in reported.items()
+        )
         findings.extend(findings_of(source, seen, options))
     return ScanReport(
         findings=tuple(findings[: options.max_findings]),

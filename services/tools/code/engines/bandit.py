@@ -21,7 +21,7 @@ from services.tools.code.model import (
     Severity,
     Source,
 )
-from services.tools.code.python.tree import python_tree
+from services.tools.code.python.tree import MAX_LINE, line_problem, parse_problem, python_tree
 
 with warnings.catch_warnings():
     # bandit's plug-in loader warns about its own arguments on import.
@@ -109,16 +109,18 @@ class BanditEngine:
         return language is CodeLanguage.PYTHON
 
     def scan(self, source: Source) -> EngineResult:
+        if source.lines.longest > MAX_LINE:
+            return EngineResult((), (line_problem(source),))
         tree = source.once(python_tree)
         if tree is None:
-            return EngineResult((), ("cannot be parsed",))
+            return EngineResult((), (parse_problem(source) or "cannot be parsed",))
         counts = metrics.Metrics()
         counts.begin(source.path)
         visitor = node_visitor.BanditNodeVisitor("code.py", None, self._meta, self._tests, False, {}, counts)
         try:
             visitor.generic_visit(tree.module)
         except RecursionError:
-            return EngineResult((), ("too deeply nested",))
+            return EngineResult((), ("too deeply nested to check completely",))
         hits = tuple(_hit(source, found) for found in visitor.tester.results)
         problem = f"{tree.problem}; the rest was scanned" if tree.problem else ""
         return EngineResult(hits, (problem,) if problem else ())

@@ -14,6 +14,7 @@ from services.tools.code.python.tree import (
     MAX_LINE,
     PythonTree,
     head_region,
+    line_problem,
     parse_problem,
     python_tree,
     region_of,
@@ -73,9 +74,7 @@ Check = Callable[[Subject], Iterator[Hit]]
 def run_checks(source: Source, rules: Mapping[str, Rule], checks: Iterable[Check]) -> EngineResult:
     """Run checks over one file; each place is reported once per rule, with the surest flow."""
     if source.lines.longest > MAX_LINE:
-        return EngineResult(
-            (), (f"has a line of {source.lines.longest} characters; the limit is {MAX_LINE}; break it",)
-        )
+        return EngineResult((), (line_problem(source),))
     tree = source.once(python_tree)
     if tree is None:
         return EngineResult((), (parse_problem(source) or "cannot be parsed",))

@@ -109,6 +109,11 @@ def parse_problem(source: Source) -> str:
     )
 
 
+def line_problem(source: Source) -> str:
+    """Say that a line is too long to be searched."""
+    return f"has a line of {source.lines.longest} characters; the limit is {MAX_LINE}; break it"
+
+
 def region_of(source: Source, node: ast.AST) -> Region:
     """Place a node; a node without a place is at the file's first character."""
     if not isinstance(node, ast.expr | ast.stmt | ast.excepthandler | ast.arg | ast.keyword | ast.alias):

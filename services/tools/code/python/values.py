@@ -76,7 +76,7 @@ class Taint:
 
     def then(self, node: ast.AST, what: str) -> Taint:
         """Add a station, unless the last one says the same or there are too many."""
-        if len(self.steps) >= MAX_STEPS or self.steps[-1][0] is node:
+        if len(self.steps) >= MAX_STEPS or self.steps[-1][0] is node or self.steps[-1][1] == what:
             return self
         return replace(self, steps=(*self.steps, (node, what)))
 

@@ -208,7 +208,9 @@ def rules_for_passwords(subject: Subject) -> Iterator[Hit]:
         if (
             0 <= length < _MIN_PASSWORD
             and re.search(
-                r"pass", subject.tree.text(subject.tree.parents.get(call.node, call.node)), re.IGNORECASE
+                r"pass",
+                subject.tree.text(subject.tree.enclosing(call.node, ast.stmt) or call.node),
+                re.IGNORECASE,
             )
             and not re.search(r"max\(|min\(", call.name)
         ):

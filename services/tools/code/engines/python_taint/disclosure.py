@@ -10,7 +10,7 @@ from typing import Final
 from services.tools.code.engines.python_taint.injection import _SQL
 from services.tools.code.engines.python_taint.markup import _RESPONSES, is_log
 from services.tools.code.model import Hit
-from services.tools.code.python.sources import WEB
+from services.tools.code.python.sources import WEB, is_secret_name
 from services.tools.code.python.subject import Check, Subject
 from services.tools.code.python.values import Kind, Taint, Value, skeleton
 
@@ -82,10 +82,11 @@ def answered(subject: Subject) -> Iterator[Hit]:
             yield subject.hit("secret_in_response", returned.node, taints)
     for call in subject.facts.calls:
         if _JSON.search(call.name) and call.scope.is_route:
+            spelled = [value for name, value in call.keywords.items() if is_secret_name(name)]
             shown = tuple(
                 taint
-                for value in (*call.args, *call.keywords.values())
-                if _shows(value)
+                for value in (*call.args, *spelled)
+                if _shows(value) or value in spelled
                 for taint in _private(value)
             )
             if shown and call.method not in {"render", "render_template", "abort", "HTTPException"}:

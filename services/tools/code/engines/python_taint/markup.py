@@ -10,7 +10,17 @@ from typing import Final
 from services.tools.code.model import Hit
 from services.tools.code.python.facts import Call, Scope
 from services.tools.code.python.subject import Check, Subject
-from services.tools.code.python.values import ANYONE, HOLE, OUTSIDE, REMOTE, Kind, Label, Value, skeleton
+from services.tools.code.python.values import (
+    ANYONE,
+    HOLE,
+    OUTSIDE,
+    REMOTE,
+    Kind,
+    Label,
+    Taint,
+    Value,
+    skeleton,
+)
 
 _RESPONSES: Final = re.compile(
     r"^(?:flask\.(?:make_response|Response)|django\.http\.(?:HttpResponse|StreamingHttpResponse|HttpResponse\w+)|fastapi\.responses\.HTMLResponse|fastapi\.Response"
@@ -249,22 +259,24 @@ def logs(subject: Subject) -> Iterator[Hit]:
 
 def redirects(subject: Subject) -> Iterator[Hit]:
     """Redirects to where the request says."""
+    targets: list[tuple[ast.AST, Value]] = []
     for call in subject.facts.calls:
         if _REDIRECTS.search(call.name) or call.method == "redirect":
-            target = call.arg(0, "location") if "url" not in call.keywords else call.keywords["url"]
-            taints = target.from_(REMOTE, Label.URL)
-            if taints and not _fixed_host(target):
-                yield subject.hit("open_redirect", call.node, taints)
-    for store in subject.facts.stores:
-        if store.key.string.lower() == "location":
-            taints = store.value.from_(REMOTE, Label.URL)
-            if taints and not _fixed_host(store.value):
-                yield subject.hit("open_redirect", store.node, taints)
-    for call in subject.facts.calls:
-        if call.method in {"send_header", "set_header"} and call.arg(0).string.lower() == "location":
-            taints = call.arg(1).from_(REMOTE, Label.URL)
-            if taints and not _fixed_host(call.arg(1)):
-                yield subject.hit("open_redirect", call.node, taints)
+            targets.append((call.node, call.keywords.get("url", call.arg(0, "location"))))
+        elif call.method in {"send_header", "set_header"} and call.arg(0).string.lower() == "location":
+            targets.append((call.node, call.arg(1)))
+    targets.extend(
+        (store.node, store.value) for store in subject.facts.stores if store.key.string.lower() == "location"
+    )
+    for node, target in targets:
+        taints = [taint for taint in target.from_(REMOTE, Label.URL) if not _own_address(taint)]
+        if taints and not _fixed_host(target):
+            yield subject.hit("open_redirect", node, taints)
+
+
+def _own_address(taint: Taint) -> bool:
+    """The request's own address leads back to this server."""
+    return bool(re.search(r"request\.(?:url|base_url|path|full_path|get_full_path)\b", taint.steps[0][1]))
 
 
 def _fixed_host(target: Value) -> bool:

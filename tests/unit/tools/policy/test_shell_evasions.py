@@ -210,6 +210,8 @@ BUILTINS = [
     "read -e x",
     "read PATH; pwned",
     "command read PATH",
+    "command read x",
+    "ls | xargs read x",
     "read -r LD_PRELOAD",
     "n=PATH; read $n",
     "exit 'x[$(pwned)]'",

@@ -176,7 +176,7 @@ def temporary(subject: Subject) -> Iterator[Hit]:
             )
             writes = (bool(re.search(r"[wax+]", mode)) and "x" not in mode) or (
                 call.name in {"os.open", "os.mkdir", "os.makedirs"}
-                and not re.search(r"O_EXCL", subject.tree.text(call.node))
+                and not re.search(r"O_EXCL|S_IRWXU|0o?700|448", subject.tree.text(call.node))
             )
             if in_temp and writes:
                 yield subject.hit("insecure_temporary", call.node)

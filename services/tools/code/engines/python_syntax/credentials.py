@@ -123,7 +123,11 @@ def _named(subject: Subject, name: str, value: Value, node: ast.AST) -> Iterator
         (name.lower() != "key" and name.lower() != "secret") or _looks_random(text)
     ):
         yield subject.hit("hardcoded_key", node)
-    elif is_secret_name(name) and text.lower() != name.lower():
+    elif (
+        is_secret_name(name)
+        and text.lower() != name.lower()
+        and not ("_" in name and name.lower() in text.lower())
+    ):
         yield subject.hit("hardcoded_password", node)
 
 

@@ -330,6 +330,8 @@ def meanings(subject: Subject) -> Iterator[Hit]:
         if call.name in _OBSOLETE:
             yield subject.hit("obsolete_function", call.node)
     for statement in subject.tree.imports():
+        if isinstance(statement, ast.ImportFrom) and statement.level:
+            continue
         if isinstance(statement, ast.Import):
             names = [alias.name for alias in statement.names]
         else:

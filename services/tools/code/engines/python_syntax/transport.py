@@ -147,8 +147,7 @@ def _unsigned(subject: Subject) -> Iterator[Hit]:
         return
     for call in subject.facts.calls:
         if (
-            call.name.startswith("base64.")
-            and "decode" in call.method
+            re.fullmatch(r"base64\.\w*decode", call.name)
             and any(
                 taint.kind in {Kind.HTTP, Kind.PARAMETER} for value in call.args for taint in value.taints
             )

@@ -8,6 +8,7 @@ the code can call is gVisor's own kernel, behind gVisor's own filter.
 
 from __future__ import annotations
 
+import errno
 import json
 import platform
 from collections.abc import Mapping
@@ -55,8 +56,15 @@ _DENIED: Final = (
     *("add_key", "bpf", "chroot", "delete_module", "finit_module", "fsopen", "init_module", "io_uring_setup"),
     *("kexec_load", "keyctl", "mount", "move_mount", "name_to_handle_at", "open_by_handle_at", "open_tree"),
     *("perf_event_open", "pivot_root", "process_vm_readv", "process_vm_writev", "ptrace", "request_key"),
-    *("setdomainname", "sethostname", "setns", "umount2", "unshare", "userfaultfd"),
+    *("setdomainname", "sethostname", "setns", "syslog", "umount2", "userfaultfd"),
 )
+_AF_UNIX: Final = 1
+# linux/sched.h: mount, cgroup, UTS, IPC, user, PID, network.
+_NEW_NAMESPACES: Final = (
+    *(0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000),
+    *(0x1000_0000, 0x2000_0000, 0x4000_0000),
+)
+_SET_ID: Final = (0o4000, 0o2000)
 
 
 def planner(options: Mapping[str, str]) -> Planner:
@@ -164,5 +172,21 @@ def _seccomp() -> Json:
     return {
         "defaultAction": "SCMP_ACT_ALLOW",
         "architectures": [_ARCHITECTURES[platform.machine()]],
-        "syscalls": [{"names": list(_DENIED), "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
+        "syscalls": [
+            _refused(*_DENIED),
+            _refused("socket", "socketpair", where={"index": 0, "value": _AF_UNIX, "op": "SCMP_CMP_NE"}),
+            *(_refused("clone", "unshare", where=_has(0, flag)) for flag in _NEW_NAMESPACES),
+            *(_refused("chmod", "fchmod", where=_has(1, bit)) for bit in _SET_ID),
+            *(_refused("fchmodat", where=_has(2, bit)) for bit in _SET_ID),
+        ],
     }
+
+
+def _refused(*names: str, where: Json | None = None) -> Json:
+    # gVisor answers EPERM whatever is asked for here. clone3, which must be ENOSYS to be avoided, is therefore left to it.
+    rule: Json = {"names": list(names), "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM}
+    return rule if where is None else rule | {"args": [where]}
+
+
+def _has(index: int, bits: int) -> Json:
+    return {"index": index, "value": bits, "valueTwo": bits, "op": "SCMP_CMP_MASKED_EQ"}

@@ -26,7 +26,8 @@ from services.tools.sandbox.model import (
     Status,
     Stream,
 )
-from services.tools.sandbox.probes.cases import PROBE_LIMITS
+from services.tools.sandbox.probes.cases import PROBE_LIMITS, PROBES, RUNS
+from services.tools.sandbox.selftest import self_test
 from tests.fakes.kubernetes_api import NAMESPACE, TOKEN, Cluster, serving
 
 pytestmark = pytest.mark.skipif(not os.access("/usr/bin/bwrap", os.X_OK), reason="the pods need bubblewrap")
@@ -366,3 +367,12 @@ async def test_a_workspace_too_large_to_come_back_is_said_to_be(token: Path) -> 
         _, _, ended = await result(sandbox, python(source))
         assert ended.status is Status.DISK
         assert "a pod can give back" in ended.reason
+
+
+async def test_pods_on_the_hosts_own_kernel_are_no_strong_tier(token: Path) -> None:
+    """The fake's pods share this machine's kernel, as those of a RuntimeClass that is plain runc would."""
+    async with tier(Cluster(), token) as sandbox:
+        found = await self_test(
+            sandbox, probes=[RUNS, *(probe for probe in PROBES if probe.id == "own_kernel")]
+        )
+        assert [case.held for case in found.cases] == [True, False]

@@ -37,13 +37,16 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 UNARY_SECONDS: Final = 60.0
-"""For calls that neither act nor stream: listing and reading, at most over a slow disk."""
+"""For most calls that neither act nor stream: listing and reading, at most over a slow disk."""
 
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 """As the largest chat request; larger content travels as references."""
 
-LONG_CALLS: Final = {"/kala.inference.v1.InferenceService/PullModel": 24 * 3600.0}
-"""Calls that are no acts and may take as long as a large file on a slow line, in seconds."""
+LONG_CALLS: Final = {
+    "/kala.inference.v1.InferenceService/PullModel": 24 * 3600.0,
+    "/kala.tools.v1.ToolsService/SelfTest": 600.0,
+}
+"""Calls that are no acts and may take long, in seconds: a large file on a slow line; every sandbox on a busy machine."""
 
 LARGE_BYTES: Final = 256 * 1024
 """Messages from here on are written beside the event loop."""
@@ -183,9 +186,10 @@ class Bridge:
         await exchange.send_json(200, write_message(response))
 
     async def _ask(self, rpc: str, message: Message, caller: Caller) -> Message:
+        seconds = LONG_CALLS.get(rpc, UNARY_SECONDS)
         try:
             response: Message = await self._calls[rpc](
-                message, timeout=UNARY_SECONDS, metadata=principal_metadata(caller.principal)
+                message, timeout=seconds, metadata=principal_metadata(caller.principal)
             )
         except grpc.RpcError as error:
             raise from_error(error) from error

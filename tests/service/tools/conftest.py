@@ -116,9 +116,7 @@ class Tools:
         """Make an unguarded call on behalf of somebody."""
         with translated():
             # A machine that is busy with other tests takes its time for a self-test.
-            return await getattr(self.stub, rpc)(
-                request, metadata=principal_metadata(principal), timeout=240
-            )
+            return await getattr(self.stub, rpc)(request, metadata=principal_metadata(principal), timeout=240)
 
     async def write(self, action: pb.WriteFileAction, **sealing: Any) -> pb.WriteFileResponse:
         sealed = seal(self.signer, action, audience=WRITE_FILE, **sealing)

@@ -1,6 +1,6 @@
 """`make bench`: start-up, added latency and time to first token, beside LiteLLM proxy; what the router, batching and a judgement cost.
 
-`--only suite`, `inference`, `pythia` or `ethics` runs one of the four. Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
+`--only suite`, `inference`, `pythia`, `ethics` or `sandbox` runs one of the five. Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench import ethics, inference, pythia
+from bench import ethics, inference, pythia, sandbox
 from bench.measure import NUMBER, Arm, KeepAliveClient, interleaved
 from bench.servers import ROOT, Peer, Suite, litellm, suite
 from bench.upstream import static_model_servers
@@ -136,6 +136,12 @@ def measure_inference(folder: Path, rounds: int, requests: int) -> Section:
     return Section(inference.lines(figures), {"inference": inference.document(figures)})
 
 
+def measure_sandbox(rounds: int, requests: int) -> Section:
+    """What isolation costs."""
+    figures = sandbox.measure(rounds, requests)
+    return Section(sandbox.lines(figures), {"sandbox": sandbox.document(figures)})
+
+
 def measure_pythia() -> Section:
     """What batching in the model in process gives."""
     figures = pythia.measure()
@@ -161,7 +167,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", choices=("suite", "inference", "pythia", "ethics"), help="measure this part only"
+        "--only",
+        choices=("suite", "inference", "pythia", "ethics", "sandbox"),
+        help="measure this part only",
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--requests", type=int, default=100, help="per arm and round")
@@ -180,6 +188,8 @@ def main() -> None:
             sections.append(measure_pythia())
         if options.only in {None, "ethics"}:
             sections.append(measure_ethics(options.rounds, options.requests))
+        if options.only in {None, "sandbox"}:
+            sections.append(measure_sandbox(options.rounds, options.requests))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     write(sections)

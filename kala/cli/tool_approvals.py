@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from kala.cli.options import JsonOption, KeyOption, StateOption, UrlOption
-from kala.cli.output import show, show_json, table
+from kala.cli.output import note, show, show_json
 from kala.cli.tool_words import printable, short
 from kala.errors import InvalidArgumentError
 
@@ -20,7 +20,8 @@ group = typer.Typer(help="See the calls that wait for a person, and decide them.
 
 PATH: Final = "/kala/v1/tools/approvals"
 STATES: Final = ("pending", "approved", "denied", "expired", "used")
-SHOWN_CHARS: Final = 120
+SHOWN_CHARS: Final = 2_000
+"""Enough to decide by; `--json` has all of it."""
 
 NameArgument = Annotated[str, typer.Argument(help="approvals/…, as `kala tools approvals list` names it.")]
 CommentOption = Annotated[str, typer.Option(help="What you say about it; kept with the approval.")]
@@ -47,7 +48,10 @@ def list_approvals(
     if as_json:
         show_json({"approvals": approvals})
         return
-    table(None, ("approval", "state", "tool", "risk", "until", "why", "call"), map(_row, approvals))
+    for approval in approvals:
+        _explain(approval)
+    if not approvals:
+        note("no calls")
 
 
 @group.command()
@@ -98,17 +102,19 @@ def _decide(
     show(f"{full} is {short(decided.get('state'), 'APPROVAL_STATE_')}")
 
 
-def _row(approval: Mapping[str, Any]) -> tuple[str, ...]:  # Any: JSON of the gateway
+def _explain(approval: Mapping[str, Any]) -> None:  # Any: JSON of the gateway
+    """Write one approval with its whole name, to be copied, and what would run."""
     call = printable(str(approval.get("arguments_json") or ""))
-    return (
+    words = (
         str(approval.get("name")),
         short(approval.get("state"), "APPROVAL_STATE_"),
         str(approval.get("tool")),
-        short(approval.get("risk"), "RISK_"),
-        str(approval.get("expires_at") or ""),
-        str(approval.get("reason") or ""),
-        call if len(call) <= SHOWN_CHARS else f"{call[:SHOWN_CHARS]}…",
+        f"{short(approval.get('risk'), 'RISK_')} risk",
+        f"until {approval.get('expires_at') or '?'}",
     )
+    show("  ".join(words))
+    show(f"  why   {approval.get('reason') or ''}")
+    show(f"  call  {call if len(call) <= SHOWN_CHARS else f'{call[:SHOWN_CHARS]}… ({len(call)} characters)'}")
 
 
 def _client(url: str | None, key: str | None, state: Path | None) -> KalaClient:

@@ -13,16 +13,19 @@ import httpx
 import pytest
 
 from kala.client import KalaClient
+from kala.core.lmstudio_adapter import LMStudioConfig
 from kala.core.unified_session import UnifiedKALASession
 from kala.errors import PermissionDeniedError
 from kala.suite.record import Condition
 from kala.target import Target
 from tests.e2e.suites import Suite, kala, running_suite
 from tests.fakes.lm_studio import WORDS, FakeLMStudio, lm_studio
+from tests.tools_runtime import unprivileged_directory
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 PROGRAM = "print(sum(range(10)))"
+QUESTION = "What is the sum of the numbers below ten?"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def tool_suite(tmp_path_factory: pytest.TempPathFactory, model: FakeLMStudio) ->
 def ask(suite: Suite, **fields: Any) -> dict[str, Any]:
     body = {
         "model": "auto",
-        "messages": [{"role": "user", "content": "What is the sum of the numbers below ten?"}],
+        "messages": [{"role": "user", "content": QUESTION}],
         "kala_tools": "auto",
         **fields,
     }
@@ -109,6 +112,49 @@ def test_a_model_computes_with_a_tool_and_every_step_is_in_the_log(
     ]
 
 
+def test_after_a_result_a_person_approves_the_next_program_and_the_conversation_goes_on(
+    tool_suite: Suite, model: FakeLMStudio
+) -> None:
+    call = ("code_execution", {"language": "python", "code": PROGRAM})
+    model.calls = [call, call]
+    stopped = ask(tool_suite)
+    assert stopped["choices"][0]["finish_reason"] == "tool_calls"
+    tools = stopped["kala"]["tools"]
+    assert [step["status"] for step in tools["steps"]] == ["OK", "APPROVAL_REQUIRED"]
+    (waiting,) = tools["requires_action"]["approvals"]
+    approved = kala("tools", "approvals", "approve", waiting["approval"], "--state", tool_suite.state)
+    assert approved.returncode == 0, approved.stderr
+    question = {"role": "user", "content": QUESTION}
+    answer = ask(
+        tool_suite,
+        messages=[question, *tools["messages"]],
+        kala_approvals={waiting["call_id"]: waiting["approval"]},
+    )
+    assert answer["choices"][0]["message"]["content"] == "".join(WORDS)
+    assert [step["status"] for step in answer["kala"]["tools"]["steps"]] == ["OK"]
+    listed = kala("tools", "approvals", "list", "--only", "used", "--state", tool_suite.state)
+    assert waiting["approval"] in listed.stdout
+
+
+def test_a_private_session_shows_the_current_directory_and_lets_nothing_change_it(
+    model: FakeLMStudio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KALA_STATE", str(tmp_path / "none"))
+    monkeypatch.delenv("KALA_URL", raising=False)
+    with unprivileged_directory() as shown:
+        (shown / "hello.txt").write_text("hello\n")
+        (shown / "hello.txt").chmod(0o644)
+        monkeypatch.chdir(shown)
+        with UnifiedKALASession(LMStudioConfig(base_url=model.url), enable_tools=True) as session:
+            listed = session.execute_tool("shell", command="ls -la")
+            assert "hello.txt" in listed.output, listed.error
+            named = session.execute_tool("filesystem", operation="list", path=".")
+            assert "hello.txt" in named.output, named.error
+            code = "open('hello.txt', 'w').write('changed')"
+            assert not session.execute_tool("code_execution", language="python", code=code).success
+        assert (shown / "hello.txt").read_text() == "hello\n"
+
+
 def test_code_runs_from_the_command_line(tool_suite: Suite, tmp_path: Path) -> None:
     for name, code, expected in (
         ("a.py", PROGRAM, "45\n"),
@@ -127,7 +173,7 @@ def test_the_command_line_explains_tools_policy_and_isolation(tool_suite: Suite)
     listed = kala("tools", "list", "--state", tool_suite.state)
     assert {"code_execution", "filesystem", "shell"} <= set(listed.stdout.split())
     assert "grep" in kala("tools", "policy", "--state", tool_suite.state).stdout
-    tested = kala("tools", "selftest", "--state", tool_suite.state)
+    tested = kala("tools", "selftest", "--only", "bubblewrap", "--state", tool_suite.state)
     assert tested.returncode == 0, tested.stderr
     assert "bubblewrap" in tested.stdout
     assert "tools may run" in tested.stdout

@@ -111,8 +111,11 @@ def test_the_self_test_says_which_mechanism_holds_and_why_another_does_not(
             "cases": [held, broken],
         },
     ]
-    use(answering({"mechanisms": mechanisms, "ready": True, "host": "Linux"}))
-    assert main(["tools", "selftest", *AT]) == 0
+    gateway = use(answering({"mechanisms": mechanisms, "ready": True, "host": "Linux"}))
+    assert main(["tools", "selftest", "--only", "bubblewrap", "--only", "landlock", *AT]) == 0
+    assert json.loads(gateway.seen[0].content) == {
+        "tiers": ["ISOLATION_TIER_BUBBLEWRAP", "ISOLATION_TIER_LANDLOCK"]
+    }
     shown = capsys.readouterr().out
     assert "landlock: needs allow_weak" in shown
     assert "pids: sees other processes — saw 12" in shown
@@ -196,6 +199,12 @@ def test_a_refusal_by_the_laws_is_told_in_their_words(
     use(FakeGateway([failure(403, "refuse", "I cannot help with that.")]))
     assert main(["tools", "run", "--code-file", str(code), *AT]) == 1
     assert "the Five Laws: I cannot help with that." in capsys.readouterr().err
+
+
+def test_a_mechanism_that_nobody_knows_is_named(use: Use, capsys: pytest.CaptureFixture[str]) -> None:
+    use(FakeGateway())
+    assert main(["tools", "selftest", "--only", "chroot", *AT]) == 1
+    assert "--only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "says"), [("a.rb", "--language"), ("missing.py", "--code-file")])

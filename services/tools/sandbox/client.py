@@ -11,7 +11,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +27,8 @@ from services.tools.sandbox.model import Isolation, Job, Language, Prepare, Setu
 from services.tools.sandbox.run import LauncherRun
 from services.tools.sandbox.stubs import program
 
+# What a tier promises besides where the launcher found control groups.
+CGROUP_CONTROL: Final = "limits.cgroup"
 # A launcher that dies more often than this is not started again before some of it is forgotten.
 MAX_RESTARTS: Final = 5
 RESTART_WINDOW_SECONDS: Final = 60.0
@@ -287,6 +289,9 @@ class LauncherSandbox:
             self.parked = Counter({Language(name): number for name, number in message["slots"].items()})
             self._parked_changed.set()
         elif operation == "ready":
+            if message.get("cgroup") and CGROUP_CONTROL not in self._isolation.controls:
+                controls = tuple(sorted((*self._isolation.controls, CGROUP_CONTROL)))
+                self._isolation = replace(self._isolation, controls=controls)
             if self._hello is not None and not self._hello.done():
                 self._hello.set_result(None)
         elif message["id"] in self._runs:

@@ -13,8 +13,6 @@ from typing import Final, NoReturn
 from services.tools.sandbox.landlock import kernel
 from services.tools.sandbox.landlock.kernel import Rule
 from services.tools.sandbox.seccomp import load
-from services.tools.sandbox.seccomp.filter import compile_filter
-from services.tools.sandbox.seccomp.rules import Reach
 
 # Read and executed by every program: the system's own, nothing locally installed.
 SYSTEM: Final = ("/usr/bin", "/usr/lib", "/usr/lib64")
@@ -87,6 +85,10 @@ def filter_for_this_machine() -> bytes:
     Raises:
         FailedPreconditionError: there is no seccomp table for this machine.
     """
+    # Not by the keeper, which starts with every run and is given the filter.
+    from services.tools.sandbox.seccomp.filter import compile_filter
+    from services.tools.sandbox.seccomp.rules import Reach
+
     return compile_filter(reach=Reach.HOST)
 
 

@@ -11,6 +11,7 @@ import sys
 from importlib import import_module
 from typing import Any, Final
 
+from services.tools.sandbox.cgroup import CgroupUnavailableError, Groups, open_groups
 from services.tools.sandbox.launcher.loop import Launcher
 from services.tools.sandbox.launcher.plan import Planner
 from services.tools.sandbox.launcher.pool import Pool
@@ -44,8 +45,16 @@ def main(arguments: list[str]) -> int:
     sizes = {Language(name): int(size) for name, size in configuration["pool"].items()}
     pool = Pool(sizes, int(configuration["disk_bytes"]))
     with socket.socket(fileno=keep_private(int(arguments[0]))) as channel:
-        Launcher(channel, _planner(configuration), pool).run()
+        Launcher(channel, _planner(configuration), pool, groups=_groups()).run()
     return 0
+
+
+def _groups() -> Groups | None:
+    """Give where control groups are made; None where none is delegated, and limits are watched only."""
+    try:
+        return open_groups()
+    except CgroupUnavailableError:
+        return None
 
 
 def _planner(configuration: dict[str, Any]) -> Planner:  # JSON

@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
+from services.tools.sandbox.cgroup import Groups
 from services.tools.sandbox.launcher.plan import Planner, Shape
 from services.tools.sandbox.launcher.pool import Pool
 from services.tools.sandbox.launcher.protocol import (
@@ -45,11 +46,13 @@ class Launcher:
         pool: Pool,
         *,
         clock: Callable[[], float] = time.monotonic,
+        groups: Groups | None = None,
     ) -> None:
         self._channel = channel
         self._planner = planner
         self._pool = pool
         self._clock = clock
+        self._groups = groups
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._slots: set[Slot] = set()
@@ -66,7 +69,7 @@ class Launcher:
     def run(self) -> None:
         """Serve until the service is gone; then end everything."""
         try:
-            self._send({"op": "ready"})
+            self._send({"op": "ready", "cgroup": self._groups is not None})
             self._refill()
             while self._open:
                 self._step()
@@ -184,7 +187,7 @@ class Launcher:
     # Sandboxes
 
     def _make(self, shape: Shape) -> Slot:
-        slot = Slot(shape, self._planner(shape), clock=self._clock)
+        slot = Slot(shape, self._planner(shape), clock=self._clock, groups=self._groups)
         self._slots.add(slot)
         self._listen(slot.ends.stdout, partial(self._look_ready, slot))
         self._listen(slot.outer, partial(self._look_ended, slot, slot.outer))

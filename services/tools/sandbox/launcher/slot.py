@@ -9,11 +9,13 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from services.tools.sandbox.cgroup import Group, Groups
 from services.tools.sandbox.landlock.directory import held_below, remove
 from services.tools.sandbox.launcher import limits as process_limits
 from services.tools.sandbox.launcher.plan import Containment, Shape, SpawnPlan
@@ -48,7 +50,14 @@ class Stage(Enum):
 class Slot:
     """A sandbox and everything that this process holds of it."""
 
-    def __init__(self, shape: Shape, plan: SpawnPlan, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        plan: SpawnPlan,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        groups: Groups | None = None,
+    ) -> None:
         self.shape = shape
         self.stage = Stage.STARTING
         # Of the run that it was given to.
@@ -56,6 +65,9 @@ class Slot:
         self.limits: Limits | None = None
         self.warm = False
         self._plan = plan
+        # A tier whose own processes cannot be told from the run's is not bounded as a whole.
+        self._groups = groups if plan.counts_tasks else None
+        self._group: Group | None = None
         self._clock = clock
         # Since when it is expected to go on: since it was begun, and once a run has it, since then.
         self.expected_since = clock()
@@ -139,10 +151,24 @@ class Slot:
         # Where there is no namespace of users, the kernel counts every thread that the service's user has.
         counted = tasks_of_this_user() - 1 if self._is_subtree else self._own_threads
         process_limits.put(self._stub, self.shape.language, limits, counted)
+        self._bound(limits)
         self.run, self.limits, self.stage = run, limits, Stage.RUNNING
         self.expected_since = self._clock()
         ends = self.ends
         return (ends.stdin, ends.stdout, ends.stderr, ends.code, self.workspace, self.first)
+
+    def _bound(self, limits: Limits) -> None:
+        """Put the stub into a control group of its own, where there are some."""
+        if self._groups is None:
+            return
+        self._group = self._groups.make()
+        processes = limits.processes + self._own_threads - 1 + self._spare_threads
+        self._group.limit(memory_bytes=limits.memory_bytes, processes=processes)
+        self._group.put(self._stub)
+
+    @property
+    def _spare_threads(self) -> int:
+        return process_limits.NODE_OWN_THREADS if self.shape.language is Language.JAVASCRIPT else 0
 
     def begin(self) -> None:
         """Start the clocks: the code goes in now."""
@@ -160,18 +186,28 @@ class Slot:
             return None
         with suppress(OSError):
             self._add(self._look())
-        verdict = self._crowded(self.limits) or exceeded(self.limits, self._seconds(), self._totals())
+        verdict = (
+            self._crowded(self.limits)
+            or self._out_of_memory(self.limits)
+            or exceeded(self.limits, self._seconds(), self._totals())
+        )
         if verdict is not None:
             self.kill(verdict)
         return verdict
 
     def _crowded(self, limits: Limits) -> Verdict | None:
         """Name the limit on processes where the kernel counts other runs' too, and one that ends makes room for another."""
-        spare = process_limits.NODE_OWN_THREADS if self.shape.language is Language.JAVASCRIPT else 0
-        if not self._is_subtree or self._peak_tasks <= limits.processes + spare:
+        if not self._is_subtree or self._peak_tasks <= limits.processes + self._spare_threads:
             return None
         reason = f"had more than {limits.processes} processes and threads, its limit"
         return Verdict(Status.PROCESSES, reason, signal=signal.SIGKILL)
+
+    def _out_of_memory(self, limits: Limits) -> Verdict | None:
+        """Name the limit on memory where the kernel ended a process of the run for it."""
+        if self._group is None or not self._group.killed_for_memory:
+            return None
+        reason = f"held more than {limits.memory_bytes} bytes of memory, its limit"
+        return Verdict(Status.MEMORY, reason, signal=signal.SIGKILL)
 
     def _look(self) -> Seen:
         if self.workspace >= 0:
@@ -247,7 +283,11 @@ class Slot:
             return self._verdict, self.usage()
         if self.limits is None or not self.began:
             return Verdict(Status.SETUP_FAILED, "the sandbox ended before any code ran"), self.usage()
-        return judge(code, self.limits, self._totals()), self.usage()
+        verdict = self._out_of_memory(self.limits) or judge(code, self.limits, self._totals())
+        if verdict.status is Status.ERROR and self._group is not None and self._group.refused_a_process:
+            reason = f"failed with all {self.limits.processes} processes and threads in use"
+            verdict = replace(verdict, status=Status.PROCESSES, reason=reason)
+        return verdict, self.usage()
 
     def _reap(self) -> tuple[int, float, int]:
         """Give the exit status, the CPU seconds and the largest process's bytes of all that was reaped."""
@@ -268,6 +308,8 @@ class Slot:
         if self._plan.host_directory is not None and self.run is None:
             with suppress(OSError):
                 remove(self._plan.host_directory)
+        if self._group is not None and self._groups is not None:
+            self._groups.leave(self._group)
         self.ends.close()
         for descriptor in (*self._writable(), self.first, self.outer):
             if descriptor >= 0:

@@ -70,7 +70,7 @@ def rules_digest(engines: Sequence[Engine]) -> bytes:
     for engine in sorted(engines, key=lambda engine: engine.name.value):
         digest.update(f"{engine.name.value}\0{engine.version}\0".encode())
         for rule in sorted(engine.rules, key=lambda rule: rule.id):
-            digest.update(repr(astuple(rule)).encode())
+            digest.update(repr(rule).encode())
     return digest.digest()
 
 

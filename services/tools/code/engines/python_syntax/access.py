@@ -153,7 +153,7 @@ def logins(subject: Subject) -> Iterator[Hit]:
     if subject.facts.imports_any("flask") and not subject.facts.imports_any("flask_session"):
         return
     if re.search(
-        r"session\.(?:clear|regenerate|cycle_key|flush|pop)|login_user|login\(request|session_protection|cycle_key|session\.invalidate",
+        r"session\.(?:clear|regenerate|cycle_key|flush|pop)|login_user|(?<!def )login\(request|session_protection|cycle_key|session\.invalidate",
         text,
     ):
         return

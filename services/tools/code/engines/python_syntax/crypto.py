@@ -203,7 +203,7 @@ def _is_fixed(value: Value, subject: Subject) -> bool:
         return True
     source = subject.tree.text(value.node) if isinstance(value.node, ast.expr) else ""
     return bool(re.match(r"(?:bytes|bytearray)\(|random\.|b?['\"].*['\"] \* ", source)) or bool(
-        source and re.search(r"\brandom\.(?:randint|choice|getrandbits)", source)
+        source and re.search(r"\brandom\.(?:randint|choice|getrandbits)|\btime\.time\(", source)
     )
 
 

@@ -191,6 +191,15 @@ def test_redirections_and_writing_programs_keep_to_the_zones() -> None:
             shell.judge(command)
 
 
+def test_a_loop_may_walk_deeper_than_it_says() -> None:
+    zones = (Zone("", read=True, write=True), Zone("a/a", read=True))
+    programs = ("ls", "cd")
+    shell = policy_of(*(CommandRule(name, Risk.LOW, redirections=True) for name in programs), zones=zones)
+    shell.judge("cd a; ls > x")
+    with pytest.raises(RefusedByPolicyError, match="may lead anywhere"):
+        shell.judge("for i in 1 2; do cd a; done; ls > x")
+
+
 def test_the_shell_begins_in_the_host_directory_where_one_is_shown() -> None:
     SHELL.judge("ls; cat < x; ls > /workspace/x", directory="host")
     with pytest.raises(RefusedByPolicyError, match="no right to write host/x"):

@@ -12,7 +12,46 @@ from typing import Final
 from services.tools.code.model import Rule
 
 # Rule ids that RepairCode has a rewrite for; the rewrites themselves answer for this list in a test.
-REPAIRABLE: Final[frozenset[str]] = frozenset()
+REPAIRABLE: Final[frozenset[str]] = frozenset(
+    {
+        "bandit.B105",
+        "bandit.B303",
+        "bandit.B306",
+        "bandit.B307",
+        "bandit.B311",
+        "bandit.B323",
+        "bandit.B501",
+        "bandit.B502",
+        "bandit.B503",
+        "bandit.B506",
+        "bandit.B507",
+        "bandit.B602",
+        "bandit.B605",
+        "bandit.B607",
+        "bandit.B701",
+        "kala.python.all_interfaces",
+        "kala.python.autoescape_off",
+        "kala.python.certificate_unchecked",
+        "kala.python.code_injection",
+        "kala.python.command_injection",
+        "kala.python.cookie_flags",
+        "kala.python.debug_mode",
+        "kala.python.entity_parser",
+        "kala.python.hardcoded_key",
+        "kala.python.hardcoded_password",
+        "kala.python.host_key_unchecked",
+        "kala.python.hostname_unchecked",
+        "kala.python.insecure_random",
+        "kala.python.insecure_temporary",
+        "kala.python.open_permissions",
+        "kala.python.open_umask",
+        "kala.python.signature_unchecked",
+        "kala.python.sql_injection",
+        "kala.python.unsafe_deserialisation",
+        "kala.python.weak_hash",
+        "kala.python.xml_external_entity",
+    }
+)
 
 _OWASP_2021: Final[dict[str, tuple[int, ...]]] = {
     "A01:2021": (

@@ -28,7 +28,9 @@ class Piece:
     after: str = ""
 
 
-def pieces_of(node: cst.BaseExpression, code: object = None) -> list[Piece] | None:
+def pieces_of(  # noqa: PLR0911 - one branch per way to put a text together
+    node: cst.BaseExpression,
+) -> list[Piece] | None:
     """Take an expression apart: f-strings, %, format, + and literals side by side; None for anything else."""
     match node:
         case cst.SimpleString():
@@ -55,7 +57,7 @@ def has_expression(pieces: list[Piece]) -> bool:
 def literal(text: str, piece: Piece) -> str:
     """Write a text as a Python literal, quoted as the piece was where that can be."""
     quote = piece.quote
-    if len(quote) == 3:
+    if len(quote) > 1:
         is_plain = "\\" not in text and quote not in text and not text.endswith(quote[0]) and "\r" not in text
         if is_plain:
             return f"{quote}{text}{quote}"
@@ -132,7 +134,9 @@ def _unwrapped(operand: cst.BaseExpression) -> cst.BaseExpression:
             return operand
 
 
-def _percent(node: cst.BinaryOperation) -> list[Piece] | None:
+def _percent(  # noqa: C901 - one branch per kind of place
+    node: cst.BinaryOperation,
+) -> list[Piece] | None:
     template = pieces_of(node.left)
     if template is None or has_expression(template):
         return None
@@ -141,14 +145,12 @@ def _percent(node: cst.BinaryOperation) -> list[Piece] | None:
         if isinstance(node.right, cst.Tuple)
         else [node.right]
     )
-    if isinstance(node.right, cst.Dict | cst.Name | cst.Call | cst.Attribute) and len(values) == 1:
-        # A name may hold a tuple: only a single %s takes it as it is.
-        pass
+    if isinstance(node.right, cst.Dict):
+        raise DeclinedError("the values come from a dictionary")
     filled = 0
     for piece in template:
         parts: list[Part] = []
-        pieces = re.split(r"(%.)", str(piece.parts[0]), flags=re.DOTALL)
-        for text in pieces:
+        for text in re.split(r"(%.)", "".join(map(str, piece.parts)), flags=re.DOTALL):
             if text == "%%":
                 parts.append("%")
             elif text in {"%s", "%d", "%i"}:
@@ -175,8 +177,8 @@ def _format(call: cst.Call, value: cst.BaseExpression) -> list[Piece] | None:
     count = 0
     for piece in template:
         parts: list[Part] = []
-        rest = str(piece.parts[0])
-        for chunk in re.split(r"(\{\{|\}\}|\{[^{}]*\})", rest):
+        text = "".join(map(str, piece.parts))
+        for chunk in re.split(r"(\{\{|\}\}|\{[^{}]*\})", text):
             if chunk in {"{{", "}}"}:
                 parts.append(chunk[0])
             elif chunk.startswith("{"):

@@ -106,6 +106,8 @@ class Tree:
     def replaced(self, node: cst.CSTNode, new: cst.CSTNode | str) -> Change:
         """Put something in a node's place; parentheses around the node stay where they are."""
         place = self.place(node)
+        if isinstance(new, cst.BaseExpression) and new.lpar:
+            new = new.with_changes(lpar=(), rpar=())
         return Change(place.start, place.end, new if isinstance(new, str) else self.code(new))
 
     def module_alias(self, name: str) -> tuple[str, frozenset[str]]:
@@ -126,15 +128,13 @@ class Tree:
 
     def imports(self, name: str) -> bool:
         """Tell whether the file imports a module or anything from it."""
+        found: list[str] = []
         for node in self._nodes:
-            if isinstance(node, cst.Import) and any(
-                each.evaluated_name.partition(".")[0] == name for each in node.names
-            ):
-                return True
-            if isinstance(node, cst.ImportFrom) and node.module is not None:
-                if self.code(node.module).partition(".")[0] == name:
-                    return True
-        return False
+            if isinstance(node, cst.Import):
+                found += [each.evaluated_name for each in node.names]
+            elif isinstance(node, cst.ImportFrom) and node.module is not None:
+                found.append(self.code(node.module))
+        return any(each.partition(".")[0] == name for each in found)
 
     def import_change(self, names: Sequence[str]) -> Change:
         """Import modules behind the first imports of the file, or in front of its first statement."""

@@ -30,7 +30,8 @@ with warnings.catch_warnings():
     from bandit.core import issue, meta_ast, metrics, node_visitor, test_set
 
 # What the engines of this product judge more exactly, or what says nothing about an attack: SQL text without a source,
-# any use of a parser or an URL, missing timeouts, imports alone, modes of files, archives whose names are checked.
+# any use of a parser or an URL, missing timeouts, imports alone, modes of files, archives whose names are checked,
+# loaders of YAML, and models without a pinned revision.
 _LEFT_OUT: Final = frozenset(
     {
         "B103",
@@ -54,7 +55,7 @@ _LEFT_OUT: Final = frozenset(
         "B403",
         "B404",
     }
-    | {"B405", "B406", "B407", "B408", "B409", "B410", "B411", "B412", "B413", "B415", "B608"}
+    | {"B405", "B406", "B407", "B408", "B409", "B410", "B411", "B412", "B413", "B415", "B506", "B608", "B615"}
 )
 # More exact than bandit's own.
 _CWE: Final[dict[str, tuple[int, ...]]] = {

@@ -356,7 +356,7 @@ def deserialisation(subject: Subject) -> Iterator[Hit]:
         ):
             continue
         if call.name.startswith("yaml."):
-            loader = call.arg(1, "Loader").origin
+            loader = _loader(subject, call)
             if call.name.startswith("yaml.load") and _SAFE_LOADER.search(loader):
                 continue
             if "YAML()" in call.name and not any(
@@ -375,6 +375,16 @@ def deserialisation(subject: Subject) -> Iterator[Hit]:
             call.arg(0).from_(OUTSIDE) or call.name.startswith(("pickle", "marshal", "jsonpickle", "shelve"))
         ):
             yield subject.hit("unsafe_deserialisation", call.node, taints)
+
+
+def _loader(subject: Subject, call: Call) -> str:
+    """Give all that the file says of the loader: its name, the text that makes it, and the bases of a class of its own."""
+    value = call.arg(1, "Loader")
+    said = [value.origin, subject.tree.text(value.node) if value.node is not None else ""]
+    for node in subject.tree.all(ast.ClassDef):
+        if node.name == value.origin:
+            said.extend(subject.tree.text(base) for base in node.bases)
+    return " ".join(said)
 
 
 def ldap(subject: Subject) -> Iterator[Hit]:

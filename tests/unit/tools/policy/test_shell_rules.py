@@ -200,6 +200,15 @@ def test_a_loop_may_walk_deeper_than_it_says() -> None:
         shell.judge("for i in 1 2; do cd a; done; ls > x")
 
 
+@pytest.mark.parametrize("name", ["x", "LINENO", "DIRSTACK", "INPUTRC", "histchars", "kala_x"])
+def test_a_variable_never_has_a_name_that_bash_could_know(name: str) -> None:
+    script = SHELL.judge(f'{name}=1; for {name} in a; do read -r {name}; echo "${name}"; done').script
+    assert f"kala_{name}='1'" in script
+    assert f"for kala_{name} in" in script
+    assert f"'read' '-r' 'kala_{name}'" in script
+    assert f"${{kala_{name}}}" in script
+
+
 def test_the_shell_begins_in_the_host_directory_where_one_is_shown() -> None:
     SHELL.judge("ls; cat < x; ls > /workspace/x", directory="host")
     with pytest.raises(RefusedByPolicyError, match="no right to write host/x"):

@@ -18,8 +18,10 @@ from typing import Final
 import structlog
 
 from kala.errors import FailedPreconditionError, InvalidArgumentError
+from kala.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub, InferenceServiceStub
 from kala.tools.v1 import tools_pb2, tools_pb2_grpc
 from services.common.audit_channel import open_audit_writer
+from services.common.channel import open_channel
 from services.common.clearance import ClearanceVerifier, guard_for
 from services.common.event_loop import run
 from services.common.interceptors import CallPolicy
@@ -32,6 +34,7 @@ from services.tools.config import SECTION, ToolsSettings
 from services.tools.execution import Execution
 from services.tools.files.model import WorkspaceRules
 from services.tools.files.workspaces import Workspaces
+from services.tools.generating import Generating
 from services.tools.isolation import Desk
 from services.tools.measuring import Measuring
 from services.tools.metrics import CallCounter, show_isolation
@@ -41,12 +44,14 @@ from services.tools.policy.loading import DEFAULT_POLICY, read_policy
 from services.tools.policy.model import Policy
 from services.tools.policy.zones import Zones
 from services.tools.records import ADMINISTRATIVE, Records
+from services.tools.repairing import Repairing
 from services.tools.running import Background
 from services.tools.runs import Runs
 from services.tools.sandbox.detection import detect
 from services.tools.sandbox.model import Status
 from services.tools.scanning import Scanning, code_engines
 from services.tools.servicer import Service, ToolsServicer
+from services.tools.testing import Testing
 from services.tools.tiers import candidates, detection_policy
 from services.tools.toolbox.calls import Toolbox
 from services.tools.writing import Writing
@@ -150,6 +155,22 @@ async def open_service(
         observe=observe,
     )
     writing = Writing(policy=policy, approvals=approvals, workspaces=workspaces, records=records)
+    scanning, testing = Scanning(code_engines()), Testing(desk=desk, policy=policy, runs=runs)
+    repairing = Repairing(
+        scanning=scanning,
+        testing=testing,
+        records=records,
+        background=background,
+        max_act_seconds=settings.max_act_seconds,
+    )
+    generating = Generating(
+        inference=await open_inference(settings, stack),
+        repairing=repairing,
+        testing=testing,
+        records=records,
+        background=background,
+        max_act_seconds=settings.max_act_seconds,
+    )
     return Service(
         desk=desk,
         policy=policy,
@@ -163,8 +184,20 @@ async def open_service(
             None if settings.signing_key_file is None else load_private_key(settings.signing_key_file),
             policy_digest=policy.digest,
         ),
-        scanning=Scanning(code_engines()),
+        scanning=scanning,
+        repairing=repairing,
+        generating=generating,
     )
+
+
+async def open_inference(settings: ToolsSettings, stack: AsyncExitStack) -> InferenceServiceAsyncStub | None:
+    """Connect to inference, which GenerateCode asks; None where the settings name none."""
+    if settings.inference_address is None:
+        return None
+    channel = await stack.enter_async_context(
+        open_channel(settings.inference_address, peer_name=TOOLS, tls=settings.tls)
+    )
+    return InferenceServiceStub(channel)
 
 
 def effective_policy(settings: ToolsSettings) -> Policy:

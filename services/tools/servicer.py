@@ -22,12 +22,14 @@ from services.tools import wire, wire_code, wire_files, wire_policy
 from services.tools.execution import Execution
 from services.tools.files.model import Written
 from services.tools.files.workspaces import Workspaces
+from services.tools.generating import Generating
 from services.tools.happenings import Exit, Found, Happening, Started
 from services.tools.isolation import Desk
 from services.tools.measuring import TESTS_PASSED, VULNERABLE, Measuring, instrument_of
 from services.tools.policy.approvals import ApprovalBook
 from services.tools.policy.model import Policy
 from services.tools.reading import asked_of, owner_of, person_of, write_asked_of
+from services.tools.repairing import Repairing
 from services.tools.runs import Runs
 from services.tools.sandbox.model import Output, Sample
 from services.tools.scanning import Scanning
@@ -52,6 +54,8 @@ class Service:
     writing: Writing
     measuring: Measuring
     scanning: Scanning
+    repairing: Repairing
+    generating: Generating
     wall_clock: Callable[[], float] = time.time
 
 
@@ -268,6 +272,25 @@ class ToolsServicer(tools_pb2_grpc.ToolsServiceServicer):
             )
             response.measurement.CopyFrom(signed)
         return response
+
+    async def RepairCode(self, request: pb.RepairCodeRequest, context: Context) -> pb.RepairCodeResponse:  # noqa: ARG002 - as in Execute
+        """Rewrite code so that findings go away, and prove it."""
+        clearance = current_clearance()
+        action = unpack_strictly(clearance.action, pb.RepairCodeAction)
+        asked = wire_code.repair_asked(action, owner_of(clearance.claims.principal))
+        done = await self._service.repairing.repair(asked, clearance)
+        return pb.RepairCodeResponse(outcome=wire_code.outcome(done))
+
+    async def GenerateCode(
+        self,
+        request: pb.GenerateCodeRequest,  # noqa: ARG002 - the guard has read it
+        context: Context,  # noqa: ARG002 - the contract names it
+    ) -> pb.GenerateCodeResponse:
+        """Have a model write code, then validate, repair and test it."""
+        clearance = current_clearance()
+        action = unpack_strictly(clearance.action, pb.GenerateCodeAction)
+        asked = wire_code.generate_asked(action, owner_of(clearance.claims.principal))
+        return wire_code.generated(await self._service.generating.generate(asked, clearance))
 
     async def SumMeasurements(
         self,

@@ -8,6 +8,7 @@ from typing import Final
 from kala.errors import InvalidArgumentError
 from kala.tools.v1 import code_pb2 as pb
 from kala.tools.v1 import execution_pb2
+from kala.tools.v1.tools_pb2 import GenerateCodeAction, GenerateCodeResponse, RepairCodeAction
 from kala.tools.v1.tools_pb2 import ScanOptions as ScanOptionsMessage
 from services.tools import wire
 from services.tools.code.model import (
@@ -21,6 +22,11 @@ from services.tools.code.model import (
     SourceFile,
     Span,
 )
+from services.tools.files.model import Owner
+from services.tools.generating import GenerateAsked, Generated
+from services.tools.repairing import Outcome, RepairAsked
+from services.tools.sandbox.model import Language
+from services.tools.testing import TestReport, TestsAsked
 
 SEVERITIES: Final = {each: pb.Severity.Value(f"SEVERITY_{each.name}") for each in Severity}
 CONFIDENCES: Final = {each: pb.Confidence.Value(f"CONFIDENCE_{each.name}") for each in Confidence}
@@ -29,6 +35,12 @@ _LANGUAGES: Final = {
     execution_pb2.LANGUAGE_PYTHON: CodeLanguage.PYTHON,
     execution_pb2.LANGUAGE_JAVASCRIPT: CodeLanguage.JAVASCRIPT,
     execution_pb2.LANGUAGE_SHELL: CodeLanguage.SHELL,
+}
+
+_WRITTEN: Final = {
+    execution_pb2.LANGUAGE_PYTHON: Language.PYTHON,
+    execution_pb2.LANGUAGE_JAVASCRIPT: Language.JAVASCRIPT,
+    execution_pb2.LANGUAGE_SHELL: Language.SHELL,
 }
 
 
@@ -69,6 +81,110 @@ def report(found: ScanReport) -> pb.ScanReport:
         rules_digest=found.rules_digest,
         truncated=found.truncated,
         elapsed=wire.duration(found.elapsed_seconds),
+    )
+
+
+def repair_asked(action: RepairCodeAction, owner: Owner) -> RepairAsked:
+    """Read one repair."""
+    return RepairAsked(
+        owner,
+        files_of(action.files),
+        frozenset(action.fingerprints),
+        options_of(action.options),
+        tests_asked(action.tests) if action.HasField("tests") else None,
+    )
+
+
+def generate_asked(action: GenerateCodeAction, owner: Owner) -> GenerateAsked:
+    """Read one piece of code that is to be written."""
+    language = _WRITTEN.get(action.language)
+    if language is None:
+        raise InvalidArgumentError(
+            "language", "must be LANGUAGE_PYTHON, LANGUAGE_JAVASCRIPT or LANGUAGE_SHELL"
+        )
+    return GenerateAsked(
+        owner,
+        action.task,
+        language,
+        action.generation,
+        action.path,
+        tuple(action.frameworks),
+        options_of(action.options),
+        action.repair,
+        tests_asked(action.tests) if action.HasField("tests") else None,
+    )
+
+
+def tests_asked(message: pb.CodeTests) -> TestsAsked:
+    """Read tests."""
+    limits = wire.asked_limits(message.limits, field="tests.limits")
+    return TestsAsked(files_of(message.files), tuple(message.command), limits)
+
+
+def file(found: SourceFile) -> pb.CodeFile:
+    """Write a source file."""
+    language = next((number for number, each in _LANGUAGES.items() if each is found.language), None)
+    return pb.CodeFile(
+        path=found.path,
+        content=found.content,
+        language=execution_pb2.LANGUAGE_UNSPECIFIED if language is None else language,
+    )
+
+
+def outcome(found: Outcome) -> pb.RepairOutcome:
+    """Write code before and after, with the proof."""
+    return pb.RepairOutcome(
+        files=[file(each) for each in found.files],
+        diff=found.diff,
+        repairs=[
+            pb.Repair(
+                fingerprint=each.fingerprint,
+                rewrite=each.rewrite,
+                span=_span(each.span),
+                before=each.before,
+                after=each.after,
+                note=each.note,
+            )
+            for each in found.repairs
+        ],
+        unrepaired=[
+            pb.UnrepairedFinding(fingerprint=fingerprint, reason=reason)
+            for fingerprint, reason in found.unrepaired
+        ],
+        before=report(found.before),
+        after=report(found.after),
+        tests_before=_tests(found.tests_before),
+        tests_after=_tests(found.tests_after),
+        digests=found.digests,
+    )
+
+
+def generated(found: Generated) -> GenerateCodeResponse:
+    """Write what a model wrote, and what was done with it."""
+    done = found.outcome
+    return GenerateCodeResponse(
+        generated=None if found.code is None else file(found.code),
+        code=None if done is None else file(done.files[0]),
+        outcome=None if done is None else outcome(done),
+        accepted=not found.reasons,
+        reasons=found.reasons,
+        model=found.model,
+        generation_id=found.generation_id,
+    )
+
+
+def _tests(found: TestReport | None) -> pb.TestReport | None:
+    if found is None:
+        return None
+    return pb.TestReport(
+        passed=found.passed,
+        status=wire.STATUSES[found.status],
+        exit_code=found.exit_code,
+        stdout_tail=found.stdout_tail.decode("utf-8", "replace"),
+        stderr_tail=found.stderr_tail.decode("utf-8", "replace"),
+        isolation=wire.isolation(found.isolation),
+        run=found.run,
+        usage=wire.usage(found.usage),
     )
 
 

@@ -8,6 +8,8 @@ from typing import Final, Self, TypeVar, cast
 import libcst as cst
 from libcst import metadata
 
+from services.tools.code.lines import Lines
+from services.tools.code.model import Region, Span
 from services.tools.code.repair.model import Change, DeclinedError, Place
 
 MAX_BYTES: Final = 256 * 1024
@@ -141,11 +143,13 @@ class Tree:
         at = 0
         body = self.module.body
         for index, statement in enumerate(body):
-            is_line = isinstance(statement, cst.SimpleStatementLine)
-            if is_line and all(isinstance(each, cst.Import | cst.ImportFrom) for each in statement.body):
+            is_import = isinstance(statement, cst.SimpleStatementLine) and all(
+                isinstance(each, cst.Import | cst.ImportFrom) for each in statement.body
+            )
+            if is_import:
                 at = self._after_line(self.place(statement).end)
                 continue
-            if index == 0 and is_line and self.module.get_docstring(clean=False) is not None:
+            if index == 0 and self.module.get_docstring(clean=False) is not None:
                 at = self._after_line(self.place(statement).end)
                 continue
             if at == 0:
@@ -155,6 +159,20 @@ class Tree:
         missing_end = at > 0 and self.text[at - 1 : at] not in {b"\n", b"\r"}
         text = "".join(f"import {name}{newline}" for name in sorted(names))
         return Change(at, at, (newline if missing_end else "") + text)
+
+    def extract(self, changes: Sequence[Change], path: str) -> tuple[Span, str, str]:
+        """Give the lines' part that changes touch: where it is, and its text before and after."""
+        start, end = min(each.start for each in changes), max(each.end for each in changes)
+        after = bytearray()
+        at = start
+        for change in sorted(changes):
+            after += self.text[at : change.start] + change.text.encode("utf-8", "surrogatepass")
+            at = change.end
+        before = self.text[start:end].decode("utf-8", "surrogatepass")
+        first = len(self.text[:start].decode("utf-8", "surrogatepass"))
+        lines = Lines(self.text.decode("utf-8", "surrogatepass"))
+        region = Region(*lines.place(first), *lines.place(first + len(before)))
+        return Span(path, region, start, end), before, after.decode("utf-8", "surrogatepass")
 
     def _top_imports(self) -> Iterator[cst.Import | cst.ImportFrom]:
         for statement in self.module.body:

@@ -12,6 +12,7 @@ from services.tools.code.repair.tree import Tree, keyword, positional, with_keyw
 
 _MKTEMP: Final = ("suffix", "prefix", "dir")
 _OWNER: Final = 0o700
+_OTHERS: Final = 0o077
 _MODES: Final = {"os.chmod": 1, "os.fchmod": 1, "os.lchmod": 1, "os.mkdir": 1, "os.makedirs": 1, "os.open": 2}
 
 
@@ -53,7 +54,7 @@ class OwnerOnly(Named):
         """Find the mode at the place."""
         for call, _ in tree.calls(place, "os.umask"):
             given = positional(call)
-            if given and isinstance(given[0], cst.Integer) and given[0].evaluated_value & 0o077 != 0o077:
+            if given and isinstance(given[0], cst.Integer) and given[0].evaluated_value & _OTHERS != _OTHERS:
                 return self.proposal(tree.replaced(given[0], "0o077"))
         for call in tree.inside(place, cst.Call):
             mode = self._mode(tree, call)

@@ -53,10 +53,10 @@ class TlsContext(Named):
         for node in tree.inside(place, cst.Attribute):
             if tree.name(node) == "ssl._create_unverified_context":
                 return self.proposal(tree.replaced(node.attr, "create_default_context"))
-        for node in tree.inside(place, cst.Name):
-            if tree.name(node) == "ssl._create_unverified_context":
+        for bare in tree.inside(place, cst.Name):
+            if tree.name(bare) == "ssl._create_unverified_context":
                 module, imports = tree.module_alias("ssl")
-                return self.proposal(tree.replaced(node, f"{module}.create_default_context"), imports=imports)
+                return self.proposal(tree.replaced(bare, f"{module}.create_default_context"), imports=imports)
         for assign in tree.inside(place, cst.Assign):
             target = assign.targets[0].target
             if isinstance(target, cst.Attribute) and self._is_loose(tree, target, assign.value):

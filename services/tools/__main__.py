@@ -13,12 +13,12 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from kala.errors import FailedPreconditionError, InvalidArgumentError
-from kala.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub, InferenceServiceStub
+from kala.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from kala.tools.v1 import tools_pb2, tools_pb2_grpc
 from services.common.audit_channel import open_audit_writer
 from services.common.channel import open_channel
@@ -55,6 +55,9 @@ from services.tools.testing import Testing
 from services.tools.tiers import candidates, detection_policy
 from services.tools.toolbox.calls import Toolbox
 from services.tools.writing import Writing
+
+if TYPE_CHECKING:
+    from kala.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
 SERVICE: Final = tools_pb2.DESCRIPTOR.services_by_name["ToolsService"].full_name
 SWEEP_SECONDS: Final = 30.0

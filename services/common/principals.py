@@ -27,7 +27,9 @@ def principal_of(context: Context) -> Principal:
     """Name on whose behalf an unguarded call is made; UnauthenticatedError when its caller does not say exactly one."""
     said = [value for key, value in context.invocation_metadata() or () if key == PRINCIPAL_METADATA_KEY]
     if len(said) != 1 or not isinstance(said[0], bytes):
-        raise UnauthenticatedError(f"the call must name one principal in its metadata {PRINCIPAL_METADATA_KEY}")
+        raise UnauthenticatedError(
+            f"the call must name one principal in its metadata {PRINCIPAL_METADATA_KEY}"
+        )
     try:
         principal = Principal.FromString(said[0])
     except DecodeError as error:

@@ -306,6 +306,7 @@ ARITHMETIC = [
     "x='a[$(pwned)]'; echo $((${x}))",
     "x=1; x='a[$(pwned)]'; echo $((x))",
     "x=1; x+='a[$(pwned)]'; echo $((x))",
+    "x='a[$(pwned)]'; echo $((x)); x=1",
     "read x; echo $((x))",
     "for x in 1 'a[$(pwned)]'; do echo $((x)); done",
     "for x in *; do echo $((x)); done",

@@ -30,6 +30,7 @@ from services.common.peers import TOOLS
 from services.common.server import serving
 from services.common.settings import load
 from services.common.telemetry import process_telemetry
+from services.tools.code.hints import Hints
 from services.tools.config import SECTION, ToolsSettings
 from services.tools.execution import Execution
 from services.tools.files.model import WorkspaceRules
@@ -190,6 +191,7 @@ async def open_service(
         scanning=scanning,
         repairing=repairing,
         generating=generating,
+        hints=Hints(),
     )
 
 

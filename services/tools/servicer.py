@@ -18,7 +18,8 @@ from services.common.clearance import current_clearance
 from services.common.peers import TRAINER, Context, peer_of
 from services.common.principals import principal_of
 from services.common.sealing import unpack_strictly
-from services.tools import wire, wire_code, wire_files, wire_policy
+from services.tools import wire, wire_code, wire_files, wire_hints, wire_policy
+from services.tools.code.hints import Hints
 from services.tools.execution import Execution
 from services.tools.files.model import Written
 from services.tools.files.workspaces import Workspaces
@@ -56,6 +57,7 @@ class Service:
     scanning: Scanning
     repairing: Repairing
     generating: Generating
+    hints: Hints
     wall_clock: Callable[[], float] = time.time
 
 
@@ -247,6 +249,14 @@ class ToolsServicer(tools_pb2_grpc.ToolsServiceServicer):
             request.name, person_of(principal_of(context)), approve=request.approve, comment=request.comment
         )
         return pb.DecideApprovalResponse(approval=wire_policy.approval(decided))
+
+    async def HintVulnerabilities(
+        self,
+        request: pb.HintVulnerabilitiesRequest,
+        context: Context,  # noqa: ARG002 - the contract names it
+    ) -> pb.HintVulnerabilitiesResponse:
+        """Say which weaknesses a task invites."""
+        return wire_hints.hints(self._service.hints, request)
 
     async def ValidateCode(
         self, request: pb.ValidateCodeRequest, context: Context

@@ -111,3 +111,15 @@ async def test_the_gateway_gets_no_measurement(tools: Tools) -> None:
     files = [code_pb2.CodeFile(path="a.py", content="")]
     with pytest.raises(PermissionDeniedError):
         await tools.ask("ValidateCode", pb.ValidateCodeRequest(files=files, measurement=context()))
+
+
+async def test_a_task_gets_hints_for_the_prompt(tools: Tools) -> None:
+    asked = pb.HintVulnerabilitiesRequest(task="Look a user up in a SQL database", frameworks=["sqlite3"])
+    said = await tools.ask("HintVulnerabilities", asked)
+    assert 89 in said.hints[0].cwe
+    assert "CWE-89" in said.prompt_text
+    assert not (
+        await tools.ask("HintVulnerabilities", pb.HintVulnerabilitiesRequest(task="Add two numbers"))
+    ).hints
+    with pytest.raises(InvalidArgumentError, match="max_hints"):
+        await tools.ask("HintVulnerabilities", pb.HintVulnerabilitiesRequest(task="Add", max_hints=17))

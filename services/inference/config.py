@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 
 from kala.errors import InvalidArgumentError
-from services.common.peers import ETHICS, GATEWAY, GRPC_PORTS, INFERENCE, METRICS_PORTS
+from services.common.peers import ETHICS, GATEWAY, GRPC_PORTS, INFERENCE, METRICS_PORTS, TOOLS
 from services.common.settings import AllowedPeers, ListenAddress, MetricsPort, aliases
 from services.inference.base_url import parse_base_url
 from services.inference.config_remote import RemoteSettings
@@ -46,7 +46,7 @@ class InferenceSettings(RemoteSettings):
     """Which backends there are and how long to wait for them."""
 
     address: ListenAddress = f"127.0.0.1:{GRPC_PORTS[INFERENCE]}"
-    allowed_peers: AllowedPeers = (GATEWAY, ETHICS)
+    allowed_peers: AllowedPeers = (GATEWAY, ETHICS, TOOLS)
     metrics_port: MetricsPort = METRICS_PORTS[INFERENCE]
     ethics_public_keys: Annotated[
         tuple[Path, ...],

@@ -102,9 +102,18 @@ def applied(text: bytes, changes: Iterable[Change]) -> bytes:
 
 def _proposal(tree: Tree, finding: Finding) -> Proposal | None:
     place = Place(finding.span.start_byte, finding.span.end_byte)
+    found = _proposal_at(tree, finding.rule, place)
+    if found is not None:
+        return found
+    # Some engines point at one argument of the call that is meant.
+    wider = tree.around(place)
+    return None if wider is None or wider == place else _proposal_at(tree, finding.rule, wider)
+
+
+def _proposal_at(tree: Tree, rule: str, place: Place) -> Proposal | None:
     declined: DeclinedError | None = None
     for rewrite in REWRITES:
-        if finding.rule not in rewrite.rules:
+        if rule not in rewrite.rules:
             continue
         try:
             proposal = rewrite.propose(tree, place)

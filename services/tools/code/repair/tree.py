@@ -7,6 +7,7 @@ from typing import Final, Self, TypeVar, cast
 
 import libcst as cst
 from libcst import metadata
+from libcst._nodes.internal import CodegenState
 
 from services.tools.code.lines import Lines
 from services.tools.code.model import Region, Span
@@ -58,9 +59,15 @@ class Tree:
         place = self.place(node)
         return self.text[place.start : place.end].decode("utf-8", "surrogatepass")
 
-    def code(self, node: cst.CSTNode) -> str:
-        """The text of a node that may be new."""
-        return self.module.code_for_node(node)
+    def code(self, node: cst.CSTNode, indents: Sequence[str] = ()) -> str:
+        """The text of a node that may be new, as it is written at this depth."""
+        if not indents:
+            return self.module.code_for_node(node)
+        state = CodegenState(self.module.default_indent, self.module.default_newline)
+        for indent in indents:
+            state.increase_indent(indent)
+        node._codegen(state)  # noqa: SLF001 - as Module.code_for_node does, which knows no depth
+        return "".join(state.tokens)
 
     def inside(self, place: Place, kind: type[N]) -> Iterator[N]:
         """Nodes of a kind that lie in a place, the outer ones first."""
@@ -110,7 +117,9 @@ class Tree:
         place = self.place(node)
         if isinstance(new, cst.BaseExpression) and new.lpar:
             new = new.with_changes(lpar=(), rpar=())
-        return Change(place.start, place.end, new if isinstance(new, str) else self.code(new))
+        return Change(
+            place.start, place.end, new if isinstance(new, str) else self.code(new, self._indents(node))
+        )
 
     def module_alias(self, name: str) -> tuple[str, frozenset[str]]:
         """Under which name a module can be used at any place of the file, and what must be imported for it."""
@@ -173,6 +182,27 @@ class Tree:
         lines = Lines(self.text.decode("utf-8", "surrogatepass"))
         region = Region(*lines.place(first), *lines.place(first + len(before)))
         return Span(path, region, start, end), before, after.decode("utf-8", "surrogatepass")
+
+    def around(self, place: Place) -> Place | None:
+        """The smallest call that a place lies in."""
+        found = [
+            where
+            for node in self._nodes
+            if isinstance(node, cst.Call)
+            and (where := self.place(node)).start <= place.start
+            and place.end <= where.end
+        ]
+        return min(found, key=lambda where: where.end - where.start, default=None)
+
+    def _indents(self, node: cst.CSTNode) -> list[str]:
+        """What the lines of a node are indented by, the outer first."""
+        found: list[str] = []
+        above = self.parent(node)
+        while above is not None:
+            if isinstance(above, cst.IndentedBlock):
+                found.append(above.indent if above.indent is not None else self.module.default_indent)
+            above = self.parent(above)
+        return found[::-1]
 
     def _top_imports(self) -> Iterator[cst.Import | cst.ImportFrom]:
         for statement in self.module.body:
@@ -252,10 +282,26 @@ def with_keyword(call: cst.Call, name: str, value: str) -> cst.Call:
         return call.with_changes(args=[added])
     *others, last = call.args
     if isinstance(last.comma, cst.Comma):
-        between = others[-1].comma if others else cst.Comma(whitespace_after=call.whitespace_before_args)
-        added = added.with_changes(comma=last.comma)
+        between, end = _parted(last.comma, call.whitespace_before_args)
+        added = added.with_changes(comma=end)
     else:
         between = others[-1].comma if others else cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
         added = added.with_changes(whitespace_after_arg=last.whitespace_after_arg)
         last = last.with_changes(whitespace_after_arg=cst.SimpleWhitespace(""))
     return call.with_changes(args=[*others, last.with_changes(comma=between), added])
+
+
+def _parted(
+    comma: cst.Comma, before_arguments: cst.BaseParenthesizableWhitespace
+) -> tuple[cst.Comma, cst.Comma]:
+    """Make two of the comma that ends a list: one that goes on to a next argument, with its comment, and one that ends."""
+    after = comma.whitespace_after
+    if isinstance(after, cst.ParenthesizedWhitespace) and isinstance(
+        before_arguments, cst.ParenthesizedWhitespace
+    ):
+        on = after.with_changes(indent=before_arguments.indent, last_line=before_arguments.last_line)
+        plain = after.first_line.with_changes(whitespace=cst.SimpleWhitespace(""), comment=None)
+        return comma.with_changes(whitespace_after=on), comma.with_changes(
+            whitespace_after=after.with_changes(first_line=plain, empty_lines=())
+        )
+    return comma.with_changes(whitespace_after=cst.SimpleWhitespace(" ")), comma

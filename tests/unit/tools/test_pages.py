@@ -62,7 +62,7 @@ def test_a_changed_character_is_noticed(tokens: PageTokens, position: int) -> No
 
 @pytest.mark.parametrize("text", ["!", "a", "AAAA", "ä", "x" * 4096])
 def test_what_is_no_token_is_refused_with_the_cure(tokens: PageTokens, text: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="page_token: .*start again without one"):
+    with pytest.raises(InvalidArgumentError, match=r"page_token: .*start again without one"):
         tokens.after("runs of a", text)
 
 

@@ -12,10 +12,10 @@ from importlib import import_module
 from typing import Any, Final
 
 from services.tools.sandbox.cgroup import CgroupUnavailableError, Groups, open_groups
+from services.tools.sandbox.launcher.limits import renounce_cores, take_descriptors
 from services.tools.sandbox.launcher.loop import Launcher
 from services.tools.sandbox.launcher.plan import Planner
 from services.tools.sandbox.launcher.pool import Pool
-from services.tools.sandbox.launcher.slot import renounce_cores
 from services.tools.sandbox.launcher.spawn import keep_private, reserve_floor
 from services.tools.sandbox.model import Language, Tier
 
@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> int:
     _prctl(_SET_PDEATHSIG, signal.SIGKILL)
     _prctl(_SET_CHILD_SUBREAPER, 1)
     renounce_cores()
+    take_descriptors()
     configuration = json.loads(arguments[1])
     if os.getppid() != configuration["parent"]:
         return 1

@@ -17,6 +17,32 @@ _MIB: Final = 1024 * 1024
 _MESSAGE_QUEUE_BYTES: Final = 0
 # The sandbox's first process counts as one.
 _FIRST_PROCESS: Final = 1
+# Descriptors that this process may have, where the machine lets it: many times those of a run.
+_MOST_DESCRIPTORS: Final = 65_536
+_SHARE_OF_ONE_RUN: Final = 2
+
+
+def renounce_cores() -> None:
+    """Let no process of this one's leave a core file."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def take_descriptors() -> None:
+    """Raise this process's own limit on descriptors, so that no run has the same.
+
+    The kernel counts descriptors that are on their way through unix sockets per user, sandboxes included, and compares the
+    count with the limit of whoever sends: a run with a higher one could keep this process from sending any.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if most > soft >= 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def open_files(limits: Limits) -> int:
+    """Give how many descriptors a process of the run may have: at most half of what this one may."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limits.open_files if soft < 0 else min(limits.open_files, soft // _SHARE_OF_ONE_RUN)
 
 
 def put(pid: int, language: Language, limits: Limits, own_threads: int) -> None:
@@ -31,7 +57,7 @@ def put(pid: int, language: Language, limits: Limits, own_threads: int) -> None:
     pairs = {
         resource.RLIMIT_CPU: (cpu, cpu + 1),
         resource.RLIMIT_FSIZE: _same(limits.file_bytes),
-        resource.RLIMIT_NOFILE: _same(limits.open_files),
+        resource.RLIMIT_NOFILE: _same(open_files(limits)),
         resource.RLIMIT_CORE: _same(0),
         resource.RLIMIT_MEMLOCK: _same(0),
         resource.RLIMIT_MSGQUEUE: _same(_MESSAGE_QUEUE_BYTES),

@@ -17,6 +17,7 @@ from services.tools.sandbox.launcher.plan import Planner, Shape
 from services.tools.sandbox.launcher.pool import Pool
 from services.tools.sandbox.launcher.protocol import (
     ClosedError,
+    CrowdedError,
     Message,
     limits_from_message,
     receive,
@@ -134,8 +135,12 @@ class Launcher:
         try:
             while self._outbox:
                 message, descriptors = self._outbox[0]
-                send(self._channel, message, descriptors)
-                self._outbox.popleft()
+                try:
+                    send(self._channel, message, descriptors)
+                except CrowdedError:
+                    self._outbox[0] = (self._not_given(int(message["id"])), ())
+                else:
+                    self._outbox.popleft()
                 for descriptor in descriptors:
                     os.close(descriptor)
         except BlockingIOError:
@@ -176,6 +181,14 @@ class Launcher:
 
     def _failed(self, run: int, reason: str) -> None:
         self._send({"op": "failed", "id": run, "reason": reason})
+
+    def _not_given(self, run: int) -> Message:
+        """End a sandbox whose descriptors cannot be handed over, and none but it; give what to say of it."""
+        slot = self._runs.pop(run, None)
+        if slot is not None:
+            slot.kill()
+        reason = "too many descriptors are on their way through sockets on this machine; try again shortly"
+        return {"op": "failed", "id": run, "reason": reason}
 
     def _kill(self, run: int, verdict: Verdict) -> None:
         if run in self._runs:

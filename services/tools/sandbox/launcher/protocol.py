@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import socket
@@ -27,12 +28,17 @@ class ClosedError(Exception):
     """The other side is gone."""
 
 
+class CrowdedError(Exception):
+    """Too many descriptors of this user are on their way through sockets; a sandbox's programs can see to that."""
+
+
 def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
     """Send one message.
 
     Raises:
         BlockingIOError: the other side does not read.
         ClosedError: it is gone.
+        CrowdedError: the descriptors cannot be sent now.
     """
     data = json.dumps(message, separators=(",", ":")).encode()
     try:
@@ -42,6 +48,10 @@ def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = 
             channel.send(data)
     except (BrokenPipeError, ConnectionError) as error:
         raise ClosedError from error
+    except OSError as error:
+        if error.errno == errno.ETOOMANYREFS:
+            raise CrowdedError from error
+        raise
 
 
 def receive(channel: socket.socket) -> tuple[Message, list[int]]:

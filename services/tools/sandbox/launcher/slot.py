@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable
@@ -319,8 +318,3 @@ class Slot:
         if self._processes is not None:
             self._processes.close()
             self._processes = None
-
-
-def renounce_cores() -> None:
-    """Let no process of this one's leave a core file."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ import pytest_asyncio
 from kala.errors import KalaError, UnavailableError
 from services.tools.sandbox.bubblewrap.tier import open_bubblewrap
 from services.tools.sandbox.client import MAX_RESTARTS, LauncherSandbox, LauncherSettings
-from services.tools.sandbox.model import Ended, Language, SetupFailedError, Status
+from services.tools.sandbox.model import Ended, Language, Output, SetupFailedError, Status
 from tests.sandbox_runs import (
     MIB,
     alive,
@@ -168,6 +171,73 @@ async def test_a_launcher_that_cannot_start_is_a_failed_set_up() -> None:
         settings = LauncherSettings(Path(directory), python=("/bin/false",))
         with pytest.raises(SetupFailedError, match="launcher"):
             await open_bubblewrap(settings)
+
+
+# Sends the descriptor of a pipe through sockets that nobody reads, until the kernel has enough of it.
+_CROWD = """
+import array, os, socket, sys
+end, _ = os.pipe()
+sent = array.array("i", [end] * 250)
+pairs = []
+try:
+    while True:
+        pairs.append(socket.socketpair())
+        for _ in range(4):
+            pairs[-1][0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, sent)])
+except OSError as error:
+    print(error.errno, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def descriptors_limited(most: int) -> Iterator[None]:
+    """Let what is started meanwhile begin with so many descriptors."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_a_run_that_fills_sockets_with_descriptors_keeps_no_other_from_starting() -> None:
+    """The kernel counts them per user: with 4,096 in one run and 1,024 here, the launcher died of it with all its runs."""
+    with descriptors_limited(1024):
+        async with bubblewrap() as sandbox:
+            crowding = await sandbox.start(
+                job(
+                    PYTHON,
+                    _CROWD.replace("sys.stdin.read()", "__import__('time').sleep(50)"),
+                    open_files=4096,
+                )
+            )
+            events = crowding.events()
+            assert isinstance(await anext(events), Output)
+            beside = await execute(sandbox, PYTHON, "print(1)")
+            assert beside.ended.status is Status.OK
+            await crowding.aclose()
+
+
+async def test_a_user_with_too_many_descriptors_on_their_way_costs_one_run_and_no_launcher() -> None:
+    limited = ("/usr/bin/prlimit", "--nofile=1024:1024", "--", *unprivileged_python())
+    crowding = ("/usr/bin/prlimit", "--nofile=1200:1200", "--", *unprivileged_python(), "-c", _CROWD)
+    crowd = subprocess.Popen(crowding, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: ASYNC220 - starts at once
+    with crowd, unprivileged_directory() as directory:
+        assert crowd.stdout is not None
+        assert await asyncio.to_thread(crowd.stdout.readline)
+        directory.chmod(0o755)
+        sandbox = await open_bubblewrap(LauncherSettings(directory, pool={}, python=limited))
+        try:
+            launcher = sandbox.launcher_pid
+            with pytest.raises(SetupFailedError, match="too many descriptors"):
+                await execute(sandbox, PYTHON, "print(1)")
+            crowd.kill()
+            await asyncio.to_thread(crowd.wait)
+            assert (await execute(sandbox, PYTHON, "print(1)")).ended.status is Status.OK
+            assert sandbox.launcher_pid == launcher
+        finally:
+            await sandbox.aclose()
 
 
 async def test_many_runs_leave_processes_descriptors_and_mounts_as_they_were() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,24 +25,48 @@ class Seen:
     tasks: int
 
 
+class Spent:
+    """CPU time by process, of the dead ones as much as was last seen of them.
+
+    A parent that ignores SIGCHLD, or lives longer than those that it never waits for, is not told what they used. What one
+    uses between two looks and its end stays unseen.
+    """
+
+    def __init__(self) -> None:
+        self._living: Mapping[tuple[str, bytes], int] = {}
+        # Not there at the last look; one that changes its parent meanwhile is missed once.
+        self._missed: dict[tuple[str, bytes], int] = {}
+        self._gone = 0
+
+    def all_with(self, living: Mapping[tuple[str, bytes], int]) -> int:
+        """Give what all used until now, given the time of each that lives, by its number and its start."""
+        self._gone += sum(used for process, used in self._missed.items() if process not in living)
+        self._missed = {process: used for process, used in self._living.items() if process not in living}
+        self._living = living
+        return self._gone + sum(self._missed.values()) + sum(living.values())
+
+
 class Processes:
     """The processes that a sandbox's private /proc shows, or of a /proc those that `find` names. Owns the descriptor."""
 
     def __init__(self, proc: int, find: Callable[[], Iterable[int]] | None = None) -> None:
         self._proc = proc
         self._find = find
+        self._spent = Spent()
 
     def look(self, enough_bytes: int) -> Seen:
         """Add up what they use.
 
         Memory is what is resident; above `enough_bytes` it is counted again without what is backed by files.
         """
-        cpu, pages, tasks = 0.0, 0, 0
+        reckoned, pages, tasks = 0, 0, 0
         alive: list[str] = []
+        own: dict[tuple[str, bytes], int] = {}
         for name in self._names():
             if name.isdigit() and (fields := self._stat(name)):
-                # utime, stime and those of reaped children: proc(5), fields 14 to 17.
-                cpu += sum(map(int, fields[11:15])) * _TICK_SECONDS
+                # utime, stime and those of reaped children: proc(5), fields 14 to 17; 22 is the start.
+                reckoned += sum(map(int, fields[11:15]))
+                own[name, fields[19]] = sum(map(int, fields[11:13]))
                 if name != "1":
                     tasks += int(fields[17])
                     pages += int(fields[21])
@@ -50,7 +74,8 @@ class Processes:
         memory = pages * _PAGE_BYTES
         if memory > enough_bytes:
             memory = sum(map(self._own_bytes, alive))
-        return Seen(cpu, memory, tasks)
+        cpu = max(reckoned, self._spent.all_with(own))
+        return Seen(cpu * _TICK_SECONDS, memory, tasks)
 
     def _names(self) -> list[str]:
         if self._find is not None:

@@ -165,6 +165,18 @@ LIMIT_CASES = {
         Status.CPU,
         "CPU",
     ),
+    # A parent that ignores their end is not told what its children used.
+    "cpu-of-those-that-nobody-waits-for": (
+        PYTHON,
+        (
+            "import os, signal, time\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+            "while True:\n    if not os.fork():\n        while time.process_time() < 0.3: pass\n        os._exit(0)\n"
+            "    try: os.wait()\n    except ChildProcessError: pass"
+        ),
+        {"cpu_seconds": 1},
+        Status.CPU,
+        "CPU",
+    ),
     "memory": (
         PYTHON,
         "import time\nb = b'x' * (300 << 20)\ntime.sleep(600)",

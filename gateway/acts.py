@@ -50,6 +50,7 @@ class Act:
     after_untrusted_content: bool = False
     must_log_first: bool = False  # the intent is durable before the act, not beside it
     may_spool: bool = True
+    presenter: str = ""  # the part that presents the clearance, where that is not this one
     facts: Mapping[str, str] = field(default_factory=dict)
     """Said in each of its records besides."""
 

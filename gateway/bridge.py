@@ -15,6 +15,7 @@ import grpc
 from gateway.acts import Act, decision_json
 from gateway.bridge_routes import Binding, Routes
 from gateway.chat_action import has_untrusted_content, request_text, tail_of
+from gateway.code_prompts import CodePrompts
 from gateway.edge import Exchange, until_disconnect
 from gateway.errors import METHOD_NOT_ALLOWED, google_body, http_status
 from gateway.framing import framing_for
@@ -22,12 +23,14 @@ from gateway.gate import Gate
 from gateway.guarded import ActFailedError, GuardedCalls, RefusedError
 from gateway.identity import Caller
 from gateway.ledger import Ledger
+from gateway.pipeline import Recorded
 from gateway.readings import Readings
 from gateway.tenancy import GET_ENTRY, confine, entry_of_payload, require_own
 from gateway.transcoding import read_message, write_message
 from kala.common.v1 import options_pb2
 from kala.errors import InvalidArgumentError, NotFoundError, UnavailableError, UnimplementedError
 from kala.inference.v1 import inference_pb2
+from kala.tools.v1 import tools_pb2
 from services.common.peers import GATEWAY
 from services.common.principals import principal_metadata
 from services.common.sealing import pack
@@ -77,6 +80,7 @@ class Bridge:
         self._ledger = ledger
         self._guarded = guarded
         self._readings = readings
+        self._prompts = CodePrompts(guarded)
         self._channels = channels
         self._local = local
         self._body_timeout_seconds = body_timeout_seconds
@@ -224,6 +228,8 @@ class Bridge:
     ) -> None:
         act = self._act(exchange, binding, message, caller)
         try:
+            if isinstance(message, tools_pb2.GenerateCodeAction):
+                act = await self._with_prompt(act, message, caller)
             acted = await self._guarded.carry_out(act, binding, partial(self._call, binding))
         except RefusedError as refused:
             await _send_refusal(exchange, refused)
@@ -238,6 +244,12 @@ class Bridge:
             await exchange.send_bytes(200, framing.write_all(written), framing.content_type)
         else:
             await exchange.send_json(200, written[0])
+
+    async def _with_prompt(self, act: Act, action: tools_pb2.GenerateCodeAction, caller: Caller) -> Act:
+        try:
+            return await self._prompts.added(act, action, partial(self._ask, caller=caller))
+        except InvalidArgumentError as error:
+            raise Recorded(error, await self._ledger.not_judged(act, "error", error.reason)) from error
 
     def _act(self, exchange: Exchange, binding: Binding, message: Message, caller: Caller) -> Act:
         chat = message if isinstance(message, inference_pb2.ChatAction) else None

@@ -103,7 +103,7 @@ class GuardedCalls:
 
         What failed after its intent was logged is an ActFailedError.
         """
-        allowed = await self._admit(act)
+        allowed = await self.admit(act)
         key = new_key()
         intent = self._pipeline.log_intent(act, allowed.decision, key=key)
         responses: list[Message] = []
@@ -152,7 +152,8 @@ class GuardedCalls:
             return error  # in the constitution's own words
         return await in_checked_words(self._ethics, act, allowed.decision.id, error)
 
-    async def _admit(self, act: Act) -> Allowed:
+    async def admit(self, act: Act) -> Allowed:
+        """Have an act judged; raises RefusedError, recorded, for one that is not allowed."""
         admitted = await self._pipeline.admit(act)
         if isinstance(admitted, NotAllowed):
             raise RefusedError(admitted.decision, admitted.receipt, stage="request")
@@ -167,7 +168,7 @@ class GuardedCalls:
             # Refused before anything happened, so it may be asked once more.
             if error.reason not in REJUDGED or responses:
                 raise
-            allowed = await self._admit(act)
+            allowed = await self.admit(act)
             await _collect(call(_sealed(binding, allowed.sealed)), responses)
         return allowed
 

@@ -37,6 +37,7 @@ class EthicsClient:
             principal=act.caller.principal,
             purpose=clearance_pb2.PURPOSE_REQUEST,
             after_untrusted_content=act.after_untrusted_content,
+            presenter=act.presenter,
         )
         try:
             response = await self._stub.CheckAction(request, timeout=self.timeout_seconds)

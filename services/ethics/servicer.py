@@ -23,7 +23,7 @@ from kala.ethics.v1 import ethics_pb2 as pb
 from kala.ethics.v1 import ethics_pb2_grpc
 from services.common.clearance import ClearanceSigner
 from services.common.keys import key_id, raw_public_key
-from services.common.peers import GATEWAY, TRAINER, Context, Peer, peer_of
+from services.common.peers import GATEWAY, LOCAL_PREFIX, TOOLS, TRAINER, Context, Peer, peer_of
 from services.common.sealing import action_digest, unpack_strictly
 from services.ethics.action_text import Piece, Text, pieces_of
 from services.ethics.archive import Archive
@@ -53,6 +53,8 @@ MAX_ACTION_BYTES: Final = 36 * 1024 * 1024
 MAX_ACTION_CHARS: Final = 8 * 1_048_576
 MAX_CHANNEL_INDEX: Final = 127
 TOOLS_AUDIENCE: Final = "/kala.tools.v1."
+# The one clearance that its asker does not present: a prompt that GenerateCode carries to the tools service.
+_CARRIED: Final = (GATEWAY, TOOLS, "/kala.inference.v1.InferenceService/Chat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
             audience=request.audience,
             action=request.action,
             constitution_digest=self._bench.constitution.digest,
-            presenter=peer.name,
+            presenter=_presenter(request, peer),
             principal=request.principal,
             purpose=request.purpose,
         )
@@ -238,6 +240,10 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
             raise PermissionDeniedError(f"{peer.name} may not ask for clearances for {purpose}")
         if peer.part == TRAINER and not request.audience.startswith(TOOLS_AUDIENCE):
             raise PermissionDeniedError(f"{peer.name} may ask for clearances for tools only")
+        if request.presenter and (peer.part, request.presenter, request.audience) != _CARRIED:
+            raise PermissionDeniedError(
+                f"{peer.name} may not ask for a clearance that somebody else presents"
+            )
 
     def _class_of(self, audience: str) -> type[Message]:
         descriptor = descriptor_pool.Default().FindMessageTypeByName(self._audiences[audience])
@@ -319,6 +325,13 @@ class _Checked:
             return []
         self._told[channel, index] = progress.released_chars
         return [pb.CheckedUpTo(channel=channel, index=index, characters=progress.released_chars)]
+
+
+def _presenter(request: pb.CheckActionRequest, peer: Peer) -> str:
+    """Name who may present the clearance, as the actor will see them: over the same kind of connection."""
+    if not request.presenter:
+        return peer.name
+    return f"{LOCAL_PREFIX}{request.presenter}" if peer.is_local else request.presenter
 
 
 def _started(request: pb.CheckOutputRequest | None) -> pb.OutputStart:

@@ -78,7 +78,7 @@ class ScriptedEthics(ethics_pb2_grpc.EthicsServiceServicer):
                 audience=request.audience,
                 action=request.action,
                 constitution_digest=CONSTITUTION,
-                presenter=peer_of(context).name,
+                presenter=f"local:{request.presenter}" if request.presenter else peer_of(context).name,
                 principal=request.principal,
                 purpose=request.purpose,
             ),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from kala.common.v1 import clearance_pb2, reference_pb2
 from kala.errors import KalaError, NotFoundError
-from kala.tools.v1 import execution_pb2, policy_pb2, tools_pb2_grpc
+from kala.tools.v1 import code_pb2, execution_pb2, policy_pb2, tools_pb2_grpc
 from kala.tools.v1 import tools_pb2 as pb
 from services.common.clearance import current_clearance
 from services.common.peers import Context
@@ -104,6 +104,7 @@ class ScriptedTools(tools_pb2_grpc.ToolsServiceServicer):
     files: dict[str, bytes] = field(default_factory=dict)
     executed: list[pb.ExecuteAction] = field(default_factory=list)
     written: list[pb.WriteFileAction] = field(default_factory=list)
+    generated: list[pb.GenerateCodeAction] = field(default_factory=list)
     reads: list[pb.ReadFileRequest] = field(default_factory=list)
     principals: list[clearance_pb2.Principal] = field(default_factory=list)
     """On whose behalf unguarded calls came."""
@@ -146,6 +147,20 @@ class ScriptedTools(tools_pb2_grpc.ToolsServiceServicer):
             self.cancelled.set()
             raise
 
+    async def HintVulnerabilities(  # noqa: N802 - the contract's name
+        self, request: pb.HintVulnerabilitiesRequest, context: Context
+    ) -> pb.HintVulnerabilitiesResponse:
+        self.principals.append(principal_of(context))
+        return pb.HintVulnerabilitiesResponse(prompt_text=f"Mind the hints for: {request.task}")
+
+    async def GenerateCode(  # noqa: N802 - the contract's name
+        self, request: pb.GenerateCodeRequest, context: Context
+    ) -> pb.GenerateCodeResponse:
+        self.generated.append(unpack_strictly(current_clearance().action, pb.GenerateCodeAction))
+        return pb.GenerateCodeResponse(
+            code=code_pb2.CodeFile(path="main.py", content="print(1)\n"), accepted=True
+        )
+
     async def WriteFile(  # noqa: N802 - the contract's name
         self, request: pb.WriteFileRequest, context: Context
     ) -> pb.WriteFileResponse:
@@ -173,7 +188,12 @@ class ScriptedTools(tools_pb2_grpc.ToolsServiceServicer):
         self, request: pb.ListFilesRequest, context: Context
     ) -> pb.ListFilesResponse:
         self.principals.append(principal_of(context))
-        return pb.ListFilesResponse(files=[self._info(path) for path in sorted(self.files)])
+        begin = int(request.page_token or 0)
+        end = begin + (request.page_size or 1000)
+        return pb.ListFilesResponse(
+            files=[self._info(path) for path in sorted(self.files)[begin:end]],
+            next_page_token=str(end) if end < len(self.files) else "",
+        )
 
     def _info(self, path: str) -> pb.FileInfo:
         content = self.files[path]

@@ -117,12 +117,17 @@ class CheckActionRequest(_message.Message):
     PRINCIPAL_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
     AFTER_UNTRUSTED_CONTENT_FIELD_NUMBER: _builtins.int
+    PRESENTER_FIELD_NUMBER: _builtins.int
     audience: _builtins.str
     """Full name of the RPC that will act, e.g. "/kala.inference.v1.InferenceService/Chat". Required."""
     purpose: _clearance_pb2.Purpose.ValueType
     """Why; REQUEST unless the trainer says TRAINING. Required."""
     after_untrusted_content: _builtins.bool
     """True once untrusted content (a tool result, a document) is part of the action; raises scrutiny of what follows."""
+    presenter: _builtins.str
+    """Part that will present the clearance, by its bare name; empty for the caller. Only the gateway may name another:
+    "tools", for the Chat that GenerateCode carries along.
+    """
     @_builtins.property
     def action(self) -> _any_pb2.Any:
         """The exact bytes that the actor will execute; type_url "type.kala.dev/<message>". Required, at most 36 MiB."""
@@ -139,10 +144,11 @@ class CheckActionRequest(_message.Message):
         principal: _clearance_pb2.Principal | None = ...,
         purpose: _clearance_pb2.Purpose.ValueType = ...,
         after_untrusted_content: _builtins.bool = ...,
+        presenter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "principal", b"principal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "after_untrusted_content", b"after_untrusted_content", "audience", b"audience", "principal", b"principal", "purpose", b"purpose"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "after_untrusted_content", b"after_untrusted_content", "audience", b"audience", "presenter", b"presenter", "principal", b"principal", "purpose", b"purpose"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

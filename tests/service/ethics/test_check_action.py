@@ -316,3 +316,20 @@ async def test_a_long_check_does_not_hold_up_a_short_one(ethics: Ethics) -> None
 
 async def _awaited(call: object) -> pb.CheckActionResponse:
     return await call  # type: ignore[misc, no-any-return] # grpc's calls are awaitable
+
+
+async def test_only_the_gateway_may_have_a_prompt_cleared_for_tools_to_present(ethics: Ethics) -> None:
+    response = await ethics.stub.CheckAction(check(chat("hi"), presenter="tools"))
+    claims = clearance_pb2.ClearanceClaims.FromString(response.clearance.claims)
+    assert (claims.presenter, claims.audience) == ("local:tools", CHAT)
+    for presenter in ("inference", "local:tools", "trainer"):
+        error = await refused(ethics.stub.CheckAction(check(chat("hi"), presenter=presenter)))
+        assert isinstance(error, PermissionDeniedError), presenter
+    execute = {"audience": EXECUTE, "action": pack(tools_pb2.ExecuteAction())}
+    elsewhere = check(chat(), **({"presenter": "tools"} | execute))
+    assert isinstance(await refused(ethics.stub.CheckAction(elsewhere)), PermissionDeniedError)
+    trainer = await ethics.as_peer("trainer")
+    training = {"purpose": clearance_pb2.PURPOSE_TRAINING, "presenter": "tools"}
+    assert isinstance(
+        await refused(trainer.CheckAction(check(chat("hi"), **training))), PermissionDeniedError
+    )

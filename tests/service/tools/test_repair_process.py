@@ -6,6 +6,7 @@ import asyncio
 import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -84,7 +85,7 @@ async def tools(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tools
             yield found
 
 
-def action(test: str = TEST, **tests: object) -> pb.RepairCodeAction:
+def action(test: str = TEST, **tests: Any) -> pb.RepairCodeAction:
     return pb.RepairCodeAction(
         files=[code_pb2.CodeFile(path="people.py", content=CODE)],
         tests=code_pb2.CodeTests(

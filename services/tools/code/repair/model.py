@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 if TYPE_CHECKING:
     from services.tools.code.repair.tree import Tree
@@ -45,14 +45,12 @@ class DeclinedError(Exception):
 class Rewrite(Protocol):
     """One kind of rewrite. It keeps comments and layout, and does nothing to code that it has rewritten."""
 
+    # Rules whose findings it may cure.
+    rules: ClassVar[frozenset[str]]
+
     @property
     def id(self) -> str:
         """Begins with `kala.rewrite.`."""
-        ...
-
-    @property
-    def rules(self) -> frozenset[str]:
-        """Rules whose findings it may cure."""
         ...
 
     def propose(self, tree: Tree, place: Place) -> Proposal | None:

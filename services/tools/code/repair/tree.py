@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, Self, TypeVar, cast
 
 import libcst as cst
@@ -147,6 +147,10 @@ class Tree:
                 found.append(self.code(node.module))
         return any(each.partition(".")[0] == name for each in found)
 
+    def defines(self, names: Collection[str]) -> bool:
+        """Tell whether the file has a function of one of these names."""
+        return any(isinstance(node, cst.FunctionDef) and node.name.value in names for node in self._spans)
+
     def import_change(self, names: Sequence[str]) -> Change:
         """Import modules behind the first imports of the file, or in front of its first statement."""
         at = 0
@@ -281,6 +285,7 @@ def with_keyword(call: cst.Call, name: str, value: str) -> cst.Call:
     if not call.args:
         return call.with_changes(args=[added])
     *others, last = call.args
+    between: cst.Comma | cst.MaybeSentinel
     if isinstance(last.comma, cst.Comma):
         between, end = _parted(last.comma, call.whitespace_before_args)
         added = added.with_changes(comma=end)

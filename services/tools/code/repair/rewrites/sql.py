@@ -54,6 +54,8 @@ class ParameterisedQuery(Named):
         pieces = None if text is None else pieces_of(text)
         if text is None or pieces is None or not has_expression(pieces):
             return None
+        if tree.defines(_EXECUTE):
+            raise DeclinedError("the file has an execute of its own, which may take no parameters")
         if len(call.args) > 1:
             raise DeclinedError("the query has parameters already, beside the values in its text")
         done = parameterised(pieces, placeholder=_placeholder(tree), code=tree.code)

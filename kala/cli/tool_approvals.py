@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -115,6 +116,12 @@ def _explain(approval: Mapping[str, Any]) -> None:  # Any: JSON of the gateway
     show("  ".join(words))
     show(f"  why   {approval.get('reason') or ''}")
     show(f"  call  {call if len(call) <= SHOWN_CHARS else f'{call[:SHOWN_CHARS]}… ({len(call)} characters)'}")
+    if size := int(approval.get("stdin_bytes") or 0):
+        begins = base64.b64decode(approval.get("stdin") or "")[:SHOWN_CHARS]
+        shown = printable(begins.decode(errors="replace"))
+        show(f"  stdin {shown if len(begins) == size else f'{shown}… ({size} bytes)'}")
+    for file in approval.get("files") or ():
+        show(f"  file  {printable(str(file.get('name')))}  {file.get('bytes') or 0} bytes")
 
 
 def _client(url: str | None, key: str | None, state: Path | None) -> KalaClient:

@@ -23,7 +23,7 @@ from services.tools.files.workspaces import Workspaces
 from services.tools.happenings import Asked, Exit, Found, Happening, Started
 from services.tools.isolation import Desk
 from services.tools.limits import LEAST, merged
-from services.tools.policy.approvals import ApprovalBook, Wanted, call_digest
+from services.tools.policy.approvals import MAX_SHOWN_BYTES, ApprovalBook, Wanted, call_digest
 from services.tools.policy.model import Policy, RefusedByPolicyError
 from services.tools.records import Claim, Facts, Records
 from services.tools.running import Background, Ending, Printed
@@ -189,7 +189,7 @@ class Execution:
             workspace=asked.workspace,
             arguments=asked.arguments_json.encode(),
             stdin=asked.stdin,
-            files=[file.sha256 for file in asked.files],
+            files=asked.files,
         )
         if asked.approval:
             self._approvals.use(asked.approval, asked.owner, digest)
@@ -198,7 +198,16 @@ class Execution:
         if not reason:
             return None
         wanted = Wanted(
-            asked.owner, asked.tool, asked.arguments_json, asked.workspace, call.risk, reason, digest
+            asked.owner,
+            asked.tool,
+            asked.arguments_json,
+            asked.workspace,
+            call.risk,
+            reason,
+            digest,
+            stdin=asked.stdin[:MAX_SHOWN_BYTES],
+            stdin_bytes=len(asked.stdin),
+            files=asked.files,
         )
         approval = self._approvals.request(wanted)
         return Exit(act.run, Status.APPROVAL_REQUIRED, reason, approval=approval.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import hashlib
 import json
 from typing import Final
@@ -13,10 +14,10 @@ from kala.errors import InvalidArgumentError
 from kala.tools.v1 import tools_pb2 as pb
 from services.tools import wire
 from services.tools.files.copying import MAX_REFERENCES
-from services.tools.files.model import Owner
+from services.tools.files.model import Owner, Reference
 from services.tools.files.paths import parse_patterns
 from services.tools.happenings import Asked
-from services.tools.policy.approvals import Person, call_digest
+from services.tools.policy.approvals import MAX_SHOWN_BYTES, Person, call_digest
 from services.tools.wire_files import mode_of
 from services.tools.writing import TOOL, WriteAsked
 
@@ -24,7 +25,6 @@ MIN_ARGUMENTS_BYTES: Final = 2
 MAX_ARGUMENTS_BYTES: Final = 1024 * 1024
 MAX_STDIN_BYTES: Final = 1024 * 1024
 MAX_CALL_ID_CHARS: Final = 128
-_SHOWN_BYTES: Final = 64 * 1024
 
 
 def owner_of(principal: Principal) -> Owner:
@@ -71,7 +71,10 @@ def write_asked_of(action: pb.WriteFileAction, principal: Principal) -> WriteAsk
         "expected_sha256": action.expected_sha256.hex(),
     }
     digest = call_digest(
-        tool=TOOL, workspace=action.workspace, arguments=_written(described).encode(), files=[sha256.digest()]
+        tool=TOOL,
+        workspace=action.workspace,
+        arguments=_written(described).encode(),
+        files=[Reference(action.path, sha256.digest(), len(action.data))],
     )
     return WriteAsked(
         owner=owner_of(principal),
@@ -88,12 +91,15 @@ def write_asked_of(action: pb.WriteFileAction, principal: Principal) -> WriteAsk
 
 
 def _content(data: bytes) -> dict[str, str | int]:
-    """What a person sees of the bytes that would be written: text as text."""
-    beginning = data[:_SHOWN_BYTES]
+    """What a person sees of the bytes that would be written: text as text, and how many bytes are left out."""
+    rest = max(0, len(data) - MAX_SHOWN_BYTES)
+    left_out: dict[str, str | int] = {"bytes_not_shown": rest} if rest else {}
     try:
-        return {"content": beginning.decode()}
+        # Cut within a character, the end of the beginning is none.
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        return {"content": decoder.decode(data[:MAX_SHOWN_BYTES], final=not rest), **left_out}
     except UnicodeDecodeError:
-        return {"content_base64": base64.b64encode(beginning).decode()}
+        return {"content_base64": base64.b64encode(data[:MAX_SHOWN_BYTES]).decode(), **left_out}
 
 
 def _written(value: dict[str, str | int]) -> str:

@@ -83,6 +83,9 @@ def approval(found: Approval) -> pb.Approval:
         created_at=wire.timestamp(found.created_at),
         expires_at=wire.timestamp(found.expires_at),
         decided_at=None if found.decided_at is None else wire.timestamp(found.decided_at),
+        stdin=call.stdin,
+        stdin_bytes=call.stdin_bytes,
+        files=wire.references(call.files),
     )
 
 

@@ -24,36 +24,37 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from kala.common.v1 import reference_pb2 as kala_dot_common_dot_v1_dot_reference__pb2
 from kala.tools.v1 import execution_pb2 as kala_dot_tools_dot_v1_dot_execution__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akala/tools/v1/policy.proto\x12\rkala.tools.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dkala/tools/v1/execution.proto\"\xad\x01\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x19\n\x11parameters_schema\x18\x03 \x01(\t\x12\x15\n\rresult_schema\x18\x04 \x01(\t\x12!\n\x04risk\x18\x05 \x01(\x0e\x32\x13.kala.tools.v1.Risk\x12\x11\n\tavailable\x18\x06 \x01(\x08\x12\x1a\n\x12unavailable_reason\x18\x07 \x01(\t\"A\n\x04Zone\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04read\x18\x02 \x01(\x08\x12\r\n\x05write\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65lete\x18\x04 \x01(\x08\"\x89\x01\n\x0b\x43ommandRule\x12\x0f\n\x07program\x18\x01 \x01(\t\x12\x19\n\x11refused_arguments\x18\x02 \x03(\t\x12!\n\x04risk\x18\x03 \x01(\x0e\x32\x13.kala.tools.v1.Risk\x12\x15\n\rmax_arguments\x18\x04 \x01(\r\x12\x14\n\x0credirections\x18\x05 \x01(\x08\"\xc3\x01\n\x0c\x41pprovalRule\x12&\n\tfrom_risk\x18\x01 \x01(\x0e\x32\x13.kala.tools.v1.Risk\x12\x36\n\x19\x66rom_risk_after_untrusted\x18\x02 \x01(\x0e\x32\x13.kala.tools.v1.Risk\x12)\n\x08\x61pprover\x18\x03 \x01(\x0e\x32\x17.kala.tools.v1.Approver\x12(\n\x05waits\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xae\x04\n\x06Policy\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\r\n\x05tools\x18\x03 \x03(\t\x12,\n\x08\x63ommands\x18\x04 \x03(\x0b\x32\x1a.kala.tools.v1.CommandRule\x12\"\n\x05zones\x18\x05 \x03(\x0b\x32\x13.kala.tools.v1.Zone\x12.\n\tapprovals\x18\x06 \x01(\x0b\x32\x1b.kala.tools.v1.ApprovalRule\x12-\n\x0e\x64\x65\x66\x61ult_limits\x18\x07 \x01(\x0b\x32\x15.kala.tools.v1.Limits\x12)\n\nmax_limits\x18\x08 \x01(\x0b\x32\x15.kala.tools.v1.Limits\x12\x38\n\x0eleast_strength\x18\t \x01(\x0e\x32 .kala.tools.v1.IsolationStrength\x12\x12\n\nallow_weak\x18\n \x01(\x08\x12\x1f\n\x17\x64\x65\x66\x61ult_workspace_bytes\x18\x0b \x01(\x04\x12\x1b\n\x13max_workspace_bytes\x18\x0c \x01(\x04\x12\x38\n\x15\x64\x65\x66\x61ult_workspace_ttl\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11max_workspace_ttl\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14\x61llow_host_directory\x18\x0f \x01(\x08\"\xc5\x03\n\x08\x41pproval\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.kala.tools.v1.ApprovalState\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12\x0c\n\x04tool\x18\x05 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x06 \x01(\t\x12\x11\n\tworkspace\x18\x07 \x01(\t\x12!\n\x04risk\x18\x08 \x01(\x0e\x32\x13.kala.tools.v1.Risk\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x13\n\x0b\x63\x61ll_digest\x18\n \x01(\x0c\x12)\n\x08\x61pprover\x18\x0b \x01(\x0e\x32\x17.kala.tools.v1.Approver\x12\x12\n\ndecided_by\x18\x0c \x01(\t\x12\x0f\n\x07\x63omment\x18\r \x01(\t\x12.\n\ncreated_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ndecided_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\tProbeCase\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0c\n\x04held\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"\x8c\x02\n\x0fMechanismReport\x12*\n\x04tier\x18\x01 \x01(\x0e\x32\x1c.kala.tools.v1.IsolationTier\x12\x32\n\x08strength\x18\x02 \x01(\x0e\x32 .kala.tools.v1.IsolationStrength\x12\x0e\n\x06usable\x18\x03 \x01(\x08\x12\x10\n\x08selected\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\'\n\x05\x63\x61ses\x18\x07 \x03(\x0b\x32\x18.kala.tools.v1.ProbeCase\x12-\n\nstart_time\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration*J\n\x04Risk\x12\x14\n\x10RISK_UNSPECIFIED\x10\x00\x12\x0c\n\x08RISK_LOW\x10\x01\x12\x0f\n\x0bRISK_MEDIUM\x10\x02\x12\r\n\tRISK_HIGH\x10\x03*`\n\x08\x41pprover\x12\x18\n\x14\x41PPROVER_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41PPROVER_OWNER\x10\x01\x12\x12\n\x0e\x41PPROVER_OTHER\x10\x02\x12\x12\n\x0e\x41PPROVER_ADMIN\x10\x03*\xb8\x01\n\rApprovalState\x12\x1e\n\x1a\x41PPROVAL_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41PPROVAL_STATE_PENDING\x10\x01\x12\x1b\n\x17\x41PPROVAL_STATE_APPROVED\x10\x02\x12\x19\n\x15\x41PPROVAL_STATE_DENIED\x10\x03\x12\x1a\n\x16\x41PPROVAL_STATE_EXPIRED\x10\x04\x12\x17\n\x13\x41PPROVAL_STATE_USED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akala/tools/v1/policy.proto\x12\rkala.tools.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ekala/common/v1/reference.proto\x1a\x1dkala/tools/v1/execution.proto\"\xad\x01\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x19\n\x11parameters_schema\x18\x03 \x01(\t\x12\x15\n\rresult_schema\x18\x04 \x01(\t\x12!\n\x04risk\x18\x05 \x01(\x0e\x32\x13.kala.tools.v1.Risk\x12\x11\n\tavailable\x18\x06 \x01(\x08\x12\x1a\n\x12unavailable_reason\x18\x07 \x01(\t\"A\n\x04Zone\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04read\x18\x02 \x01(\x08\x12\r\n\x05write\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65lete\x18\x04 \x01(\x08\"\x89\x01\n\x0b\x43ommandRule\x12\x0f\n\x07program\x18\x01 \x01(\t\x12\x19\n\x11refused_arguments\x18\x02 \x03(\t\x12!\n\x04risk\x18\x03 \x01(\x0e\x32\x13.kala.tools.v1.Risk\x12\x15\n\rmax_arguments\x18\x04 \x01(\r\x12\x14\n\x0credirections\x18\x05 \x01(\x08\"\xc3\x01\n\x0c\x41pprovalRule\x12&\n\tfrom_risk\x18\x01 \x01(\x0e\x32\x13.kala.tools.v1.Risk\x12\x36\n\x19\x66rom_risk_after_untrusted\x18\x02 \x01(\x0e\x32\x13.kala.tools.v1.Risk\x12)\n\x08\x61pprover\x18\x03 \x01(\x0e\x32\x17.kala.tools.v1.Approver\x12(\n\x05waits\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xae\x04\n\x06Policy\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\r\n\x05tools\x18\x03 \x03(\t\x12,\n\x08\x63ommands\x18\x04 \x03(\x0b\x32\x1a.kala.tools.v1.CommandRule\x12\"\n\x05zones\x18\x05 \x03(\x0b\x32\x13.kala.tools.v1.Zone\x12.\n\tapprovals\x18\x06 \x01(\x0b\x32\x1b.kala.tools.v1.ApprovalRule\x12-\n\x0e\x64\x65\x66\x61ult_limits\x18\x07 \x01(\x0b\x32\x15.kala.tools.v1.Limits\x12)\n\nmax_limits\x18\x08 \x01(\x0b\x32\x15.kala.tools.v1.Limits\x12\x38\n\x0eleast_strength\x18\t \x01(\x0e\x32 .kala.tools.v1.IsolationStrength\x12\x12\n\nallow_weak\x18\n \x01(\x08\x12\x1f\n\x17\x64\x65\x66\x61ult_workspace_bytes\x18\x0b \x01(\x04\x12\x1b\n\x13max_workspace_bytes\x18\x0c \x01(\x04\x12\x38\n\x15\x64\x65\x66\x61ult_workspace_ttl\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11max_workspace_ttl\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14\x61llow_host_directory\x18\x0f \x01(\x08\"\x9a\x04\n\x08\x41pproval\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.kala.tools.v1.ApprovalState\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12\x0c\n\x04tool\x18\x05 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x06 \x01(\t\x12\x11\n\tworkspace\x18\x07 \x01(\t\x12!\n\x04risk\x18\x08 \x01(\x0e\x32\x13.kala.tools.v1.Risk\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x13\n\x0b\x63\x61ll_digest\x18\n \x01(\x0c\x12)\n\x08\x61pprover\x18\x0b \x01(\x0e\x32\x17.kala.tools.v1.Approver\x12\x12\n\ndecided_by\x18\x0c \x01(\t\x12\x0f\n\x07\x63omment\x18\r \x01(\t\x12.\n\ncreated_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ndecided_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stdin\x18\x11 \x01(\x0c\x12\x13\n\x0bstdin_bytes\x18\x12 \x01(\x03\x12/\n\x05\x66iles\x18\x13 \x03(\x0b\x32 .kala.common.v1.ContentReference\"J\n\tProbeCase\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0c\n\x04held\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"\x8c\x02\n\x0fMechanismReport\x12*\n\x04tier\x18\x01 \x01(\x0e\x32\x1c.kala.tools.v1.IsolationTier\x12\x32\n\x08strength\x18\x02 \x01(\x0e\x32 .kala.tools.v1.IsolationStrength\x12\x0e\n\x06usable\x18\x03 \x01(\x08\x12\x10\n\x08selected\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\'\n\x05\x63\x61ses\x18\x07 \x03(\x0b\x32\x18.kala.tools.v1.ProbeCase\x12-\n\nstart_time\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration*J\n\x04Risk\x12\x14\n\x10RISK_UNSPECIFIED\x10\x00\x12\x0c\n\x08RISK_LOW\x10\x01\x12\x0f\n\x0bRISK_MEDIUM\x10\x02\x12\r\n\tRISK_HIGH\x10\x03*`\n\x08\x41pprover\x12\x18\n\x14\x41PPROVER_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41PPROVER_OWNER\x10\x01\x12\x12\n\x0e\x41PPROVER_OTHER\x10\x02\x12\x12\n\x0e\x41PPROVER_ADMIN\x10\x03*\xb8\x01\n\rApprovalState\x12\x1e\n\x1a\x41PPROVAL_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41PPROVAL_STATE_PENDING\x10\x01\x12\x1b\n\x17\x41PPROVAL_STATE_APPROVED\x10\x02\x12\x19\n\x15\x41PPROVAL_STATE_DENIED\x10\x03\x12\x1a\n\x16\x41PPROVAL_STATE_EXPIRED\x10\x04\x12\x17\n\x13\x41PPROVAL_STATE_USED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kala.tools.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RISK']._serialized_start=2086
-  _globals['_RISK']._serialized_end=2160
-  _globals['_APPROVER']._serialized_start=2162
-  _globals['_APPROVER']._serialized_end=2258
-  _globals['_APPROVALSTATE']._serialized_start=2261
-  _globals['_APPROVALSTATE']._serialized_end=2445
-  _globals['_TOOL']._serialized_start=142
-  _globals['_TOOL']._serialized_end=315
-  _globals['_ZONE']._serialized_start=317
-  _globals['_ZONE']._serialized_end=382
-  _globals['_COMMANDRULE']._serialized_start=385
-  _globals['_COMMANDRULE']._serialized_end=522
-  _globals['_APPROVALRULE']._serialized_start=525
-  _globals['_APPROVALRULE']._serialized_end=720
-  _globals['_POLICY']._serialized_start=723
-  _globals['_POLICY']._serialized_end=1281
-  _globals['_APPROVAL']._serialized_start=1284
-  _globals['_APPROVAL']._serialized_end=1737
-  _globals['_PROBECASE']._serialized_start=1739
-  _globals['_PROBECASE']._serialized_end=1813
-  _globals['_MECHANISMREPORT']._serialized_start=1816
-  _globals['_MECHANISMREPORT']._serialized_end=2084
+  _globals['_RISK']._serialized_start=2203
+  _globals['_RISK']._serialized_end=2277
+  _globals['_APPROVER']._serialized_start=2279
+  _globals['_APPROVER']._serialized_end=2375
+  _globals['_APPROVALSTATE']._serialized_start=2378
+  _globals['_APPROVALSTATE']._serialized_end=2562
+  _globals['_TOOL']._serialized_start=174
+  _globals['_TOOL']._serialized_end=347
+  _globals['_ZONE']._serialized_start=349
+  _globals['_ZONE']._serialized_end=414
+  _globals['_COMMANDRULE']._serialized_start=417
+  _globals['_COMMANDRULE']._serialized_end=554
+  _globals['_APPROVALRULE']._serialized_start=557
+  _globals['_APPROVALRULE']._serialized_end=752
+  _globals['_POLICY']._serialized_start=755
+  _globals['_POLICY']._serialized_end=1313
+  _globals['_APPROVAL']._serialized_start=1316
+  _globals['_APPROVAL']._serialized_end=1854
+  _globals['_PROBECASE']._serialized_start=1856
+  _globals['_PROBECASE']._serialized_end=1930
+  _globals['_MECHANISMREPORT']._serialized_start=1933
+  _globals['_MECHANISMREPORT']._serialized_end=2201
 # @@protoc_insertion_point(module_scope)

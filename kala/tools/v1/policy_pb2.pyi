@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from kala.common.v1 import reference_pb2 as _reference_pb2
 from kala.tools.v1 import execution_pb2 as _execution_pb2
 import builtins as _builtins
 import sys
@@ -380,6 +381,9 @@ class Approval(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     DECIDED_AT_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
+    STDIN_BYTES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"approvals/<replica>.<32 hex>"."""
     state: Global___ApprovalState.ValueType
@@ -399,8 +403,8 @@ class Approval(_message.Message):
     reason: _builtins.str
     """Why approval is needed: the rule in words."""
     call_digest: _builtins.bytes
-    """Binds it to the call: SHA-256(tool || 0x00 || workspace || 0x00 || SHA-256(arguments_json) || SHA-256(stdin) || each
-    file's SHA-256 in order); 32 bytes.
+    """Binds it to the call: SHA-256(tool || 0x00 || workspace || 0x00 || SHA-256(arguments_json) || SHA-256(stdin) || for
+    each file in order SHA-256(its path) || its SHA-256); 32 bytes.
     """
     approver: Global___Approver.ValueType
     """Who may decide."""
@@ -408,6 +412,10 @@ class Approval(_message.Message):
     """Principal that decided; empty while pending."""
     comment: _builtins.str
     """What they said; at most 1,024 characters."""
+    stdin: _builtins.bytes
+    """Beginning of what the call gets on stdin, at most 65,536 bytes of it."""
+    stdin_bytes: _builtins.int
+    """Bytes on stdin in all, shown or not."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the call came."""
@@ -419,6 +427,10 @@ class Approval(_message.Message):
     @_builtins.property
     def decided_at(self) -> _timestamp_pb2.Timestamp:
         """Unset while pending."""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.ContentReference]:
+        """The files that the call gets, by path."""
 
     def __init__(
         self,
@@ -439,10 +451,13 @@ class Approval(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         decided_at: _timestamp_pb2.Timestamp | None = ...,
+        stdin: _builtins.bytes = ...,
+        stdin_bytes: _builtins.int = ...,
+        files: _abc.Iterable[_reference_pb2.ContentReference] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "decided_at", b"decided_at", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approver", b"approver", "arguments_json", b"arguments_json", "call_digest", b"call_digest", "comment", b"comment", "created_at", b"created_at", "decided_at", b"decided_at", "decided_by", b"decided_by", "expires_at", b"expires_at", "name", b"name", "owner", b"owner", "reason", b"reason", "risk", b"risk", "state", b"state", "tenant", b"tenant", "tool", b"tool", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approver", b"approver", "arguments_json", b"arguments_json", "call_digest", b"call_digest", "comment", b"comment", "created_at", b"created_at", "decided_at", b"decided_at", "decided_by", b"decided_by", "expires_at", b"expires_at", "files", b"files", "name", b"name", "owner", b"owner", "reason", b"reason", "risk", b"risk", "state", b"state", "stdin", b"stdin", "stdin_bytes", b"stdin_bytes", "tenant", b"tenant", "tool", b"tool", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

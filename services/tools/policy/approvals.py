@@ -21,7 +21,7 @@ from kala.errors import (
     PermissionDeniedError,
     ResourceExhaustedError,
 )
-from services.tools.files.model import Owner
+from services.tools.files.model import Owner, Reference
 from services.tools.pages import PageTokens, page_size_of
 from services.tools.policy.model import ApprovalRule, Approver, Risk
 
@@ -33,6 +33,8 @@ MAX_HELD_BYTES: Final = 64 * 1024 * 1024
 # Of one principal: nobody reads more, and nobody may crowd out the others.
 MAX_PENDING_OF_ONE: Final = 100
 MAX_COMMENT_CHARS: Final = 1_024
+# Of stdin and of what a write would write: enough for a person; what is left out is said.
+MAX_SHOWN_BYTES: Final = 64 * 1024
 DEFAULT_PAGE: Final = 100
 MAX_PAGE: Final = 1_000
 _PREFIX: Final = "approvals/"
@@ -62,6 +64,10 @@ class Wanted:
     # The rule in words.
     reason: str
     call_digest: bytes
+    # What it gets beside its arguments; of stdin the beginning.
+    stdin: bytes = b""
+    stdin_bytes: int = 0
+    files: tuple[Reference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +105,13 @@ class Person:
 
 
 def call_digest(
-    *, tool: str, workspace: str, arguments: bytes, stdin: bytes = b"", files: Iterable[bytes] = ()
+    *, tool: str, workspace: str, arguments: bytes, stdin: bytes = b"", files: Iterable[Reference] = ()
 ) -> bytes:
-    """What binds an approval to one call, as the contract defines it; `files` are SHA-256 digests in the call's order."""
+    """What binds an approval to one call, as the contract defines it; `files` are in the call's order."""
     digest = hashlib.sha256(tool.encode() + b"\0" + workspace.encode() + b"\0")
     digest.update(hashlib.sha256(arguments).digest() + hashlib.sha256(stdin).digest())
     for file in files:
-        digest.update(file)
+        digest.update(hashlib.sha256(file.path.encode()).digest() + file.sha256)
     return digest.digest()
 
 
@@ -327,7 +333,8 @@ def _may_see(approval: Approval, person: Person) -> bool:
 
 
 def _held(wanted: Wanted) -> int:
-    return len(wanted.arguments_json.encode())
+    named = sum(len(file.path.encode()) + len(file.sha256) for file in wanted.files)
+    return len(wanted.arguments_json.encode()) + len(wanted.stdin) + named
 
 
 def _unknown(name: str) -> NotFoundError:

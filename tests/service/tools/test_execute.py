@@ -11,6 +11,7 @@ import pytest
 
 from kala.common.v1.clearance_pb2 import ClearanceClaims
 from kala.common.v1.measurement_pb2 import MeasurementContext
+from kala.common.v1.reference_pb2 import ContentReference
 from kala.errors import (
     ClearanceError,
     FailedPreconditionError,
@@ -285,6 +286,35 @@ async def test_an_approval_is_for_one_call_of_one_principal(tools: Tools) -> Non
     with pytest.raises(FailedPreconditionError) as caught:
         await tools.execute(other)
     assert caught.value.reason == "APPROVAL_FOR_ANOTHER_CALL"
+
+
+async def test_a_person_sees_stdin_and_files_and_an_approval_holds_for_those_names_only(tools: Tools) -> None:
+    made = await tools.ask("CreateWorkspace", pb.CreateWorkspaceRequest())
+    workspace, digests = made.workspace.name, {}
+    for path, data in (("draft", b"throw away"), ("ledger", b"keep for ever")):
+        await tools.write(
+            pb.WriteFileAction(workspace=workspace, path=path, data=data, mode=pb.WRITE_MODE_CREATE)
+        )
+        digests[path] = hashlib.sha256(data).digest()
+
+    def call(first: str, second: str, **fields: str) -> pb.ExecuteAction:
+        files = [
+            ContentReference(name=first, sha256=digests["draft"], bytes=10),
+            ContentReference(name=second, sha256=digests["ledger"], bytes=13),
+        ]
+        return python(
+            workspace=workspace, files=files, stdin=b"draft\n", after_untrusted_content=True, **fields
+        )
+
+    name = (await tools.execute(call("draft", "ledger"))).exit.approval
+    (shown,) = (await tools.ask("ListApprovals", pb.ListApprovalsRequest())).approvals
+    assert (shown.stdin, shown.stdin_bytes) == (b"draft\n", 6)
+    assert [file.name for file in shown.files] == ["draft", "ledger"]
+    await tools.ask("DecideApproval", pb.DecideApprovalRequest(name=name, approve=True))
+    with pytest.raises(FailedPreconditionError) as caught:
+        await tools.execute(call("ledger", "draft", approval=name))
+    assert caught.value.reason == "APPROVAL_FOR_ANOTHER_CALL"
+    assert (await tools.execute(call("draft", "ledger", approval=name))).status == "OK"
 
 
 async def test_measurements_are_for_the_trainer(tools: Tools) -> None:

@@ -226,11 +226,17 @@ def test_approvals_are_listed_and_decided(use: Use, capsys: pytest.CaptureFixtur
         "risk": "RISK_HIGH",
         "reason": "deletes",
         "arguments_json": '{"command": "rm \u001b[2J"}',
+        "stdin": "YSBiG1sySg==",
+        "stdin_bytes": "70000",
+        "files": [{"name": "notes\u001b.txt", "bytes": "12"}],
     }
     gateway = use(answering({"approvals": [waiting]}))
     assert main(["tools", "approvals", "list", "--only", "pending", *AT]) == 0
     shown = capsys.readouterr().out
     assert "deletes" in shown
+    assert "stdin a b" in shown
+    assert "(70000 bytes)" in shown
+    assert "12 bytes" in shown
     assert "\u001b" not in shown
     assert gateway.seen[0].url.params["state"] == "APPROVAL_STATE_PENDING"
     for verb, state in (("approve", "APPROVED"), ("deny", "DENIED")):

@@ -17,7 +17,7 @@ from kala.errors import (
     PermissionDeniedError,
     ResourceExhaustedError,
 )
-from services.tools.files.model import Owner
+from services.tools.files.model import Owner, Reference
 from services.tools.pages import PageTokens
 from services.tools.policy.approvals import (
     KEPT_SECONDS,
@@ -247,8 +247,19 @@ def test_the_digest_of_a_call_is_what_the_contract_says() -> None:
     def sha256(data: bytes) -> bytes:
         return hashlib.sha256(data).digest()
 
-    expected = sha256(b"shell\0workspaces/w\0" + sha256(b"{}") + sha256(b"in") + b"1" * 32 + b"2" * 32)
-    found = call_digest(
-        tool="shell", workspace="workspaces/w", arguments=b"{}", stdin=b"in", files=[b"1" * 32, b"2" * 32]
-    )
+    named = sha256(b"a") + b"1" * 32 + sha256(b"b") + b"2" * 32
+    expected = sha256(b"shell\0workspaces/w\0" + sha256(b"{}") + sha256(b"in") + named)
+    files = [Reference("a", b"1" * 32, 1), Reference("b", b"2" * 32, 1)]
+    found = call_digest(tool="shell", workspace="workspaces/w", arguments=b"{}", stdin=b"in", files=files)
     assert found == expected
+
+
+def test_files_that_change_their_names_make_another_call() -> None:
+    """Whoever agreed to `rm list` beside `keep` did not agree to the same two files the other way round."""
+    contents = (b"1" * 32, b"2" * 32)
+
+    def digest(*names: str) -> bytes:
+        files = [Reference(name, content, 1) for name, content in zip(names, contents, strict=True)]
+        return call_digest(tool="shell", workspace="w", arguments=b"{}", files=files)
+
+    assert digest("a", "b") != digest("b", "a")

@@ -129,10 +129,17 @@ class Pipeline:
         """Start to log an intent, so that the act may run beside it; whoever releases anything waits for the task."""
         return self._background.keep(self._ledger.intent(act, decision, key=key))
 
-    async def log_outcome(self, act: Act, ending: Ending, *, intent: bytes) -> Logged:
-        """Log how an act ended, also when the client goes away meanwhile."""
-        work = self._background.keep(self._ledger.outcome(act, ending, intent=intent))
-        return await asyncio.shield(work)
+    async def log_outcome(
+        self, act: Act, ending: Ending, *, intent: bytes, after: asyncio.Task[Logged] | None = None
+    ) -> Logged:
+        """Log how an act ended, also when the client goes away meanwhile; `after` the intent where that is under way."""
+
+        async def log() -> Logged:
+            if after is not None:
+                await asyncio.shield(after)
+            return await self._ledger.outcome(act, ending, intent=intent)
+
+        return await asyncio.shield(self._background.keep(log()))
 
     def log_cancelled(self, act: Act, ending: Ending, *, intent: asyncio.Task[Logged], key: bytes) -> None:
         """Log in the background that the client went away, after the intent is durable."""
@@ -263,8 +270,9 @@ class _Turn:
         receipt: Logged | None = None
         ending = self._ending(error)
         try:
-            await self._logged_intent()
-            receipt = await self._pipeline.log_outcome(self._act, ending, intent=self._key)
+            receipt = await self._pipeline.log_outcome(
+                self._act, ending, intent=self._key, after=self._intent
+            )
         except KalaError as unlogged:
             # Without a durable record there is no answer.
             error = unlogged

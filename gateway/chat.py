@@ -58,6 +58,8 @@ class _Asked:
     fitting: Fitting | None = None
     loop: LoopRequest | None = None
     """Set where KALA's tools may be called."""
+    after_untrusted_content: bool = False
+    """Of the conversation as it came: what fitting leaves out has had its say."""
 
 
 class ChatCompletions:
@@ -108,7 +110,7 @@ class ChatCompletions:
             started=exchange.started,
             model=action.model,
             request_text=request_text(action),
-            after_untrusted_content=has_untrusted_content(action),
+            after_untrusted_content=asked.after_untrusted_content,
             # A remote backend must not see what is not yet in the log (design section 2).
             must_log_first=action.allow_remote,
             may_spool=self._may_spool,
@@ -149,11 +151,12 @@ class ChatCompletions:
             raise
         if request.wants_kala_tools:
             await self._gate.require(exchange, key, rpc=ROUTE, scope=options_pb2.SCOPE_TOOLS)
+        asked = _Asked(request, action, after_untrusted_content=has_untrusted_content(action))
         if not (strategy or request.wants_kala_tools):
-            return _Asked(request, action)
+            return asked
         with self._gate.room:
             try:
-                return await self._prepared(_Asked(request, action), key, strategy)
+                return await self._prepared(asked, key, strategy)
             except KalaError as error:
                 await self._record(exchange, key, error, body)
                 raise

@@ -9,19 +9,23 @@ goes on where it stopped.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from gateway.acts import Act, Conclusion
 from gateway.answer import Answer, ToolPiece
-from gateway.chat_action import has_untrusted_content
+from gateway.chat_schema import MAX_ID_CHARS, MAX_TOOLS
 from gateway.pipeline import OnChatRelease, Pipeline, Recorded
 from gateway.tool_runs import Errand, ToolCall, ToolEnd, ToolRuns, over_budget, unknown_tool
 from gateway.tool_story import LoopRequest, Story
-from kala.errors import DeadlineExceededError, KalaError
+from kala.errors import DeadlineExceededError, KalaError, UnavailableError
 from kala.inference.v1 import inference_pb2 as pb
 from services.common.sealing import pack
+
+TOO_MANY_CALLS: Final = "TOO_MANY_CALLS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +106,20 @@ class _Loop:
         self._action = story.request.action
         self._errand = Errand(act, story.request.workspace, dict(story.request.approvals))
         self._calls = 0
+        self._after_untrusted = act.after_untrusted_content
 
     async def run(self) -> Conclusion:
         """Go on until the model is done, a person or the client must act, or the budget is used up."""
         left = await self._carry_out(unanswered(self._action, self._request.theirs))
+        # A person approved what waited; a call that comes from here on is another one, whatever its id.
+        self._errand = replace(self._errand, approvals={})
         if left:
             await self._story.tell_calls(left)
             return self._story.concluded(Conclusion("output", Answer()), left=left)
         while True:
             turn = await self._turn()
             self._story.turns.append(turn)
-            calls = _calls_of(turn, len(self._story.turns))
+            calls = self._calls_of(turn)
             if not calls or turn.error is not None or not turn.is_allowed or turn.finish_reason == "length":
                 await self._story.last_words()
                 return self._story.concluded(turn)
@@ -141,7 +148,7 @@ class _Loop:
             self._act,
             action=pack(self._action),
             started=self._act.started if number == 1 and not self._story.ends else self._clock(),
-            after_untrusted_content=has_untrusted_content(self._action),
+            after_untrusted_content=self._after_untrusted,
             facts={"loop.turn": str(number)},
         )
         return await self._pipeline.chat(
@@ -180,9 +187,25 @@ class _Loop:
         return await self._runs.run(
             call,
             self._errand,
-            after_untrusted=has_untrusted_content(self._action),
+            after_untrusted=self._after_untrusted,
             facts={"loop.turn": str(len(self._story.turns))},
         )
+
+    def _calls_of(self, turn: Conclusion) -> list[ToolPiece]:
+        """Give a turn's calls, each under an id that no other call of the conversation has; UnavailableError for too many."""
+        called = turn.answer.tool_calls
+        if len(called) > MAX_TOOLS:
+            raise UnavailableError(
+                f"the model called {len(called)} tools at once, and a message holds {MAX_TOOLS} calls",
+                reason=TOO_MANY_CALLS,
+            )
+        taken = {call.id for message in self._action.messages for call in message.tool_calls}
+        pieces: list[ToolPiece] = []
+        for index, call in sorted(called.items()):
+            own = _own_id(call.id, f"call_{len(self._story.turns)}_{index}", taken)
+            taken.add(own)
+            pieces.append(ToolPiece(index, own, call.name, call.arguments))
+        return pieces
 
     def _say_assistant(self, turn: Conclusion, calls: Sequence[ToolPiece]) -> None:
         message = self._action.messages.add(role=pb.ROLE_ASSISTANT)
@@ -208,6 +231,8 @@ class _Loop:
         )
 
     def _say_result(self, call: ToolCall, content: str) -> None:
+        # Also where the result is left out later to fit the conversation: the model has read it.
+        self._after_untrusted = True
         message = self._action.messages.add(role=pb.ROLE_TOOL, tool_call_id=call.id)
         message.content.add(text=content)
         self._story.messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
@@ -228,12 +253,15 @@ def unanswered(action: pb.ChatAction, theirs: frozenset[str]) -> list[ToolPiece]
     return []
 
 
-def _calls_of(turn: Conclusion, number: int) -> list[ToolPiece]:
-    """Give a turn's calls, each under an id that no other call of the request has by default."""
-    return [
-        ToolPiece(index, call.id or f"call_{number}_{index}", call.name, call.arguments)
-        for index, call in sorted(turn.answer.tool_calls.items())
-    ]
+def _own_id(given: str, default: str, taken: Collection[str]) -> str:
+    """Give a call's id as its backend did, or another where that one is taken or none that a client may send back."""
+    if given and len(given) <= MAX_ID_CHARS and given not in taken:
+        return given
+    return next(
+        found
+        for found in (f"{default}{f'_{again}' if again else ''}" for again in itertools.count())
+        if found not in taken
+    )
 
 
 def _shortened(text: str, most: int) -> str:

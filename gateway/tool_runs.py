@@ -41,6 +41,8 @@ LIST_SECONDS: Final = 10.0
 MAX_FILES: Final = 1_024
 """As many files of a workspace as the contract lets one run see."""
 
+TOO_MANY_FILES: Final = "TOO_MANY_FILES"
+
 MAX_CALL_ID_CHARS: Final = 128
 """The contract's limit; a backend may choose longer ones."""
 
@@ -173,7 +175,12 @@ class ToolRuns:
         What goes wrong with the call itself is an end too, for the model to read. Raises KalaError when the laws or the
         log are out of reach, for then nothing may go on.
         """
-        act = await self._act(call, errand, after_untrusted=after_untrusted, facts=facts)
+        try:
+            act = await self._act(call, errand, after_untrusted=after_untrusted, facts=facts)
+        except FailedPreconditionError as error:
+            if error.reason != TOO_MANY_FILES:
+                raise
+            return ToolEnd(call, FAILED, _problem(error.message))
         try:
             acted = await self._guarded.carry_out(act, self._binding, self._call)
         except RefusedError as refused:
@@ -243,24 +250,39 @@ class ToolRuns:
         )
 
     async def _files(self, caller: Caller, tool: str, workspace: str) -> list[reference_pb2.ContentReference]:
-        """Name the files of the workspace that a run may see, as they are now: a later change refuses it."""
+        """Name the files of the workspace that a run may see, as they are now: a later change refuses it.
+
+        All of them or none: FailedPreconditionError with TOO_MANY_FILES where one run may not see as many.
+        """
         if not workspace or tool == FILE_TOOL:
             return []
+        asked = tools_pb2.ListFilesRequest(
+            workspace=workspace, recursive=True, with_digests=True, page_size=MAX_FILES
+        )
+        files: list[reference_pb2.ContentReference] = []
+        while True:
+            listed = await self._listed(asked, caller)
+            files += [
+                reference_pb2.ContentReference(name=file.path, sha256=file.sha256, bytes=file.bytes)
+                for file in listed.files
+                if file.sha256
+            ]
+            if len(files) > MAX_FILES:
+                raise FailedPreconditionError(
+                    f"the workspace holds more than the {MAX_FILES} files that one run may see; delete some",
+                    reason=TOO_MANY_FILES,
+                )
+            if not listed.next_page_token:
+                return files
+            asked.page_token = listed.next_page_token
+
+    async def _listed(self, asked: tools_pb2.ListFilesRequest, caller: Caller) -> tools_pb2.ListFilesResponse:
         try:
-            listed = await self._stub.ListFiles(
-                tools_pb2.ListFilesRequest(
-                    workspace=workspace, recursive=True, with_digests=True, page_size=MAX_FILES
-                ),
-                timeout=LIST_SECONDS,
-                metadata=principal_metadata(caller.principal),
+            return await self._stub.ListFiles(
+                asked, timeout=LIST_SECONDS, metadata=principal_metadata(caller.principal)
             )
         except grpc.RpcError as error:
             raise from_error(error) from error
-        return [
-            reference_pb2.ContentReference(name=file.path, sha256=file.sha256, bytes=file.bytes)
-            for file in listed.files
-            if file.sha256
-        ]
 
     async def _call(self, message: Message) -> AsyncIterator[Message]:
         if not isinstance(message, tools_pb2.ExecuteRequest):

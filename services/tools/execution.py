@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from typing import Final
 
-from kala.errors import DeadlineExceededError, InvalidArgumentError, KalaError, ResourceExhaustedError
+from kala.errors import DeadlineExceededError, InvalidArgumentError, KalaError
 from services.common.clearance import VerifiedClearance
 from services.tools.facts import attributes_of, facts_of
 from services.tools.files.artifacts import Caps
@@ -23,6 +23,7 @@ from services.tools.files.workspaces import Workspaces
 from services.tools.happenings import Asked, Exit, Found, Happening, Started
 from services.tools.isolation import Desk
 from services.tools.limits import LEAST, merged
+from services.tools.places import Places
 from services.tools.policy.approvals import MAX_SHOWN_BYTES, ApprovalBook, Wanted, call_digest
 from services.tools.policy.model import Policy, RefusedByPolicyError
 from services.tools.records import Claim, Facts, Records
@@ -45,8 +46,6 @@ from services.tools.toolbox.calls import Toolbox
 from services.tools.toolbox.model import Call, FileCall, ProgramCall
 
 EXECUTE: Final = "/kala.tools.v1.ToolsService/Execute"
-
-BUSY_RETRY_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +89,7 @@ class Execution:
         self._runs = runs
         self._records = records
         self._recheck = recheck
-        self._free = max_runs
-        self._max_runs = max_runs
+        self._places = Places(max_runs)
         self._max_act_seconds = max_act_seconds
         self._background = background
         self._observe = observe
@@ -167,19 +165,10 @@ class Execution:
         if isinstance(act.call, FileCall):
             yield await self._operate(act, act.call)
             return
-        if self._free < 1:
-            raise ResourceExhaustedError(
-                f"{self._max_runs} runs are under way here; try again in a second",
-                reason="RUNS_EXHAUSTED",
-                retry_after_seconds=BUSY_RETRY_SECONDS,
-            )
-        self._free -= 1
-        try:
+        with self._places.place(act.asked.owner):
             async with aclosing(self._program(act, act.call, clearance)) as happenings:
                 async for happening in happenings:
                     yield happening
-        finally:
-            self._free += 1
 
     def _approval(self, act: _Act, call: Call) -> Exit | None:
         """Spend the approval that the call brings; give the exit of one that must wait for a person."""

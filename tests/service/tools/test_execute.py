@@ -249,6 +249,24 @@ async def test_more_runs_than_places_are_told_when_to_come_again(tmp_path: Path)
     assert caught.value.retry_after_seconds
 
 
+async def test_a_principal_whose_runs_wait_in_one_workspace_leaves_places_to_others(tmp_path: Path) -> None:
+    """Seven calls that waited behind a slow one in their own workspace refused every other caller."""
+    sandbox = ScriptedSandbox(lambda job: printed(hangs=b"hang" in job.source))
+    async with served_tools(tmp_path, sandbox=sandbox, max_runs=4) as tools:
+        workspace = (await tools.ask("CreateWorkspace", pb.CreateWorkspaceRequest())).workspace.name
+        calls = []
+        for _ in range(3):
+            sealed = seal(tools.signer, python("hang", workspace=workspace))
+            calls.append(tools.stub.Execute(pb.ExecuteRequest(sealed=sealed)))
+            await until(lambda: len(tools.logged("tools.claim")) == len(calls))
+        await calls[0].read()
+        with pytest.raises(ResourceExhaustedError, match="3 of your runs"):
+            await tools.execute(python())
+        assert (await tools.execute(python(), principal=BEN)).status == "OK"
+        for call in calls:
+            call.cancel()
+
+
 async def test_without_the_log_nothing_runs(tmp_path: Path) -> None:
     sandbox = ScriptedSandbox(lambda _: printed())
     async with served_tools(tmp_path, sandbox=sandbox) as tools:

@@ -10,6 +10,7 @@ from typing import Final
 import libcst as cst
 
 from services.tools.code.repair.model import DeclinedError
+from services.tools.code.repair.tree import Tree
 
 Part = str | cst.BaseExpression
 
@@ -29,6 +30,7 @@ class Piece:
 
 
 def pieces_of(  # noqa: PLR0911 - one branch per way to put a text together
+    tree: Tree,
     node: cst.BaseExpression,
 ) -> list[Piece] | None:
     """Take an expression apart: f-strings, %, format, + and literals side by side; None for anything else."""
@@ -38,13 +40,13 @@ def pieces_of(  # noqa: PLR0911 - one branch per way to put a text together
         case cst.FormattedString():
             return [_formatted(node)]
         case cst.ConcatenatedString():
-            return _side_by_side(node)
+            return _side_by_side(tree, node)
         case cst.BinaryOperation(operator=cst.Add()):
-            return _added(node)
+            return _added(tree, node)
         case cst.BinaryOperation(operator=cst.Modulo()):
-            return _percent(node)
+            return _percent(tree, node)
         case cst.Call(func=cst.Attribute(value=value, attr=cst.Name(value="format"))):
-            return _format(node, value)
+            return _format(tree, node, value)
         case _:
             return None
 
@@ -95,15 +97,15 @@ def _evaluated(source: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _side_by_side(node: cst.ConcatenatedString) -> list[Piece] | None:
-    left, right = pieces_of(node.left), pieces_of(node.right)
+def _side_by_side(tree: Tree, node: cst.ConcatenatedString) -> list[Piece] | None:
+    left, right = pieces_of(tree, node.left), pieces_of(tree, node.right)
     if left is None or right is None:
         return None
-    left[-1].after = cst.Module([]).code_for_node(node.whitespace_between)
+    left[-1].after = tree.between(node.left, node.right)
     return [*left, *right]
 
 
-def _added(node: cst.BinaryOperation) -> list[Piece] | None:
+def _added(tree: Tree, node: cst.BinaryOperation) -> list[Piece] | None:
     """`"a" + x + "b"`: all that is no literal is a value; one literal at least."""
     operands: list[cst.BaseExpression] = []
     rest: cst.BaseExpression = node
@@ -114,7 +116,7 @@ def _added(node: cst.BinaryOperation) -> list[Piece] | None:
     parts: list[Part] = []
     shape: Piece | None = None
     for operand in reversed(operands):
-        pieces = pieces_of(operand)
+        pieces = pieces_of(tree, operand)
         if pieces is None:
             parts.append(_unwrapped(operand))
             continue
@@ -135,9 +137,10 @@ def _unwrapped(operand: cst.BaseExpression) -> cst.BaseExpression:
 
 
 def _percent(  # noqa: C901 - one branch per kind of place
+    tree: Tree,
     node: cst.BinaryOperation,
 ) -> list[Piece] | None:
-    template = pieces_of(node.left)
+    template = pieces_of(tree, node.left)
     if template is None or has_expression(template):
         return None
     values = (
@@ -168,8 +171,8 @@ def _percent(  # noqa: C901 - one branch per kind of place
     return template
 
 
-def _format(call: cst.Call, value: cst.BaseExpression) -> list[Piece] | None:
-    template = pieces_of(value)
+def _format(tree: Tree, call: cst.Call, value: cst.BaseExpression) -> list[Piece] | None:
+    template = pieces_of(tree, value)
     if template is None or has_expression(template) or any(arg.star for arg in call.args):
         return None
     ordered = [arg.value for arg in call.args if arg.keyword is None]

@@ -76,6 +76,10 @@ class Tree:
             if isinstance(node, kind) and place.start <= where.start and where.end <= place.end:
                 yield node
 
+    def between(self, left: cst.CSTNode, right: cst.CSTNode) -> str:
+        """The text between two nodes."""
+        return self.text[self.place(left).end : self.place(right).start].decode("utf-8", "surrogatepass")
+
     def calls(self, place: Place, *names: str) -> Iterator[tuple[cst.Call, str]]:
         """Calls in a place of imported or built-in functions, with the full name."""
         for call in self.inside(place, cst.Call):

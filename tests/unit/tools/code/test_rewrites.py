@@ -18,6 +18,7 @@ import yaml
 from hypothesis import given, settings
 
 from services.tools.code.catalogue import REPAIRABLE
+from services.tools.code.engines.every import code_engines
 from services.tools.code.model import Engine, ScanOptions, ScanReport, SourceFile
 from services.tools.code.repair.model import PREFIX, DeclinedError, Place
 from services.tools.code.repair.proof import Repaired, repair
@@ -25,7 +26,6 @@ from services.tools.code.repair.rewrites import REWRITES
 from services.tools.code.repair.rewrites.parsing import DefusedXml
 from services.tools.code.repair.tree import Tree
 from services.tools.code.validate import validate
-from services.tools.code.engines.every import code_engines
 
 
 @cache
@@ -50,38 +50,59 @@ FLASK = "from flask import Flask, request, make_response\n\napp = Flask(__name__
 CASES = [
     (
         "parameterised_query",
-        ("import sqlite3\n\n\ndef f(db, name):\n    c = sqlite3.connect(db)\n"
-        "    return c.execute(f\"SELECT * FROM t WHERE n = '{name}'\").fetchall()  # all\n"),
+        (
+            "import sqlite3\n\n\ndef f(db, name):\n    c = sqlite3.connect(db)\n"
+            "    return c.execute(f\"SELECT * FROM t WHERE n = '{name}'\").fetchall()  # all\n"
+        ),
         "f\"SELECT * FROM t WHERE n = '{name}'\"",
         '"SELECT * FROM t WHERE n = ?", (name,)',
     ),
     (
         "parameterised_query",
-        ("import psycopg2\n\n\ndef f(cur, name, age):\n"
-        "    query = \"SELECT 5 %% 2 FROM t WHERE n LIKE '%%%s%%' AND a > %d\" % (name, age)\n"
-        "    cur.execute(query)\n"),
+        (
+            "import psycopg2\n\n\ndef f(cur, name, age):\n"
+            "    query = \"SELECT 5 %% 2 FROM t WHERE n LIKE '%%%s%%' AND a > %d\" % (name, age)\n"
+            "    cur.execute(query)\n"
+        ),
         None,
-        ('    query = "SELECT 5 %% 2 FROM t WHERE n LIKE %s AND a > %s"\n'
-        '    cur.execute(query, (f"%{name}%", age))\n'),
+        (
+            '    query = "SELECT 5 %% 2 FROM t WHERE n LIKE %s AND a > %s"\n'
+            '    cur.execute(query, (f"%{name}%", age))\n'
+        ),
     ),
     (
         "parameterised_query",
-        ("import sqlite3\n\n\ndef f(c, a, b):\n    c = sqlite3.connect(a).cursor()\n"
-        '    c.execute("INSERT INTO t VALUES (\'" + a + "\', " + str(b) + ")")\n'),
+        (
+            "import sqlite3\n\n\ndef f(c, a, b):\n    c = sqlite3.connect(a).cursor()\n"
+            '    c.execute("INSERT INTO t VALUES (\'" + a + "\', " + str(b) + ")")\n'
+        ),
         '"INSERT INTO t VALUES (\'" + a + "\', " + str(b) + ")"',
         '"INSERT INTO t VALUES (?, ?)", (a, b)',
     ),
     (
         "parameterised_query",
-        ('import sqlite3\n\n\ndef f(x):\n    c = sqlite3.connect("a").cursor()\n'
-        '    c.execute("""\n        SELECT *\n        FROM t WHERE n = {}\n    """.format(x))\n'),
+        (
+            'import sqlite3\n\n\ndef f(x):\n    c = sqlite3.connect("a").cursor()\n'
+            '    c.execute("""\n        SELECT *\n        FROM t WHERE n = {}\n    """.format(x))\n'
+        ),
         'n = {}\n    """.format(x))',
         'n = ?\n    """, (x,))',
     ),
     (
+        "parameterised_query",
+        (
+            'import sqlite3\n\n\ndef f(n):\n    c = sqlite3.connect("a").cursor()\n    c.execute(\n'
+            '        "SELECT * FROM t "  # first\n        f"WHERE n = \'{n}\'"\n    )\n'
+        ),
+        "f\"WHERE n = '{n}'\"",
+        '"WHERE n = ?", (n,)',
+    ),
+    (
         "subprocess_shell_false",
-        ("import subprocess\n\n\ndef f(path):\n    return subprocess.check_output(\n"
-        '        f"ls -l {path}",\n        shell=True,  # why\n        text=True,\n    )\n'),
+        (
+            "import subprocess\n\n\ndef f(path):\n    return subprocess.check_output(\n"
+            '        f"ls -l {path}",\n        shell=True,  # why\n        text=True,\n    )\n'
+        ),
         'f"ls -l {path}",\n        shell=True,  # why\n',
         '["ls", "-l", str(path)],\n',
     ),
@@ -147,22 +168,28 @@ CASES = [
     ),
     (
         "tls_context",
-        ("import ssl\n\n\ndef f():\n    c = ssl.create_default_context()\n    c.check_hostname = False  # a\n"
-        "    c.verify_mode = ssl.CERT_NONE\n    return c\n"),
+        (
+            "import ssl\n\n\ndef f():\n    c = ssl.create_default_context()\n    c.check_hostname = False  # a\n"
+            "    c.verify_mode = ssl.CERT_NONE\n    return c\n"
+        ),
         None,
         "    c.check_hostname = True  # a\n    c.verify_mode = ssl.CERT_REQUIRED\n",
     ),
     (
         "ssh_host_key",
-        ("import paramiko\n\n\ndef f():\n    c = paramiko.SSHClient()\n"
-        "    c.set_missing_host_key_policy(paramiko.AutoAddPolicy())\n"),
+        (
+            "import paramiko\n\n\ndef f():\n    c = paramiko.SSHClient()\n"
+            "    c.set_missing_host_key_policy(paramiko.AutoAddPolicy())\n"
+        ),
         "paramiko.AutoAddPolicy()",
         "paramiko.RejectPolicy()",
     ),
     (
         "jwt_verify",
-        ("import jwt\n\n\ndef f(t, key):\n"
-        '    return jwt.decode(t, key, algorithms=["HS256"], options={"verify_signature": False})\n'),
+        (
+            "import jwt\n\n\ndef f(t, key):\n"
+            '    return jwt.decode(t, key, algorithms=["HS256"], options={"verify_signature": False})\n'
+        ),
         '"verify_signature": False',
         '"verify_signature": True',
     ),
@@ -235,15 +262,47 @@ def test_the_local_interface_is_bound() -> None:
             'import sqlite3\n\n\ndef f(db, t):\n    sqlite3.connect(db).execute(f"SELECT * FROM {t}")\n',
             "table",
         ),
+        (
+            (
+                "import sqlite3\n\n\ndef f(db, ids):\n    c = sqlite3.connect(db)\n"
+                '    c.execute(f"SELECT * FROM t WHERE id IN ({ids})")\n'
+            ),
+            "whole list",
+        ),
+        (
+            (
+                "import sqlite3\n\n\ndef f(db, row):\n    c = sqlite3.connect(db)\n"
+                '    c.execute(f"INSERT INTO t VALUES ({row})")\n'
+            ),
+            "whole list",
+        ),
+        (
+            (
+                "import sqlite3\n\n\ndef f(db, t):\n    c = sqlite3.connect(db)\n"
+                '    c.execute(f"SELECT * FROM u WHERE a = {t}.id")\n'
+            ),
+            "longer name",
+        ),
+        (
+            (
+                "import sqlite3\n\n\ndef f(db, n):\n    c = sqlite3.connect(db)\n"
+                '    c.execute(f"SELECT * FROM u WHERE a = 1 AND {n}")\n'
+            ),
+            "no placeholder",
+        ),
         ('def f(cur, n):\n    cur.execute(f"SELECT * FROM t WHERE n = {n}")\n', "database"),
         (
-            ("import sqlite3\n\n\ndef f(db, n):\n    c = sqlite3.connect(db)\n"
-            '    q = f"SELECT * FROM t WHERE n = {n}"\n    print(q)\n    c.execute(q)\n'),
+            (
+                "import sqlite3\n\n\ndef f(db, n):\n    c = sqlite3.connect(db)\n"
+                '    q = f"SELECT * FROM t WHERE n = {n}"\n    print(q)\n    c.execute(q)\n'
+            ),
             "elsewhere",
         ),
         (
-            ("import sqlite3\n\n\ndef f(db, n):\n    c = sqlite3.connect(db)\n"
-            '    c.execute(f"SELECT * FROM t WHERE n = {n:>3}")\n'),
+            (
+                "import sqlite3\n\n\ndef f(db, n):\n    c = sqlite3.connect(db)\n"
+                '    c.execute(f"SELECT * FROM t WHERE n = {n:>3}")\n'
+            ),
             "formatted",
         ),
         ('import subprocess\n\n\ndef f(x):\n    subprocess.run(f"cat {x} | sort", shell=True)\n', "shell"),

@@ -114,7 +114,7 @@ class OsSystemList(Named):
 
 def argument_list(tree: Tree, command: cst.BaseExpression) -> str:
     """Write a command's text as a list; DeclinedError where a shell does more than to split it."""
-    pieces = pieces_of(command)
+    pieces = pieces_of(tree, command)
     if pieces is None:
         raise DeclinedError("the command is not put together in the call, so its arguments are not known")
     text, values = "", list[str]()

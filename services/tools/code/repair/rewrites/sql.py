@@ -33,7 +33,8 @@ class ParameterisedQuery(Named):
     rules: ClassVar[frozenset[str]] = frozenset({"kala.python.sql_injection"})
     note = (
         "The database gets the same values beside the query instead of inside it: rows stay the same for values without "
-        "quotes, and quotes in a value are now part of it. None becomes NULL."
+        "quotes, and quotes in a value are now part of it. None becomes NULL, and a number that is kept as text is compared "
+        "as text where the column has no type."
     )
 
     def propose(self, tree: Tree, place: Place) -> Proposal | None:
@@ -51,7 +52,7 @@ class ParameterisedQuery(Named):
     def _rewritten(self, tree: Tree, call: cst.Call) -> Proposal | None:
         query = call.args[0].value
         text = _assigned(tree, query) if isinstance(query, cst.Name) else query
-        pieces = None if text is None else pieces_of(text)
+        pieces = None if text is None else pieces_of(tree, text)
         if text is None or pieces is None or not has_expression(pieces):
             return None
         if tree.defines(_EXECUTE):

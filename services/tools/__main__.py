@@ -50,7 +50,7 @@ from services.tools.running import Background
 from services.tools.runs import Runs
 from services.tools.sandbox.detection import detect
 from services.tools.sandbox.model import Status
-from services.tools.scanning import Scanning, code_engines
+from services.tools.scanning import Scanning
 from services.tools.servicer import Service, ToolsServicer
 from services.tools.testing import Testing
 from services.tools.tiers import candidates, detection_policy
@@ -86,7 +86,8 @@ async def main() -> None:
         show_isolation(None if desk.unavailable_reason else desk.isolation, telemetry.registry)
         observe = CallCounter(telemetry.registry)
         service = await open_service(settings, policy, desk, records, verifier, stack, observe=observe)
-        register = partial(tools_pb2_grpc.add_ToolsServiceServicer_to_server, ToolsServicer(service))  # type: ignore[abstract]  # the rest is UNIMPLEMENTED
+        await service.scanning.warm()
+        register = partial(tools_pb2_grpc.add_ToolsServiceServicer_to_server, ToolsServicer(service))
         server = await stack.enter_async_context(
             serving(settings, [register], policy=call_policy(verifier, records), telemetry=telemetry.rpc)
         )
@@ -159,7 +160,11 @@ async def open_service(
         observe=observe,
     )
     writing = Writing(policy=policy, approvals=approvals, workspaces=workspaces, records=records)
-    scanning, testing = Scanning(code_engines()), Testing(desk=desk, policy=policy, runs=runs)
+    scanning, testing = (
+        Scanning(workers=settings.scan_workers),
+        Testing(desk=desk, policy=policy, runs=runs),
+    )
+    stack.push_async_callback(scanning.aclose)
     repairing = Repairing(
         scanning=scanning,
         testing=testing,

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from services.common.peers import GATEWAY, GRPC_PORTS, METRICS_PORTS, TOOLS, TRAINER
 from services.common.settings import AllowedPeers, GrpcServerSettings, ListenAddress, MetricsPort
+from services.tools.scanning import WORKERS
 
 SECTION: Final = TOOLS
 
@@ -95,6 +96,12 @@ class ToolsSettings(GrpcServerSettings):
     pool_slots: Annotated[
         int, Field(ge=0, le=64, description="Sandboxes kept ready per language; 0 starts every run cold.")
     ] = POOL_SLOTS
+    scan_workers: Annotated[
+        int,
+        Field(
+            ge=1, le=16, description="Processes that scan code, one call each; each may use 1 GiB and a core."
+        ),
+    ] = WORKERS
     max_act_seconds: Annotated[float, Field(gt=0, le=900, description="Longest act, queue included.")] = (
         MAX_ACT_SECONDS
     )

@@ -141,7 +141,9 @@ class Repairing:
             return Outcome(asked.files, "", (), (), before, before, tests_before, tests_before)
         wanted = _wanted(asked.fingerprints, before)
         repaired = await self._scanning.with_scan(
-            lambda scan: repair(asked.files, before, wanted, scan), asked.options
+            lambda scan: repair(asked.files, before, wanted, scan),
+            asked.options,
+            within_seconds=max(0.0, until - self._clock()),
         )
         chosen, tests_after = await self._chosen(repaired, tests, tests_before, behalf, until)
         files = repaired.with_only(chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from kala.errors import InvalidArgumentError
@@ -41,6 +42,17 @@ _LANGUAGES: Final = {
 _ON_REQUEST: Final = frozenset({EngineName.SEMGREP})
 
 
+@dataclass(frozen=True, slots=True)
+class FileScan:
+    """What one file came to; `engines` and `rules_digest` are of those that the options chose."""
+
+    findings: tuple[Finding, ...]
+    problems: tuple[ScanProblem, ...]
+    engines: tuple[str, ...] = ()
+    rules_digest: bytes = b""
+    truncated: bool = False
+
+
 def validate(
     files: Sequence[SourceFile],
     options: ScanOptions,
@@ -48,40 +60,60 @@ def validate(
     *,
     clock: Callable[[], float] = time.monotonic,
 ) -> ScanReport:
-    """Scan files with the engines that the options ask for; it blocks, so servers call it in a thread or process.
+    """Scan files with the engines that the options ask for; it blocks, so servers scan in a process of their own.
 
     Raises:
         InvalidArgumentError: a file's path or size, the number of files, or the options are out of their limits.
     """
     started = clock()
-    _check(files, options)
+    check(files, options)
+    scans = [scan_file(file, options, engines) for file in by_path(files)]
+    return report_of(scans, options, elapsed_seconds=clock() - started)
+
+
+def by_path(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """Put files into the order of a report."""
+    return sorted(files, key=lambda file: file.path)
+
+
+def scan_file(file: SourceFile, options: ScanOptions, engines: Sequence[Engine]) -> FileScan:
+    """Scan one file, whose limits were checked."""
     chosen = [engine for engine in engines if _asked(engine.name, options)]
-    findings: list[Finding] = []
-    problems: list[ScanProblem] = []
-    for file in sorted(files, key=lambda file: file.path):
-        source = Source(file.path, file.content, file.language or language_of(file.path))
-        seen: list[Seen] = []
-        reported: dict[str, list[EngineName]] = {}
-        for engine in chosen:
-            if not engine.reads(source.language):
-                continue
-            result = engine.scan(source)
-            seen.extend(Seen(engine.name, hit) for hit in result.hits)
-            for problem in result.problems:
-                reported.setdefault(problem, []).append(engine.name)
+    source = Source(file.path, file.content, file.language or language_of(file.path))
+    seen: list[Seen] = []
+    reported: dict[str, list[EngineName]] = {}
+    for engine in chosen:
+        if not engine.reads(source.language):
+            continue
+        result = engine.scan(source)
+        seen.extend(Seen(engine.name, hit) for hit in result.hits)
+        for problem in result.problems:
+            reported.setdefault(problem, []).append(engine.name)
+    findings = findings_of(source, seen, options)
+    return FileScan(
+        findings=tuple(findings[: options.max_findings]),
         # What several engines say of a file is about the file.
-        problems.extend(
+        problems=tuple(
             ScanProblem(file.path, names[0] if len(names) == 1 else None, problem)
             for problem, names in reported.items()
-        )
-        findings.extend(findings_of(source, seen, options))
-    return ScanReport(
-        findings=tuple(findings[: options.max_findings]),
-        problems=tuple(problems),
+        ),
         engines=tuple(engine.version for engine in chosen),
         rules_digest=rules_digest(chosen),
         truncated=len(findings) > options.max_findings,
-        elapsed_seconds=clock() - started,
+    )
+
+
+def report_of(scans: Sequence[FileScan], options: ScanOptions, *, elapsed_seconds: float) -> ScanReport:
+    """Put the scans of files, in their order, into one report; those that were given up name no engines."""
+    findings = [finding for scan in scans for finding in scan.findings]
+    whole = next((scan for scan in scans if scan.rules_digest), None)
+    return ScanReport(
+        findings=tuple(findings[: options.max_findings]),
+        problems=tuple(problem for scan in scans for problem in scan.problems),
+        engines=() if whole is None else whole.engines,
+        rules_digest=b"" if whole is None else whole.rules_digest,
+        truncated=len(findings) > options.max_findings or any(scan.truncated for scan in scans),
+        elapsed_seconds=elapsed_seconds,
     )
 
 
@@ -95,7 +127,8 @@ def _asked(name: EngineName, options: ScanOptions) -> bool:
     return name not in _ON_REQUEST if options.engines is None else name in options.engines
 
 
-def _check(files: Sequence[SourceFile], options: ScanOptions) -> None:
+def check(files: Sequence[SourceFile], options: ScanOptions) -> None:
+    """Raise InvalidArgumentError for files or options that are out of their limits."""
     if not 1 <= len(files) <= MAX_FILES:
         raise InvalidArgumentError("files", f"has {len(files)} entries; send 1 to {MAX_FILES} at a time")
     if not 1 <= options.max_findings <= MAX_FINDINGS:

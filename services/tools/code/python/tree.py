@@ -150,6 +150,8 @@ def _line(error: Exception | None) -> int:
 
 
 def _words(error: Exception | None) -> str:
+    if isinstance(error, MemoryError):
+        return "too deeply nested, or needs more memory than a scan may have; split it"
     return error.msg if isinstance(error, SyntaxError) else type(error).__name__
 
 

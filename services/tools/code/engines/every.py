@@ -1,0 +1,11 @@
+"""All engines in one place."""
+
+from __future__ import annotations
+
+from services.tools.code.engines.python import python_engines
+from services.tools.code.model import Engine
+
+
+def code_engines() -> tuple[Engine, ...]:
+    """Make every engine that this release has."""
+    return python_engines()

@@ -11,7 +11,7 @@ import typer
 
 from kala.cli.options import JsonOption, KeyOption, StateOption, UrlOption
 from kala.cli.output import note, show, show_json
-from kala.cli.tool_words import printable, short
+from kala.cli.tool_words import call_words, printable, short
 from kala.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _decide(
 
 def _explain(approval: Mapping[str, Any]) -> None:  # Any: JSON of the gateway
     """Write one approval with its whole name, to be copied, and what would run."""
-    call = printable(str(approval.get("arguments_json") or ""))
+    call = call_words(str(approval.get("arguments_json") or ""))
     words = (
         str(approval.get("name")),
         short(approval.get("state"), "APPROVAL_STATE_"),
@@ -114,8 +114,11 @@ def _explain(approval: Mapping[str, Any]) -> None:  # Any: JSON of the gateway
         f"until {approval.get('expires_at') or '?'}",
     )
     show("  ".join(words))
-    show(f"  why   {approval.get('reason') or ''}")
-    show(f"  call  {call if len(call) <= SHOWN_CHARS else f'{call[:SHOWN_CHARS]}… ({len(call)} characters)'}")
+    show(f"  why   {printable(str(approval.get('reason') or ''))}")
+    shown = call
+    if len(call) > SHOWN_CHARS:
+        shown = f"{call[:SHOWN_CHARS]}… ({len(call)} characters; --json shows all of them)"
+    show(f"  call  {shown}")
     if size := int(approval.get("stdin_bytes") or 0):
         begins = base64.b64decode(approval.get("stdin") or "")[:SHOWN_CHARS]
         shown = printable(begins.decode(errors="replace"))

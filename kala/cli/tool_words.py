@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Final
 
-_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROLS: Final = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"
+    # What turns text around, breaks its lines or is not seen at all: what is shown must be what is there.
+    r"\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
+)
+_BLANKS: Final = re.compile(r"[\n\t]")
 _UNITS: Final = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
@@ -16,8 +22,21 @@ def short(value: object, prefix: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Show control characters instead of sending them to a terminal; line ends and tabs stay."""
-    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    """Show control and invisible characters instead of sending them to a terminal; line ends and tabs stay."""
+    return _CONTROLS.sub(_escaped, text)
+
+
+def call_words(arguments_json: str) -> str:
+    """Write a call's arguments on one line, as the tool reads them: no blanks around and no escapes in them hide a word."""
+    try:
+        text = json.dumps(json.loads(arguments_json), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        text = arguments_json
+    return _BLANKS.sub(_escaped, printable(text))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def size(name: str, value: object) -> str:

@@ -155,12 +155,7 @@ def run(
     key: KeyOption = None,
 ) -> None:
     """Run code in the sandbox, judged, cleared and logged. The exit code is the program's, or 1 when it never ran."""
-    code = (
-        sys.stdin.read()
-        if code_file == "-"
-        else _read(Path(code_file), "--code-file").decode("utf-8", "strict")
-    )
-    call: dict[str, Any] = {"language": _language(language, code_file), "code": code}
+    call: dict[str, Any] = {"language": _language(language, code_file), "code": _code(code_file)}
     if arguments:
         call["arguments"] = arguments
     action: dict[str, Any] = {
@@ -191,7 +186,7 @@ def run(
 
 def _show_run(result: ToolResult) -> None:
     if not result.ethics_approved:
-        note(f"the Five Laws: {result.error}")
+        note(f"the Five Laws: {printable(result.error or '')}")
         return
     for text, stream in ((result.stdout, sys.stdout), (result.stderr, sys.stderr)):
         # A program's own escape sequences must not reach a person's terminal.
@@ -199,14 +194,15 @@ def _show_run(result: ToolResult) -> None:
         stream.flush()
     where = f" in {result.isolation}" if result.isolation else ""
     if not result.success:
-        note(f"{result.status or 'not run'}{where}: {result.error}")
+        note(f"{result.status or 'not run'}{where}: {printable(result.error or '')}")
     if result.approval:
         note(
             f"a person must approve it: `kala tools approvals approve {result.approval}`, then run it again with"
         )
         note(f"--approval {result.approval}")
     for artifact in result.artifacts:
-        note(f"artifact  {artifact.get('path')} ({(artifact.get('content') or {}).get('bytes')} bytes)")
+        path = printable(str(artifact.get("path")))
+        note(f"artifact  {path} ({(artifact.get('content') or {}).get('bytes')} bytes)")
     if result.receipt:
         note(f"receipt   {result.receipt}{where}")
 
@@ -217,6 +213,14 @@ def _language(named: str | None, file: str) -> str:
     if found not in LANGUAGES:
         raise InvalidArgumentError("--language", f"must be one of {', '.join(LANGUAGES)}")
     return found
+
+
+def _code(file: str) -> str:
+    given = sys.stdin.buffer.read() if file == "-" else _read(Path(file), "--code-file")
+    try:
+        return given.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError("--code-file", f"is not UTF-8 at byte {error.start}") from error
 
 
 def _read(path: Path, option: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 import kala.client
 from kala.cli import main
-from kala.cli.tool_words import printable, size
+from kala.cli.tool_words import call_words, printable, size
 from kala.client import KalaClient
 from kala.target import Target
 from tests.fakes.gateway import RECEIPT_ID, FakeGateway, failure
@@ -247,8 +248,47 @@ def test_approvals_are_listed_and_decided(use: Use, capsys: pytest.CaptureFixtur
         assert f"is {state.lower()}" in capsys.readouterr().out
 
 
+def test_code_that_is_not_utf8_is_no_bug(
+    use: Use, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(FakeGateway())
+    (tmp_path / "a.py").write_bytes(b"x\xff")
+    assert main(["tools", "run", "--code-file", str(tmp_path / "a.py"), *AT]) == 1
+    assert "--code-file: is not UTF-8 at byte 1" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    assert main(["tools", "run", "--code-file", "-", "--language", "python", *AT]) == 1
+    assert "--code-file: is not UTF-8 at byte 0" in capsys.readouterr().err
+
+
+def test_a_program_writes_no_control_characters_into_what_is_told_of_it(
+    use: Use, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.py").write_text("x")
+    artifact = {"path": "out/\x1b[2Ja.txt", "content": {"bytes": "1"}}
+    use(ran(status="RUN_STATUS_ERROR", exit_code=1, reason="\x1b]0;owned\x07", artifacts=[artifact]))
+    assert main(["tools", "run", "--code-file", str(tmp_path / "a.py"), *AT]) == 1
+    told = capsys.readouterr().err
+    assert "\x1b" not in told
+    assert "out/\\x1b[2Ja.txt" in told
+
+
+def test_blanks_and_escapes_hide_no_call_from_the_person_who_decides(
+    use: Use, capsys: pytest.CaptureFixture[str]
+) -> None:
+    padded = "{" + "\n" * 99 + " " * 5000 + '"code": "\\u0069mport os\\n# \u202e"}'
+    waiting = {"name": APPROVAL, "tool": "code_execution", "arguments_json": padded, "reason": "risk\u2066"}
+    use(answering({"approvals": [waiting]}))
+    assert main(["tools", "approvals", "list", *AT]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[1:] == [
+        "  why   risk\\u2066",
+        '  call  {"code": "import os\\n# \\u202e"}',
+    ]
+    assert call_words("no\nJSON") == "no\\nJSON"
+
+
 def test_control_characters_are_shown_and_not_sent() -> None:
-    assert printable("a\x1b[31mb\x9b\n\tc") == "a\\x1b[31mb\\x9b\n\tc"
+    assert printable("a\x1b[31mb\x9b\n\tc\U000e0041") == "a\\x1b[31mb\\x9b\n\tc\\U000e0041"
 
 
 def test_bytes_are_spelled_in_whole_units() -> None:

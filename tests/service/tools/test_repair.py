@@ -21,12 +21,13 @@ from services.common.settings import GrpcServerSettings
 from services.common.status import translated
 from services.tools.sandbox.model import Status
 from tests.fakes.clearances import FakeEthics
-from tests.fakes.scripted_inference import ScriptedInference, finish, route, saying, text
+from tests.fakes.scripted_inference import ScriptedInference, route, saying, text
 from tests.fakes.scripted_sandbox import Answer, ScriptedSandbox
 from tests.service.tools.conftest import BEN, Tools, seal, served_tools
 
 REPAIR = "/kala.tools.v1.ToolsService/RepairCode"
 GENERATE = "/kala.tools.v1.ToolsService/GenerateCode"
+CUT = inference_pb2.ChatResponse(finish=inference_pb2.ChatFinish(reason=inference_pb2.FINISH_REASON_LENGTH))
 CHAT = "/kala.inference.v1.InferenceService/Chat"
 
 LOOSE = """\
@@ -242,7 +243,7 @@ async def test_failing_tests_and_missing_code_are_not_accepted(tmp_path: Path) -
         inference.script = lambda _: [
             route(),
             text("```python\nx = 1\n"),
-            finish(inference_pb2.FINISH_REASON_LENGTH),
+            CUT,
         ]
         cut = await generate(tools, ethics)
     assert list(failed.reasons) == ["the tests did not pass (exit code 1)"]

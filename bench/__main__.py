@@ -1,6 +1,6 @@
 """`make bench`: start-up, added latency and time to first token, beside LiteLLM proxy; what the router, batching and a judgement cost.
 
-`--only suite`, `inference`, `pythia`, `ethics` or `sandbox` runs one of the five. Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
+`--only suite`, `inference`, `pythia`, `ethics`, `sandbox` or `code` runs one of the six. Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench import ethics, inference, pythia, sandbox
+from bench import code, ethics, inference, pythia, sandbox
 from bench.measure import NUMBER, Arm, KeepAliveClient, interleaved
 from bench.servers import ROOT, Peer, Suite, litellm, suite
 from bench.upstream import static_model_servers
@@ -142,6 +142,12 @@ def measure_sandbox(rounds: int, requests: int) -> Section:
     return Section(sandbox.lines(figures), {"sandbox": sandbox.document(figures)})
 
 
+def measure_code(rounds: int, requests: int) -> Section:
+    """What a scan costs, and how samples are judged."""
+    figures = code.measure(rounds, requests)
+    return Section(code.lines(figures), {"code": code.document(figures)})
+
+
 def measure_pythia() -> Section:
     """What batching in the model in process gives."""
     figures = pythia.measure()
@@ -168,7 +174,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--only",
-        choices=("suite", "inference", "pythia", "ethics", "sandbox"),
+        choices=("suite", "inference", "pythia", "ethics", "sandbox", "code"),
         help="measure this part only",
     )
     parser.add_argument("--rounds", type=int, default=7)
@@ -190,6 +196,8 @@ def main() -> None:
             sections.append(measure_ethics(options.rounds, options.requests))
         if options.only in {None, "sandbox"}:
             sections.append(measure_sandbox(options.rounds, options.requests))
+        if options.only in {None, "code"}:
+            sections.append(measure_code(options.rounds, options.requests))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     write(sections)

@@ -27,9 +27,10 @@ class Held:
 
 @dataclass(slots=True)
 class _Level:
-    """One directory on the way down: who it is, and which of its directories are still to be entered."""
+    """One directory on the way down: who it is, by what name it was entered, and which of its own are still to be."""
 
     identity: tuple[int, int]
+    name: str = ""
     names: list[str] = field(default_factory=list)
 
 
@@ -43,14 +44,14 @@ class _Count:
     def is_enough(self) -> bool:
         return self.inodes > self._most_inodes
 
-    def enter(self, directory: int) -> _Level:
+    def enter(self, directory: int, name: str = "") -> _Level:
         """Count what lies directly in it."""
-        level = _Level(_identity(directory))
+        level = _Level(_identity(directory), name)
         with os.scandir(directory) as entries:
             for entry in entries:
                 # A file that goes away meanwhile is not counted.
                 with suppress(FileNotFoundError):
-                    found = entry.stat(follow_symlinks=False)
+                    found = _status(entry, directory)
                     self.inodes += 1
                     self.disk_bytes += found.st_blocks * _BLOCK_BYTES
                     if stat.S_ISDIR(found.st_mode):
@@ -67,28 +68,65 @@ def held_below(root: int, *, most_inodes: int) -> Held:
     """
     count = _Count(most_inodes)
     current = os.open(".", _LOOK, dir_fd=root)
+    steps = most_inodes
     try:
         trail = [count.enter(current)]
-        while trail and not count.is_enough:
-            down = bool(trail[-1].names)
-            if down:
-                following = _open(trail[-1].names.pop(), current)
+        while not count.is_enough:
+            if trail[-1].names:
+                name = trail[-1].names.pop()
+                following = _open(name, current)
                 if following < 0:
                     continue
-            else:
-                trail.pop()
-                if not trail:
+                os.close(current)
+                current = following
+                trail.append(count.enter(current, name))
+                continue
+            trail.pop()
+            if not trail:
+                break
+            following = _open_known("..", current, trail[-1].identity)
+            if following < 0:
+                # It was moved: on from where the way down still is what it was, while that does not cost more than the look.
+                steps -= len(trail)
+                if steps < 0:
                     break
-                following = os.open("..", _LOOK, dir_fd=current)
+                following = _again(root, trail)
             os.close(current)
             current = following
-            if down:
-                trail.append(count.enter(current))
-            elif _identity(current) != trail[-1].identity:
-                break
     finally:
         os.close(current)
     return Held(count.disk_bytes, count.inodes)
+
+
+def _again(root: int, trail: list[_Level]) -> int:
+    """Go the way down anew, as far as it is the same; the trail ends there."""
+    current = os.open(".", _LOOK, dir_fd=root)
+    for depth, level in enumerate(trail[1:], start=1):
+        following = _open_known(level.name, current, level.identity)
+        if following < 0:
+            del trail[depth:]
+            break
+        os.close(current)
+        current = following
+    return current
+
+
+def _open_known(name: str, parent: int, identity: tuple[int, int]) -> int:
+    """Open a directory for looking; -1 when it is another one by now."""
+    found = _open(name, parent)
+    if found >= 0 and _identity(found) != identity:
+        os.close(found)
+        return -1
+    return found
+
+
+def _status(entry: os.DirEntry[str], directory: int) -> os.stat_result:
+    """Give an entry's own status, also where the directory's modes forbid it."""
+    try:
+        return entry.stat(follow_symlinks=False)
+    except PermissionError:
+        os.fchmod(directory, stat.S_IRWXU)
+        return entry.stat(follow_symlinks=False)
 
 
 def _identity(directory: int) -> tuple[int, int]:

@@ -35,6 +35,8 @@ _INFO_BYTES: Final = 4096
 _ERROR_BYTES: Final = 2048
 _KIB: Final = 1024
 _LIKELIEST_VICTIM: Final = "1000"
+# A file that goes away spoils one look; a second of them is a program's doing.
+_MOST_BLIND_LOOKS: Final = 40
 
 
 class Stage(Enum):
@@ -81,6 +83,7 @@ class Slot:
         self._peak_memory = 0
         self._peak_tasks = 0
         self._stored = Stored(0, 0, full=False)
+        self._blind_looks = 0
         self.workspace = -1
         self._scratch: tuple[int, ...] = ()
         self.first = -1
@@ -108,7 +111,7 @@ class Slot:
             self._processes = Processes(self._open(self._plan.proc), find)
         Path(f"/proc/{self._stub}/oom_score_adj").write_text(_LIKELIEST_VICTIM)
         # Nothing of this changes while the stub waits for the code.
-        before = self._look()
+        before = self._look_at_processes()
         self._own_threads = max(1, before.tasks)
         self._cpu_before = before.cpu_seconds
         self.stage = Stage.READY
@@ -183,16 +186,24 @@ class Slot:
         """Look at what the run uses, and end it when that is too much."""
         if self.limits is None or self._verdict is not None or not self.began:
             return None
-        with suppress(OSError):
-            self._add(self._look())
+        sees_files, sees_processes = self._sees(self._measure), self._sees(self._look)
+        self._blind_looks = 0 if sees_files and sees_processes else self._blind_looks + 1
         verdict = (
-            self._crowded(self.limits)
+            self._hidden()
+            or self._crowded(self.limits)
             or self._out_of_memory(self.limits)
             or exceeded(self.limits, self._seconds(), self._totals())
         )
         if verdict is not None:
             self.kill(verdict)
         return verdict
+
+    def _hidden(self) -> Verdict | None:
+        """End a run that cannot be looked at: one that keeps it from being seen would have no limit."""
+        if self._blind_looks < _MOST_BLIND_LOOKS:
+            return None
+        reason = "what it holds could not be measured many times in a row"
+        return Verdict(Status.ERROR, reason, signal=signal.SIGKILL)
 
     def _crowded(self, limits: Limits) -> Verdict | None:
         """Name the limit on processes where the kernel counts other runs' too, and one that ends makes room for another."""
@@ -208,15 +219,29 @@ class Slot:
         reason = f"held more than {limits.memory_bytes} bytes of memory, its limit"
         return Verdict(Status.MEMORY, reason, signal=signal.SIGKILL)
 
-    def _look(self) -> Seen:
-        if self.workspace >= 0:
-            self._stored = self._measure()
+    @staticmethod
+    def _sees(look: Callable[[], None]) -> bool:
+        """Look, and say whether that could be done; one look does not depend on the other."""
+        try:
+            look()
+        except OSError:
+            return False
+        return True
+
+    def _look(self) -> None:
+        self._add(self._look_at_processes())
+
+    def _look_at_processes(self) -> Seen:
         if self._processes is None:
             return Seen(0.0, 0, 0)
         most = self.limits.memory_bytes - self._in_memory if self.limits else 1 << 62
         return self._processes.look(most)
 
-    def _measure(self) -> Stored:
+    def _measure(self) -> None:
+        if self.workspace >= 0:
+            self._stored = self._stored_now()
+
+    def _stored_now(self) -> Stored:
         if self._plan.host_directory is None:
             return stored(self._writable())
         most = self.limits.inodes if self.limits else 0
@@ -272,8 +297,7 @@ class Slot:
         """Reap what is dead, all of it; say how the run ended."""
         code, spent, most = self._reap()
         with suppress(OSError):
-            if self.workspace >= 0:
-                self._stored = self._measure()
+            self._measure()
         self._cpu = max(self._cpu, spent - self._cpu_before)
         if not self._peak_memory:
             self._peak_memory = most

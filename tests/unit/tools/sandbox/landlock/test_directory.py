@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from services.tools.sandbox.landlock import directory
 from services.tools.sandbox.landlock.directory import clear, held_below
 
 DEEP = 3_000
@@ -92,3 +93,31 @@ def test_an_empty_directory_is_cleared_too(tmp_path: Path, place: int) -> None:
     clear(place)
     assert held_below(place, most_inodes=10).inodes == 0
     assert tmp_path.is_dir()
+
+
+@pytest.mark.parametrize("trick", ["deleted", "moved"])
+def test_a_directory_that_goes_away_while_it_is_looked_into_hides_no_other(
+    tmp_path: Path, place: int, monkeypatch: pytest.MonkeyPatch, trick: str
+) -> None:
+    """It ended the look: a program that did so all the time had no limit on its disk."""
+    for name in ("a", "b", "c"):
+        (tmp_path / "all" / name / "below").mkdir(parents=True)
+        (tmp_path / "all" / name / "file").write_bytes(b"x" * 50_000)
+    enter = directory._Count.enter
+    tricked = False
+
+    def entering(count: directory._Count, descriptor: int, name: str = "") -> directory._Level:
+        nonlocal tricked
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.name == "below" and not tricked:
+            tricked = True
+            if trick == "deleted":
+                path.rmdir()
+            else:
+                path.rename(tmp_path / "elsewhere")
+        return enter(count, descriptor, name)
+
+    monkeypatch.setattr(directory._Count, "enter", entering)
+    held = held_below(place, most_inodes=100)
+    assert tricked
+    assert held.disk_bytes >= 150_000

@@ -170,6 +170,8 @@ class Conclusion:
     overhead_ms: float = 0.0
     tools: Mapping[str, object] | None = None
     """What KALA's own tools did on the way, as the `kala` object carries it."""
+    has_acted: bool = False
+    """Whether a tool of KALA's has run, or may have: the same request again would run it again."""
 
     @property
     def is_allowed(self) -> bool:

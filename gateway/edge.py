@@ -35,6 +35,8 @@ REQUEST_ID: Final = "x-request-id"
 RECEIPT: Final = "x-kala-receipt"
 ATTEMPTS: Final = "x-kala-attempts"
 OVERHEAD: Final = "x-kala-overhead-ms"
+SHOULD_RETRY: Final = "x-should-retry"
+"""What OpenAI's clients go by before they send a failed request again by themselves."""
 
 JSON: Final = "application/json"
 
@@ -78,6 +80,7 @@ class Exchange:
         self.is_audited = False
         self.served = Served()
         self.overhead_ms: float | None = None
+        self.has_acted = False  # and would act again, were the same request sent again
         self._streams = False
 
     @property
@@ -263,6 +266,8 @@ class Endpoint:
         headers = {}
         if error.retry_after_seconds is not None:
             headers["retry-after"] = str(max(1, round(error.retry_after_seconds)))
+        if exchange.has_acted:
+            headers[SHOULD_RETRY] = "false"
         status = http_status(error)
         if status == 401:  # noqa: PLR2004 - RFC 9110 section 15.5.2 demands the challenge
             headers["www-authenticate"] = "Bearer"

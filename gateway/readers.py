@@ -62,6 +62,7 @@ class _Reader:
         self._exchange.receipt = conclusion.receipt
         self._exchange.served = conclusion.served
         self._exchange.overhead_ms = conclusion.overhead_ms
+        self._exchange.has_acted = conclusion.has_acted
 
 
 class Whole(_Reader):

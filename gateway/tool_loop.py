@@ -184,6 +184,7 @@ class _Loop:
         if self._calls > self._limits.calls:
             self._story.stopped = "calls"
             return over_budget(call, self._limits.calls)
+        self._story.has_acted = True
         return await self._runs.run(
             call,
             self._errand,

@@ -56,11 +56,12 @@ class Story:
         self.ends: list[ToolEnd] = []
         self.messages: list[Json] = []
         self.stopped = ""
+        self.has_acted = False
 
     @property
     def has_begun(self) -> bool:
-        """Tell whether a turn or a call is over, or words of one have left."""
-        return bool(self.turns or self.ends or self._progress)
+        """Tell whether a turn is over or a call was begun, or words of one have left."""
+        return bool(self.turns or self.ends or self._progress or self.has_acted)
 
     @property
     def overhead_ms(self) -> float:
@@ -129,6 +130,7 @@ class Story:
             usage=_total(self.turns),
             overhead_ms=self.overhead_ms,
             tools=self._to_json(),
+            has_acted=self.has_acted,
             receipt=last.receipt or self._last_receipt(),
         )
 

@@ -30,6 +30,8 @@ ROLE_HEADER: Final = "x-kala-role"
 TRUNCATION_HEADER: Final = "x-kala-truncation"
 
 RECEIPT_HEADER: Final = "x-kala-receipt"
+RETRY_HEADER: Final = "x-should-retry"
+"""`false` on a failure after which the same request would act twice, as where the model's tools have run."""
 
 EXECUTE_PATH: Final = "/kala/v1/tools/execute"
 REFUSALS: Final = frozenset({"REFUSE", "REDIRECT", "ASK_CLARIFICATION"})
@@ -252,21 +254,28 @@ class KalaClient:
     def _retried(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         """Send until it succeeds, for the few failures that time may heal and that certainly released nothing."""
         for attempt in range(MAX_RETRIES + 1):
+            may_repeat = attempt < MAX_RETRIES
             try:
-                return self._sent(send)
+                with _translated(self.target.url):
+                    response = send()
+                    may_repeat = may_repeat and response.headers.get(RETRY_HEADER) != "false"
+                    return _succeeded(response)
             except (UnavailableError, ResourceExhaustedError) as error:
                 pause = _pause(error, attempt)
-                if attempt == MAX_RETRIES or pause > LONGEST_RETRY_SECONDS:
+                if not may_repeat or pause > LONGEST_RETRY_SECONDS:
                     raise
                 self.sleep(pause)
         raise InternalError("unreachable")
 
     def _sent(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         with _translated(self.target.url):
-            response = send()
-            if response.is_success:
-                return response
-            raise error_of(response.status_code, response.read(), response.headers)
+            return _succeeded(send())
+
+
+def _succeeded(response: httpx.Response) -> httpx.Response:
+    if response.is_success:
+        return response
+    raise error_of(response.status_code, response.read(), response.headers)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI, InternalServerError
 
+from kala.errors import UnavailableError
 from kala.inference.v1 import inference_pb2 as pb
 from kala.tools.v1 import tools_pb2
 from tests.fakes.gateway_suite import Suite
@@ -120,6 +122,24 @@ async def test_more_calls_at_once_than_a_message_may_hold_end_the_request(tool_s
     assert response.status_code == 503, len(response.json()["kala"]["tools"]["steps"])
     assert response.json()["error"]["code"] == "too_many_calls"
     assert tool_suite.tools.executed == []
+
+
+async def test_no_client_runs_tools_twice_because_a_later_turn_failed(tool_suite: Suite) -> None:
+    def answer(action: pb.ChatAction) -> list[Step]:
+        has_result = any(message.role == pb.ROLE_TOOL for message in action.messages)
+        return [UnavailableError("away")] if has_result else calling(shell("date >> log", call_id="a"))
+
+    tool_suite.inference.script = answer
+    async with AsyncOpenAI(api_key=tool_suite.key, base_url=f"{tool_suite.url}/v1") as client:
+        with pytest.raises(InternalServerError):
+            await client.chat.completions.create(
+                model="auto",
+                messages=[{"role": "user", "content": "Note it."}],
+                extra_body={"kala_tools": "auto"},
+            )
+    assert len(tool_suite.tools.executed) == 1
+    turns(tool_suite, [UnavailableError("away")])
+    assert "x-should-retry" not in (await tool_suite.chat(kala_tools="auto")).headers
 
 
 async def test_a_run_in_a_workspace_of_too_many_files_does_not_take_the_first_for_all(

@@ -174,6 +174,13 @@ def test_a_long_retry_after_is_reported_instead_of_slept() -> None:
     assert caught.value.retry_after_seconds == 3600
 
 
+def test_a_failure_after_tools_have_run_is_not_sent_again() -> None:
+    gateway = FakeGateway([failure(503, "backends_unavailable", "away", x_should_retry="false")])
+    with client_of(gateway) as client, pytest.raises(UnavailableError):
+        client.chat(QUESTION, kala_tools="auto")
+    assert len(gateway.seen) == 1
+
+
 def test_mistakes_are_not_sent_again() -> None:
     gateway = FakeGateway([failure(400, "invalid_value", "no")])
     with client_of(gateway) as client, pytest.raises(InvalidArgumentError):

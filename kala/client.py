@@ -14,6 +14,7 @@ import httpx
 from kala.errors import (
     DeadlineExceededError,
     InternalError,
+    InvalidArgumentError,
     KalaError,
     PermissionDeniedError,
     ResourceExhaustedError,
@@ -289,6 +290,8 @@ def _translated(url: str) -> Iterator[None]:
         ) from error
     except httpx.TimeoutException as error:
         raise DeadlineExceededError(f"the gateway at {url} did not answer in time") from error
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError("body", "holds half a surrogate pair, which no UTF-8 can spell") from error
     except httpx.HTTPError as error:
         # The request may have been executed: not UNAVAILABLE, which would send it again.
         raise InternalError(f"the connection to {url} broke: {error}", reason="CONNECTION_LOST") from error

@@ -110,5 +110,5 @@ def _parsed(text: Any) -> Any:  # Any: JSON
         return None
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

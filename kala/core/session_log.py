@@ -62,7 +62,7 @@ class SessionLog:
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "session_id": self.session_id,
                 "tool": name,
-                "arguments_sha256": _digest(json.dumps(arguments, sort_keys=True, default=str)),
+                "arguments_sha256": _digest(_canonical(arguments)),
                 "output_sha256": _digest(result.output),
                 "success": result.success,
                 "ethics_approved": result.ethics_approved,
@@ -96,6 +96,11 @@ class SessionLog:
         path.write_text(proof, encoding="utf-8")
         (self.directory / "audit.vkey").write_text(f"{vkey.strip()}\n", encoding="utf-8")
         return str(path.relative_to(self.directory))
+
+
+def _canonical(arguments: Mapping[str, Any]) -> str:  # Any: each tool has its own
+    """Write arguments in one order; keys become text first, as in the call itself."""
+    return json.dumps(json.loads(json.dumps(arguments, default=str)), sort_keys=True)
 
 
 def _digest(text: str) -> str:

@@ -205,6 +205,26 @@ def test_a_tool_that_fails_says_why(use: Use) -> None:
         assert session.execute_tool("shell", command="rm x", approval=asked.approval).success
 
 
+def test_arguments_that_utf8_cannot_spell_are_named(use: Use) -> None:
+    use(FakeGateway([made()]))
+    with UnifiedKALASession(enable_tools=True) as session, pytest.raises(InvalidArgumentError, match="UTF-8"):
+        session.execute_tool("shell", command="\ud800")
+
+
+def test_no_arguments_cost_the_result_of_a_run_its_line_in_the_log(use: Use, tmp_path: Path) -> None:
+    use(FakeGateway([made(), ran("done")]))
+    with UnifiedKALASession(enable_tools=True, log_dir=tmp_path) as session:
+        assert session.execute_tool("shell", environment={1: "a", "b": 2}).output == "done"
+    (log,) = tmp_path.glob("*.jsonl")
+    assert json.loads(log.read_text())["success"]
+
+
+def test_a_result_of_endless_brackets_stays_text(use: Use) -> None:
+    use(FakeGateway([made(), ran("", result_json="[" * 100_000)]))
+    with UnifiedKALASession(enable_tools=True) as session:
+        assert session.execute_tool("shell", command="ls").data == "[" * 100_000
+
+
 def test_a_key_without_the_scope_is_no_judgement_of_the_laws(use: Use) -> None:
     use(FakeGateway([made(), failure(403, "insufficient_permissions", "lacks the scope")]))
     with UnifiedKALASession(enable_tools=True) as session, pytest.raises(PermissionDeniedError):

@@ -79,8 +79,10 @@ def is_placeholder(text: str) -> bool:
         or low.strip("_-") in _ORDINARY
         or len(set(low)) <= 3
         or bool(_UUID.fullmatch(text))
-        or (any(word in low for word in ("secret", "password", "token", "apikey", "api_key", "api-key"))
-        and not re.search(r"\d{2}|[^\w-]", text))
+        or (
+            any(word in low for word in ("secret", "password", "token", "apikey", "api_key", "api-key"))
+            and not re.search(r"\d{2}|[^\w-]", text)
+        )
     )
 
 

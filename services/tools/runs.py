@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,6 +101,10 @@ class _Entry:
     end: End
     # Held while its artifacts are collected.
     collecting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def whose(self) -> tuple[str, str]:
+        return self.record.run.owner.tenant, self.record.run.owner.principal
 
     @property
     def stored_bytes(self) -> int:
@@ -348,26 +353,33 @@ class Runs:
         return (entry for entry in reversed(self._entries.values()) if not self._is_over(entry))
 
     def _drop_oldest(self) -> None:
-        """Forget the oldest run that has ended; its artifacts' space is freed by the next sweep."""
-        for entry in self._entries.values():
-            if entry.record.status is not None:
-                self._discard(entry)
-                return
-        raise ResourceExhaustedError(
-            f"{self._max_runs} runs have not ended yet; wait for one", reason="TOO_MANY_RUNS"
-        )
+        """Forget the oldest run that has ended, of whoever has most of them; its artifacts' space is freed by the next sweep."""
+        ended = [entry for entry in self._entries.values() if entry.record.status is not None]
+        if not ended:
+            raise ResourceExhaustedError(
+                f"{self._max_runs} runs have not ended yet; wait for one", reason="TOO_MANY_RUNS"
+            )
+        held = Counter(entry.whose for entry in ended)
+        most = max(held.values())
+        self._discard(next(entry for entry in ended if held[entry.whose] == most))
 
     async def _make_room(self, kept: _Entry) -> None:
-        """Forget the oldest ended runs with artifacts until all artifacts fit."""
-        stored = sum(entry.stored_bytes for entry in self._entries.values())
-        oldest = []
+        """Forget ended runs with artifacts until all artifacts fit: of whoever stores most, the oldest first."""
+        stored: Counter[tuple[str, str]] = Counter()
+        may_go: dict[tuple[str, str], deque[_Entry]] = {}
         for entry in self._entries.values():
-            if stored <= self._max_bytes:
-                break
+            stored[entry.whose] += entry.stored_bytes
             if entry is not kept and entry.record.status is not None and entry.record.artifacts:
-                oldest.append(entry)
-                stored -= entry.stored_bytes
-        await self._forget(oldest)
+                may_go.setdefault(entry.whose, deque()).append(entry)
+        gone = []
+        while may_go and stored.total() > self._max_bytes:
+            most = max(may_go, key=lambda whose: stored[whose])
+            entry = may_go[most].popleft()
+            gone.append(entry)
+            stored[most] -= entry.stored_bytes
+            if not may_go[most]:
+                del may_go[most]
+        await self._forget(gone)
 
     async def _forget(self, entries: Sequence[_Entry]) -> None:
         for entry in entries:

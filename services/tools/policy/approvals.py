@@ -30,8 +30,9 @@ KEPT_SECONDS: Final = 24 * 3600.0
 # All of them, with their arguments, in this process's memory.
 MAX_APPROVALS: Final = 10_000
 MAX_HELD_BYTES: Final = 64 * 1024 * 1024
-# Of one principal: nobody reads more, and nobody may crowd out the others.
+# Of one principal, undecided or approved and not used yet: nobody reads more, and nobody may crowd out the others.
 MAX_PENDING_OF_ONE: Final = 100
+MAX_HELD_BYTES_OF_ONE: Final = 8 * 1024 * 1024
 MAX_COMMENT_CHARS: Final = 1_024
 # Of stdin and of what a write would write: enough for a person; what is left out is said.
 MAX_SHOWN_BYTES: Final = 64 * 1024
@@ -128,6 +129,7 @@ class ApprovalBook:
         new_id: Callable[[], str] = lambda: secrets.token_hex(16),
         max_approvals: int = MAX_APPROVALS,
         max_held_bytes: int = MAX_HELD_BYTES,
+        max_held_bytes_of_one: int = MAX_HELD_BYTES_OF_ONE,
     ) -> None:
         self._replica = replica
         self._rule = rule
@@ -136,6 +138,7 @@ class ApprovalBook:
         self._new_id = new_id
         self._max_approvals = max_approvals
         self._max_held_bytes = max_held_bytes
+        self._max_held_bytes_of_one = max_held_bytes_of_one
         # By name, in the order of arrival.
         self._book: dict[str, Approval] = {}
         self._held_bytes = 0
@@ -147,13 +150,18 @@ class ApprovalBook:
         Raises ResourceExhaustedError when the principal has too many waiting, or the book is full of waiting ones.
         """
         self._sweep()
-        waiting = [item for item in self._pending() if item.call.owner.is_same(wanted.owner)]
+        waiting = [item for item in self._live() if item.call.owner.is_same(wanted.owner)]
         for item in waiting:
-            if item.call.call_digest == wanted.call_digest and item.call.owner == wanted.owner:
+            is_same_call = item.call.call_digest == wanted.call_digest and item.call.owner == wanted.owner
+            if is_same_call and item.state is ApprovalState.PENDING:
                 return item
-        if len(waiting) >= MAX_PENDING_OF_ONE:
+        held = sum(_held(item.call) for item in waiting)
+        if len(waiting) >= MAX_PENDING_OF_ONE or (
+            waiting and held + _held(wanted) > self._max_held_bytes_of_one
+        ):
             raise ResourceExhaustedError(
-                f"{MAX_PENDING_OF_ONE} of your calls wait for approval; decide some of them first",
+                f"{len(waiting)} of your calls, {held} bytes of them, wait for approval or to be sent again; "
+                "decide some of them first, or send those that are approved",
                 reason="TOO_MANY_APPROVALS",
                 retry_after_seconds=self._rule.wait_seconds,
             )
@@ -270,8 +278,8 @@ class ApprovalBook:
             raise _unknown(name)
         return approval
 
-    def _pending(self) -> Iterator[Approval]:
-        return (item for item in self._book.values() if item.state is ApprovalState.PENDING)
+    def _live(self) -> Iterator[Approval]:
+        return (item for item in self._book.values() if item.state in _LIVE)
 
     def _put(self, approval: Approval) -> Approval:
         self._book[approval.name] = approval

@@ -129,6 +129,14 @@ class TestEntering:
             runs.get(ended[0], ALICE)
         assert runs.get(ended[1], ALICE)
 
+    async def test_whoever_runs_most_gives_way_first(self, runs: Runs) -> None:
+        """Ten thousand quick calls of one principal made the service forget everybody's runs."""
+        bobs = _done(runs, _new(BOB))
+        alices = [_done(runs) for _ in range(12)]
+        assert runs.get(bobs, BOB)
+        with pytest.raises(NotFoundError):
+            runs.get(alices[0], ALICE)
+
     async def test_a_book_full_of_running_ones_takes_no_more(self, runs: Runs) -> None:
         for _ in range(8):
             runs.begin(_new(), end=Ends())
@@ -236,6 +244,16 @@ class TestArtifacts:
         assert runs.get(plain, ALICE)
         assert (await runs.read_artifact(f"{second}/artifacts/0", ALICE)).data == b"x" * 60
         assert _stored(tmp_path) == ["0"]
+
+    async def test_whoever_stores_most_gives_way_first(self, runs: Runs, left: Path, workspace: int) -> None:
+        (left / "a").write_bytes(b"x" * 30)
+        bobs = await _leaving(runs, workspace, _new(BOB))
+        (left / "a").write_bytes(b"x" * 60)
+        alices = [await _leaving(runs, workspace) for _ in range(3)]
+        assert (await runs.read_artifact(f"{bobs}/artifacts/0", BOB)).data == b"x" * 30
+        with pytest.raises(NotFoundError):
+            runs.get(alices[1], ALICE)
+        assert (await runs.read_artifact(f"{alices[2]}/artifacts/0", ALICE)).data == b"x" * 60
 
     async def test_one_run_never_gets_more_than_the_store(
         self, runs: Runs, left: Path, workspace: int

@@ -183,6 +183,32 @@ def test_nobody_crowds_out_the_others() -> None:
     approvals.request(replace(CALL, owner=BEN))
 
 
+def test_nobody_crowds_out_the_others_by_large_calls() -> None:
+    """64 calls of 1 MiB by one principal filled the book for everybody."""
+    approvals = book(max_held_bytes=1_000, max_held_bytes_of_one=400)
+    large = replace(CALL, arguments_json="x" * 300)
+    approvals.request(large)
+    with pytest.raises(ResourceExhaustedError, match="300 bytes of them"):
+        approvals.request(replace(large, call_digest=b"e" * 32))
+    approvals.request(replace(large, owner=BEN))
+
+
+def test_nobody_crowds_out_the_others_by_calls_that_are_approved_and_never_sent() -> None:
+    approvals = book()
+    for number in range(MAX_PENDING_OF_ONE):
+        name = approvals.request(replace(CALL, call_digest=number.to_bytes(32))).name
+        approvals.decide(name, Person(ANNA), approve=True)
+    with pytest.raises(ResourceExhaustedError, match="send those that are approved"):
+        approvals.request(CALL)
+
+
+def test_a_call_that_is_larger_than_its_share_waits_alone() -> None:
+    approvals = book(max_held_bytes=1_000, max_held_bytes_of_one=400)
+    approvals.request(replace(CALL, arguments_json="x" * 600))
+    with pytest.raises(ResourceExhaustedError):
+        approvals.request(replace(CALL, call_digest=b"e" * 32))
+
+
 def test_a_full_book_forgets_what_is_over_but_nothing_that_waits() -> None:
     approvals = book(max_approvals=2)
     over = approvals.request(CALL)

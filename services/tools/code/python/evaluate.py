@@ -8,16 +8,17 @@ from dataclasses import replace
 from typing import Final
 
 from services.tools.code.python import calls as library
+from services.tools.code.python.constants import arithmetic, interleave
 from services.tools.code.python.facts import Call, Compare, Facts, Scope
 from services.tools.code.python.guards import dotted
+from services.tools.code.python.marks import secret, sourced
 from services.tools.code.python.names import canonical
-from services.tools.code.python.sources import is_request, is_secret_name, kind_of_call, kind_of_path
+from services.tools.code.python.sources import kind_of_call
 from services.tools.code.python.values import (
     HOLE,
     MAX_TEXT,
     NOTHING,
     UNKNOWN,
-    Kind,
     Label,
     Taint,
     Value,
@@ -85,18 +86,18 @@ class Evaluator:
             value = self.globals.get(node.id)
         if value is None:
             origin = self.names.get(node.id, node.id)
-            value = self._sourced(Value(origin=origin, node=node), node, origin)
-        return self._secret(value, node, node.id)
+            value = sourced(Value(origin=origin, node=node), node, origin, self.scope.bases)
+        return secret(value, node, node.id)
 
     def _on_Attribute(self, node: ast.Attribute, env: Env) -> Value:
         path = dotted(node)
         if path and path in env:
-            return self._secret(env[path], node, node.attr)
+            return secret(env[path], node, node.attr)
         base = self.eval(node.value, env)
         origin = canonical(f"{base.origin}.{node.attr}")[-_MAX_ORIGIN:] if base.origin else ""
         value = Value(origin=origin, taints=base.taints, node=node)
-        value = self._sourced(value, node, origin)
-        return self._secret(value, node, node.attr)
+        value = sourced(value, node, origin, self.scope.bases)
+        return secret(value, node, node.attr)
 
     def _on_Subscript(self, node: ast.Subscript, env: Env) -> Value:
         base = self.eval(node.value, env)
@@ -116,7 +117,7 @@ class Evaluator:
             value = base.items[base.keys.index(key.const)]
         elif base.items and not base.taints:
             value = Value(node=node)
-        return self._secret(value, node, key.string) if key.string else value
+        return secret(value, node, key.string) if key.string else value
 
     def _on_Slice(self, node: ast.Slice, env: Env) -> Value:
         for part in (node.lower, node.upper, node.step):
@@ -148,7 +149,7 @@ class Evaluator:
             )
         if isinstance(node.op, ast.Mod) and left.text is not None:
             return self._text(
-                node, _interleave(left.text, "%", list(right.items) or [right]), taken=[left, right]
+                node, interleave(left.text, "%", list(right.items) or [right]), taken=[left, right]
             )
         if (
             isinstance(node.op, ast.Mult)
@@ -172,7 +173,7 @@ class Evaluator:
         origin = left.origin if isinstance(node.op, ast.BitOr) else ""
         return Value(
             origin=origin,
-            const=_arithmetic(node.op, left.const, right.const),
+            const=arithmetic(node.op, left.const, right.const),
             taints=merge(left.taints, right.taints),
             node=node,
         )
@@ -342,9 +343,9 @@ class Evaluator:
                 kind, (node.lineno, node.col_offset), ((node, f"{name or method}() reads {kind.value}"),)
             )
             value = Value(origin=origin, taints=(taint,), node=node)
-            return self._secret(value, node, args[0].string if args else "")
+            return secret(value, node, args[0].string if args else "")
         if method == "format" and receiver.text is not None:
-            return self._text(node, _interleave(receiver.text, "{", given), taken=[receiver, *given])
+            return self._text(node, interleave(receiver.text, "{", given), taken=[receiver, *given])
         if method == "join" and receiver.text is not None:
             joined = args[0] if args else UNKNOWN
             return self._text(node, list(joined.items) or [joined], taken=[joined])
@@ -370,7 +371,7 @@ class Evaluator:
         value = Value(origin=origin, taints=taints, text=text, node=node, built=bool(built), const=constant)
         value = value.cleared_for(cleared) if cleared else value
         return (
-            self._secret(value, node, args[0].string)
+            secret(value, node, args[0].string)
             if method in {"get", "getlist", "pop", "get_argument"} and args
             else value
         )
@@ -388,70 +389,3 @@ class Evaluator:
         value = Value(taints=taints, text=text, node=node, built=True, items=tuple(parts))
         self.facts.texts.append((node, value, self.scope))
         return replace(value, items=())
-
-    def _sourced(self, value: Value, node: ast.expr, origin: str) -> Value:
-        kind = kind_of_path(origin, self.scope.bases)
-        if kind is None or any(taint.kind is kind for taint in value.taints):
-            return value
-        taint = Taint(kind, (node.lineno, node.col_offset), ((node, f"{origin} holds {kind.value}"),))
-        return replace(value, taints=merge(value.taints, (taint,)))
-
-    def _secret(self, value: Value, node: ast.expr, name: str) -> Value:
-        """Mark a value whose name says that it must stay secret; what a call makes of it later is no secret any more."""
-        if (
-            not is_secret_name(name)
-            or any(taint.kind is Kind.SECRET for taint in value.taints)
-            or is_request(value.origin)
-        ):
-            return value
-        if value.origin.endswith("()") and not value.taints and not value.built:
-            return value
-        taint = Taint(
-            Kind.SECRET, (node.lineno, node.col_offset), ((node, f"{name} is a secret by its name"),)
-        )
-        return replace(value, taints=merge(value.taints, (taint,)))
-
-
-def _interleave(pattern: str, mark: str, values: list[Value]) -> list[Value]:
-    """Cut a format text at its fields and put values, or unknowns, between the pieces."""
-    pieces: list[Value] = []
-    literal = ""
-    index, used = 0, 0
-    while index < len(pattern):
-        if pattern[index] != mark or index + 1 >= len(pattern) or pattern[index + 1] == mark:
-            literal += pattern[index]
-            index += 2 if pattern[index : index + 2] == mark * 2 else 1
-            continue
-        pieces.extend((Value(const=literal, text=literal), values[used] if used < len(values) else UNKNOWN))
-        literal = ""
-        used += 1
-        index = _field_end(pattern, index, mark)
-    pieces.append(Value(const=literal, text=literal))
-    return pieces
-
-
-def _field_end(pattern: str, index: int, mark: str) -> int:
-    if mark == "{":
-        end = pattern.find("}", index)
-        return len(pattern) if end < 0 else end + 1
-    index += 1
-    if pattern[index : index + 1] == "(":
-        index = max(pattern.find(")", index), index) + 1
-    while index < len(pattern) and not pattern[index].isalpha():
-        index += 1
-    return index + 1
-
-
-def _arithmetic(operator: ast.operator, left: object, right: object) -> object:
-    """Work out small whole numbers; anything else stays unknown."""
-    if not (type(left) is int and type(right) is int and abs(left) < 2**40 and abs(right) < 2**40):
-        return NOTHING
-    if isinstance(operator, ast.Mult):
-        return left * right
-    if isinstance(operator, ast.Sub):
-        return left - right
-    if isinstance(operator, ast.FloorDiv) and right:
-        return left // right
-    if isinstance(operator, ast.BitOr):
-        return left | right
-    return NOTHING

@@ -9,6 +9,7 @@ from services.tools.code.engines.python_syntax import (
     checks,
     credentials,
     crypto,
+    meanings,
     settings,
     soundness,
     transport,
@@ -27,6 +28,7 @@ _CHECKS: Final = (
     *access.CHECKS,
     *checks.CHECKS,
     *soundness.CHECKS,
+    *meanings.CHECKS,
 )
 
 

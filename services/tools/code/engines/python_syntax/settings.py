@@ -26,8 +26,8 @@ _SENSITIVE_FILE: Final = re.compile(
 )
 
 
-def debug(subject: Subject) -> Iterator[Hit]:
-    """Debug servers and debug output."""
+def debug_servers(subject: Subject) -> Iterator[Hit]:
+    """Servers and programs that are started for debugging."""
     for call in subject.facts.calls:
         if call.method in {"run", "run_simple", "listen", "run_app"} and not call.name.startswith(
             ("asyncio", "subprocess", "uvicorn.Config")
@@ -61,6 +61,10 @@ def debug(subject: Subject) -> Iterator[Hit]:
             or (call.method == "from_mapping" and call.keywords.get("DEBUG", Value()).const is True)
         ):
             yield subject.hit("debug_mode", call.node)
+
+
+def debug_settings(subject: Subject) -> Iterator[Hit]:
+    """Settings that switch debugging on."""
     for store in subject.facts.stores:
         if store.value.const is True and (
             (
@@ -85,6 +89,10 @@ def debug(subject: Subject) -> Iterator[Hit]:
             )
         ):
             yield subject.hit("debug_mode", store.node)
+
+
+def debug_answers(subject: Subject) -> Iterator[Hit]:
+    """Answers that show the process's own state."""
     for node in subject.tree.all(ast.Call):
         name = subject.tree.text(node.func)
         if (
@@ -361,4 +369,14 @@ def limits(subject: Subject) -> Iterator[Hit]:
             yield subject.hit("unbounded_input", function)
 
 
-CHECKS: Final[tuple[Check, ...]] = (debug, cookies, cross_site, permissions, parsers, listening, limits)
+CHECKS: Final[tuple[Check, ...]] = (
+    debug_servers,
+    debug_settings,
+    debug_answers,
+    cookies,
+    cross_site,
+    permissions,
+    parsers,
+    listening,
+    limits,
+)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from services.tools.code.engines.python_taint.injection import _SQL
 from services.tools.code.engines.python_taint.markup import _RESPONSES, is_log
+from services.tools.code.engines.python_taint.queries import SQL
 from services.tools.code.model import Hit
 from services.tools.code.python.sources import WEB, is_secret_name
 from services.tools.code.python.subject import Check, Subject
@@ -120,7 +120,7 @@ def stored(subject: Subject) -> Iterator[Hit]:
         if (
             call.method in {"execute", "executemany"}
             and re.search(r"\b(?:insert|update|replace)\b", skeleton(call.arg(0)), re.IGNORECASE)
-            and _SQL.search(skeleton(call.arg(0)))
+            and SQL.search(skeleton(call.arg(0)))
         ):
             taints = _passwords(*call.args)
             if taints:

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from typing import Final
 
-from services.tools.code.engines.python_taint import disclosure, files, injection, markup, trust
+from services.tools.code.engines.python_taint import (
+    disclosure,
+    execution,
+    files,
+    markup,
+    queries,
+    resources,
+    trust,
+)
 from services.tools.code.model import CodeLanguage, EngineName, EngineResult, Rule, Source
 from services.tools.code.python.subject import PREFIX, run_checks
 from services.tools.code.rules import load
 
 # Raised with every change of what is found.
 _VERSION: Final = "kala.taint 1"
-_CHECKS: Final = (*injection.CHECKS, *markup.CHECKS, *files.CHECKS, *disclosure.CHECKS, *trust.CHECKS)
+_CHECKS: Final = (
+    *queries.CHECKS,
+    *execution.CHECKS,
+    *markup.CHECKS,
+    *files.CHECKS,
+    *disclosure.CHECKS,
+    *trust.CHECKS,
+    *resources.CHECKS,
+)
 
 
 class PythonTaintEngine:

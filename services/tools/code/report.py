@@ -112,11 +112,16 @@ def _finding(source: Source, one: Seen, counts: dict[str, int]) -> Finding:
         owasp=owasp_of(rule.cwe),
         ssdf=ssdf_of(rule.cwe),
         span=span_of(source, hit.region),
-        flow=tuple(TaintStep(span_of(source, step.region), step.what) for step in steps),
-        explanation=f"{rule.explanation} {hit.detail}".strip(),
+        flow=tuple(TaintStep(span_of(source, step.region), _writable(step.what)) for step in steps),
+        explanation=_writable(f"{rule.explanation} {hit.detail}".strip()),
         fix=rule.fix,
         repairable=repairable(rule.id),
     )
+
+
+def _writable(text: str) -> str:
+    """Names in a text may come from literals with half characters, which no message can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _fingerprint(source: Source, hit: Hit, counts: dict[str, int]) -> str:

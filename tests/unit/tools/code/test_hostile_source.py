@@ -69,6 +69,26 @@ def test_a_line_that_is_too_long_is_named_and_not_searched() -> None:
     assert report.problems[0].engine is None
 
 
+def test_a_report_can_be_sent_whatever_literals_hold() -> None:
+    text = """import logging
+from flask import Flask, request
+app = Flask(__name__)
+
+@app.route("/x")
+def x():
+    data = request.json
+    password = data["\\ud800password"]
+    logging.info("got %s", password)
+    return password
+"""
+    findings = scan(text).findings
+
+    assert findings
+    for finding in findings:
+        for said in (finding.explanation, *(step.what for step in finding.flow)):
+            said.encode()
+
+
 def test_functions_that_call_each_other_for_ever_end() -> None:
     text = "".join(f"def f{i}(x):\n    return f{(i + 1) % 40}(x) + f{(i + 7) % 40}(x)\n" for i in range(40))
 

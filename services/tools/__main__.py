@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -159,11 +159,45 @@ async def open_service(
         background=background,
         observe=observe,
     )
-    writing = Writing(policy=policy, approvals=approvals, workspaces=workspaces, records=records)
-    scanning, testing = (
-        Scanning(workers=settings.scan_workers),
-        Testing(desk=desk, policy=policy, runs=runs),
+    writing = Writing(
+        policy=policy, approvals=approvals, workspaces=workspaces, records=records, background=background
     )
+    testing = Testing(desk=desk, policy=policy, runs=runs)
+    code = await open_code(settings, testing, records, background, stack)
+    return Service(
+        desk=desk,
+        policy=policy,
+        toolbox=toolbox,
+        approvals=approvals,
+        workspaces=workspaces,
+        runs=runs,
+        execution=execution,
+        writing=writing,
+        measuring=Measuring(
+            None if settings.signing_key_file is None else load_private_key(settings.signing_key_file),
+            policy_digest=policy.digest,
+        ),
+        scanning=code.scanning,
+        repairing=code.repairing,
+        generating=code.generating,
+        hints=Hints(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What works on code."""
+
+    scanning: Scanning
+    repairing: Repairing
+    generating: Generating
+
+
+async def open_code(
+    settings: ToolsSettings, testing: Testing, records: Records, background: Background, stack: AsyncExitStack
+) -> Code:
+    """Put together what scans, repairs and writes code; the stack closes it."""
+    scanning = Scanning(workers=settings.scan_workers)
     stack.push_async_callback(scanning.aclose)
     repairing = Repairing(
         scanning=scanning,
@@ -180,24 +214,7 @@ async def open_service(
         background=background,
         max_act_seconds=settings.max_act_seconds,
     )
-    return Service(
-        desk=desk,
-        policy=policy,
-        toolbox=toolbox,
-        approvals=approvals,
-        workspaces=workspaces,
-        runs=runs,
-        execution=execution,
-        writing=writing,
-        measuring=Measuring(
-            None if settings.signing_key_file is None else load_private_key(settings.signing_key_file),
-            policy_digest=policy.digest,
-        ),
-        scanning=scanning,
-        repairing=repairing,
-        generating=generating,
-        hints=Hints(),
-    )
+    return Code(scanning, repairing, generating)
 
 
 async def open_inference(settings: ToolsSettings, stack: AsyncExitStack) -> InferenceServiceAsyncStub | None:

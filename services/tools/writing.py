@@ -15,6 +15,7 @@ from services.tools.files.workspaces import Workspaces
 from services.tools.policy.approvals import ApprovalBook, Wanted
 from services.tools.policy.model import Policy, Risk
 from services.tools.records import Facts, Records
+from services.tools.running import Background
 
 WRITE_FILE: Final = "/kala.tools.v1.ToolsService/WriteFile"
 TOOL: Final = "write_file"
@@ -48,12 +49,14 @@ class Writing:
         approvals: ApprovalBook,
         workspaces: Workspaces,
         records: Records,
+        background: Background,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy = policy
         self._approvals = approvals
         self._workspaces = workspaces
         self._records = records
+        self._background = background
         self._clock = clock
 
     async def write(self, asked: WriteAsked, clearance: VerifiedClearance) -> Written | str:
@@ -61,11 +64,19 @@ class Writing:
         self._workspaces.get(asked.workspace, asked.owner)
         claim = await self._records.claim(clearance, rpc=WRITE_FILE, tool=TOOL)
         began = self._clock()
+        is_known = False
         try:
             done = await self._write(asked)
+            is_known = True
         except KalaError as error:
+            is_known = True
             await self._records.ended(claim, Facts("error", error.reason, self._clock() - began))
             raise
+        finally:
+            if not is_known:
+                # The caller went away, before or while the file was written: there is a record of that too.
+                gone = Facts("cancelled", "CLIENT_CLOSED_REQUEST", self._clock() - began)
+                self._background.keep(self._records.ended(claim, gone))
         elapsed = self._clock() - began
         if isinstance(done, str):
             await self._records.ended(

@@ -24,12 +24,23 @@ from kala.errors import (
 from kala.tools.v1 import execution_pb2, policy_pb2
 from kala.tools.v1 import tools_pb2 as pb
 from services.common.clearance import VerifiedClearance
+from services.tools.files.model import Owner
 from services.tools.reading import asked_of
 from services.tools.sandbox.detection import MechanismReport
 from services.tools.sandbox.model import Status, Strength, Tier
 from tests.fakes.clearances import MovingClock
 from tests.fakes.scripted_sandbox import ScriptedSandbox
-from tests.service.tools.conftest import BEN, Tools, printed, python, seal, served_tools, until
+from tests.service.tools.conftest import (
+    ANN,
+    BEN,
+    WRITE_FILE,
+    Tools,
+    printed,
+    python,
+    seal,
+    served_tools,
+    until,
+)
 
 
 async def test_a_run_streams_its_start_its_output_and_its_end(tools: Tools) -> None:
@@ -333,6 +344,24 @@ async def test_a_person_sees_stdin_and_files_and_an_approval_holds_for_those_nam
         await tools.execute(call("ledger", "draft", approval=name))
     assert caught.value.reason == "APPROVAL_FOR_ANOTHER_CALL"
     assert (await tools.execute(call("draft", "ledger", approval=name))).status == "OK"
+
+
+async def test_a_writer_that_goes_away_leaves_a_record_too(tools: Tools) -> None:
+    """What was written, or not, stayed unknown: the log had the claim and nothing after it."""
+    assert tools.service is not None
+    workspace = (await tools.ask("CreateWorkspace", pb.CreateWorkspaceRequest())).workspace.name
+    owner = Owner(ANN.tenant, ANN.id, ANN.subject)
+    action = pb.WriteFileAction(workspace=workspace, path="a", data=b"x", mode=pb.WRITE_MODE_CREATE)
+    sealed = seal(tools.signer, action, audience=WRITE_FILE)
+    turns = tools.service.workspaces.turn(workspace, owner, end=lambda: None)
+    async with turns as turn, turn.files._changing:
+        changing = turn.files._changing
+        call = tools.stub.WriteFile(pb.WriteFileRequest(sealed=sealed))
+        await until(lambda: bool(changing._waiters))
+        call.cancel()
+        await until(lambda: not changing._waiters)
+    await until(lambda: len(tools.logged("tools.result")) == 1)
+    assert tools.logged("tools.result")[0]["result"]["status"] == "cancelled"
 
 
 async def test_measurements_are_for_the_trainer(tools: Tools) -> None:

@@ -75,6 +75,7 @@ class Scanning:
             worker = await ScanProcess.start(memory_bytes=self.memory_bytes)
             if not self.keep(worker):
                 await worker.aclose()
+                return
 
     async def aclose(self) -> None:
         """End the workers; what they scan ends with UnavailableError."""
@@ -168,7 +169,10 @@ class Scanning:
             structlog.get_logger().warning("scan_worker_not_started", problem=str(error))
 
     async def take_worker(self) -> ScanProcess:
-        """Give a worker that lives and has loaded its engines."""
+        """Give a worker that lives; it may be loading its engines still."""
+        if not self._idle and self._warming:
+            # One is being started: a second one would only slow it down.
+            await asyncio.wait(tuple(self._warming))
         while self._idle:
             worker = self._idle.pop()
             if worker.is_alive:

@@ -62,7 +62,7 @@ async def _measure(rounds: int, requests: int) -> Figures:
         await scanning.scan([SourceFile("empty.py", "")], ScanOptions())
         start_seconds = time.perf_counter() - began
         scans = [await _timed(scanning, name, rounds, requests) for name in LINES]
-        judged = [await _judged(scanning, folder) for folder in sorted(SAMPLES.iterdir()) if folder.is_dir()]
+        judged = [await _judged(scanning, SAMPLES / name) for name in _ENDINGS if (SAMPLES / name).is_dir()]
     finally:
         await scanning.aclose()
     return Figures((load, os.getloadavg()[0]), start_seconds, tuple(scans), tuple(judged))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 
 from kala.common.v1.clearance_pb2 import ClearanceClaims
 from kala.common.v1.measurement_pb2 import MeasurementContext
@@ -21,9 +22,12 @@ from kala.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from kala.tools.v1 import execution_pb2, policy_pb2
+from kala.tools.v1 import execution_pb2, policy_pb2, tools_pb2_grpc
 from kala.tools.v1 import tools_pb2 as pb
+from services.common.channel import open_channel
 from services.common.clearance import VerifiedClearance
+from services.common.principals import principal_metadata
+from services.common.status import translated
 from services.tools.files.model import Owner
 from services.tools.reading import asked_of
 from services.tools.sandbox.detection import MechanismReport
@@ -362,6 +366,25 @@ async def test_a_writer_that_goes_away_leaves_a_record_too(tools: Tools) -> None
         await until(lambda: not changing._waiters)
     await until(lambda: len(tools.logged("tools.result")) == 1)
     assert tools.logged("tools.result")[0]["result"]["status"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("rpc", "request_"),
+    [
+        ("CreateWorkspace", pb.CreateWorkspaceRequest()),
+        ("ReadFile", pb.ReadFileRequest(workspace="workspaces/local." + "0" * 32, path="a")),
+        ("ListRuns", pb.ListRunsRequest()),
+        ("DecideApproval", pb.DecideApprovalRequest(name="approvals/x", approve=True)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_the_trainer_calls_on_behalf_of_nobody(tools: Tools, rpc: str, request_: Message) -> None:
+    """It handles strangers' data: it could read everybody's workspaces, and approve what waited for a person."""
+    async with open_channel(tools.address, peer_name="trainer") as channel:
+        call = getattr(tools_pb2_grpc.ToolsServiceStub(channel), rpc)
+        with pytest.raises(PermissionDeniedError) as caught, translated():
+            await call(request_, metadata=principal_metadata(ANN))
+    assert caught.value.reason == "NOT_GATEWAY"
 
 
 async def test_measurements_are_for_the_trainer(tools: Tools) -> None:

@@ -1,4 +1,4 @@
-"""A JavaScript file as a tree that can be walked: bounded in depth and size, without recursion in the making."""
+"""A file of another language than Python as a tree: bounded in depth and size, without recursion in the making."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import tree_sitter
+import tree_sitter_bash
 import tree_sitter_javascript
 
 from services.tools.code.model import Region, Source
@@ -13,7 +14,9 @@ from services.tools.code.model import Region, Source
 MAX_DEPTH: Final = 150
 MAX_NODES: Final = 60_000
 MAX_LINE: Final = 20_000
-_LANGUAGE: Final = tree_sitter.Language(tree_sitter_javascript.language())
+_MAX_MARKS: Final = 2_500
+_JAVASCRIPT: Final = tree_sitter.Language(tree_sitter_javascript.language())
+_BASH: Final = tree_sitter.Language(tree_sitter_bash.language())
 
 
 class Node:
@@ -53,7 +56,7 @@ class Node:
 class Tree:
     """The tree of one file, and what could not be read of it."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, language: tree_sitter.Language) -> None:
         self.source = source
         self.data = source.text.encode("utf-8", "surrogatepass")
         self.problems: list[str] = []
@@ -61,7 +64,7 @@ class Tree:
             self.problems.append(f"has a line of {source.lines.longest} characters; the limit is {MAX_LINE}")
             self.root = Node(self, "program", 0, 0, None)
             return
-        parsed = tree_sitter.Parser(_LANGUAGE).parse(self.data)
+        parsed = tree_sitter.Parser(language).parse(self.data)
         self.root = self._copied(parsed)
 
     def region(self, node: Node) -> Region:
@@ -74,7 +77,7 @@ class Tree:
             return self.source.lines.place(byte)
         return self.source.lines.place(len(self.data[:byte].decode("utf-8", "ignore")))
 
-    def _copied(self, parsed: tree_sitter.Tree) -> Node:
+    def _copied(self, parsed: tree_sitter.Tree) -> Node:  # noqa: C901 - one walk, step by step
         cursor = parsed.walk()
         root = Node(self, "program", 0, len(self.data), None)
         parents, count, broken = [root], 1, 0
@@ -116,5 +119,16 @@ class Tree:
 
 
 def javascript_tree(source: Source) -> Tree:
-    """Parse a file; what cannot be read is among the tree's problems."""
-    return Tree(source)
+    """Parse a file as JavaScript; what cannot be read is among the tree's problems."""
+    return Tree(source, _JAVASCRIPT)
+
+
+def shell_tree(source: Source) -> Tree:
+    """Parse a file as bash; what cannot be read is among the tree's problems."""
+    # The parser's time and memory grow with the square of these.
+    for mark in ("|", "(("):
+        if source.text.count(mark) > _MAX_MARKS:
+            tree = Tree(Source(source.path, "", source.language), _BASH)
+            tree.problems.append(f'has more than {_MAX_MARKS} "{mark}"; split it')
+            return tree
+    return Tree(source, _BASH)

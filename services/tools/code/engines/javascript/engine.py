@@ -7,7 +7,7 @@ from typing import Final
 from services.tools.code.engines.javascript.flow import javascript_flow
 from services.tools.code.engines.javascript.settings import settings
 from services.tools.code.engines.javascript.sinks import dangers
-from services.tools.code.engines.javascript.tree import Node, javascript_tree
+from services.tools.code.grammar import Node, javascript_tree
 from services.tools.code.model import CodeLanguage, EngineName, EngineResult, Hit, Rule, Source, Step
 from services.tools.code.rules import load
 

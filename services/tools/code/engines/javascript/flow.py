@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from services.tools.code.engines.javascript import guards, known
-from services.tools.code.engines.javascript.tree import Node, Tree, javascript_tree
 from services.tools.code.engines.javascript.values import (
     HOLE,
     OUTSIDE,
@@ -25,6 +24,7 @@ from services.tools.code.engines.javascript.values import (
     module_name,
     worst,
 )
+from services.tools.code.grammar import Node, Tree, javascript_tree
 from services.tools.code.model import Source, Step
 
 FUNCTIONS: Final = (

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 from services.tools.code.engines.javascript.known import operator
-from services.tools.code.engines.javascript.tree import Node
 from services.tools.code.engines.javascript.values import Value
+from services.tools.code.grammar import Node
 
 ALL: Final = frozenset({"*"})
 _PLACES: Final = frozenset({"path_traversal"})
@@ -96,7 +96,9 @@ def _comparison(
                 clear(one, _KEYS)
             elif one.kind == "unary_expression" and one.text.startswith("typeof") and one.children:
                 clear(one.children[0], frozenset({"nosql_injection"}))
-            elif (other.kind == "string" and len(other.text) > 2) or (re.search(r"\.(?:host(?:name)?|origin)$", one.text) and value(other).taint is None):
+            elif (other.kind == "string" and len(other.text) > 2) or (
+                re.search(r"\.(?:host(?:name)?|origin)$", one.text) and value(other).taint is None
+            ):
                 clear(one, ALL)
     elif sign == "in":
         clear(left, ALL)

@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 from typing import Final
 
-from services.tools.code.engines.javascript.tree import Node
 from services.tools.code.engines.javascript.values import HOLE, Kind, Taint, Value, worst
+from services.tools.code.grammar import Node
 
 # Expressions whose value is that of what they hold.
 TRANSPARENT: Final = frozenset(

@@ -8,10 +8,10 @@ from typing import Final
 
 from services.tools.code.engines.javascript.flow import FUNCTIONS, Call, Flow
 from services.tools.code.engines.javascript.known import operator
-from services.tools.code.engines.javascript.tree import Node
 from services.tools.code.engines.javascript.values import Value
 from services.tools.code.engines.python_syntax.backtracking import is_exponential
 from services.tools.code.engines.secrets.texts import is_placeholder
+from services.tools.code.grammar import Node
 
 Found = Iterator[tuple[str, Node]]
 _LEAST_ROUNDS: Final = 100_000

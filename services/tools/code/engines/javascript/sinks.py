@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.tools.code.engines.javascript.flow import Call, Flow, Store
-from services.tools.code.engines.javascript.tree import Node
 from services.tools.code.engines.javascript.values import ANYONE, HOLE, OUTSIDE, Kind, Value
+from services.tools.code.grammar import Node
 from services.tools.code.model import Confidence
 
 WEB: Final = frozenset({Kind.REQUEST, Kind.BROWSER})

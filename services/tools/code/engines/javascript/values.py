@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
-from services.tools.code.engines.javascript.tree import Node
+from services.tools.code.grammar import Node
 from services.tools.code.model import Region, Step
 
 _MAX_TEXT: Final = 4_096

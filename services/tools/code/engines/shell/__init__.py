@@ -1,0 +1,1 @@
+"""Shell scripts: where words come from, where they are split, and what programs are told."""

@@ -17,6 +17,7 @@ import torch
 
 from scripts.classifier.calibration import Scored, choose_thresholds, fit_temperatures, write_calibration
 from scripts.classifier.corpus import Corpus, halves_of, independent_examples, make_corpus, without
+from scripts.classifier.documents import refit
 from scripts.classifier.encoding import encode, load_tokenizer
 from scripts.classifier.examples import Example
 from scripts.classifier.export import export, export_tokenizer
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     model, categories = _trained(corpus.train, _plan(options))
     options.out.mkdir(parents=True, exist_ok=True)
     export(model, options.out / "model.onnx")
+    refit(options.out / "model.onnx", corpus.train, options.seed)
     export_tokenizer(options.out / "tokenizer.json")
     calibrate(corpus, categories, options.out, options.data, _plan(options))
     _say(f"done in {(time.monotonic() - began) / 60:.0f} minutes")

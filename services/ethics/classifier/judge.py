@@ -27,8 +27,6 @@ UNREAD: Final = "integrity.encoded_instructions"
 INTEGRITY: Final = 3
 SELF_HARM: Final = "self_harm"
 AMBIGUOUS: Final = 2
-# Six words tell no more than a window does without what stands about it: "Next to the bank." Law 0 waits for no more.
-MAX_FRAGMENT_TOKENS: Final = 7
 # Longer material is planned on a thread, so that other calls go on.
 INLINE_CHARS: Final = 4_000
 
@@ -208,10 +206,7 @@ class _Verdict:
         """From which probability on this pass is refused, and from which on it is a question."""
         if self._part.stage is Stage.OUTPUT:
             return self._limits.output_refuse, self._limits.output_uncertain
-        is_fragment = asked.tokens <= MAX_FRAGMENT_TOKENS and law > 0
-        limit = (
-            self._limits.window_refuse if is_fragment or self._is_window(asked) else self._limits.refuse[law]
-        )
+        limit = self._limits.window_refuse if self._is_window(asked) else self._limits.refuse[law]
         return limit, self._limits.uncertain
 
     def _jailbreak(self, asked: Pass) -> float:

@@ -78,7 +78,14 @@ def judge_numbers_only(place: Place, arguments: Sequence[Argument], _bench: Benc
 
 
 def _operands(arguments: Sequence[Argument]) -> list[Argument]:
-    return [each for each in arguments if not (each.known and each.text.startswith("-"))]
+    """What is no option: a lone - is a name, and so is everything after --."""
+    operands, only_names = [], False
+    for each in arguments:
+        if each == Argument("--") and not only_names:
+            only_names = True
+        elif only_names or not (each.known and each.text.startswith("-") and each.text != "-"):
+            operands.append(each)
+    return operands
 
 
 def judge_writes_all(_place: Place, arguments: Sequence[Argument], bench: Bench) -> None:
@@ -118,3 +125,21 @@ def judge_uniq(_place: Place, arguments: Sequence[Argument], bench: Bench) -> No
         bench.raise_risk(Risk.MEDIUM)
         for argument in operands[1:2]:
             bench.require_write(argument)
+
+
+_XXD_VALUES: Final = frozenset({"-c", "-g", "-l", "-n", "-o", "-s"})
+
+
+def judge_xxd(place: Place, arguments: Sequence[Argument], bench: Bench) -> None:
+    """A second operand is written; a value after one of its short options is none."""
+    left: list[Argument] = []
+    is_value = False
+    for each in arguments:
+        if is_value and each.single:
+            is_value = False
+        elif each.known and each.text in _XXD_VALUES:
+            is_value = True
+        else:
+            is_value = False
+            left.append(each)
+    judge_uniq(place, left, bench)

@@ -128,6 +128,7 @@ PROGRAM_JUDGES: Final[dict[str, ProgramJudge]] = {
     ),
     "touch": effects.judge_writes_all,
     "uniq": effects.judge_uniq,
+    "xxd": effects.judge_xxd,
     "unlink": effects.judge_deletes,
     "xargs": starters.judge_xargs,
 }

@@ -59,6 +59,9 @@ LOW = [
     "ls; exit $?",
     "printf '%s\\n' \"$HOME\"",
     "base64 -d <<< aGk=",
+    "xxd -l 16 -c 8 a",
+    "xxd -r a > /dev/null",
+    "uniq -",
 ]  # fmt: skip
 MEDIUM = [
     "echo hi > out.txt",
@@ -76,6 +79,14 @@ MEDIUM = [
     "sed --i s/a/b/ f",
     'x=a; sed "$x" f',
     "uniq a b",
+    # A second name is written: - stands for standard input, and nothing after -- is an option.
+    "uniq - b",
+    "uniq -- -a b",
+    "xxd a b",
+    "xxd -r - b",
+    "xxd -l 16 a b",
+    "xxd -l $x a",
+    "ls | xargs xxd",
     "awk '{print > \"x\"}' f",
     "cat <<E > /workspace/a\nx\nE",
     "ls | xargs touch",

@@ -1,7 +1,8 @@
 """On whose behalf an unguarded call is made: the gateway says it beside the request, the services authorise by it.
 
 A guarded call brings its principal inside the clearance, signed by ethics. Any other call of a resource with an owner
-brings it in metadata, and only peers on the service's allow-list can call at all, so whoever may say it is the gateway.
+brings it in metadata, which anybody on the service's allow-list can write: a service that admits others than the gateway
+looks who says it, as tools does.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.tools.code.engines.javascript.engine import JavaScriptSyntaxEngine, JavaScriptTaintEngine
 from services.tools.code.engines.python import python_engines
 from services.tools.code.engines.secrets.engine import SecretsEngine
+from services.tools.code.engines.semgrep import SemgrepEngine
 from services.tools.code.engines.shell.engine import ShellSyntaxEngine, ShellTaintEngine
 from services.tools.code.model import Engine
 
@@ -18,4 +19,5 @@ def code_engines() -> tuple[Engine, ...]:
         ShellTaintEngine(),
         ShellSyntaxEngine(),
         SecretsEngine(),
+        SemgrepEngine(),
     )

@@ -25,7 +25,7 @@ LOCKED_EXTRAS: Final = (
     "inference",
     "inference-pythia",
     "inference-quantized",
-    "inference-quantized",
+    "tools",
     "suite",
     "examples",
     "dev",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from services.tools.code.engines.shell.script import Command, Script, expansions
+from services.tools.code.engines.shell.script import Command, Script, expansions, names_in
 from services.tools.code.grammar import Node
 from services.tools.code.model import Confidence
 
@@ -41,7 +41,9 @@ def _code(script: Script, command: Command) -> Flowing:
     words, name = command.words, command.name
     if name == "eval":
         moving = [word for word in words if expansions(word) or "$(" in word.text or "`" in word.text]
-        if moving and not _SET_UP.match(words[0].text):
+        known = all(name in script.constants for word in moving for name in names_in(word))
+        fixed = known and not any("$(" in word.text or "`" in word.text for word in moving)
+        if moving and not fixed and not _SET_UP.match(words[0].text):
             outside = script.origin(*words) is not None
             yield "code_injection", command.node, words, None if outside else Confidence.MEDIUM
         return

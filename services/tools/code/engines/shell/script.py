@@ -89,8 +89,6 @@ class Script:
                 for word in command.words:
                     if re.fullmatch(r"[A-Za-z_]\w*", word.text):
                         self.origins[word.text] = Origin(False, (self._step(word, "a line is read"),))
-            elif command.name in {"shift", "basename", "realpath"}:
-                pass
             elif command.name == "grep" and any(re.match(r"-\w*q", text) for text in command.texts):
                 self._checked.update(names_in(node.parent or node))
 
@@ -119,11 +117,11 @@ class Script:
         if not any(each.kind in _EXPANSIONS or each.kind.endswith("substitution") for each in inner):
             self.constants[name] = plain(value)
             return
-        if any(
-            each.kind == "command_name"
-            and each.text in {"basename", "realpath", "printf", "mktemp", "wc", "date", "id"}
-            for each in inner
-        ):
+        makers = {each.text for each in inner if each.kind == "command_name"}
+        if makers & {"mktemp", "id"}:
+            # One word without blanks, whatever it is.
+            self.constants[name] = "made"
+        if makers & {"basename", "realpath", "printf", "mktemp", "wc", "date", "id"}:
             return
         for each in inner:
             if each.kind in _EXPANSIONS:
@@ -188,7 +186,7 @@ def _command(node: Node) -> Command:
     ]
     first = named.children[0] if named is not None and named.children else named
     name = plain(first).rpartition("/")[2] if first is not None else ""
-    while name in _WRAPPERS and words:
+    while name in _WRAPPERS and words and not (name == "command" and re.match(r"-[vV]", words[0].text)):
         following = next(
             (index for index, word in enumerate(words) if not re.match(r"-|\w+=|\d+[smh]?$", word.text)), None
         )

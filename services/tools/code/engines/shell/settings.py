@@ -189,7 +189,7 @@ def _rights(_script: Script, command: Command) -> Found:
         yield "open_permissions", command.node
     elif name in {"mkdir", "install"}:
         for option, mode in pairwise(texts):
-            if option in {"-m", "--mode"} and _OPEN_MODE.match(mode) and not mode.startswith("1"):
+            if option in {"-m", "--mode"} and _OPEN_MODE.match(mode) and not re.match(r"0?1[0-7]{3}$", mode):
                 yield "open_permissions", command.node
 
 
@@ -216,7 +216,7 @@ def _password_words(command: Command) -> Iterator[Node]:
             or (name == "sshpass" and re.match(r"-p.", text))
             or (name in {"mongo", "mongosh", "mongodump"} and re.match(r"--password=.", text))
             or (name == "openssl" and re.match(r"[\"']?pass:", text))
-            or (name in {"7z", "zip", "unzip"} and re.match(r"-[pP].", text) and name != "zip")
+            or (name == "7z" and re.match(r"-p.", text))
         )
         if attached:
             yield word

@@ -187,9 +187,9 @@ DEFINITIONS: Final = (
     _definition(
         SHELL,
         Risk.LOW,
-        "Run shell commands from a list of allowed programs (ls, cat, grep, find, sed, awk, sort, cp, …), with pipes, "
-        "redirections, variables, loops and conditions, in a sandbox without network. Programs and files must be written "
-        "out; functions, eval, background jobs and other interpreters are refused: use code_execution for them.",
+        "Run shell commands (ls, cat, grep, find, sed, awk, sort, cp, …) with pipes, redirections, variables, loops and "
+        "conditions, in a sandbox without network. Names of programs and files stand there as they are. Functions, "
+        "background jobs and other languages are for code_execution.",
         _object(
             {
                 "command": {"type": "string", "minLength": 1, "maxLength": MAX_COMMAND_CHARS},

@@ -10,6 +10,8 @@ from kala.common.v1.decision_pb2 import OUTCOME_ALLOW, OUTCOME_REFUSE
 from kala.ethics.v1 import ethics_pb2 as pb
 from kala.inference.v1 import inference_pb2 as inference
 from services.ethics.classifier.judge import NAME
+from services.tools.toolbox.definitions import DEFINITIONS
+from services.tools.toolbox.model import ToolDefinition
 from tests.service.ethics.conftest import Ethics, check
 from tests.service.ethics.test_check_output import FINISH, HARMLESS, START, answers, checked, chunk
 
@@ -87,3 +89,15 @@ async def test_hardly_any_small_talk_is_stopped(ethics: Ethics) -> None:
         if response.decision.outcome != OUTCOME_ALLOW:
             stopped.append(phrase)
     assert len(stopped) <= 0.01 * len(phrases), stopped
+
+
+@pytest.mark.parametrize("definition", DEFINITIONS, ids=[definition.name for definition in DEFINITIONS])
+async def test_a_chat_may_have_the_suite_s_own_tools(ethics: Ethics, definition: ToolDefinition) -> None:
+    action = conversation(("Which files are there?",))
+    action.tools.add(
+        name=definition.name,
+        description=definition.description,
+        parameters_json=definition.parameters_schema,
+    )
+    response = await ethics.stub.CheckAction(check(action))
+    assert response.decision.outcome == OUTCOME_ALLOW, response.decision.path

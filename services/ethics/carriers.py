@@ -219,6 +219,6 @@ _MORSE_CODES: Final = (
     ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --.. "
     "----- .---- ..--- ...-- ....- ..... -.... --... ---.. ----. .-.-.- --..-- ..--.. -.-.-- -....-"
 )
-_MORSE_LETTERS: Final = dict(
+_MORSE_LETTERS: Final[dict[str, str]] = dict(
     zip(_MORSE_CODES.split(), "abcdefghijklmnopqrstuvwxyz0123456789.,?!-", strict=True)
 )

@@ -39,7 +39,7 @@ class Node:
 
     def walk(self) -> Iterator[Node]:
         """Give the node and all below it, in the order of the text."""
-        stack = [self]
+        stack: list[Node] = [self]
         while stack:
             node = stack.pop()
             yield node

@@ -157,7 +157,8 @@ async def test_a_call_without_a_timeout_still_has_a_deadline() -> None:
 @pytest.mark.parametrize("own_seconds", [None, 60.0], ids=["default", "longer"])
 async def test_a_server_passes_on_what_is_left_of_its_own_deadline(own_seconds: float | None) -> None:
     left = await left_for_the_next_hop(own_seconds=own_seconds)
-    assert 4 < left <= 5 - SHAVE_SECONDS
+    # gRPC rounds deadlines of seconds up to hundredths on their way.
+    assert 4 < left <= 5 - SHAVE_SECONDS + 0.01
 
 
 async def test_a_shorter_timeout_of_its_own_stays() -> None:

@@ -123,12 +123,12 @@ async def test_a_service_that_is_killed_takes_everything_with_it() -> None:
         )
         assert program.stdout is not None
         assert (await program.stdout.readline()) == b"running\n"
-        assert alive("223125")
+        # It said "up" before it became the program that sleeps.
+        await until(lambda: alive("223125"))
         children = descendants_of(program.pid)
         program.kill()
         await program.wait()
-        await until(lambda: not any(map(runs, children)))
-        assert not alive("223125")
+        await until(lambda: not any(map(runs, children)) and not alive("223125"))
         program.stdout._transport.close()  # type: ignore[attr-defined]  # asyncio closes it late
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gateway.transcoding import texts_of
 from kala.ethics.v1 import ethics_pb2
 from kala.tools.v1 import execution_pb2, tools_pb2
+from services.common.json_strings import strings_of
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -64,7 +65,7 @@ def document_text(data: bytes) -> str:
 def strings_in(source: str) -> str:
     """Give the strings of a JSON text, one per line, as a reader of the parsed text sees them; else the text itself."""
     try:
-        return "\n".join(_strings(json.loads(source), MAX_JSON_DEPTH))
+        return "\n".join(strings_of(json.loads(source), MAX_JSON_DEPTH))
     except (ValueError, RecursionError):
         return source
 
@@ -110,15 +111,3 @@ def _strangers_words(response: tools_pb2.ExecuteResponse) -> tools_pb2.ExecuteRe
         said.artifact.CopyFrom(response.artifact)
         said.artifact.artifact.ClearField("name")
     return said
-
-
-def _strings(value: object, depth: int) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif depth and isinstance(value, list):
-        for item in value:
-            yield from _strings(item, depth - 1)
-    elif depth and isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _strings(item, depth - 1)

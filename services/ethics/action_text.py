@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 
 from kala.inference.v1 import inference_pb2
 from kala.tools.v1 import tools_pb2
+from services.common.json_strings import strings_of
 from services.ethics.conversation import MAX_PHRASE_CHARS, Track, Turn, joined
 from services.ethics.judge import Extent, Stage
 
@@ -259,7 +260,7 @@ def _scalars(value: object, depth: int) -> Iterator[str]:
 def _said_in(source: str) -> str:
     """The strings of a JSON text joined; empty where it does not parse."""
     try:
-        return "\n".join(_strings(json.loads(source), MAX_JSON_DEPTH)) if source else ""
+        return "\n".join(strings_of(json.loads(source), MAX_JSON_DEPTH)) if source else ""
     except (ValueError, RecursionError):
         return ""
 
@@ -270,18 +271,6 @@ def json_texts(source: str, path: str, stage: Stage) -> Iterator[Text]:
         yield Text(path, stage, source)
     if said := _said_in(source):
         yield Text(f"{path}#strings", stage, said)
-
-
-def _strings(value: object, depth: int) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif depth and isinstance(value, list):
-        for item in value:
-            yield from _strings(item, depth - 1)
-    elif depth and isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _strings(item, depth - 1)
 
 
 def _fields(message: Message, path: str, stage: Stage) -> Iterator[Piece]:

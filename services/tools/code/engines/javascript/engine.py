@@ -7,31 +7,21 @@ from typing import Final
 from services.tools.code.engines.javascript.flow import javascript_flow
 from services.tools.code.engines.javascript.settings import settings
 from services.tools.code.engines.javascript.sinks import dangers
+from services.tools.code.engines.rule_engine import RuleEngine
 from services.tools.code.grammar import Node, javascript_tree
-from services.tools.code.model import CodeLanguage, EngineName, EngineResult, Hit, Rule, Source, Step
-from services.tools.code.rules import load
+from services.tools.code.model import CodeLanguage, EngineName, EngineResult, Hit, Source, Step
 
-# Raised with every change of what is found.
-_TAINT_VERSION: Final = "kala.taint.javascript 1"
-_SYNTAX_VERSION: Final = "kala.syntax.javascript 1"
 _PREFIX: Final = "kala.javascript"
 
 
-class JavaScriptTaintEngine:
+class JavaScriptTaintEngine(RuleEngine):
     """Follows data from requests, pages and parameters to where it does harm."""
 
-    name: EngineName = EngineName.TAINT
-    version: str = _TAINT_VERSION
-
-    def __init__(self) -> None:
-        self._rules = load("javascript_taint.yaml", _PREFIX)
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        return tuple(self._rules.values())
-
-    def reads(self, language: CodeLanguage) -> bool:
-        return language is CodeLanguage.JAVASCRIPT
+    name = EngineName.TAINT
+    version = "kala.taint.javascript 1"
+    language = CodeLanguage.JAVASCRIPT
+    rule_file = "javascript_taint.yaml"
+    prefix = _PREFIX
 
     def scan(self, source: Source) -> EngineResult:
         tree, flow = source.once(javascript_tree), source.once(javascript_flow)
@@ -48,21 +38,14 @@ class JavaScriptTaintEngine:
         return EngineResult(tuple(hits.values()), _problems(source))
 
 
-class JavaScriptSyntaxEngine:
+class JavaScriptSyntaxEngine(RuleEngine):
     """Looks at calls, settings and comparisons."""
 
-    name: EngineName = EngineName.SYNTAX
-    version: str = _SYNTAX_VERSION
-
-    def __init__(self) -> None:
-        self._rules = load("javascript_syntax.yaml", _PREFIX)
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        return tuple(self._rules.values())
-
-    def reads(self, language: CodeLanguage) -> bool:
-        return language is CodeLanguage.JAVASCRIPT
+    name = EngineName.SYNTAX
+    version = "kala.syntax.javascript 1"
+    language = CodeLanguage.JAVASCRIPT
+    rule_file = "javascript_syntax.yaml"
+    prefix = _PREFIX
 
     def scan(self, source: Source) -> EngineResult:
         tree, flow = source.once(javascript_tree), source.once(javascript_flow)

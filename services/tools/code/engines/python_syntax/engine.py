@@ -14,12 +14,10 @@ from services.tools.code.engines.python_syntax import (
     soundness,
     transport,
 )
-from services.tools.code.model import CodeLanguage, EngineName, EngineResult, Rule, Source
+from services.tools.code.engines.rule_engine import RuleEngine
+from services.tools.code.model import CodeLanguage, EngineName, EngineResult, Source
 from services.tools.code.python.subject import PREFIX, run_checks
-from services.tools.code.rules import load
 
-# Raised with every change of what is found.
-_VERSION: Final = "kala.syntax 1"
 _CHECKS: Final = (
     *crypto.CHECKS,
     *transport.CHECKS,
@@ -32,21 +30,14 @@ _CHECKS: Final = (
 )
 
 
-class PythonSyntaxEngine:
+class PythonSyntaxEngine(RuleEngine):
     """Looks at calls, settings and missing controls of a Python file."""
 
-    name: EngineName = EngineName.SYNTAX
-    version: str = _VERSION
-
-    def __init__(self) -> None:
-        self._rules = load("python_syntax.yaml", PREFIX)
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        return tuple(self._rules.values())
-
-    def reads(self, language: CodeLanguage) -> bool:
-        return language is CodeLanguage.PYTHON
+    name = EngineName.SYNTAX
+    version = "kala.syntax 1"
+    language = CodeLanguage.PYTHON
+    rule_file = "python_syntax.yaml"
+    prefix = PREFIX
 
     def scan(self, source: Source) -> EngineResult:
         return run_checks(source, self._rules, _CHECKS)

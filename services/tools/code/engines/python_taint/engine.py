@@ -13,12 +13,10 @@ from services.tools.code.engines.python_taint import (
     resources,
     trust,
 )
-from services.tools.code.model import CodeLanguage, EngineName, EngineResult, Rule, Source
+from services.tools.code.engines.rule_engine import RuleEngine
+from services.tools.code.model import CodeLanguage, EngineName, EngineResult, Source
 from services.tools.code.python.subject import PREFIX, run_checks
-from services.tools.code.rules import load
 
-# Raised with every change of what is found.
-_VERSION: Final = "kala.taint 1"
 _CHECKS: Final = (
     *queries.CHECKS,
     *execution.CHECKS,
@@ -30,21 +28,14 @@ _CHECKS: Final = (
 )
 
 
-class PythonTaintEngine:
+class PythonTaintEngine(RuleEngine):
     """Follows untrusted and secret data through a Python file."""
 
-    name: EngineName = EngineName.TAINT
-    version: str = _VERSION
-
-    def __init__(self) -> None:
-        self._rules = load("python_taint.yaml", PREFIX)
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        return tuple(self._rules.values())
-
-    def reads(self, language: CodeLanguage) -> bool:
-        return language is CodeLanguage.PYTHON
+    name = EngineName.TAINT
+    version = "kala.taint 1"
+    language = CodeLanguage.PYTHON
+    rule_file = "python_taint.yaml"
+    prefix = PREFIX
 
     def scan(self, source: Source) -> EngineResult:
         return run_checks(source, self._rules, _CHECKS)

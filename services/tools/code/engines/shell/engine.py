@@ -4,34 +4,24 @@ from __future__ import annotations
 
 from typing import Final
 
+from services.tools.code.engines.rule_engine import RuleEngine
 from services.tools.code.engines.shell.flows import flowing
 from services.tools.code.engines.shell.script import shell_script
 from services.tools.code.engines.shell.settings import settings
 from services.tools.code.grammar import shell_tree
-from services.tools.code.model import CodeLanguage, EngineName, EngineResult, Hit, Rule, Source, Step
-from services.tools.code.rules import load
+from services.tools.code.model import CodeLanguage, EngineName, EngineResult, Hit, Source, Step
 
-# Raised with every change of what is found.
-_TAINT_VERSION: Final = "kala.taint.shell 1"
-_SYNTAX_VERSION: Final = "kala.syntax.shell 1"
 _PREFIX: Final = "kala.shell"
 
 
-class ShellTaintEngine:
+class ShellTaintEngine(RuleEngine):
     """Follows arguments, lines and requests to where they become code, programs, queries and paths."""
 
-    name: EngineName = EngineName.TAINT
-    version: str = _TAINT_VERSION
-
-    def __init__(self) -> None:
-        self._rules = load("shell_taint.yaml", _PREFIX)
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        return tuple(self._rules.values())
-
-    def reads(self, language: CodeLanguage) -> bool:
-        return language is CodeLanguage.SHELL
+    name = EngineName.TAINT
+    version = "kala.taint.shell 1"
+    language = CodeLanguage.SHELL
+    rule_file = "shell_taint.yaml"
+    prefix = _PREFIX
 
     def scan(self, source: Source) -> EngineResult:
         tree, script = source.once(shell_tree), source.once(shell_script)
@@ -43,21 +33,14 @@ class ShellTaintEngine:
         return EngineResult(tuple(hits), tuple(tree.problems))
 
 
-class ShellSyntaxEngine:
+class ShellSyntaxEngine(RuleEngine):
     """Looks at what programs are told."""
 
-    name: EngineName = EngineName.SYNTAX
-    version: str = _SYNTAX_VERSION
-
-    def __init__(self) -> None:
-        self._rules = load("shell_syntax.yaml", _PREFIX)
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        return tuple(self._rules.values())
-
-    def reads(self, language: CodeLanguage) -> bool:
-        return language is CodeLanguage.SHELL
+    name = EngineName.SYNTAX
+    version = "kala.syntax.shell 1"
+    language = CodeLanguage.SHELL
+    rule_file = "shell_syntax.yaml"
+    prefix = _PREFIX
 
     def scan(self, source: Source) -> EngineResult:
         tree, script = source.once(shell_tree), source.once(shell_script)

@@ -1,4 +1,4 @@
-"""Resolves every extra of pyproject.toml to exact versions in locks/<extra>.txt.
+"""Resolves every extra of pyproject.toml, and programs in environments of their own, to versions in locks/<name>.txt.
 
 The files carry no index, host or path, and omit torch with what only torch needs: set-up installs torch first.
 Usage: python scripts/lock.py [EXTRA ...]
@@ -30,6 +30,8 @@ LOCKED_EXTRAS: Final = (
     "examples",
     "dev",
 )
+# Programs in environments of their own: what they need may contradict an extra.
+PROGRAMS: Final = {"semgrep": ["semgrep==1.182.0"]}
 OMITTED: Final = frozenset({"torch", "triton", "kala-suite"})
 OMITTED_PREFIXES: Final = ("nvidia-", "cuda-")
 TORCH: Final = "torch==2.13.0"
@@ -73,7 +75,10 @@ def is_locked(name: str) -> bool:
 def write_lock(extra: str, project: dict[str, Any]) -> None:
     """Writes one lock file; a platform's own wheels carry their marker."""
     lines = [f"# Versions of extra {extra!r}, by scripts/lock.py. torch is installed before it."]
-    for name, version in sorted(resolve(requirements(extra, project)).items()):
+    if extra in PROGRAMS:
+        lines = [f"# Versions of the program {extra!r}, by scripts/lock.py."]
+    wanted = PROGRAMS.get(extra) or requirements(extra, project)
+    for name, version in sorted(resolve(wanted).items()):
         if is_locked(name):
             marker = "; sys_platform == 'linux'" if name == "mlx-cpu" else ""
             lines.append(f"{name}=={version}{marker}")
@@ -84,9 +89,9 @@ def main() -> None:
     """Command line."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     known = project["optional-dependencies"]
-    for extra in sys.argv[1:] or LOCKED_EXTRAS:
-        if extra not in known:
-            sys.exit(f"{extra!r} is no extra of pyproject.toml; there are {', '.join(known)}")
+    for extra in sys.argv[1:] or (*LOCKED_EXTRAS, *PROGRAMS):
+        if extra not in known and extra not in PROGRAMS:
+            sys.exit(f"{extra!r} is no extra of pyproject.toml; there are {', '.join((*known, *PROGRAMS))}")
         write_lock(extra, project)
         print(f"locks/{extra}.txt")
 

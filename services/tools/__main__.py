@@ -51,6 +51,7 @@ from services.tools.runs import Runs
 from services.tools.sandbox.detection import detect
 from services.tools.sandbox.model import Status
 from services.tools.scanning import Scanning
+from services.tools.semgrep import Semgrep
 from services.tools.servicer import Service, ToolsServicer
 from services.tools.testing import Testing
 from services.tools.tiers import candidates, detection_policy
@@ -197,7 +198,9 @@ async def open_code(
     settings: ToolsSettings, testing: Testing, records: Records, background: Background, stack: AsyncExitStack
 ) -> Code:
     """Put together what scans, repairs and writes code; the stack closes it."""
-    scanning = Scanning(workers=settings.scan_workers)
+    scanning = Scanning(
+        workers=settings.scan_workers, semgrep=Semgrep(settings.semgrep) if settings.semgrep else None
+    )
     stack.push_async_callback(scanning.aclose)
     repairing = Repairing(
         scanning=scanning,

@@ -102,6 +102,12 @@ class ToolsSettings(GrpcServerSettings):
             ge=1, le=16, description="Processes that scan code, one call each; each may use 1 GiB and a core."
         ),
     ] = WORKERS
+    semgrep: Annotated[
+        Path | None,
+        Field(
+            description="semgrep's program, as `scripts/semgrep.sh` names it; unset, who asks for semgrep is told so."
+        ),
+    ] = None
     max_act_seconds: Annotated[float, Field(gt=0, le=900, description="Longest act, queue included.")] = (
         MAX_ACT_SECONDS
     )

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import structlog
@@ -14,9 +15,10 @@ import structlog
 from kala.errors import CancelledError, DeadlineExceededError, ResourceExhaustedError, UnavailableError
 from services.common.deadlines import bounded
 from services.tools.code.messages import MEMORY, MEMORY_BYTES, Answer, Question
-from services.tools.code.model import ScanOptions, ScanProblem, ScanReport, SourceFile
+from services.tools.code.model import EngineName, ScanOptions, ScanProblem, ScanReport, SourceFile
 from services.tools.code.validate import FileScan, by_path, check, report_of
 from services.tools.scan_process import ScanProcess, WorkerLostError
+from services.tools.semgrep import Semgrep, joined
 from services.tools.threads import in_thread
 
 if TYPE_CHECKING:
@@ -52,8 +54,10 @@ class Scanning:
         memory_bytes: int = MEMORY_BYTES,
         file_seconds: float = FILE_SECONDS,
         call_seconds: float = CALL_SECONDS,
+        semgrep: Semgrep | None = None,
     ) -> None:
         self._workers = workers
+        self.semgrep = semgrep
         self.memory_bytes = memory_bytes
         self._file_seconds = file_seconds
         self._call_seconds = call_seconds
@@ -200,6 +204,7 @@ class _Lease(AbstractAsyncContextManager["_Lease"]):
         self._file_seconds = file_seconds
         self._worker: ScanProcess | None = None
         self._is_abandoned = False
+        self._batch: asyncio.Task[list[FileScan]] | None = None
 
     async def __aenter__(self) -> Self:
         await self._scanning.take_place(self._seconds)
@@ -220,15 +225,46 @@ class _Lease(AbstractAsyncContextManager["_Lease"]):
         self._is_abandoned = True
         if self._worker is not None:
             self._worker.kill()
+        if self._batch is not None:
+            self._batch.cancel()
 
     async def scan(self, files: Sequence[SourceFile], options: ScanOptions) -> ScanReport:
-        """Scan files, one after the other."""
+        """Scan files, one after the other, and as a batch by semgrep where it is there and asked for by name."""
         began = time.monotonic()
+        semgrep = self._scanning.semgrep
+        if semgrep is None or options.engines is None or EngineName.SEMGREP not in options.engines:
+            scans = await self._scan_each(files, options)
+        else:
+            others = replace(options, engines=options.engines - {EngineName.SEMGREP})
+            scans = await self._scan_each(files, others)
+            batch = await self._scan_batch(semgrep, by_path(files), options)
+            # One more than files when all were given up.
+            batch += [replace(batch[0], findings=(), problems=())] * (len(scans) - len(batch))
+            scans = [joined(scan, other, options) for scan, other in zip(scans, batch, strict=True)]
+        return report_of(scans, options, elapsed_seconds=time.monotonic() - began)
+
+    async def _scan_each(self, files: Sequence[SourceFile], options: ScanOptions) -> list[FileScan]:
         scans = [await self._scan(file, options) for file in by_path(files)]
         if not any(scan.rules_digest for scan in scans):
             # Every file was given up: an empty one says what would have looked at them.
             scans.append(await self._scan(SourceFile("empty", ""), options))
-        return report_of(scans, options, elapsed_seconds=time.monotonic() - began)
+        return scans
+
+    async def _scan_batch(
+        self, semgrep: Semgrep, files: Sequence[SourceFile], options: ScanOptions
+    ) -> list[FileScan]:
+        left = self._left(files[0].path)
+        if self._is_abandoned:
+            raise CancelledError("the caller went away")
+        self._batch = asyncio.create_task(semgrep.scan(files, options, within_seconds=left))
+        try:
+            return await self._batch
+        except asyncio.CancelledError:
+            if self._is_abandoned:
+                raise CancelledError("the caller went away") from None
+            raise
+        finally:
+            self._batch = None
 
     async def _scan(self, file: SourceFile, options: ScanOptions) -> FileScan:
         worker = await self._ready(file.path)

@@ -45,3 +45,8 @@ def test_the_wheel_holds_types_migrations_and_the_embedded_model(contents: dict[
     wanted = ("kala/py.typed", "services/inference/embedded/model/model.safetensors")
     assert [name for name in wanted if name not in contents] == []
     assert any(name.startswith("services/audit/migrations/") for name in contents)
+
+
+def test_the_wheel_holds_the_rules_for_semgrep(contents: dict[str, bytes]) -> None:
+    wanted = {f"services/tools/code/semgrep_rules/{name}.yaml" for name in ("python", "javascript")}
+    assert wanted <= set(contents)

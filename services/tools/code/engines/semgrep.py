@@ -1,14 +1,19 @@
-"""Stands for semgrep, which this release does not bring: who asks for it is told, and gets no report that looks clean."""
+"""Stands for semgrep where no program is configured: who asks for it is told how to get it, and nothing looks clean."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from services.tools.code.model import CodeLanguage, EngineName, EngineResult, Rule, Source
 
-_PROBLEM = "semgrep is not part of this release; leave options.engines unset, or name other engines"
+ABSENT: Final = (
+    "semgrep is not installed here: run scripts/semgrep.sh and set KALA_TOOLS_SEMGREP to the program that it names, "
+    "or ask for other engines"
+)
 
 
 class SemgrepEngine:
-    """Answers every file with a problem."""
+    """Answers every file with a problem; services.tools.semgrep runs the program."""
 
     name: EngineName = EngineName.SEMGREP
     version: str = "semgrep (absent)"
@@ -18,4 +23,4 @@ class SemgrepEngine:
         return True
 
     def scan(self, source: Source) -> EngineResult:  # noqa: ARG002 - none is looked at
-        return EngineResult((), (_PROBLEM,))
+        return EngineResult((), (ABSENT,))

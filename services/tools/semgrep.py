@@ -158,7 +158,9 @@ class Semgrep:
                 os.killpg(process.pid, signal.SIGKILL)
             await asyncio.shield(process.wait())
         if status in {126, 127}:
-            raise _GivenUpError("semgrep could not be started; KALA_TOOLS_SEMGREP must name its program")
+            raise _GivenUpError(
+                "semgrep could not be started; KALA_TOOLS_SEMGREP must name a program that this service's user may run"
+            )
         if status not in {0, 1}:
             raise _GivenUpError(f"semgrep failed with status {status}, so nothing is known of this file")
         return output

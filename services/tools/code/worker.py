@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from services.tools.code.engines.every import code_engines
@@ -76,6 +77,10 @@ def _limit(memory_bytes: int) -> None:
 
 
 def _peak_bytes() -> int:
+    """The most memory that this program held; `ru_maxrss` would count what its parent held when it forked."""
+    for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

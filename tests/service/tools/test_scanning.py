@@ -137,6 +137,20 @@ async def test_a_worker_that_is_killed_ends_its_scan_and_the_next_one_works(scan
     assert 78 in classes(await scanning.scan([SourceFile("a.py", INSECURE)], ONE))
 
 
+async def test_a_worker_is_not_taken_for_greedy_because_its_parent_is() -> None:
+    # A process that is started inherits the peak of what started it in one of the kernel's counters.
+    held = bytearray(b"x") * (600 << 20)
+    scanning = Scanning()
+    try:
+        pid = await worker_of(scanning)
+        await scanning.scan([SourceFile("a.py", INSECURE)], ONE)
+        await until(lambda: bool(scanning.pids))
+        assert scanning.pids == (pid,)
+    finally:
+        await scanning.aclose()
+        del held
+
+
 async def test_a_file_that_breaks_the_interpreter_is_a_problem(scanning: Scanning) -> None:
     pid = await worker_of(scanning)
     running = asyncio.create_task(scanning.scan([SourceFile("a.py", SLOW)], ONE))

@@ -37,6 +37,11 @@ def descendants(root: int, *, proc: Path = _PROC) -> frozenset[int]:
     return frozenset(found)
 
 
+def children(root: int, *, proc: Path = _PROC) -> frozenset[int]:
+    """List the direct children of `root`, dead ones that nobody reaped included."""
+    return frozenset(pid for pid, parent, _ in _processes(proc) if parent == root)
+
+
 def end_descendants(
     root: int,
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import time
 from collections import deque
@@ -27,6 +28,7 @@ from services.tools.sandbox.launcher.protocol import (
 from services.tools.sandbox.launcher.slot import Slot, Stage
 from services.tools.sandbox.launcher.verdict import Verdict
 from services.tools.sandbox.model import Language, Limits, Status
+from services.tools.sandbox.survivors import children
 
 TICK_SECONDS: Final = 0.025
 _SAMPLE_SECONDS: Final = 1.0
@@ -236,7 +238,10 @@ class Launcher:
             return
         text = slot.error_text() if slot.stage is Stage.STARTING else ""
         verdict, usage = slot.finish()
+        stood = slot.first >= 0
         self._drop(slot)
+        if not stood:
+            self._end_orphans()
         if slot.run is not None:
             self._runs.pop(slot.run, None)
             self._send({"op": "ended", "id": slot.run, "usage": usage_to_message(usage), **_told(verdict)})
@@ -297,6 +302,19 @@ class Launcher:
                     select.select([descriptor], [], [], _SETUP_SECONDS)
             slot.finish()
             slot.close()
+        self._slots.clear()
+        self._end_orphans()
+
+    def _end_orphans(self) -> None:
+        """End what a sandbox that died while it was set up left behind.
+
+        For a moment bubblewrap's child waits for its parent without having asked to die with it; then it comes here.
+        """
+        known = {pid for slot in self._slots for pid in slot.pids}
+        for pid in children(os.getpid()) - known:
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def _told(verdict: Verdict) -> Message:

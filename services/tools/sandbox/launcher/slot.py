@@ -91,6 +91,11 @@ class Slot:
         self._pid, self.ends = spawn(plan)
         self.outer = os.pidfd_open(self._pid)
 
+    @property
+    def pids(self) -> frozenset[int]:
+        """The processes that it is known by: the one that was started, and the first inside once it stands."""
+        return frozenset({self._pid, self._first_pid or self._pid})
+
     def look_ready(self) -> bool:
         """Take what the stub said; say whether it is ready now.
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,19 @@ async def test_a_full_disk_of_the_service_is_a_failed_set_up_with_its_reason() -
     settings = LauncherSettings(Path("/proc/nowhere"), python=tuple(unprivileged_python()))
     with pytest.raises(SetupFailedError, match="could not be written to /proc/nowhere"):
         await open_bubblewrap(settings)
+
+
+async def test_a_launcher_that_ends_while_sandboxes_are_made_leaves_none_of_them() -> None:
+    for pause in range(12):
+        async with bubblewrap({SHELL: 4}) as sandbox:
+            launcher = sandbox.launcher_pid
+            await asyncio.sleep(pause / 1000)
+            begun = descendants_of(launcher)
+        await until(partial(_are_gone, begun))
+
+
+def _are_gone(pids: set[int]) -> bool:
+    return not any(map(runs, pids))
 
 
 async def test_a_launcher_that_cannot_start_is_a_failed_set_up() -> None:

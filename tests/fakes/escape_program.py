@@ -240,13 +240,12 @@ def in_zone(host: Host, case: dict[str, Any]) -> dict[str, Any]:
 
 
 def marked(name: str) -> list[int]:
-    """Find processes by what is in their command line or the name they gave themselves."""
+    """Find our processes by the name they gave themselves; the launcher adopts orphans, so all of them are below us."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if (entry / "comm").read_text(encoding="utf-8", errors="replace").strip() == name:
-                    found.append(int(entry.name))
+    for pid in descendants(os.getpid()):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip() == name:
+                found.append(pid)
     return found
 
 
@@ -263,7 +262,8 @@ async def run_case(sandbox: Sandbox, host: Host, case: dict[str, Any]) -> dict[s
     if not result["trouble"] and case.get("survivor") and (left := marked(case["survivor"])):
         result["trouble"] = f"processes survived: {left}"
         for pid in left:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     if host.token in result.get("output", ""):
         result["trouble"] = "the secret came out"
     return {"id": case["id"], **result}

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
@@ -25,6 +25,8 @@ from starlette.routing import Route
 NAMESPACE = "kala-sandboxes"
 TOKEN = "projected-token"
 Json = dict[str, Any]
+
+AS_NOBODY: Final = ("/usr/bin/setpriv", "--reuid", "65532", "--regid", "65532", "--clear-groups", "--")
 
 
 def unchanged(_spec: Json) -> None:
@@ -149,13 +151,14 @@ class Server:
             --ro-bind {folder}/in /kala/in --size {size} --tmpfs /workspace --chdir /workspace""".split()
         self.cluster.ran.append(pod["spec"])
         with log.open("wb") as output:
+            # Not `user=`: that makes Python fork, which a process that has used gRPC must not.
             process = await asyncio.create_subprocess_exec(
+                *(AS_NOBODY if os.geteuid() == 0 else ()),
                 "/usr/bin/bwrap",
                 *options,
                 *(self.cluster.command or container["command"]),
                 stdout=output,
                 stderr=output,
-                **({"user": 65532, "group": 65532, "extra_groups": []} if os.geteuid() == 0 else {}),
             )
         self.cluster.processes[name] = process
         if self.cluster.waiting:

@@ -219,7 +219,7 @@ def test_only_the_given_descriptors_are_inherited(workspace: Path, place: Path) 
     given, write = os.pipe()
     try:
         os.set_inheritable(stray, True)
-        code = "import os\nfor d in range(64):\n try: os.fstat(d); print(d, end=' ')\n except OSError: pass"
+        code = "import os\nfor d in range(250):\n try: os.fstat(d); print(d, end=' ')\n except OSError: pass"
         asked = replace(confinement(workspace, *PYTHON, code), descriptors=(given,))
         done = run(asked)
     finally:

@@ -85,6 +85,7 @@ def test_a_gated_adapter_serves_and_the_record_names_it(
     adapter = TinyAdapter(EMBEDDED_MODEL_DIR, modules=MODULES, strength=0.01)
     adapter.world.profile = fakes.profile_file(demo=True)
     adapter.world.ethics = load_private_key(keyring.ethics_signing_key)
+    adapter.world.tools = load_private_key(keyring.tools_signing_key)
 
     # Its gate is in another log than this suite's.
     refused = rest.load(adapter, tmp_path / "adapters")

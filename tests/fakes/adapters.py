@@ -139,6 +139,7 @@ class AdapterWorld:
     on_manifest: Callable[[pb.AdapterManifest], object] = lambda _: None
     signer: Ed25519PrivateKey = TRAINER
     ethics: Ed25519PrivateKey = ETHICS
+    tools: Ed25519PrivateKey = TOOLS
     log: Signer = LOG
     # What was built last, for tests that need the inner pieces.
     base_digest: bytes = b""
@@ -186,7 +187,7 @@ class AdapterWorld:
 
     def measurements(self) -> list[measurement_pb2.SignedMeasurement]:
         ethics = MeasurementSigner(measurement_pb2.MEASURER_ETHICS, self.ethics)
-        tools = MeasurementSigner(measurement_pb2.MEASURER_TOOLS, TOOLS)
+        tools = MeasurementSigner(measurement_pb2.MEASURER_TOOLS, self.tools)
         adapter, base = measurement_pb2.MEASURED_MODEL_ADAPTER, measurement_pb2.MEASURED_MODEL_BASE
         return [
             ethics.sign(self._measurement("law_accuracy", adapter, "law_correct", 980, 1000)),

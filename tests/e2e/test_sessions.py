@@ -41,6 +41,10 @@ def fresh_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+# The supervisor and the parts; tools is one of them where this machine can isolate what it runs.
+PROCESSES = {5, 6}
+
+
 def private_pids(home: Path) -> list[int]:
     """The processes of every private suite that was started there."""
     found = []
@@ -66,7 +70,7 @@ def test_the_quick_start_runs_on_a_private_suite_that_stops_with_the_session(
         assert stats["tokens_generated"] == len(WORDS)
         assert "(private)" in session.get_summary()
         pids = private_pids(fresh_machine)
-        assert len(pids) == 5
+        assert len(pids) in PROCESSES
     assert [body["messages"][-1]["content"] for body in upstream.asked[before:]] == [
         "What is machine learning?"
     ]
@@ -168,11 +172,13 @@ def test_a_killed_program_leaves_no_private_suite(fresh_machine: Path, upstream:
         text=True,
         env=environment(HOME=str(fresh_machine), TMPDIR=str(fresh_machine)),
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == ANSWER
-        pids = private_pids(fresh_machine)
-        assert len(pids) == 5
-        process.send_signal(signal.SIGKILL)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == ANSWER
+            pids = private_pids(fresh_machine)
+            assert len(pids) in PROCESSES
+        finally:
+            process.send_signal(signal.SIGKILL)
     assert wait_until(lambda: not any(ProcessId.of(pid) for pid in pids), timeout_seconds=30)
 
 
@@ -192,5 +198,5 @@ def test_the_example_runs_with_its_interactive_mode(
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(ANSWER) >= 4
     assert "ethics blocks     1" in done.stdout
-    assert "no tools in this release" in done.stdout
+    assert "no tools in this session; start it with --tools" in done.stdout
     assert re.search(r"requests +5$", done.stdout, re.MULTILINE)

@@ -253,15 +253,18 @@ def test_in_the_foreground_a_signal_stops_everything(tmp_path: Path, number: sig
             start_new_session=True,
         ) as process,
     ):
-        assert process.stdout is not None
-        lines: list[str] = []
-        while not lines or lines[-1] != "}\n":
-            lines.append(process.stdout.readline())
-            assert lines[-1], said.read_text()
-        started = json.loads("".join(lines))
-        assert len(alive(started)) == 5
-        # As a terminal does it: to the whole foreground group.
-        os.killpg(process.pid, number)
+        try:
+            assert process.stdout is not None
+            lines: list[str] = []
+            while not lines or lines[-1] != "}\n":
+                lines.append(process.stdout.readline())
+                assert lines[-1], said.read_text()
+            started = json.loads("".join(lines))
+            # The supervisor and the parts; tools is one of them where this machine can isolate what it runs.
+            assert len(alive(started)) in {5, 6}
+        finally:
+            # As a terminal does it: to the whole foreground group.
+            os.killpg(process.pid, number)
         assert process.stdout.read() == ""
     assert process.returncode == 0
     assert alive(started) == []

@@ -83,7 +83,7 @@ def _stretch_end(text: str, begin: int) -> int | None:
     for match in _UNIT.finditer(text, begin, min(len(text), begin + MAX_STRETCH_CHARS + UNSETTLED_CHARS)):
         if match.start() >= settled:
             return None
-        if match.start() - begin >= MAX_STRETCH_CHARS or units == MAX_NEW:
+        if match.end() - begin > MAX_STRETCH_CHARS or units == MAX_NEW:
             return blank or match.start()
         if match.lastgroup != "space":
             units += 1

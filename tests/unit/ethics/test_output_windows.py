@@ -5,10 +5,10 @@ import time
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.ethics.output_windows import MAX_STRETCH_CHARS, MIN_NEW, Window, WindowCutter
+from services.ethics.output_windows import MAX_STRETCH_CHARS, MIN_NEW, UNSETTLED_CHARS, Window, WindowCutter
 
 SENTENCE = "Plants turn light into sugar, and bees carry pollen from bloom to bloom all day long in June. "
 
@@ -52,11 +52,12 @@ def test_chunk_borders_change_no_window(text: str, places: list[int]) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS)
+@example(text="x" * 180 + " " * 140 + "x" * 90)
 def test_windows_cover_the_text_each_with_the_stretch_before_and_within_bounds(text: str) -> None:
     found = windows([text])
     assert "".join(text[window.new : window.end] for window in found) == text
     assert all(window.text == text[window.start : window.end] for window in found)
-    assert all(window.end - window.new <= MAX_STRETCH_CHARS + 8 for window in found)
+    assert all(window.end - window.new <= MAX_STRETCH_CHARS + UNSETTLED_CHARS for window in found)
     assert all(after.start == before.new for before, after in itertools.pairwise(found))
 
 

@@ -66,12 +66,6 @@ class _Program:
     rules: tuple[Rule, ...]
     name: EngineName = EngineName.SEMGREP
 
-    def reads(self, language: CodeLanguage) -> bool:
-        return language in _ENDINGS
-
-    def scan(self, source: Source) -> EngineResult:
-        raise NotImplementedError(f"{source.path}: it scans batches")
-
 
 class Semgrep:
     """Runs one program with this product's rule files."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.suites import Suite, running_suite
+from kala.suite.record import Condition
+from tests.e2e.suites import Suite, kala, running_suite
 from tests.fakes.lm_studio import FakeLMStudio, lm_studio
 
 HERE = Path(__file__).parent
@@ -33,3 +34,11 @@ def suite(tmp_path_factory: pytest.TempPathFactory, upstream: FakeLMStudio) -> I
     state = tmp_path_factory.mktemp("suite") / "state"
     with running_suite(state, KALA_INFERENCE_LMSTUDIO_URL=upstream.url) as running:
         yield running
+
+
+@pytest.fixture
+def tool_suite(suite: Suite) -> Suite:
+    """The shared suite, with its tools running; what they said where they do not."""
+    logged = kala("logs", "tools", "--state", suite.state).stdout
+    assert suite.record().parts["tools"].condition is Condition.READY, logged
+    return suite

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from kala.suite.record import Condition
-from tests.e2e.suites import Suite, kala, running_suite
-from tests.fakes.lm_studio import FakeLMStudio, lm_studio
+from tests.e2e.suites import Suite
+from tests.fakes.lm_studio import FakeLMStudio
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
@@ -42,22 +40,6 @@ class People(unittest.TestCase):
 """
 
 
-@pytest.fixture(scope="module")
-def model() -> Iterator[FakeLMStudio]:
-    with lm_studio() as fake:
-        yield fake
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory, model: FakeLMStudio) -> Iterator[Suite]:
-    state = tmp_path_factory.mktemp("code") / "state"
-    with running_suite(state, KALA_INFERENCE_LMSTUDIO_URL=model.url) as running:
-        assert running.record().parts["tools"].condition is Condition.READY, kala(
-            "logs", "tools", "--state", state
-        ).stdout
-        yield running
-
-
 def post(suite: Suite, path: str, body: dict[str, Any]) -> httpx.Response:
     return httpx.post(
         f"{suite.url}/kala/v1/tools/{path}",
@@ -67,13 +49,13 @@ def post(suite: Suite, path: str, body: dict[str, Any]) -> httpx.Response:
     )
 
 
-def test_code_is_repaired_and_its_tests_still_pass(suite: Suite) -> None:
+def test_code_is_repaired_and_its_tests_still_pass(tool_suite: Suite) -> None:
     tests = {
         "files": [{"path": "test_people.py", "content": TEST}],
         "command": ["python3", "-m", "unittest", "test_people"],
     }
     files = [{"path": "people.py", "content": CODE}]
-    response = post(suite, "code:repair", {"files": files, "tests": tests})
+    response = post(tool_suite, "code:repair", {"files": files, "tests": tests})
     assert response.status_code == 200, response.text
     outcome = response.json()["outcome"]
     assert [each["rewrite"] for each in outcome["repairs"]] == ["kala.rewrite.parameterised_query"]
@@ -84,16 +66,16 @@ def test_code_is_repaired_and_its_tests_still_pass(suite: Suite) -> None:
 
 
 def test_a_model_is_asked_for_code_under_a_clearance_that_tools_presents(
-    suite: Suite, model: FakeLMStudio
+    tool_suite: Suite, upstream: FakeLMStudio
 ) -> None:
     body = {"task": "Write a function that adds two numbers.", "language": "LANGUAGE_PYTHON"}
-    response = post(suite, "code:generate", body)
+    response = post(tool_suite, "code:generate", body)
     assert response.status_code == 200, response.text
     made = response.json()
     # The scripted model answers in words.
     assert made["reasons"] == ["the model's answer holds no code"]
     assert made["accepted"] is False
     assert made["generation_id"]
-    system, user = model.asked[-1]["messages"]
+    system, user = upstream.asked[-1]["messages"]
     assert "```python" in str(system["content"])
     assert "adds two numbers" in str(user["content"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +15,15 @@ from kala.client import KalaClient
 from kala.core.lmstudio_adapter import LMStudioConfig
 from kala.core.unified_session import UnifiedKALASession
 from kala.errors import PermissionDeniedError
-from kala.suite.record import Condition
 from kala.target import Target
-from tests.e2e.suites import Suite, kala, running_suite
-from tests.fakes.lm_studio import WORDS, FakeLMStudio, lm_studio
+from tests.e2e.suites import Suite, kala
+from tests.fakes.lm_studio import WORDS, FakeLMStudio
 from tests.tools_runtime import unprivileged_directory
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 PROGRAM = "print(sum(range(10)))"
 QUESTION = "What is the sum of the numbers below ten?"
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[FakeLMStudio]:
-    with lm_studio() as fake:
-        yield fake
-
-
-@pytest.fixture(scope="module")
-def tool_suite(tmp_path_factory: pytest.TempPathFactory, model: FakeLMStudio) -> Iterator[Suite]:
-    state = tmp_path_factory.mktemp("tools") / "state"
-    with running_suite(state, KALA_INFERENCE_LMSTUDIO_URL=model.url) as running:
-        assert running.record().parts["tools"].condition is Condition.READY, kala(
-            "logs", "tools", "--state", state
-        ).stdout
-        yield running
 
 
 def ask(suite: Suite, **fields: Any) -> dict[str, Any]:
@@ -85,14 +67,14 @@ def _request_of(leaf: dict[str, Any]) -> str:
 
 
 def test_a_model_computes_with_a_tool_and_every_step_is_in_the_log(
-    tool_suite: Suite, model: FakeLMStudio, tmp_path: Path
+    tool_suite: Suite, upstream: FakeLMStudio, tmp_path: Path
 ) -> None:
-    model.calls = [("code_execution", {"language": "python", "code": PROGRAM})]
+    upstream.calls = [("code_execution", {"language": "python", "code": PROGRAM})]
     answer = ask(tool_suite)
     assert answer["choices"][0]["message"]["content"] == "".join(WORDS)
     (step,) = answer["kala"]["tools"]["steps"]
     assert (step["status"], step["exit_code"], step["isolation"]) == ("OK", 0, "bubblewrap/standard")
-    told = model.asked[-1]["messages"][-1]
+    told = upstream.asked[-1]["messages"][-1]
     assert told["role"] == "tool"
     assert json.loads(told["content"])["output"] == "45\n"
     saved = tmp_path / "receipt.txt"
@@ -113,10 +95,10 @@ def test_a_model_computes_with_a_tool_and_every_step_is_in_the_log(
 
 
 def test_after_a_result_a_person_approves_the_next_program_and_the_conversation_goes_on(
-    tool_suite: Suite, model: FakeLMStudio
+    tool_suite: Suite, upstream: FakeLMStudio
 ) -> None:
     call = ("code_execution", {"language": "python", "code": PROGRAM})
-    model.calls = [call, call]
+    upstream.calls = [call, call]
     stopped = ask(tool_suite)
     assert stopped["choices"][0]["finish_reason"] == "tool_calls"
     tools = stopped["kala"]["tools"]
@@ -137,7 +119,7 @@ def test_after_a_result_a_person_approves_the_next_program_and_the_conversation_
 
 
 def test_a_private_session_shows_the_current_directory_and_lets_nothing_change_it(
-    model: FakeLMStudio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    upstream: FakeLMStudio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("KALA_STATE", str(tmp_path / "none"))
     monkeypatch.delenv("KALA_URL", raising=False)
@@ -145,7 +127,7 @@ def test_a_private_session_shows_the_current_directory_and_lets_nothing_change_i
         (shown / "hello.txt").write_text("hello\n")
         (shown / "hello.txt").chmod(0o644)
         monkeypatch.chdir(shown)
-        with UnifiedKALASession(LMStudioConfig(base_url=model.url), enable_tools=True) as session:
+        with UnifiedKALASession(LMStudioConfig(base_url=upstream.url), enable_tools=True) as session:
             listed = session.execute_tool("shell", command="ls -la")
             assert "hello.txt" in listed.output, listed.error
             named = session.execute_tool("filesystem", operation="list", path=".")

@@ -207,8 +207,8 @@ class EngineResult:
     problems: tuple[str, ...] = ()
 
 
-class Engine(Protocol):
-    """Something that looks at one file at a time; it runs nothing, writes nothing and reaches no network."""
+class RuleSet(Protocol):
+    """What a report says of whoever looked: its name, its version and every rule it knows."""
 
     @property
     def name(self) -> EngineName:
@@ -224,6 +224,10 @@ class Engine(Protocol):
     def rules(self) -> tuple[Rule, ...]:
         """Every rule it knows, for the rules' digest; of a foreign engine, those that are known by name."""
         ...
+
+
+class Engine(RuleSet, Protocol):
+    """Something that looks at one file at a time; it runs nothing, writes nothing and reaches no network."""
 
     def reads(self, language: CodeLanguage) -> bool:
         """Whether it looks at files of this language."""

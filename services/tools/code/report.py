@@ -10,11 +10,11 @@ from typing import Final
 from services.tools.code.catalogue import owasp_of, repairable, ssdf_of
 from services.tools.code.model import (
     MAX_FLOW_STEPS,
-    Engine,
     EngineName,
     Finding,
     Hit,
     Region,
+    RuleSet,
     ScanOptions,
     Source,
     Span,
@@ -64,7 +64,7 @@ def findings_of(source: Source, seen: Iterable[Seen], options: ScanOptions) -> l
     return [_finding(source, one, counts) for one in kept]
 
 
-def rules_digest(engines: Sequence[Engine]) -> bytes:
+def rules_digest(engines: Sequence[RuleSet]) -> bytes:
     """Give SHA-256 over the engines' versions and rules, in the order of their names."""
     digest = hashlib.sha256(b"kala-code-rules-v1\0")
     for engine in sorted(engines, key=lambda engine: engine.name.value):

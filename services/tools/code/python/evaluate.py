@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -39,7 +40,7 @@ class ExhaustedError(Exception):
     """The budget of one file is used up."""
 
 
-class Evaluator:
+class Evaluator(ABC):
     """Evaluates expressions in an environment and writes down the calls and comparisons that it meets."""
 
     def __init__(self, names: dict[str, str], facts: Facts) -> None:
@@ -64,11 +65,11 @@ class Evaluator:
         handler = self._handlers.get(type(node))
         return handler(node, env) if handler else self._children(node, env)
 
+    @abstractmethod
     def call_local(
         self, node: ast.Call, name: str, args: list[Value], keywords: dict[str, Value]
     ) -> Value | None:
         """Follow a call into a function of this file; None when there is none of that name."""
-        raise NotImplementedError
 
     def _children(self, node: ast.expr, env: Env) -> Value:
         parts = [self.eval(child, env) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]

@@ -87,6 +87,7 @@ def _secrets(source: Source) -> Iterator[tuple[str, int, int, str]]:
     for shape in SHAPES:
         if shape.mark in text:
             for match in shape.pattern.finditer(text):
+                # Providers' manuals write their sample keys so; a real key's random letters spell none of these.
                 if shape.holds(match[0]) and not re.search("EXAMPLE|example|xxxx|XXXX", match[0]):
                     yield "provider_key", *match.span(), shape.owner
     if "eyJ" in text:

@@ -61,6 +61,16 @@ class Keyring:
         return self.public / "tools.pub"
 
     @property
+    def trainer_signing_key(self) -> Path:
+        """Ed25519, PKCS 8 PEM: the trainer signs adapters and revocations with it."""
+        return self.private / "trainer.key"
+
+    @property
+    def trainer_public_key(self) -> Path:
+        """Its public half, PEM: whoever loads adapters pins it."""
+        return self.public / "trainer.pub"
+
+    @property
     def audit_log_key(self) -> Path:
         """A C2SP note signer: the log signs checkpoints with it."""
         return self.private / "audit-log.key"
@@ -90,7 +100,7 @@ class Keyring:
         return self.private / f"{part}-spool.key"
 
 
-SPOOLING_PARTS: Final = ("gateway", "ethics", "inference")
+SPOOLING_PARTS: Final = ("gateway", "ethics", "inference", "trainer")
 
 
 def make_keyring(
@@ -110,6 +120,7 @@ def make_keyring(
     made = [
         *_make_signing_key(keyring.ethics_signing_key, keyring.ethics_public_key, randomness),
         *_make_signing_key(keyring.tools_signing_key, keyring.tools_public_key, randomness),
+        *_make_signing_key(keyring.trainer_signing_key, keyring.trainer_public_key, randomness),
         *_make_log_keys(keyring, log_name, randomness),
     ]
     symmetric = [
@@ -131,9 +142,18 @@ def _make_signing_key(private_file: Path, public_file: Path, randomness: Randomn
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         write_private_file(private_file, pem)
         made.append(private_file)
-    private = load_pem_private_key(_read(private_file), password=None)
-    public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    public = (
+        signing_key(private_file).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
     return made + _publish(public_file, public)
+
+
+def signing_key(path: Path) -> Ed25519PrivateKey:
+    """Read one of the keyring's Ed25519 keys."""
+    key = load_pem_private_key(_read(path), password=None)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise FailedPreconditionError(f"{path} holds no Ed25519 key")
+    return key
 
 
 def _make_log_keys(keyring: Keyring, log_name: str, randomness: Randomness) -> list[Path]:

@@ -13,19 +13,26 @@ from kala.suite.ports import LOOPBACK, PortClaims
 from kala.suite.readiness import Probe, grpc_probe, http_probe
 from kala.suite.supervisor import Part
 from kala.suite.tools_home import TOOLS, ToolsHome
+from kala.suite.trainer_home import TRAINER, TrainerHome, bases_directory
 
 GATEWAY: Final = "gateway"
 DEVELOPMENT_TRUST: Final = "development"
 """The repository's constitution is signed by a public key; a banner says so at every start."""
 
-GRPC_PARTS: Final = ("audit", "ethics", "inference", "tools")
-METRICS_PORTS: Final = {"gateway": 9461, "ethics": 9463, "inference": 9464, TOOLS: 9465, "audit": 9466}
-PART_NAMES: Final = (GATEWAY, "ethics", "inference", TOOLS, "audit")
+GRPC_PARTS: Final = ("audit", "ethics", "inference", TOOLS, TRAINER)
+METRICS_PORTS: Final = {
+    "gateway": 9461,
+    "ethics": 9463,
+    "inference": 9464,
+    TOOLS: 9465,
+    "audit": 9466,
+    TRAINER: 9467,
+}
+PART_NAMES: Final = (GATEWAY, "ethics", "inference", TOOLS, "audit", TRAINER)
 
 _TRUST_VARIABLE: Final = "KALA_ETHICS_TRUST"
 
 OFF_PARTS: Final = {
-    "trainer": "comes with its own release",
     "console": "comes with its own release",
 }
 """What the design has and this release does not start, with the reason shown to the user."""
@@ -46,12 +53,19 @@ class Wiring:
     """Variables that the caller's files set: defaults keep silent about them."""
     tools: ToolsHome | None = None
     """None: the tools service is off here."""
+    trainer: TrainerHome | None = None
+    """None: the trainer is off here."""
 
     @property
     def trusts_development(self) -> bool:
         """Whether ethics will accept the public development key, as far as can be told from here."""
         named = self.ambient.get(_TRUST_VARIABLE)
         return _TRUST_VARIABLE not in self.decided if named is None else named == DEVELOPMENT_TRUST
+
+    def has(self, part: str) -> bool:
+        """Whether a part runs here."""
+        off = {TOOLS: self.tools is None, TRAINER: self.trainer is None}
+        return not off.get(part, False)
 
     def socket(self, part: str) -> Path:
         """Where a gRPC part listens."""
@@ -74,9 +88,10 @@ def parts_of(wiring: Wiring, claims: PortClaims) -> list[Part]:
             probe=_probe(wiring, name),
             prelude=_first_key(wiring) if name == GATEWAY else (),
             metrics_url=f"http://{LOOPBACK}:{metrics[name]}/metrics",
+            is_optional=name == TRAINER,
         )
         for name in PART_NAMES
-        if name != TOOLS or wiring.tools is not None
+        if wiring.has(name)
     ]
     return [_at_home(part, wiring.tools) for part in parts]
 
@@ -98,7 +113,9 @@ def _environment(wiring: Wiring, name: str, metrics_port: int) -> dict[str, str]
     ambient = wiring.ambient
     if name == TOOLS and wiring.tools is not None:
         ambient = wiring.tools.environment(ambient)
-    defaults = {"METRICS_PORT": str(metrics_port), **_DEFAULTS.get(name, {})}
+    defaults = {"METRICS_PORT": str(metrics_port), **_DEFAULTS.get(name, {}), **_adapter_trust(wiring, name)}
+    if name == TRAINER:
+        defaults["BASES_DIR"] = bases_directory(ambient)
     return {
         **{
             prefix + field: value for field, value in defaults.items() if prefix + field not in wiring.decided
@@ -115,6 +132,20 @@ _DEFAULTS: Final[Mapping[str, Mapping[str, str]]] = {
     "inference": {"DISCOVER": "true"},
 }
 """What the caller's environment may override."""
+
+
+def _adapter_trust(wiring: Wiring, name: str) -> Mapping[str, str]:
+    """Let inference serve what this suite's trainer signs, unless the caller pinned another trainer."""
+    prefix, home = "KALA_INFERENCE_", wiring.trainer
+    pinned = {*wiring.ambient, *wiring.decided}
+    if name != "inference" or home is None or f"{prefix}TRAINER_PUBLIC_KEYS" in pinned:
+        return {}
+    return {
+        "TRAINER_PUBLIC_KEYS": str(wiring.keyring.trainer_public_key),
+        "ADAPTERS_DIR": str(home.adapters),
+        "ADAPTER_REVOCATIONS": str(home.revocations),
+        **({"GATE_PROFILES": ",".join(map(str, home.profiles))} if home.profiles else {}),
+    }
 
 
 def _wires(wiring: Wiring, name: str) -> Mapping[str, str]:
@@ -163,6 +194,8 @@ def _wires(wiring: Wiring, name: str) -> Mapping[str, str]:
                 # A model must not be shown, as its working directory, what the suite itself lives by.
                 "PROTECTED_PATHS": ",".join(str(path) for path in (wiring.layout.root, home.root)),
             }
+        case "trainer" if wiring.trainer is not None:
+            return _trainer_wires(wiring, wiring.trainer)
         case _:
             return {
                 "HOST": wiring.host,
@@ -174,9 +207,33 @@ def _wires(wiring: Wiring, name: str) -> Mapping[str, str]:
                 "PEPPER_FILE": str(keyring.gateway_pepper),
                 "AUDIT_VKEY_FILE": str(wiring.layout.vkey_file),
                 "CHECKPOINT_FILE": str(wiring.layout.last_checkpoint),
-                **({"TOOLS_ADDRESS": wiring.address(TOOLS)} if wiring.tools is not None else {}),
+                **{
+                    f"{part.upper()}_ADDRESS": wiring.address(part)
+                    for part in (TOOLS, TRAINER)
+                    if wiring.has(part)
+                },
                 **spool,
             }
+
+
+def _trainer_wires(wiring: Wiring, home: TrainerHome) -> Mapping[str, str]:
+    keyring = wiring.keyring
+    return {
+        "ADDRESS": wiring.address(TRAINER),
+        "STATE_DIR": str(home.state),
+        "SIGNING_KEY_FILE": str(keyring.trainer_signing_key),
+        "ETHICS_PUBLIC_KEYS": str(keyring.ethics_public_key),
+        "TOOLS_PUBLIC_KEYS": str(keyring.tools_public_key),
+        "AUDIT_VKEY_FILE": str(wiring.layout.vkey_file),
+        "AUDIT_ADDRESS": wiring.address("audit"),
+        "ETHICS_ADDRESS": wiring.address("ethics"),
+        **({"TOOLS_ADDRESS": wiring.address(TOOLS)} if wiring.tools is not None else {}),
+        **({"EMBEDDED_DIR": str(home.embedded)} if home.embedded is not None else {}),
+        # Only here may an adapter of the embedded demo pass by its small gates.
+        "ALLOW_DEMO_PROFILES": "true",
+        "SPOOL_DIR": str(wiring.layout.data / "spool" / TRAINER),
+        "SPOOL_KEY_FILE": str(keyring.spool_key(TRAINER)),
+    }
 
 
 def _first_key(wiring: Wiring) -> tuple[str, ...]:

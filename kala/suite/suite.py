@@ -28,6 +28,7 @@ from kala.suite.record import Condition, PartRecord, Phase, SuiteRecord, read_re
 from kala.suite.relay import relays
 from kala.suite.supervisor import DEFAULT_LIMITS, STOP_GRACE_SECONDS, STOP_ORDER, Limits, Supervisor
 from kala.suite.tools_home import TOOLS, ToolsHome, tools_home
+from kala.suite.trainer_home import TRAINER, TrainerHome, trainer_home
 
 DISTRIBUTION: Final = "kala-suite"
 
@@ -126,7 +127,10 @@ def _prepare(options: SuiteOptions, claims: PortClaims) -> tuple[SuiteRecord, Wi
     notes = (*notes, *(f"backed up before migration: {copy}" for copy in copies))
     decided = named_in_files(options.environment, Path.cwd())
     tools, off = _tools(options, sockets, keyring)
-    wiring = Wiring(layout, sockets, keyring, options.host, port, options.environment, decided, tools)
+    trainer, trainer_off = _trainer(layout, keyring)
+    wiring = Wiring(
+        layout, sockets, keyring, options.host, port, options.environment, decided, tools, trainer
+    )
     if wiring.trusts_development:
         notes = (*notes, DEVELOPMENT_BANNER)
     if not layout.gateway_database.exists():
@@ -147,7 +151,7 @@ def _prepare(options: SuiteOptions, claims: PortClaims) -> tuple[SuiteRecord, Wi
         sockets=sockets,
         started_at=started_at.isoformat(timespec="seconds"),
         notes=notes,
-        parts=off,
+        parts={**off, **trainer_off},
     )
     write_record(layout, record)
     return record, wiring
@@ -163,6 +167,14 @@ def _tools(
     except KalaError as error:
         return None, {TOOLS: PartRecord(None, Condition.OFF, problem=error.message)}
     return home, {}
+
+
+def _trainer(layout: StateLayout, keyring: Keyring) -> tuple[TrainerHome | None, dict[str, PartRecord]]:
+    """Give the trainer its home, or say why it is off: the suite chats without it."""
+    try:
+        return trainer_home(layout, keyring), {}
+    except KalaError as error:
+        return None, {TRAINER: PartRecord(None, Condition.OFF, problem=error.message)}
 
 
 def _ways_for_tools(home: ToolsHome | None) -> contextlib.AbstractAsyncContextManager[None]:

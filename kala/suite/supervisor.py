@@ -23,7 +23,7 @@ from kala.suite.readiness import Probe, wait_until_ready
 from kala.suite.record import Condition, PartRecord, Phase
 from kala.suite.restarts import MAX_CRASHES, GaveUp, Refused, Restart, next_step
 
-STOP_ORDER: Final = ("gateway", "tools", "inference", "ethics", "audit")
+STOP_ORDER: Final = ("gateway", "trainer", "tools", "inference", "ethics", "audit")
 """Whoever asks stops before whoever answers, so that no running request loses the record of its outcome."""
 
 START_SECONDS: Final = 60.0

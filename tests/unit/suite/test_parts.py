@@ -14,6 +14,9 @@ from kala.suite.ports import PortClaims
 from kala.suite.runtime_copy import Runtime
 from kala.suite.supervisor import Part
 from kala.suite.tools_home import ToolsHome
+from kala.suite.trainer_home import TrainerHome
+
+PROFILES = (Path("/profiles/a.json"), Path("/profiles/b.json"))
 
 
 def wired(
@@ -23,12 +26,14 @@ def wired(
     *,
     uid: int | None = None,
     has_tools: bool = True,
+    has_trainer: bool = True,
 ) -> dict[str, Part]:
     layout = StateLayout.at(tmp_path / "state")
     layout.create()
     keyring, _ = make_keyring(layout.keys, layout.trust)
     tools = home(tmp_path, keyring, uid) if has_tools else None
-    wiring = Wiring(layout, layout.sockets(), keyring, "127.0.0.1", 8800, ambient, decided, tools)
+    trainer = TrainerHome(layout.data / "trainer", PROFILES, tmp_path / "model") if has_trainer else None
+    wiring = Wiring(layout, layout.sockets(), keyring, "127.0.0.1", 8800, ambient, decided, tools, trainer)
     claims = PortClaims(tmp_path / "ports")
     try:
         return {part.name: part for part in parts_of(wiring, claims)}
@@ -65,7 +70,7 @@ def test_the_caller_cannot_cut_the_wires(tmp_path: Path) -> None:
 
 def test_every_part_has_its_own_metrics_port(tmp_path: Path) -> None:
     urls = [part.metrics_url for part in wired(tmp_path, {}).values()]
-    assert len(set(urls)) == 5
+    assert len(set(urls)) == 6
 
 
 def test_no_part_sees_the_private_keys_of_another(tmp_path: Path) -> None:
@@ -76,6 +81,7 @@ def test_no_part_sees_the_private_keys_of_another(tmp_path: Path) -> None:
         "audit-kek.key": "audit",
         "gateway-pepper.key": "gateway",
         "tools.key": "tools",
+        "trainer.key": "trainer",
     }
     for name, owner in owners.items():
         users = {
@@ -152,3 +158,32 @@ def test_without_tools_the_gateway_says_that_they_are_not_deployed(tmp_path: Pat
     parts = wired(tmp_path, {}, has_tools=False)
     assert "tools" not in parts
     assert "KALA_GATEWAY_TOOLS_ADDRESS" not in parts["gateway"].environment
+
+
+def test_inference_serves_what_this_suites_trainer_signs(tmp_path: Path) -> None:
+    parts = wired(tmp_path, {})
+    inference, trainer = parts["inference"].environment, parts["trainer"].environment
+    assert parts["trainer"].is_optional
+    assert inference["KALA_INFERENCE_TRAINER_PUBLIC_KEYS"].endswith("trainer.pub")
+    assert inference["KALA_INFERENCE_GATE_PROFILES"] == "/profiles/a.json,/profiles/b.json"
+    assert inference["KALA_INFERENCE_ADAPTERS_DIR"] == f"{trainer['KALA_TRAINER_STATE_DIR']}/adapters"
+    assert parts["gateway"].environment["KALA_GATEWAY_TRAINER_ADDRESS"] == trainer["KALA_TRAINER_ADDRESS"]
+    assert trainer["KALA_TRAINER_EMBEDDED_DIR"] == str(tmp_path / "model")
+
+
+@pytest.mark.parametrize("decided", [True, False], ids=["in a file", "in the environment"])
+def test_another_trainer_that_the_caller_pinned_keeps_its_own_list_and_folder(
+    tmp_path: Path, decided: bool
+) -> None:
+    name = "KALA_INFERENCE_TRAINER_PUBLIC_KEYS"
+    parts = wired(tmp_path, {} if decided else {name: "/theirs.pub"}, frozenset({name} if decided else ()))
+    environment = parts["inference"].environment
+    assert environment.get(name) == (None if decided else "/theirs.pub")
+    assert not {"KALA_INFERENCE_ADAPTER_REVOCATIONS", "KALA_INFERENCE_ADAPTERS_DIR"} & set(environment)
+
+
+def test_without_a_trainer_the_gateway_says_that_it_is_not_deployed(tmp_path: Path) -> None:
+    parts = wired(tmp_path, {}, has_trainer=False)
+    assert "trainer" not in parts
+    assert "KALA_GATEWAY_TRAINER_ADDRESS" not in parts["gateway"].environment
+    assert "KALA_INFERENCE_ADAPTER_REVOCATIONS" not in parts["inference"].environment

@@ -43,13 +43,14 @@ def layout(tmp_path: Path) -> StateLayout:
 
 
 @pytest.fixture(autouse=True)
-def tools_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test of this file makes a home for the tools service on this machine."""
+def optional_parts_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test of this file makes a home for tools or the trainer on this machine."""
 
     def off(*_: object, **__: object) -> ToolsHome:
         raise FailedPreconditionError("no sandbox here")
 
     monkeypatch.setattr(suite_module, "tools_home", off)
+    monkeypatch.setattr(suite_module, "trainer_home", off)
 
 
 def with_parts(monkeypatch: pytest.MonkeyPatch, folder: Path, **programs: str) -> None:
@@ -98,7 +99,7 @@ async def test_a_run_is_recorded_from_start_to_stop(
     last = read_record(layout)
     assert last is not None
     assert last.phase is Phase.STOPPING
-    conditions = {part.condition for name, part in last.parts.items() if name != "tools"}
+    conditions = {part.condition for part in last.parts.values()} - {Condition.OFF}
     assert conditions == {Condition.STOPPED}
     assert not is_locked(layout)
 

@@ -1,0 +1,1 @@
+"""What was trained, what may serve, what may no longer, and where its files lie."""

@@ -1,0 +1,25 @@
+"""Files of any size as bytes: small ones read, weights mapped, so that gigabytes are hashed without being held."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import Any, Final
+
+from kala.errors import VerificationError
+
+MAPPED_SUFFIX: Final = ".safetensors"
+
+
+def read_buffer(path: Path, limit: int) -> bytes:
+    """Gives at most `limit` bytes of a file; weights as a mapping, of which only slices, length and hash are asked."""
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if path.suffix != MAPPED_SUFFIX or not 0 < size <= limit:
+                return file.read(limit)
+            mapped: Any = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)  # a buffer, as bytes are
+    except OSError as error:
+        raise VerificationError(f"file {path.name}: cannot be read") from error
+    view: bytes = mapped
+    return view

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol, Self
 
@@ -180,12 +180,11 @@ class Trackers:
     def __init__(self, trackers: Mapping[str, Tracker], on_fault: OnFault) -> None:
         self._trackers = dict(trackers)
         self._on_fault = on_fault
-        self._stack = ExitStack()
 
     def log(self, step: int, values: Values) -> None:
         """Writes the numbers of a step to every tracker that still works."""
         for name, tracker in list(self._trackers.items()):
-            self._try(name, tracker, lambda tracker=tracker: tracker.log(step, values))
+            self._try(name, tracker, partial(tracker.log, step, values))
 
     def close(self) -> None:
         """Closes every tracker; may be called twice."""
@@ -224,17 +223,35 @@ def open_trackers(
     A tracker that cannot work here raises FailedPreconditionError before a step is taken; a server that is down is told to
     `on_fault` and left out.
     """
-    trackers: dict[str, Tracker] = {"metrics": MetricsFile(reports / METRICS_FILE, resume_step=resume_step)}
+    trackers: dict[str, Tracker] = {}
     for name in dict.fromkeys(names):
+        open_one = _OPENERS.get(name)
+        if open_one is None:
+            raise FailedPreconditionError(f"trackers: {name!r} is none of {', '.join(_OPENERS)}")
         try:
-            if name == TENSORBOARD:
-                trackers[name] = TensorBoard(reports / TENSORBOARD_DIRECTORY, resume_step=resume_step)
-            elif name == MLFLOW:
-                trackers[name] = MlflowRun(mlflow_uri, run_name=run_name, parameters=parameters or {})
-            else:
-                raise FailedPreconditionError(f"trackers: {name!r} is none of tensorboard, mlflow")
+            trackers[name] = open_one(
+                reports,
+                resume_step=resume_step,
+                uri=mlflow_uri,
+                run_name=run_name,
+                parameters=parameters or {},
+            )
         except FailedPreconditionError:
             raise
         except Exception as error:  # noqa: BLE001 - a server that is down is no reason not to train
             on_fault(name, f"left out: {str(error)[:200]}")
+    trackers["metrics"] = MetricsFile(reports / METRICS_FILE, resume_step=resume_step)
     return Trackers(trackers, on_fault)
+
+
+def _open_tensorboard(reports: Path, *, resume_step: int, **_others: object) -> Tracker:
+    return TensorBoard(reports / TENSORBOARD_DIRECTORY, resume_step=resume_step)
+
+
+def _open_mlflow(
+    _reports: Path, *, uri: str, run_name: str, parameters: Mapping[str, str], **_others: object
+) -> Tracker:
+    return MlflowRun(uri, run_name=run_name, parameters=parameters)
+
+
+_OPENERS: Final[Mapping[str, Callable[..., Tracker]]] = {TENSORBOARD: _open_tensorboard, MLFLOW: _open_mlflow}

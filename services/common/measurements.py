@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +14,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kala.common.v1.measurement_pb2 import (
+    MEASURED_MODEL_UNSPECIFIED,
     MEASURER_ETHICS,
     MEASURER_TOOLS,
     Measurement,
@@ -33,7 +35,12 @@ SCHEMA: Final = 1
 MAX_CLAIMS_BYTES: Final = 64 * 1024
 MAX_COUNTS: Final = 256
 MAX_PARTS: Final = 4096
+MAX_SUITE_ITEMS: Final = 1_000_000
 SERVICE_NAMES: Final[Mapping[Measurer.ValueType, str]] = {MEASURER_ETHICS: "ethics", MEASURER_TOOLS: "tools"}
+NAME: Final = re.compile(r"[a-z0-9_]{1,64}")
+"""What a suite, a metric and a slice may be called."""
+_EVALUATION: Final = re.compile(r"evaluations/[0-9a-f]{32}")
+_DIGESTS: Final = ("adapter_digest", "base_digest", "gate_set_digest", "suite_digest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,34 @@ class MeasurementSigner:
             signature=self._private_key.sign(SIGNATURE_DOMAIN + claims),
             key_id=self._key_id,
         )
+
+
+def require_context(context: MeasurementContext, items: int) -> None:
+    """Raises InvalidArgumentError unless a measurement of that many items can be bound to this context."""
+    for field in _DIGESTS:
+        if len(getattr(context, field)) != hashlib.sha256().digest_size:
+            raise InvalidArgumentError(
+                f"measurement.{field}", f"must have {hashlib.sha256().digest_size} bytes"
+            )
+    if not _EVALUATION.fullmatch(context.evaluation):
+        raise InvalidArgumentError("measurement.evaluation", "must be evaluations/<32 hexadecimal digits>")
+    if not NAME.fullmatch(context.suite):
+        raise InvalidArgumentError("measurement.suite", "must be 1 to 64 characters of [a-z0-9_]")
+    if context.model == MEASURED_MODEL_UNSPECIFIED:
+        raise InvalidArgumentError("measurement.model", "must say which model made the items")
+    if not 1 <= context.suite_items <= MAX_SUITE_ITEMS:
+        raise InvalidArgumentError("measurement.suite_items", f"must be 1 to {MAX_SUITE_ITEMS}")
+    if context.first_item + items > context.suite_items:
+        raise InvalidArgumentError(
+            "measurement.first_item",
+            f"{items} items from there on go beyond a suite of {context.suite_items}",
+        )
+
+
+def evidence_digest(verdicts: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The digest over what was judged: each item as its serialised input and its serialised verdict."""
+    items = b"".join(hashlib.sha256(given + b"\0" + verdict).digest() for given, verdict in verdicts)
+    return hashlib.sha256(items).digest()
 
 
 def verify_measurement(

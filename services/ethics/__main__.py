@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kala.errors import ConstitutionError, InvalidArgumentError
 from kala.ethics.constitution import VerifiedConstitution
@@ -29,6 +30,7 @@ from services.ethics.archive import Archive
 from services.ethics.bench import Bench
 from services.ethics.config import SECTION, EthicsSettings
 from services.ethics.guard.make import open_guard
+from services.ethics.measuring import Measuring
 from services.ethics.replay import RecordedGuardError
 from services.ethics.seating import SeatGuard, seat_judges
 from services.ethics.servicer import EthicsServicer, InForce
@@ -89,13 +91,18 @@ def report_fault(judge: str, error: Exception) -> None:
 
 
 def make_signer(settings: EthicsSettings) -> ClearanceSigner:
-    """Read the key that signs clearances."""
+    """Give the signer of clearances."""
+    return ClearanceSigner(signing_key(settings))
+
+
+def signing_key(settings: EthicsSettings) -> Ed25519PrivateKey:
+    """Read the key that signs clearances and measurements."""
     if settings.signing_key_file is None:
         raise InvalidArgumentError(
             "KALA_ETHICS_SIGNING_KEY_FILE",
             "must name the key that signs clearances; `kala keys init` makes one",
         )
-    return ClearanceSigner(load_private_key(settings.signing_key_file))
+    return load_private_key(settings.signing_key_file)
 
 
 def make_servicer(settings: EthicsSettings, watch: ConstitutionWatch, bench: Bench) -> EthicsServicer:
@@ -107,6 +114,7 @@ def make_servicer(settings: EthicsSettings, watch: ConstitutionWatch, bench: Ben
         bench,
         in_force=InForce(watch.in_force, watch.verified_at),
         signer=make_signer(settings),
+        measuring=Measuring(signing_key(settings)),
         audiences=guarded_methods(GUARDED_CONTRACTS),
         next_key=next_key,
         archive=Archive(settings.archive_dir, settings.constitution_trust, partial(make_bench, settings)),

@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from kala.common.v1 import clearance_pb2, decision_pb2
-from kala.errors import (
-    FailedPreconditionError,
-    InvalidArgumentError,
-    PermissionDeniedError,
-    UnimplementedError,
-)
+from kala.errors import FailedPreconditionError, InvalidArgumentError, PermissionDeniedError
 from kala.ethics.constitution import VerifiedConstitution
 from kala.ethics.v1 import ethics_pb2 as pb
 from kala.ethics.v1 import ethics_pb2_grpc
@@ -29,6 +25,7 @@ from services.ethics.action_text import Piece, Text, pieces_of
 from services.ethics.archive import Archive
 from services.ethics.bench import Bench
 from services.ethics.judgement import Judgement
+from services.ethics.measuring import Measuring
 from services.ethics.output_check import Channel, Progress
 from services.ethics.output_stream import OutputStream
 from services.ethics.replay import judges_of, left_out
@@ -74,6 +71,7 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         *,
         in_force: InForce,
         signer: ClearanceSigner,
+        measuring: Measuring,
         audiences: Mapping[str, str],
         next_key: Ed25519PublicKey | None = None,
         archive: Archive | None = None,
@@ -84,6 +82,7 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
         self._bench = bench
         self._in_force = in_force
         self._signer = signer
+        self._measuring = measuring
         self._audiences = dict(audiences)
         self._next_key = next_key
         self._archive = archive
@@ -145,26 +144,30 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
                 yield pb.CheckOutputResponse(checked=further)
         raise InvalidArgumentError("event", "the stream ended without a finish")
 
-    async def Score(self, request: pb.ScoreRequest, _context: Context) -> pb.ScoreResponse:
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """Judge a text; nothing follows from it."""
-        if request.HasField("measurement"):
-            raise UnimplementedError("signed measurements come with the trainer")
-        began = self._steady_nanos()
+        self._require_measurable(request, context)
+        began, began_at = self._steady_nanos(), Timestamp()
+        began_at.FromNanoseconds(self._now_nanos())
         text = replace(_text_of(request.text, request.stage), context=request.request_text)
         judgement = await self._bench.judge([text])
+        decision = self._decision(judgement, began)
+        if request.HasField("measurement"):
+            measured = self._measuring.count(request, decision, began_at=began_at)
+            return pb.ScoreResponse(decision=decision, measurement=measured)
         ratings = await self._bench.rate(text)
         laws = self._bench.constitution.laws
         return pb.ScoreResponse(
-            decision=self._decision(judgement, began),
+            decision=decision,
             laws=law_scores(judgement, ratings, laws),
             categories=category_scores(judgement, ratings, laws),
         )
 
     async def SumMeasurements(
-        self, _request: pb.SumMeasurementsRequest, _context: Context
+        self, request: pb.SumMeasurementsRequest, _context: Context
     ) -> pb.SumMeasurementsResponse:
-        """Say that this release measures nothing yet."""
-        raise UnimplementedError("signed measurements come with the trainer")
+        """Add up measurements that were signed here."""
+        return pb.SumMeasurementsResponse(sum=self._measuring.sum(request.parts))
 
     async def GetConstitution(
         self, _request: pb.GetConstitutionRequest, _context: Context
@@ -244,6 +247,17 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
             raise PermissionDeniedError(
                 f"{peer.name} may not ask for a clearance that somebody else presents"
             )
+
+    def _require_measurable(self, request: pb.ScoreRequest, context: Context) -> None:
+        if not request.HasField("measurement"):
+            if request.slice:
+                raise InvalidArgumentError("slice", "is for a measurement only")
+            return
+        if peer_of(context).part != TRAINER:
+            raise PermissionDeniedError(
+                "measurement: is for the trainer's evaluation only", reason="NOT_TRAINER"
+            )
+        self._measuring.require(request)
 
     def _class_of(self, audience: str) -> type[Message]:
         descriptor = descriptor_pool.Default().FindMessageTypeByName(self._audiences[audience])

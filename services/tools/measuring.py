@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -11,7 +10,6 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kala.common.v1.measurement_pb2 import (
-    MEASURED_MODEL_UNSPECIFIED,
     MEASURER_TOOLS,
     Measurement,
     MeasurementContext,
@@ -20,15 +18,19 @@ from kala.common.v1.measurement_pb2 import (
 )
 from kala.errors import FailedPreconditionError, InvalidArgumentError, VerificationError
 from services.common.keys import key_id
-from services.common.measurements import SCHEMA, MeasurementSigner, sum_measurements, verify_measurement
+from services.common.measurements import (
+    SCHEMA,
+    MeasurementSigner,
+    evidence_digest,
+    require_context,
+    sum_measurements,
+    verify_measurement,
+)
 from services.tools.sandbox.model import Isolation
-from services.tools.wire import DIGEST_BYTES, timestamp
+from services.tools.wire import timestamp
 
 TESTS_PASSED: Final = "tests_passed"
 VULNERABLE: Final = "vulnerable"
-MAX_SUITE_ITEMS: Final = 1_000_000
-_EVALUATION: Final = re.compile(r"evaluations/[0-9a-f]{32}")
-_SUITE: Final = re.compile(r"[a-z0-9_]{1,64}")
 
 
 class Measuring:
@@ -59,24 +61,7 @@ class Measuring:
             raise FailedPreconditionError(
                 "measurements are signed, and this service has no key: set KALA_TOOLS_SIGNING_KEY_FILE"
             )
-        for field in ("adapter_digest", "base_digest", "gate_set_digest", "suite_digest"):
-            if len(getattr(context, field)) != DIGEST_BYTES:
-                raise InvalidArgumentError(f"measurement.{field}", f"must have {DIGEST_BYTES} bytes")
-        if not _EVALUATION.fullmatch(context.evaluation):
-            raise InvalidArgumentError(
-                "measurement.evaluation", "must be evaluations/<32 hexadecimal digits>"
-            )
-        if not _SUITE.fullmatch(context.suite):
-            raise InvalidArgumentError("measurement.suite", "must be 1 to 64 characters of [a-z0-9_]")
-        if context.model == MEASURED_MODEL_UNSPECIFIED:
-            raise InvalidArgumentError("measurement.model", "must say which model made the items")
-        if not 1 <= context.suite_items <= MAX_SUITE_ITEMS:
-            raise InvalidArgumentError("measurement.suite_items", f"must be 1 to {MAX_SUITE_ITEMS}")
-        if context.first_item + items > context.suite_items:
-            raise InvalidArgumentError(
-                "measurement.first_item",
-                f"{items} items from there on go beyond a suite of {context.suite_items}",
-            )
+        require_context(context, items)
 
     def count(
         self,
@@ -89,9 +74,6 @@ class Measuring:
     ) -> SignedMeasurement:
         """Sign how many of the items hold; each is its serialised input, its serialised verdict, and whether it holds."""
         self.require(context, len(verdicts))
-        evidence = b"".join(
-            hashlib.sha256(given + b"\0" + verdict).digest() for given, verdict, _ in verdicts
-        )
         hits = sum(holds for _, _, holds in verdicts)
         return self._signed(
             Measurement(
@@ -100,7 +82,7 @@ class Measuring:
                 items=len(verdicts),
                 counts=[MetricCount(metric=metric, hits=hits, total=len(verdicts))],
                 parts=1,
-                evidence_digest=hashlib.sha256(evidence).digest(),
+                evidence_digest=evidence_digest((given, verdict) for given, verdict, _ in verdicts),
                 instrument_digest=hashlib.sha256(self._policy_digest + instrument).digest(),
                 started_at=timestamp(since),
                 finished_at=timestamp(self._clock()),

@@ -401,15 +401,23 @@ class ScoreRequest(_message.Message):
     STAGE_FIELD_NUMBER: _builtins.int
     REQUEST_TEXT_FIELD_NUMBER: _builtins.int
     MEASUREMENT_FIELD_NUMBER: _builtins.int
+    SLICE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """1 to 1,048,576 characters. Required."""
     stage: Global___Stage.ValueType
     """REQUEST when unset."""
     request_text: _builtins.str
     """For OUTPUT: the request it answers. Unset when unknown."""
+    slice: _builtins.str
+    """Part of the suite that this item belongs to, counted beside the whole, e.g. "law_0"; 1 to 64 characters of [a-z0-9_].
+    Empty for none; only with `measurement`.
+    """
     @_builtins.property
     def measurement(self) -> _measurement_pb2.MeasurementContext:
-        """Asks for a signed count of this verdict, for an evaluation gate; honoured only from the trainer. Unset otherwise."""
+        """Asks for a signed count of this verdict, for an evaluation gate: "request_harmful", "output_harmful" or
+        "tool_result_harmful" by stage, which holds when the outcome is REFUSE or REDIRECT. PERMISSION_DENIED from any other peer
+        than the trainer; UNAVAILABLE when a judge failed, because then nothing was measured. Unset otherwise.
+        """
 
     def __init__(
         self,
@@ -418,10 +426,11 @@ class ScoreRequest(_message.Message):
         stage: Global___Stage.ValueType = ...,
         request_text: _builtins.str = ...,
         measurement: _measurement_pb2.MeasurementContext | None = ...,
+        slice: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["measurement", b"measurement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["measurement", b"measurement", "request_text", b"request_text", "stage", b"stage", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["measurement", b"measurement", "request_text", b"request_text", "slice", b"slice", "stage", b"stage", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -499,7 +508,7 @@ class ScoreResponse(_message.Message):
 
     @_builtins.property
     def laws(self) -> _containers.RepeatedCompositeFieldContainer[Global___LawScore]:
-        """One entry per law, 0 to 4, in order."""
+        """One entry per law, 0 to 4, in order. Empty beside a measurement, which counts the decision alone."""
 
     @_builtins.property
     def measurement(self) -> _measurement_pb2.SignedMeasurement:

@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kala.common.v1.decision_pb2 import OUTCOME_ALLOW, OUTCOME_REFUSE, Decision
-from kala.errors import FailedPreconditionError, InvalidArgumentError, KalaError, UnimplementedError
+from kala.errors import FailedPreconditionError, InvalidArgumentError, KalaError
 from kala.ethics.amendment import load_signing_key, sign, write_manifest
 from kala.ethics.constitution import Trust, read_unverified, verify_constitution
 from kala.ethics.v1 import ethics_pb2 as pb
@@ -67,15 +67,6 @@ async def test_a_score_needs_a_text_of_a_fair_length(ethics: Ethics, text: str) 
     error = await refused(ethics.stub.Score(pb.ScoreRequest(text=text)))
     assert isinstance(error, InvalidArgumentError)
     assert error.field == "text"
-
-
-async def test_measurements_are_said_to_come_later(ethics: Ethics) -> None:
-    request = pb.ScoreRequest(text="x")
-    request.measurement.evaluation = "evaluations/1"
-    assert isinstance(await refused(ethics.stub.Score(request)), UnimplementedError)
-    assert isinstance(
-        await refused(ethics.stub.SumMeasurements(pb.SumMeasurementsRequest())), UnimplementedError
-    )
 
 
 async def test_the_constitution_in_force_is_told_with_its_trust(ethics: Ethics) -> None:

@@ -16,12 +16,13 @@ class Sample(NamedTuple):
 
 
 def samples(language: str) -> list[Sample]:
-    """Every sample of a language; each begins with "### insecure|secure CWE title"."""
+    """Every sample of a language; each begins with "### insecure CWE title" or "### secure [CWE] title"."""
     found = []
     for path in sorted((_FOLDER / language).glob("*.txt")):
         for part in path.read_text(encoding="utf-8").split("### ")[1:]:
             head, _, text = part.partition("\n")
             words = head.split()
             title = f"{path.stem}-{'-'.join(words)}"
-            found.append(Sample(title, words[0] == "secure", int(words[1]), text))
+            cwe = int(words[1]) if words[1].isdigit() else 0
+            found.append(Sample(title, words[0] == "secure", cwe, text))
     return found

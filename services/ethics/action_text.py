@@ -35,7 +35,9 @@ MAX_JSON_DEPTH: Final = 32
 DOCUMENT_FIELDS: Final = frozenset(
     {"kala.inference.v1.EmbedAction.inputs", "kala.inference.v1.RerankAction.documents"}
 )
-# What chooses who answers or which tool runs: the actor looks it up in its own lists, and no model reads it.
+_TRAINER_ACTIONS: Final = ("CreateTrainingJob", "BuildDataset", "EvaluateAdapter", "PromoteAdapter")
+# What chooses who answers, which tool runs or what is trained on what: the actor looks it up in its own lists, and no
+# model reads it. Of a message that stands here everything below is such a name.
 ROUTING_FIELDS: Final = frozenset(
     {
         f"kala.inference.v1.{action}.{field}"
@@ -47,11 +49,36 @@ ROUTING_FIELDS: Final = frozenset(
     | {f"kala.inference.v1.LoadAdapterAction.{field}" for field in ("adapter", "backend", "location")}
     | {f"kala.tools.v1.ExecuteAction.{field}" for field in ("tool", "workspace", "approval", "call_id")}
     | {f"kala.tools.v1.WriteFileAction.{field}" for field in ("workspace", "approval")}
+    | {f"kala.trainer.v1.{action}Action.request_id" for action in _TRAINER_ACTIONS}
+    | {
+        f"kala.trainer.v1.TrainingSpec.{field}"
+        for field in ("adapter", "base", "parents", "datasets", "lora", "gate_profile")
+    }
+    | {
+        f"kala.trainer.v1.DatasetSpec.{field}"
+        for field in ("name", "evaluation_files", "licences", "tokenizer")
+    }
+    | {
+        f"kala.trainer.v1.{source}.{field}"
+        for source, fields in (
+            ("DatasetSource", ("name",)),
+            ("FileSource", ("files", "licence")),
+            ("HubSource", ("dataset", "revision", "split", "licence")),
+        )
+        for field in fields
+    }
+    | {f"kala.trainer.v1.EvaluateAdapterAction.{field}" for field in ("adapter", "base", "profile")}
+    | {f"kala.trainer.v1.PromoteAdapterAction.{field}" for field in ("adapter", "evaluation")}
 )
 # Names of tools. One that is a single word says nothing by itself: what it is called for stands in its description and
 # its arguments, and all names are read together with them.
 TOOL_NAMES: Final = frozenset(
-    {"kala.inference.v1.ToolDefinition.name", "kala.inference.v1.ToolChoice.function_name"}
+    {
+        "kala.inference.v1.ToolDefinition.name",
+        "kala.inference.v1.ToolChoice.function_name",
+        # What a classifier answers: a word out of a set, whose task stands in the job's summary.
+        "kala.trainer.v1.TrainingSpec.labels",
+    }
 )
 _ONE_WORD: Final = re.compile(r"[a-z]{1,16}")
 # Signed elsewhere and verified by the actor against pinned keys before anything in it counts: there is nothing to judge,
@@ -273,26 +300,29 @@ def json_texts(source: str, path: str, stage: Stage) -> Iterator[Text]:
         yield Text(f"{path}#strings", stage, said)
 
 
-def _fields(message: Message, path: str, stage: Stage) -> Iterator[Piece]:
+def _fields(message: Message, path: str, stage: Stage, *, are_names: bool = False) -> Iterator[Piece]:
     """Every text below a message; protobuf lists set fields in the order of their numbers."""
     for field, value in message.ListFields():
         name = f"{path}.{field.name}" if path else field.name
         here = Stage.TOOL_RESULT if field.full_name in DOCUMENT_FIELDS else stage
         if field.is_repeated:
             for index, item in enumerate(value):
-                yield from _value(field, item, f"{name}[{index}]", here)
+                yield from _value(field, item, f"{name}[{index}]", here, is_name=are_names)
         else:
-            yield from _value(field, value, name, here)
+            yield from _value(field, value, name, here, is_name=are_names)
 
 
-def _value(field: FieldDescriptor, value: object, path: str, stage: Stage) -> Iterator[Piece]:
+def _value(
+    field: FieldDescriptor, value: object, path: str, stage: Stage, *, is_name: bool = False
+) -> Iterator[Piece]:
+    is_name = is_name or field.full_name in ROUTING_FIELDS
     if isinstance(value, Message):
         if value.DESCRIPTOR.full_name not in VERIFIED_MESSAGES:
-            yield from _fields(value, path, stage)
+            yield from _fields(value, path, stage, are_names=is_name)
     elif isinstance(value, str) and field.name.endswith(("_json", "json_schema")):
         yield from json_texts(value, path, stage)
     elif isinstance(value, str):
-        yield Text(path, stage, value, _extent(field, value))
+        yield Text(path, stage, value, Extent.NAME if is_name else _extent(field, value))
     elif isinstance(value, bytes) and not _is_digest(field, value):
         yield _bytes(value, path, stage)
 
@@ -300,7 +330,7 @@ def _value(field: FieldDescriptor, value: object, path: str, stage: Stage) -> It
 def _extent(field: FieldDescriptor, value: str) -> Extent:
     if field.full_name in TOOL_NAMES:
         return _extent_of_name(value)
-    return Extent.NAME if field.full_name in ROUTING_FIELDS else Extent.WHOLE
+    return Extent.WHOLE
 
 
 def _extent_of_name(name: str) -> Extent:

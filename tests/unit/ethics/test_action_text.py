@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from kala.common.v1 import adapter_pb2
 from kala.inference.v1 import inference_pb2 as inference
 from kala.tools.v1 import tools_pb2
+from kala.trainer.v1 import dataset_pb2, job_pb2, trainer_pb2
 from services.ethics.action_text import (
     MAX_SENTENCE_CHARS,
     ROUTING_FIELDS,
@@ -164,13 +165,18 @@ def test_a_tool_is_named_by_a_word_and_asked_for_by_more(name: str, extent: Exte
         tools_pb2.WriteFileAction(),
         tools_pb2.RepairCodeAction(),
         tools_pb2.GenerateCodeAction(),
+        trainer_pb2.CreateTrainingJobAction(),
+        trainer_pb2.BuildDatasetAction(),
+        trainer_pb2.EvaluateAdapterAction(),
+        trainer_pb2.PromoteAdapterAction(),
     ],
 )
-def test_no_text_of_a_tools_action_goes_unread(action: Message) -> None:
+def test_no_text_of_a_guarded_action_goes_unread(action: Message) -> None:
     said = dict[str, str]()
     _fill(action, "action", said)
     read = {piece.text for piece in pieces_of(action) if isinstance(piece, Text)}
-    unread = {name for name, text in said.items() if text not in read}
+    # Of a oneof only the last is still there.
+    unread = {name for name, text in said.items() if text not in read and text in str(action)}
     # The prompt of a generation is an act of its own, judged before this one.
     assert unread <= {name for name in said if name.startswith("action.generation.")}
 
@@ -298,7 +304,13 @@ def test_what_chooses_the_model_is_a_name_and_reaches_no_judge_that_reads() -> N
 def test_every_field_that_is_left_to_the_rules_exists() -> None:
     messages = [
         message
-        for contract in (inference.DESCRIPTOR, tools_pb2.DESCRIPTOR)
+        for contract in (
+            inference.DESCRIPTOR,
+            tools_pb2.DESCRIPTOR,
+            dataset_pb2.DESCRIPTOR,
+            job_pb2.DESCRIPTOR,
+            trainer_pb2.DESCRIPTOR,
+        )
         for message in contract.message_types_by_name.values()
     ]
     assert {field.full_name for message in messages for field in message.fields} >= ROUTING_FIELDS
@@ -319,6 +331,28 @@ def test_loading_names_what_is_loaded_and_holds_nothing_to_read() -> None:
         pieces = list(pieces_of(action))
         assert [piece.field for piece in pieces] == fields
         assert all(isinstance(piece, Text) and piece.extent is Extent.NAME for piece in pieces)
+
+
+def test_what_a_job_is_for_is_read_and_what_it_names_is_left_to_the_rules() -> None:
+    spec = job_pb2.TrainingSpec(
+        adapter="adapters/a", summary="teach it to defraud", labels=["refuted", "fake id"]
+    )
+    spec.base.name, spec.gate_profile.name = "kala-embedded", "embedded"
+    spec.lora.target_modules.append("query_key_value")
+    spec.datasets.add().dataset.name = "datasets/harm@1"
+    action = trainer_pb2.CreateTrainingJobAction(request_id="r" * 16, spec=spec)
+    extents = {piece.text: piece.extent for piece in pieces_of(action) if isinstance(piece, Text)}
+    assert {text for text, extent in extents.items() if extent is Extent.WHOLE} == {
+        "teach it to defraud",
+        "fake id",
+    }
+    build = trainer_pb2.BuildDatasetAction()
+    build.spec.summary = "for fraud"
+    source = build.spec.sources.add(name="pages")
+    source.files.attribution, source.files.licence = "written by somebody", "MIT"
+    source.files.files.add(name="kill.jsonl")
+    read = {p.text for p in pieces_of(build) if isinstance(p, Text) and p.extent is Extent.WHOLE}
+    assert read == {"for fraud", "written by somebody"}
 
 
 def test_embedded_and_reranked_documents_are_not_read_as_requests() -> None:

@@ -46,7 +46,7 @@ INFORMATIVE_KEYS: Final = frozenset(
     }
 )  # fmt: skip
 _MODULE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_MATRIX: Final = re.compile(r"(?P<path>.+)\.lora_(?:embedding_)?(?P<side>[AB])(?:\.weight)?")
+MATRIX: Final = re.compile(r"(?P<path>.+)\.lora_(?:embedding_)?(?P<side>[AB])(?:\.weight)?")
 
 
 def require_sane_lora(what: str, lora: LoraConfig) -> None:
@@ -68,14 +68,14 @@ def require_sane_lora(what: str, lora: LoraConfig) -> None:
 
 def require_weights(what: str, data: bytes, lora: LoraConfig) -> None:
     """Raises VerificationError unless `data` is a safetensors file of exactly the matrices that `lora` describes."""
-    tensors, body_bytes = _read_header(what, data)
+    tensors, body_bytes = read_header(what, data)
     _require_contiguous(what, tensors, body_bytes)
     targets = {target.module: target for target in lora.targets}
     seen: Counter[tuple[str, str]] = Counter()
     for name, (dtype, shape, _, _) in tensors.items():
         if dtype != DTYPES[lora.tensor_type][0]:
             raise VerificationError(f"{what}: tensor {name} is {dtype}, not {DTYPES[lora.tensor_type][0]}")
-        matrix = _MATRIX.fullmatch(name)
+        matrix = MATRIX.fullmatch(name)
         target = targets.get(matrix["path"].rpartition(".")[2]) if matrix else None
         if matrix and target:
             _require_shape(what, name, shape, matrix["side"], target, lora.rank)
@@ -122,8 +122,11 @@ Tensor = tuple[str, list[int], int, int]
 """Number format, shape, first byte and byte just past the last."""
 
 
-def _read_header(what: str, data: bytes) -> tuple[dict[str, Tensor], int]:
-    """The tensors by name and the size of what follows the header; see the safetensors format."""
+def read_header(what: str, data: bytes) -> tuple[dict[str, Tensor], int]:
+    """The tensors by name and the size of what follows the header; see the safetensors format.
+
+    Only slices of `data` are taken, so that a mapped file is read no further than its header.
+    """
     length = int.from_bytes(data[:HEADER_LENGTH_BYTES], "little")
     start = HEADER_LENGTH_BYTES + length
     if len(data) < start or not 0 < length <= MAX_HEADER_BYTES:

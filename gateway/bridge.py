@@ -48,8 +48,12 @@ MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 LONG_CALLS: Final = {
     "/kala.inference.v1.InferenceService/PullModel": 24 * 3600.0,
     "/kala.tools.v1.ToolsService/SelfTest": 600.0,
+    "/kala.trainer.v1.TrainerService/CheckDataset": 900.0,
+    "/kala.trainer.v1.TrainerService/WatchTrainingJob": 24 * 3600.0,
+    "/kala.trainer.v1.TrainerService/WatchLogs": 24 * 3600.0,
 }
-"""Calls that are no acts and may take long, in seconds: a large file on a slow line; every sandbox on a busy machine."""
+"""Calls that are no acts and may take long, in seconds: a large file on a slow line; every sandbox on a busy machine; a
+million rows; a job, which whoever follows it for longer asks for again."""
 
 LARGE_BYTES: Final = 256 * 1024
 """Messages from here on are written beside the event loop."""

@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from google.longrunning import operations_pb2
+
 from gateway.transcoding import texts_of
 from kala.ethics.v1 import ethics_pb2
 from kala.tools.v1 import execution_pb2, tools_pb2
+from kala.trainer.v1 import trainer_pb2
 from services.common.json_strings import strings_of
 
 if TYPE_CHECKING:
@@ -29,6 +32,10 @@ DOCUMENTS: Final = (
     tools_pb2.RepairCodeResponse,
 )
 """Answers that hold what a run or a file says: untrusted, and read as documents are."""
+
+TRAINING: Final = (operations_pb2.Operation, trainer_pb2.PromoteAdapterResponse)
+"""Answers of the trainer. They hold numbers, digests and signatures, and the caller's own words, which were judged as the
+action; no model wrote any of it. Only an error may quote what somebody else wrote."""
 
 _UNREADABLE: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffd]{2,}")
 """Pictures and archives are mostly this; a judge would read for minutes and learn nothing."""
@@ -47,6 +54,14 @@ class OutputTexts:
 
 def output_texts(responses: Sequence[Message]) -> OutputTexts:
     """Collect everything that an answer of one or many messages says."""
+    if responses and isinstance(responses[0], TRAINING):
+        return OutputTexts(
+            {
+                f"error[{index}].message": response.error.message
+                for index, response in enumerate(responses)
+                if isinstance(response, operations_pb2.Operation) and response.error.message
+            }
+        )
     if not responses or not isinstance(responses[0], DOCUMENTS):
         return OutputTexts(texts_of(list(responses)))
     texts = (

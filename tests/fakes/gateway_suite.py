@@ -26,6 +26,7 @@ from kala.audit.v1 import audit_pb2_grpc
 from kala.ethics.v1.ethics_pb2_grpc import EthicsServiceServicer, add_EthicsServiceServicer_to_server
 from kala.inference.v1 import inference_pb2, inference_pb2_grpc
 from kala.tools.v1 import tools_pb2, tools_pb2_grpc
+from kala.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from services.audit.batch import BatchWriter
 from services.audit.log import Log, system_clock
 from services.audit.payloads import KeyEncryptionKey
@@ -196,6 +197,7 @@ async def running_suite(
     judge: EthicsServiceServicer | None = None,
     judge_key: Ed25519PublicKey | None = None,
     has_tools: bool = False,
+    trainer: trainer_pb2_grpc.TrainerServiceServicer | None = None,
     **overrides: Any,
 ) -> AsyncIterator[Suite]:
     """Start everything; `overrides` are settings of the gateway, `judge` replaces the scripted ethics."""
@@ -203,7 +205,8 @@ async def running_suite(
     tools = ScriptedTools()
     public_key = judge_key or ethics.signer.public_key
     guard = guard_for(
-        ClearanceVerifier({key_id(public_key): public_key}), [inference_pb2.DESCRIPTOR, tools_pb2.DESCRIPTOR]
+        ClearanceVerifier({key_id(public_key): public_key}),
+        [inference_pb2.DESCRIPTOR, tools_pb2.DESCRIPTOR, trainer_pb2.DESCRIPTOR],
     )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(audit.stop)
@@ -220,6 +223,10 @@ async def running_suite(
             register = partial(tools_pb2_grpc.add_ToolsServiceServicer_to_server, tools)
             services.append(("tools", register, CallPolicy(guard_for=guard)))
             overrides.setdefault("tools_address", f"unix:{directory / 'tools.sock'}")
+        if trainer is not None:
+            register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, trainer)
+            services.append(("trainer", register, CallPolicy(guard_for=guard)))
+            overrides.setdefault("trainer_address", f"unix:{directory / 'trainer.sock'}")
         for name, register, policy in services:
             settings = GrpcServerSettings(
                 address=f"unix:{directory / name}.sock", allowed_peers=("gateway",), drain_seconds=0.2

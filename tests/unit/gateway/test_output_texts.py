@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from google.longrunning import operations_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from kala.errors import UnavailableError
 from kala.ethics.v1 import ethics_pb2
 from kala.inference.v1 import inference_pb2
 from kala.tools.v1 import execution_pb2, tools_pb2
+from kala.trainer.v1 import job_pb2
 
 STREAMS = (execution_pb2.OUTPUT_STREAM_STDOUT, execution_pb2.OUTPUT_STREAM_STDERR)
 pieces = st.lists(st.tuples(st.sampled_from(STREAMS), st.binary(min_size=1, max_size=6)), max_size=12)
@@ -128,3 +130,12 @@ def test_a_program_that_failed_was_carried_out_and_one_that_never_began_was_not(
 
 def test_a_run_that_never_began_took_place_nowhere() -> None:
     assert isolation_text(execution_pb2.Isolation()) == ""
+
+
+def test_of_an_operation_only_its_error_is_read() -> None:
+    """What else it holds are numbers, digests and the caller's own words."""
+    operation = operations_pb2.Operation(name="operations/a")
+    operation.metadata.Pack(job_pb2.CreateTrainingJobMetadata(job="trainingJobs/a"))
+    assert output_texts([operation]).texts == {}
+    operation.error.message = "row 3 is wrong"
+    assert output_texts([operation]).texts == {"error[0].message": "row 3 is wrong"}

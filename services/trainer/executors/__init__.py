@@ -1,0 +1,1 @@
+"""Where work runs: a process beside the service, or a Ray cluster."""

@@ -1,0 +1,1 @@
+"""Training jobs: accepted, queued, run, watched, cancelled and taken up again."""

@@ -1,0 +1,1 @@
+"""The steps that bring the trainer's database from release to release."""

@@ -246,10 +246,19 @@ class KalaClient:
                 return found
 
     @contextlib.contextmanager
-    def lines(self, path: str, *, body: Mapping[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
+    def lines(
+        self,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        method: str = "POST",
+        params: Mapping[str, str] | None = None,
+    ) -> Iterator[Iterator[dict[str, Any]]]:
         """A streamed call of the REST bridge: its messages as they come; sent once, never again by itself."""
         with contextlib.ExitStack() as stack:
-            response = self._sent(lambda: stack.enter_context(self._http.stream("POST", path, json=body)))
+            response = self._sent(
+                lambda: stack.enter_context(self._http.stream(method, path, json=body, params=params))
+            )
             yield _messages(response)
 
     def _retried(self, send: Callable[[], httpx.Response]) -> httpx.Response:

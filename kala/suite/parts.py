@@ -114,8 +114,8 @@ def _environment(wiring: Wiring, name: str, metrics_port: int) -> dict[str, str]
     if name == TOOLS and wiring.tools is not None:
         ambient = wiring.tools.environment(ambient)
     defaults = {"METRICS_PORT": str(metrics_port), **_DEFAULTS.get(name, {}), **_adapter_trust(wiring, name)}
-    if name == TRAINER:
-        defaults["BASES_DIR"] = bases_directory(ambient)
+    if name == TRAINER and wiring.trainer is not None:
+        defaults |= {"BASES_DIR": bases_directory(ambient), "DATA_DIR": str(wiring.trainer.data)}
     return {
         **{
             prefix + field: value for field, value in defaults.items() if prefix + field not in wiring.decided
@@ -223,14 +223,13 @@ def _trainer_wires(wiring: Wiring, home: TrainerHome) -> Mapping[str, str]:
         "STATE_DIR": str(home.state),
         "SIGNING_KEY_FILE": str(keyring.trainer_signing_key),
         "ETHICS_PUBLIC_KEYS": str(keyring.ethics_public_key),
-        "TOOLS_PUBLIC_KEYS": str(keyring.tools_public_key),
-        "AUDIT_VKEY_FILE": str(wiring.layout.vkey_file),
+        "REVOCATIONS_FILE": str(home.revocations),
         "AUDIT_ADDRESS": wiring.address("audit"),
         "ETHICS_ADDRESS": wiring.address("ethics"),
         **({"TOOLS_ADDRESS": wiring.address(TOOLS)} if wiring.tools is not None else {}),
         **({"EMBEDDED_DIR": str(home.embedded)} if home.embedded is not None else {}),
         # Only here may an adapter of the embedded demo pass by its small gates.
-        "ALLOW_DEMO_PROFILES": "true",
+        "ACCEPT_DEMO_PROFILES": "true",
         "SPOOL_DIR": str(wiring.layout.data / "spool" / TRAINER),
         "SPOOL_KEY_FILE": str(keyring.spool_key(TRAINER)),
     }

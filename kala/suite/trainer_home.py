@@ -47,6 +47,11 @@ class TrainerHome:
         return self.state / "adapters"
 
     @property
+    def data(self) -> Path:
+        """Where files lie that datasets name."""
+        return self.state / "data"
+
+    @property
     def revocations(self) -> Path:
         """The signed list of adapters that may no longer serve."""
         return self.state / "revocations.binpb"
@@ -61,7 +66,7 @@ def trainer_home(layout: StateLayout, keyring: Keyring) -> TrainerHome:
             "run `pip install 'kala-suite[suite]'`, or `make run` in a clone"
         )
     home = TrainerHome(layout.data / TRAINER, _shipped_profiles(), _embedded_model())
-    for folder in (home.state, home.adapters):
+    for folder in (home.state, home.adapters, home.data):
         make_private_directory(folder)
     if not home.revocations.exists():
         write_private_file(home.revocations, first_revocations(signing_key(keyring.trainer_signing_key)))

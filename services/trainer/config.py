@@ -9,7 +9,7 @@ from typing import Annotated, Final, Self
 from pydantic import Field, model_validator
 
 from services.common.peers import GATEWAY, GRPC_PORTS, METRICS_PORTS, TRAINER
-from services.common.settings import Aliases, AllowedPeers, GrpcServerSettings, ListenAddress, MetricsPort
+from services.common.settings import AllowedPeers, GrpcServerSettings, ListenAddress, MetricsPort, aliases
 
 SECTION: Final = TRAINER
 
@@ -112,7 +112,7 @@ class TrainerSettings(GrpcServerSettings):
 
     ray_address: Annotated[
         str | None,
-        Aliases("RAY_ADDRESS"),
+        aliases("RAY_ADDRESS"),
         Field(
             description="Ray's dashboard, e.g. `http://ray-head:8265`; unset starts a local Ray on demand."
         ),

@@ -34,7 +34,7 @@ def test_the_first_list_revokes_nothing_and_is_older_than_any_that_follows(layou
     assert (listed.serial, len(listed.revocations)) == (0, 0)
     with pytest.raises(VerificationError, match="serial 0, but 1"):
         verify_revocations(signed, trusted, min_serial=1)
-    for folder in (home.state, home.adapters):
+    for folder in (home.state, home.adapters, home.data):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 

@@ -71,7 +71,7 @@ def read_shape(config_file: Path) -> Shape:
         with config_file.open("rb") as file:
             config = json.loads(file.read(MAX_CONFIG_BYTES))
         architecture = config["model_type"]
-        sizes = [
+        layers, hidden, heads, inner, vocabulary, context = sizes = [
             config[key]
             for key in (
                 "num_hidden_layers",
@@ -91,4 +91,4 @@ def read_shape(config_file: Path) -> Shape:
         )
     if not all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes):
         raise VerificationError(f"{config_file.name}: names sizes that no model has")
-    return Shape(*sizes, is_tied=is_tied)
+    return Shape(layers, hidden, heads, inner, vocabulary, context, is_tied)

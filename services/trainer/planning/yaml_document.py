@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
 
@@ -26,9 +26,7 @@ V = TypeVar("V")
 
 def problem_at(node: yaml.Node, path: str, problem: str) -> InvalidArgumentError:
     """The error for a value, naming its line, column and path."""
-    mark = node.start_mark
-    where = f"line {mark.line + 1}, column {mark.column + 1}"
-    return InvalidArgumentError("yaml", f"{where}: {path}: {problem}" if path else f"{where}: {problem}")
+    return _at(node.start_mark, f"{path}: {problem}" if path else problem)
 
 
 class Value:
@@ -50,23 +48,19 @@ class Value:
             raise self.wrong(f"is longer than {most} characters; shorten it")
         return str(self.node.value)
 
-    def whole(self, *, least: int, most: int) -> int:
+    def whole(self) -> int:
         """A whole number."""
         text = self._plain()
-        if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
-            raise self.wrong(f"is {_shown(text)}; it must be a whole number from {least} to {most}")
+        if not _WHOLE.fullmatch(text):
+            raise self.wrong(f"is {_shown(text)}; it must be a whole number")
         return int(text)
 
-    def number(self, *, least: float, most: float, above: bool = False, below: bool = False) -> float:
-        """A number; `above` and `below` leave the bounds themselves out. "2e-3" is one too."""
+    def number(self) -> float:
+        """A number; "2e-3" is one too, which YAML itself takes for a text."""
         text = self._plain()
-        value = float(text) if _NUMBER.fullmatch(text) else math.nan
-        fits = (value > least if above else value >= least) and (value < most if below else value <= most)
-        if not fits or math.isinf(value):
-            low = f"above {least:g}" if above else f"{least:g}"
-            high = f"below {most:g}" if below else f"{most:g}"
-            raise self.wrong(f"is {_shown(text)}; it must be a number from {low} to {high}")
-        return value
+        if not _NUMBER.fullmatch(text) or math.isinf(float(text)):
+            raise self.wrong(f"is {_shown(text)}; it must be a number")
+        return float(text)
 
     def flag(self) -> bool:
         """True or false."""
@@ -102,10 +96,6 @@ class Value:
     def section(self, known: Iterable[str]) -> Section:
         """A mapping whose keys are all among `known`."""
         return Section(self, tuple(known))
-
-    def plain_value(self) -> object:
-        """The value as lists, mappings, texts, numbers and flags, for another schema to judge."""
-        return yaml.constructor.SafeConstructor().construct_document(self.node)
 
     def _plain(self) -> str:
         if not isinstance(self.node, yaml.ScalarNode):
@@ -179,21 +169,23 @@ def _require_shallow(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            mark = event.start_mark
-            raise yaml.MarkedYAMLError(problem="references are not taken; write it out", problem_mark=mark)
+            raise _at(event.start_mark, "references are not taken; write it out")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem="is nested too deeply", problem_mark=event.start_mark)
+            raise _at(event.start_mark, "is nested too deeply")
 
 
 def _not_yaml(error: Exception) -> InvalidArgumentError:
-    mark = getattr(error, "problem_mark", None)
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     reason = getattr(error, "problem", None) or "has characters that YAML does not take"
-    return InvalidArgumentError("yaml", f"{where}is no YAML: {reason}")
+    return _at(getattr(error, "problem_mark", None), f"is no YAML: {reason}")
+
+
+def _at(mark: Any, problem: str) -> InvalidArgumentError:  # Any: PyYAML's two kinds of marks share no base
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return InvalidArgumentError("yaml", f"{where}{problem}")
 
 
 def _is_null(node: yaml.Node) -> bool:

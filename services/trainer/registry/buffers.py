@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +16,9 @@ def read_buffer(path: Path, limit: int) -> bytes:
     """Gives at most `limit` bytes of a file; weights as a mapping, of which only slices, length and hash are asked."""
     try:
         with path.open("rb") as file:
-            size = path.stat().st_size
+            size = os.fstat(file.fileno()).st_size
             if path.suffix != MAPPED_SUFFIX or not 0 < size <= limit:
-                return file.read(limit)
+                return file.read(min(limit, size + 1))
             mapped: Any = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)  # a buffer, as bytes are
     except OSError as error:
         raise VerificationError(f"file {path.name}: cannot be read") from error

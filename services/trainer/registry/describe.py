@@ -6,7 +6,7 @@ Of the result only figures for people are believed; shape, sizes and digests are
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -107,11 +107,14 @@ def describe(trained: Trained, folder: Folder, files: Sequence[ContentReference]
 
 
 def lineage(
-    parents: Sequence[tuple[AdapterDescription, bytes]], base_digest: bytes, *, merges: Mapping[bytes, bytes]
+    parents: Sequence[tuple[AdapterDescription, bytes]],
+    base_digest: bytes,
+    *,
+    merges: Mapping[bytes, Collection[bytes]],
 ) -> list[Ancestor]:
     """The ancestors of an adapter whose base is the merge of `parents` (description and digest), the oldest first.
 
-    `merges` says what each adapter, by its digest, was merged into. Raises FailedPreconditionError where the parents do
+    `merges` says which models each adapter, by its digest, was merged into. Raises FailedPreconditionError where the parents do
     not lead to the base: it is then not what they say it is.
     """
     if len(parents) > MAX_ANCESTORS:
@@ -119,7 +122,7 @@ def lineage(
     ancestors: list[Ancestor] = []
     for index, (description, digest) in enumerate(parents):
         follower = parents[index + 1][0].base.digest if index + 1 < len(parents) else base_digest
-        if merges.get(digest) != follower:
+        if follower not in merges.get(digest, ()):
             raise FailedPreconditionError(
                 f"parents[{index}]: the merge of {description.name} is not what comes next; export it as MERGED and "
                 "train on that",

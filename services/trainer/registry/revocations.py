@@ -29,24 +29,37 @@ class Revocations:
     """All revocations of this trainer, on disk and in memory; raises at its start where the file does not hold."""
 
     def __init__(
-        self, path: Path, private_key: Ed25519PrivateKey, trusted: PublicKeys, *, now: Callable[[], Timestamp]
+        self,
+        path: Path,
+        private_key: Ed25519PrivateKey,
+        trusted: PublicKeys,
+        *,
+        now: Callable[[], Timestamp],
+        stored: SignedRevocationList | None = None,
     ) -> None:
-        """`trusted` are this trainer's public keys, an earlier one's included."""
+        """`trusted` are this trainer's public keys, an earlier one's included; `stored` is the list in the database."""
         self._path = path
         self._private_key = private_key
         self._now = now
         if path.exists():
             self._list, self._signed = _read(path, trusted)
-        else:
+        elif stored is None:
             # An empty list: inference tells "nothing is revoked" from "the list is gone".
             self._list = RevocationList(schema=SCHEMA, serial=1, signed_at=now())
             self._signed = sign_revocations(self._list, private_key)
             self._write(self._signed)
+        if stored is not None:
+            self._take_newer(stored, trusted)
 
     @property
     def signed(self) -> SignedRevocationList:
         """The list as it stands."""
         return self._signed
+
+    @property
+    def serial(self) -> int:
+        """The list's number."""
+        return self._list.serial
 
     @property
     def revoked(self) -> frozenset[bytes]:
@@ -79,6 +92,13 @@ class Revocations:
         self._list, self._signed = grown, signed
         return signed
 
+    def _take_newer(self, stored: SignedRevocationList, trusted: PublicKeys) -> None:
+        """A file that was lost or put back from an older copy must not let revoked adapters serve again."""
+        known = _verified("revocation list in the database", stored, trusted)
+        if not self._path.exists() or known.serial > self._list.serial:
+            self._list, self._signed = known, stored
+            self._write(stored)
+
     def _write(self, signed: SignedRevocationList) -> None:
         draft = self._path.with_name(f".{self._path.name}.new")
         with draft.open("wb") as file:
@@ -101,10 +121,21 @@ def _read(path: Path, trusted: PublicKeys) -> tuple[RevocationList, SignedRevoca
         raise FailedPreconditionError(f"{what} cannot be read: {error.strerror}") from error
     try:
         signed = parse_signed(what, data, SignedRevocationList, max_bytes=2 * MAX_REVOCATIONS_BYTES)
-        return verify_revocations(signed, trusted), signed
     except VerificationError as error:
-        raise FailedPreconditionError(
-            f"{error.message}; restore the file from a backup, never start with an empty one: revoked adapters would "
-            "serve again",
-            reason="REVOCATIONS_DAMAGED",
-        ) from error
+        raise _damaged(error) from error
+    return _verified(what, signed, trusted), signed
+
+
+def _verified(what: str, signed: SignedRevocationList, trusted: PublicKeys) -> RevocationList:
+    try:
+        return verify_revocations(signed, trusted)
+    except VerificationError as error:
+        raise _damaged(VerificationError(f"{what}: {error.message}")) from error
+
+
+def _damaged(error: VerificationError) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"{error.message}; restore it from a backup, never start with an empty one: revoked adapters would "
+        "serve again",
+        reason="REVOCATIONS_DAMAGED",
+    )

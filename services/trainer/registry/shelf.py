@@ -8,14 +8,14 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from kala.common.v1.adapter_pb2 import SignedAdapterManifest
 from kala.common.v1.reference_pb2 import ContentReference
-from kala.errors import FailedPreconditionError, VerificationError
+from kala.errors import AlreadyExistsError, FailedPreconditionError, VerificationError
 from services.common.adapter_manifest import MANIFEST_FILE, MAX_ADAPTER_BYTES, read_signed_manifest
 from services.common.adapter_weights import CONFIG_FILE, WEIGHTS_FILE
 from services.trainer.registry.buffers import read_buffer
@@ -25,12 +25,9 @@ TEMPLATE_FILE: Final = "chat_template.jinja"
 FOLDER_FILES: Final = frozenset({WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, TEMPLATE_FILE})
 """All that an adapter's folder may hold besides its manifest. Anything else, such as a pickle, is no part of one."""
 
-MAX_VERSIONS: Final = 10_000
-"""Free versions tried for one name."""
-
 _PREFIX: Final = "adapters/"
 _STAGE_BYTES: Final = 8
-_LOCATION: Final = re.compile(r"(?P<name>[a-z0-9-]{1,64})@(?P<version>[1-9][0-9]{0,9})")
+_LOCATION: Final = re.compile(r"[a-z0-9-]{1,64}@[1-9][0-9]{0,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +93,19 @@ class Shelf:
         finally:
             shutil.rmtree(stage.path, ignore_errors=True)
 
-    def place(self, stage: Folder, name: str, sign: Callable[[str], SignedAdapterManifest]) -> Folder:
-        """Gives the staged folder the next free version of "adapters/<name>"; `sign` makes its manifest for that version.
-
-        Two that are placed at once get two versions: a folder that is there is never replaced.
-        """
-        short = name.removeprefix(_PREFIX)
-        for version in range(self._last_version(short) + 1, self._last_version(short) + MAX_VERSIONS):
-            manifest = sign(f"{_PREFIX}{short}@{version}")
-            _write_durably(stage.path / MANIFEST_FILE, manifest.SerializeToString(deterministic=True))
-            final = self.root / f"{short}@{version}"
-            with suppress(FileExistsError, OSError):
-                # A rename onto a folder that holds something fails on every file system.
-                stage.path.rename(final)
-                _sync_directory(self.root)
-                return Folder(final)
-            if not final.exists():
-                break
-        raise FailedPreconditionError(f"{self.root} takes no new folder for {name}", reason="DISK_FULL")
+    def place(self, stage: Folder, name: str, manifest: SignedAdapterManifest) -> Folder:
+        """Makes the staged folder that of "adapters/<name>@<version>"; AlreadyExistsError when there is one already."""
+        final = self.root / location_of(name)
+        _write_durably(stage.path / MANIFEST_FILE, manifest.SerializeToString(deterministic=True))
+        try:
+            # A rename onto a folder that holds something fails on every file system: nothing is ever replaced.
+            stage.path.rename(final)
+        except OSError as error:
+            if final.exists():
+                raise AlreadyExistsError(f"{final} is there already") from error
+            raise
+        _sync_directory(self.root)
+        return Folder(final)
 
     def replace_manifest(self, name: str, manifest: SignedAdapterManifest) -> None:
         """Puts a new manifest in the old one's place; a reader meets either, never a part."""
@@ -127,10 +119,6 @@ class Shelf:
     def read_manifest(self, name: str) -> SignedAdapterManifest:
         """The manifest as it lies there; nothing in it is verified."""
         return read_signed_manifest((self.folder(name).path / MANIFEST_FILE).read_bytes())
-
-    def _last_version(self, short: str) -> int:
-        found = (_LOCATION.fullmatch(path.name) for path in self.root.iterdir())
-        return max((int(match["version"]) for match in found if match and match["name"] == short), default=0)
 
 
 def location_of(name: str) -> str:

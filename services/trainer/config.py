@@ -32,6 +32,18 @@ class TrainerSettings(GrpcServerSettings):
         Path | None,
         Field(description="PEM private key that signs adapters, gates and revocations; required."),
     ] = None
+    trainer_public_keys: Annotated[
+        tuple[Path, ...],
+        Field(description="PEM files of this trainer's earlier keys, whose adapters may still be promoted."),
+    ] = ()
+    tools_public_keys: Annotated[
+        tuple[Path, ...],
+        Field(description="PEM files of tools' keys, which sign what gates count of generated code."),
+    ] = ()
+    audit_vkey_file: Annotated[
+        Path | None,
+        Field(description="The log's public key, one vkey line each; a gate must be in this log."),
+    ] = None
     spool_dir: Annotated[
         Path | None, Field(description="Where denials wait while audit is away; unset keeps none.")
     ] = None

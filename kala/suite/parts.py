@@ -223,6 +223,8 @@ def _trainer_wires(wiring: Wiring, home: TrainerHome) -> Mapping[str, str]:
         "STATE_DIR": str(home.state),
         "SIGNING_KEY_FILE": str(keyring.trainer_signing_key),
         "ETHICS_PUBLIC_KEYS": str(keyring.ethics_public_key),
+        "TOOLS_PUBLIC_KEYS": str(keyring.tools_public_key),
+        "AUDIT_VKEY_FILE": str(wiring.layout.vkey_file),
         "REVOCATIONS_FILE": str(home.revocations),
         "AUDIT_ADDRESS": wiring.address("audit"),
         "ETHICS_ADDRESS": wiring.address("ethics"),

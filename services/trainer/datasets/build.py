@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol, cast
+from typing import BinaryIO, Final, cast
 
 from google.protobuf import json_format
 
@@ -37,12 +37,8 @@ GENERATED_LICENCE: Final = "Apache-2.0"
 _PROGRESS_ROWS: Final = 2_000
 
 
-class TokenCounter(Protocol):
-    """Counts the tokens of a row."""
-
-    def __call__(self, row: Row) -> int:
-        """Returns how many tokens its texts have."""
-        ...
+TokenCounter = Callable[[Row], int]
+"""Returns how many tokens the texts of a row have."""
 
 
 @dataclass(frozen=True, slots=True)

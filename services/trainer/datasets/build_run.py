@@ -1,0 +1,146 @@
+"""Builds or checks a dataset in a process of its own; `main` is called by services.trainer.work."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf import json_format
+
+from kala.common.v1.reference_pb2 import ContentReference
+from kala.errors import FailedPreconditionError
+from kala.trainer.v1.dataset_pb2 import DatasetSpec
+from kala.trainer.v1.trainer_pb2 import BuildDatasetAction
+from services.common.file_set import file_set_digest
+from services.trainer.datasets.build import Reading, Tools, build
+from services.trainer.datasets.contamination import DEFAULT_WORDS, Contamination, strings_in
+from services.trainer.datasets.files import Access
+from services.trainer.datasets.problems import FileError, RowError
+from services.trainer.datasets.readers.json_rows import json_rows
+from services.trainer.datasets.rows import Row
+from services.trainer.work.events import EventWriter
+from services.trainer.work.order import Order
+
+OUTPUT: Final = "dataset"
+"""Folder inside the work's folder that the service moves into place."""
+
+
+def main(order: Order, events: EventWriter) -> dict[str, Any]:  # Any: what goes into result.json
+    """Builds the dataset that was cleared, or checks one when the order carries no action."""
+    settings = order.settings
+    if settings.get("check"):
+        spec = json_format.ParseDict(settings["spec"], DatasetSpec())
+        return check(spec, _tools(spec, settings, events), int(settings["max_rows"]))
+    spec = order.parse(BuildDatasetAction).spec
+    tools = _tools(spec, settings, events)
+    built = build(order.name, spec, tools, order.folder / OUTPUT)
+    return {
+        "report": json_format.MessageToDict(built.report, preserving_proto_field_name=True),
+        "files": [_reference(each) for each in built.files],
+        "digest": built.digest.hex(),
+        "card": built.card,
+        "subjects": dict(built.subjects),
+    }
+
+
+def check(
+    spec: DatasetSpec, tools: Tools, max_rows: int
+) -> dict[str, Any]:  # Any: what goes into result.json
+    """Reads at most `max_rows` of each source; says what was found, the files as they are, and whether a build would do."""
+    reading = Reading(spec, tools, lambda *_: None, limit=max_rows)
+    reading.run()
+    report = reading.report
+    for source in spec.sources:
+        for file in source.files.files:
+            found = reading.resolved.get(file.name)
+            if found is not None:
+                file.CopyFrom(found)
+    kept = sum(count.kept for count in report.sources)
+    report.validation_rows = round(kept * spec.validation_share)
+    report.train_rows = kept - report.validation_rows
+    return {
+        "report": json_format.MessageToDict(report, preserving_proto_field_name=True),
+        "spec": json_format.MessageToDict(spec, preserving_proto_field_name=True),
+        "buildable": not reading.damaged and all(count.kept for count in report.sources),
+    }
+
+
+def _tools(spec: DatasetSpec, settings: dict[str, Any] | Any, events: EventWriter) -> Tools:  # Any: JSON
+    data_dir = settings.get("data_dir")
+    access = Access(
+        data_dir=Path(data_dir) if data_dir else None, schemes=frozenset(settings.get("schemes", ()))
+    )
+    contamination, digest = known_evaluations(
+        [Path(path) for path in settings.get("evaluation_files", ())],
+        spec.contamination_words or DEFAULT_WORDS,
+    )
+    tokenizer = settings.get("tokenizer")
+    return Tools(
+        access=access,
+        contamination=contamination,
+        contamination_digest=digest,
+        tokens=token_counter(Path(tokenizer)) if tokenizer else None,
+        progress=events.write,
+        total_bytes=_total_bytes(spec),
+    )
+
+
+def known_evaluations(paths: list[Path], words: int) -> tuple[Contamination | None, bytes]:
+    """Returns what no row may hold, and the digest of the list of files it was read from; nothing without files.
+
+    Every string of an evaluation file counts, whatever its field is called. Raises FailedPreconditionError for a file that
+    cannot be read: a build that was not compared with it must not look as if it had been.
+    """
+    if not paths:
+        return None, b""
+    contamination = Contamination(words)
+    references = []
+    for path in sorted(paths, key=lambda each: each.name):
+        digest, size = hashlib.sha256(), 0
+        try:
+            for text in _evaluation_texts(path):
+                contamination.add(text)
+            data = path.read_bytes()
+        except (OSError, FileError) as error:
+            raise FailedPreconditionError(
+                f"the evaluation file {path.name} cannot be read: {error}",
+                reason="EVALUATION_FILE_UNREADABLE",
+            ) from error
+        digest.update(data)
+        size = len(data)
+        references.append(ContentReference(name=path.name, sha256=digest.digest(), bytes=size))
+    return contamination, file_set_digest(references)
+
+
+def _evaluation_texts(path: Path) -> Iterator[str]:
+    import gzip
+
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        for _, value in json_rows(file):  # type: ignore[arg-type]  # GzipFile reads like any binary file
+            if isinstance(value, RowError):
+                raise FileError(value.kind, value.message)
+            yield from strings_in(value)
+
+
+def token_counter(tokenizer: Path) -> Callable[[Row], int]:
+    """Returns a function that counts a row's tokens by this tokenizer.json, markers of turns left out."""
+    from tokenizers import Tokenizer
+
+    loaded = Tokenizer.from_file(str(tokenizer))
+
+    def count(row: Row) -> int:
+        return sum(len(each.ids) for each in loaded.encode_batch(row.texts(), add_special_tokens=False))
+
+    return count
+
+
+def _total_bytes(spec: DatasetSpec) -> int | None:
+    files = [file for source in spec.sources for file in source.files.files]
+    known = all(source.HasField("generator") or source.files.files for source in spec.sources)
+    return sum(file.bytes for file in files) if files and known else None
+
+
+def _reference(reference: ContentReference) -> dict[str, Any]:  # Any: JSON
+    return {"name": reference.name, "sha256": reference.sha256.hex(), "bytes": reference.bytes}

@@ -66,6 +66,22 @@ class OperationRows:
 
         await self._run(work)
 
+    async def mark_begun(self, row: OperationRow) -> None:
+        """Write under which record the work began."""
+        values = {"intent": row.intent, "execution_id": row.execution_id}
+        await self._run(
+            lambda sql: sql.execute(update(OPERATION).where(OPERATION.c.name == row.name).values(**values))
+        )
+
+    async def remove(self, name: str) -> None:
+        """Forget an operation that never began, with what it claimed."""
+
+        def work(sql: Connection) -> None:
+            sql.execute(delete(CLAIM).where(CLAIM.c.operation == name))
+            sql.execute(delete(OPERATION).where(OPERATION.c.name == name))
+
+        await self._run(work)
+
     async def update(self, operation: operations_pb2.Operation, *, ended_at: int | None = None) -> None:
         """Write how an operation stands; one that has ended gives back what it claimed."""
 

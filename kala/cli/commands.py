@@ -8,7 +8,23 @@ from typing import Final
 import typer
 from typer.exceptions import TyperException
 
-from kala.cli import audit, bench, chat, ethics, health, init, keys, logs, models, suite, tools
+from kala.cli import (
+    adapters,
+    audit,
+    bench,
+    chat,
+    data,
+    ethics,
+    evaluate,
+    health,
+    init,
+    keys,
+    logs,
+    models,
+    suite,
+    tools,
+    train,
+)
 
 EXIT_ABORTED: Final = 130
 """As a shell reports a command that Ctrl-C ended."""
@@ -32,6 +48,10 @@ application.command("chat")(chat.chat)
 application.add_typer(health.group, name="health")
 application.add_typer(models.group, name="models")
 application.add_typer(tools.group, name="tools")
+application.add_typer(data.group, name="data")
+application.add_typer(train.group, name="train")
+application.command("eval")(evaluate.evaluate)
+application.add_typer(adapters.group, name="adapters")
 application.add_typer(bench.group, name="bench")
 application.add_typer(keys.group, name="keys")
 application.add_typer(audit.group, name="audit")

@@ -54,6 +54,27 @@ END_RETRY_SECONDS: Final = 5.0
 Run = Callable[[Running], Awaitable[Message]]
 """The work of one operation; returns the operation's response."""
 
+
+async def _settled(running: Running, error: KalaError | None) -> Message | None:
+    del running, error
+    return None
+
+
+async def _cancelling(running: Running) -> None:
+    del running
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The work of one operation, and who else must hear of its end; both hooks run also when it never had its turn."""
+
+    run: Run
+    settle: Callable[[Running, KalaError | None], Awaitable[Message | None]] = _settled
+    """Hears how it ended, when the log knows it and before the operation says so; may give the response anew."""
+    cancelling: Callable[[Running], Awaitable[None]] = _cancelling
+    """Hears that somebody wants it ended, before anything is."""
+
+
 log: Final = structlog.get_logger()
 
 
@@ -110,11 +131,12 @@ class Operations:
         self._lanes = {True: asyncio.Semaphore(lanes.max_jobs), False: asyncio.Semaphore(lanes.max_tasks)}
         self._running: dict[str, Running] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._works: dict[str, Work] = {}
         self._starting = asyncio.Lock()
         self._is_closing = False
 
     async def start(
-        self, asked: Asked, run: Run, *, cleared: Cleared | None = None, name: str = ""
+        self, asked: Asked, work: Work | Run, *, cleared: Cleared | None = None, name: str = ""
     ) -> operations_pb2.Operation:
         """Accept work, or give the operation that the same request has already become.
 
@@ -144,7 +166,7 @@ class Operations:
             if claim is not None:
                 row = replace(row, intent=claim.key, execution_id=claim.execution_id)
                 await self._store.operations.mark_begun(row)
-            return self._launch(row, claim, run).operation
+            return self._launch(row, claim, work if isinstance(work, Work) else Work(work)).operation
 
     async def find(self, asked: Asked) -> operations_pb2.Operation | None:
         """The operation that this request has become; None for a new one. AlreadyExistsError for another one's id."""
@@ -167,16 +189,16 @@ class Operations:
         """End an operation; one that has ended stays as it is."""
         number_of(OPERATIONS, name)
         await self._store.operations.get(name, principal.tenant)
-        self.end(name)
+        await self.end(name)
 
-    def end(self, name: str, reason: str = "CANCELLED") -> bool:
+    async def end(self, name: str, reason: str = "CANCELLED") -> bool:
         """End an operation's work; False when it has ended. Returns at once."""
         running, task = self._running.get(name), self._tasks.get(name)
         if running is None or task is None or running.is_finishing:
             return False
         if not running.is_cancelled:
             running.cancelled_for = reason
-            running.on_cancelling()
+            await self._works[name].cancelling(running)
             task.cancel()
         return True
 
@@ -194,14 +216,14 @@ class Operations:
         `resume` gives the function that goes on with the work, or None when there is nothing to go on with.
         """
         for row in await self._store.operations.unfinished():
-            run = None
+            work = None
             claim = _claim_of(row)
             if claim is not None and row.kind in resume:
-                run = await resume[row.kind](row, claim)
-            if run is None:
+                work = await resume[row.kind](row, claim)
+            if work is None:
                 await self._abort(row, claim)
             else:
-                self._launch(row, claim, run)
+                self._launch(row, claim, work)
 
     async def sweep(self) -> Sequence[str]:
         """Forget what ended long ago, and name it."""
@@ -252,11 +274,12 @@ class Operations:
         log.info("operation_not_begun", operation=row.name, problem=str(error))
         await self._store.operations.remove(row.name)
 
-    def _launch(self, row: OperationRow, claim: Claim | None, run: Run) -> Running:
+    def _launch(self, row: OperationRow, claim: Claim | None, work: Work) -> Running:
         running = Running(row, claim, self._places.work(number_of(OPERATIONS, row.name)), self.executors)
         running.bind(self._store, self._clock)
         self._running[row.name] = running
-        task = asyncio.get_running_loop().create_task(self._live(running, run), name=row.name)
+        self._works[row.name] = work
+        task = asyncio.get_running_loop().create_task(self._live(running, work), name=row.name)
         self._tasks[row.name] = task
         task.add_done_callback(self._gone)
         return running
@@ -265,10 +288,11 @@ class Operations:
         name = task.get_name()
         self._running.pop(name, None)
         self._tasks.pop(name, None)
+        self._works.pop(name, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("operation_end_not_kept", operation=name, exc_info=error)
 
-    async def _live(self, running: Running, run: Run) -> None:
+    async def _live(self, running: Running, work: Work) -> None:
         """Wait for a place, do the work, say how it ended; the RPC that asked for it has long been answered."""
         with fresh_deadline():
             lane = self._lanes[running.row.kind == TRAIN]
@@ -277,7 +301,7 @@ class Operations:
                 seconds = running.row.deadline_at / 1e6 - since
                 async with asyncio.timeout(max(0.0, seconds)):
                     async with lane:
-                        response: Message | KalaError = await run(running)
+                        response: Message | KalaError = await work.run(running)
             except TimeoutError:
                 response = DeadlineExceededError(
                     "its deadline is over, and with it its clearance; ask for a longer one"
@@ -293,9 +317,11 @@ class Operations:
             except Exception as error:
                 log.exception("operation_broke", operation=running.name)
                 response = InternalError(f"a bug in the trainer ({type(error).__name__}); its log says more")
-            await self._finish(running, response, since)
+            await self._finish(running, work, response, since)
 
-    async def _finish(self, running: Running, response: Message | KalaError, since: float) -> None:
+    async def _finish(
+        self, running: Running, work: Work, response: Message | KalaError, since: float
+    ) -> None:
         """Log the end, then say that it is done; waits for a log that is away."""
         running.is_finishing = True
         if running.claim is not None:
@@ -303,6 +329,9 @@ class Operations:
             if not await self._log_end(running.claim, facts):
                 return
         operation = running.operation
+        anew = await work.settle(running, response if isinstance(response, KalaError) else None)
+        if anew is not None and not isinstance(response, KalaError):
+            response = anew
         if isinstance(response, KalaError):
             operation.error.CopyFrom(to_status(response))
             if isinstance(response, CancelledError):
@@ -311,7 +340,6 @@ class Operations:
             operation.response.Pack(response)
         operation.done = True
         await self._store.operations.update(operation, ended_at=_micros(self._clock()))
-        running.on_ended()
 
     async def _log_end(self, claim: Claim, facts: Facts) -> bool:
         """Log an end however long it takes; False when this service is being stopped, which the next one sees."""

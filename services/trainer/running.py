@@ -55,8 +55,8 @@ class Running:
         """Facts for the record of its end, e.g. the adapter that was made."""
         self.end_references: list[ContentReference] = []
         """Files for the record of its end."""
-        self.on_cancelling: Callable[[], None] = _nothing
-        self.on_ended: Callable[[], None] = _nothing
+        self.on_metadata: Callable[[Message], Awaitable[None]] | None = None
+        """Takes what is shown instead of the operation, e.g. the progress of an evaluation inside a job."""
         self._executors = executors
         self._operation = operations_pb2.Operation()
         self._operation.CopyFrom(row.operation)
@@ -99,7 +99,14 @@ class Running:
         return self._operation
 
     async def show(self, metadata: Message) -> None:
-        """Say how far it is, in the metadata of the operation."""
+        """Say how far it is: in the metadata of the operation, unless somebody else takes it."""
+        if self.on_metadata is not None:
+            await self.on_metadata(metadata)
+        else:
+            await self.show_in_operation(metadata)
+
+    async def show_in_operation(self, metadata: Message) -> None:
+        """Put metadata into the operation itself."""
         self._operation.metadata.Pack(metadata)
         now = self._clock()
         if self._store is not None and now >= self._next_save:
@@ -187,7 +194,3 @@ async def _ignore(event: Event) -> None:
 
 async def _unattached(elsewhere_id: str) -> None:
     del elsewhere_id
-
-
-def _nothing() -> None:
-    pass

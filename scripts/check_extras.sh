@@ -8,7 +8,7 @@ trap 'rm -rf "$folder"' EXIT
 declare -A module=([audit]=services.audit.__main__ [ethics]=services.ethics.__main__
   [evaluation]=services.ethics.evaluation.__main__
   [inference]=services.inference.__main__ [gateway]=gateway.__main__
-  [tools]=services.tools.__main__)
+  [tools]=services.tools.__main__ [trainer]=services.trainer.__main__)
 for extra in "${!module[@]}"; do
   "$python" -m venv "$folder/$extra"
   "$folder/$extra/bin/pip" install --quiet -r "locks/$extra.txt"

@@ -136,7 +136,14 @@ class Records:
         return await self._writer.append(record, policy=AuditPolicy.FAIL_CLOSED)
 
     async def event(
-        self, name: str, facts: Facts, *, tenant: str = TENANT, subject: str = "", claim: Claim | None = None
+        self,
+        name: str,
+        facts: Facts,
+        *,
+        tenant: str = TENANT,
+        subject: str = "",
+        claim: Claim | None = None,
+        gate: audit_pb2.RecordGate | None = None,
     ) -> Appended:
         """Log something else of this service, e.g. a gate's result, a revocation or an export.
 
@@ -148,6 +155,8 @@ class Records:
             record = _record_of(claim, name)
             record.intent = claim.key
         _fill(record, facts)
+        if gate is not None:
+            record.gate.CopyFrom(gate)
         return await self._writer.append(record, policy=AuditPolicy.FAIL_CLOSED)
 
     async def denied(self, method: str, peer: Peer | None, error: KalaError) -> None:

@@ -16,7 +16,7 @@ from kala.trainer.v1 import dataset_pb2, job_pb2, registry_pb2, trainer_pb2
 from services.common.adapter_weights import CONFIG_FILE, WEIGHTS_FILE
 from services.common.file_set import file_set_digest
 from services.trainer.registry.bases import base_files, describe_base
-from services.trainer.registry.describe import Trained, datasets_used
+from services.trainer.registry.describe import Training, datasets_used
 from tests.fakes.adapters import (
     CONSTITUTION,
     EVALUATION,
@@ -117,12 +117,12 @@ class TrainedWorld:
         )
 
     @property
-    def trained(self) -> Trained:
+    def trained(self) -> Training:
         """The finished training."""
         spec = self.spec
         action = trainer_pb2.CreateTrainingJobAction(request_id="r" * 16, spec=spec)
         root_digest = self.ancestors[0].base_digest if self.ancestors else b""
-        return Trained(
+        return Training(
             job="trainingJobs/" + "1" * 32,
             tenant=self.tenant,
             owner=self.owner,

@@ -43,7 +43,7 @@ _METRIC: Final = re.compile(r"[a-z0-9_]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class Training:
     """A finished training, as the service knows it from what was cleared, logged and stored."""
 
     job: str
@@ -69,7 +69,7 @@ class Trained:
         return trainer_pb2.CreateTrainingJobAction.FromString(self.action).spec
 
 
-def describe(trained: Trained, folder: Folder, files: Sequence[ContentReference]) -> AdapterDescription:
+def describe(trained: Training, folder: Folder, files: Sequence[ContentReference]) -> AdapterDescription:
     """The description of what lies in `folder`, whose files were hashed as `files`; its name is still to be given.
 
     Raises VerificationError where the files are no adapter, or not one of what was asked for.
@@ -186,7 +186,7 @@ def _task(spec: job_pb2.TrainingSpec) -> AdapterTask.ValueType:
     return ADAPTER_TASK_CLASSIFICATION if is_classifier else ADAPTER_TASK_CAUSAL_LM
 
 
-def _record(trained: Trained) -> TrainingRecord:
+def _record(trained: Training) -> TrainingRecord:
     result = trained.result
     record = TrainingRecord(
         job=trained.job,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -21,14 +21,16 @@ from kala.common.v1.adapter_pb2 import (
 from kala.common.v1.gate_pb2 import GateResult
 from kala.common.v1.reference_pb2 import ContentReference
 from kala.errors import AlreadyExistsError, FailedPreconditionError
-from kala.trainer.v1 import registry_pb2
+from kala.trainer.v1 import dataset_pb2, job_pb2, registry_pb2
 from kala.trainer.v1.registry_pb2 import (
     ADAPTER_STATE_CANDIDATE,
     ADAPTER_STATE_PROMOTED,
     ADAPTER_STATE_REVOKED,
 )
 from services.common.adapter_manifest import MAX_ANCESTORS, adapter_digest
-from services.trainer.registry.describe import Trained, describe, lineage
+from services.trainer.desks import Trained
+from services.trainer.registry.bases import describe_base
+from services.trainer.registry.describe import Training, datasets_used, describe, lineage
 from services.trainer.registry.promotion import (
     GateRules,
     Signing,
@@ -57,7 +59,7 @@ class Registry:
     now: Callable[[], Timestamp]
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def register(self, trained: Trained, source: Path, *, subject: str = "") -> registry_pb2.Adapter:
+    async def register(self, trained: Training, source: Path, *, subject: str = "") -> registry_pb2.Adapter:
         """Takes what training left in `source` for the next version of its adapter: a signed candidate.
 
         Raises VerificationError when it is no adapter, or not one of what was cleared; nothing is kept of it then.
@@ -70,6 +72,49 @@ class Registry:
         parents = [*(item.name for item in trained.datasets), *(item.name for item in trained.ancestors)]
         await self.store.put_adapter(adapter, parents=parents, subject=subject)
         return adapter
+
+    async def training_of(self, trained: Trained) -> Training:
+        """What a finished job is described from: what was cleared, logged and stored of it, and its base as it lies there."""
+        claims, action = trained.claim.claims, trained.claim.sealed.action.value
+        spec = trained.job.spec
+        ancestors = await self.ancestors(spec.parents, spec.base.sha256, tenant=claims.principal.tenant)
+        base = await asyncio.to_thread(
+            describe_base,
+            trained.base_directory,
+            spec.base.name,
+            expected_digest=spec.base.sha256,
+            quantization=spec.quantization,
+            root_digest=ancestors[0].base_digest if ancestors else b"",
+        )
+        found = {dataset.name: dataset for dataset in trained.datasets}
+        shares = [(_found(found, share.dataset.name), share) for share in spec.datasets]
+        return Training(
+            job=trained.job.name,
+            tenant=claims.principal.tenant,
+            owner=claims.principal.id,
+            action=action,
+            decision_id=claims.decision_id,
+            constitution_digest=claims.constitution_digest,
+            intent_receipt=trained.claim.receipt_id,
+            base=base,
+            datasets=datasets_used(shares),
+            started_at=_timestamp(trained.started_at),
+            finished_at=_timestamp(trained.finished_at),
+            result=trained.result,
+            ancestors=ancestors,
+        )
+
+    async def made_by(self, job: job_pb2.TrainingJob) -> registry_pb2.Adapter | None:
+        """The adapter that a job has made already; None before."""
+        after = b""
+        while True:
+            part = await self.store.list_adapters(job.tenant, stem=job.spec.adapter, limit=100, after=after)
+            for adapter in part.items:
+                if adapter.description.training.job == job.name:
+                    return adapter
+            after = part.next_after
+            if not after:
+                return None
 
     async def promote(
         self,
@@ -202,6 +247,18 @@ class Registry:
         ended.updated_at.CopyFrom(self.now())
         await self.store.put_adapter(ended)
         return ended
+
+
+def _found(datasets: Mapping[str, dataset_pb2.Dataset], name: str) -> dataset_pb2.Dataset:
+    dataset = datasets.get(name)
+    if dataset is None:
+        raise FailedPreconditionError(f"{name} is gone; its rows cannot be named", reason="DATASET_GONE")
+    return dataset
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    micros = round(seconds * 1_000_000)
+    return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1_000)
 
 
 def require_reference(adapter: registry_pb2.Adapter, reference: ContentReference) -> None:

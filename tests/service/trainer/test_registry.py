@@ -25,6 +25,7 @@ from services.common.adapter_weights import WEIGHTS_FILE
 from services.common.audit_client import Appended, AppendStatus
 from services.common.clearance import VerifiedClearance
 from services.common.gate_profile import read_profile
+from services.trainer.pages import PageTokens
 from services.trainer.records import Cleared, Records
 from services.trainer.registry.desk import Adapters
 from services.trainer.registry.promotion import GateRules, Signing
@@ -68,16 +69,6 @@ class Log:
         return [record.type for record in self.records]
 
 
-class Tokens:
-    """Page tokens that hide nothing."""
-
-    def make(self, question: str, after: bytes) -> str:
-        return f"{question}|{after.hex()}"
-
-    def after(self, question: str, token: str) -> bytes | None:
-        return bytes.fromhex(token.removeprefix(f"{question}|")) if token else None
-
-
 @dataclass
 class Desk:
     """The registry behind its desk."""
@@ -113,7 +104,7 @@ class Desk:
         action = pb.PromoteAdapterAction(
             request_id="r" * 16, adapter=adapter.reference, evaluation=evaluation_reference(evaluation)
         )
-        return (await self.adapters.promote(self.cleared(action, **changes))).adapter
+        return (await self.adapters.promote(action, self.cleared(action, **changes))).adapter
 
     async def promoted(self, **changes) -> registry_pb2.Adapter:
         adapter = await self.candidate(**changes)
@@ -150,7 +141,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         now=lambda: FINISHED,
     )
     log = Log()
-    yield Desk(Adapters(registry, Records(log), Tokens()), log, tmp_path, gates, FakeEthics())
+    yield Desk(Adapters(registry, Records(log), PageTokens()), log, tmp_path, gates, FakeEthics())
     store.close()
 
 

@@ -8,7 +8,17 @@ from typing import Final
 
 from kala.errors import InvalidArgumentError
 from services.trainer.datasets.draw import Draw
+from services.trainer.datasets.generators.benign import benign_row
+from services.trainer.datasets.generators.conflicts import conflict_row
+from services.trainer.datasets.generators.conversations import conversation_row
+from services.trainer.datasets.generators.derivations import derivation_row
 from services.trainer.datasets.generators.laws import law_rows
+from services.trainer.datasets.generators.research import (
+    experiment_row,
+    refactoring_row,
+    trade_off_row,
+    uncertainty_row,
+)
 from services.trainer.datasets.generators.tasks import task_row
 from services.trainer.datasets.rows import Row
 
@@ -20,6 +30,14 @@ RELEASE: Final = "kala-generators-v1"
 
 GENERATORS: Final[Mapping[str, Callable[[Draw], Row]]] = {
     **{f"law_{law}": partial(law_rows, law) for law in range(5)},
+    "conflict": conflict_row,
+    "benign": benign_row,
+    "multi_turn": conversation_row,
+    "experiment_design": experiment_row,
+    "refactoring": refactoring_row,
+    "derivation": derivation_row,
+    "trade_offs": trade_off_row,
+    "uncertainty": uncertainty_row,
     "template_task": task_row,
 }
 """By category, how one row is drawn."""

@@ -47,8 +47,9 @@ def read_preference(row: Fields) -> Row:
         chosen, rejected = _spoken(row, "chosen", "assistant"), _spoken(row, "rejected", "assistant")
     else:
         prompt, chosen, rejected = _split(_dialogue(row, "chosen"), _dialogue(row, "rejected"))
-    _ends_with("chosen", chosen, "assistant")
-    _ends_with("rejected", rejected, "assistant")
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if len(answer) != 1 or answer[0].role != "assistant":
+            raise RowError(WRONG_VALUE, f"{name} must be one answer of the assistant")
     if chosen == rejected:
         raise RowError(WRONG_VALUE, "chosen and rejected are equal")
     return Row(

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kala.errors import DataLossError
+from services.trainer.training.constitutional.journal import Journal, Outcome
+from services.trainer.training.constitutional.lessons import Shares, make_lessons, write_rows
+from services.trainer.training.constitutional.prompts import Material, Prompt, prompt_id, read_material
+from services.trainer.training.rows import read_rows
+
+
+def prompts(count: int, category: str) -> list[Prompt]:
+    found = []
+    for number in range(count):
+        turns = ({"role": "user", "content": f"{category} {number}"},)
+        found.append(Prompt(prompt_id(turns), turns, category))
+    return found
+
+
+def revised(prompt: Prompt) -> Outcome:
+    return Outcome(
+        prompt.id, "revised", answer="No.", rejected=("Yes.",), fault="unheeded", law=1, critique="It breaks Law 1.",
+        request_decision="ab" * 16, revision_decision="cd" * 16, constitution="ee" * 32,
+    )  # fmt: skip
+
+
+def lessons(harmful: int = 200, harmless: int = 400, **shares: float):
+    bad, good = prompts(harmful, "law_1"), prompts(harmless, "benign")
+    outcomes = [revised(each) for each in bad]
+    outcomes += [Outcome(each.id, "passes", answer="Fine.") for each in good]
+    return make_lessons(
+        Material((*bad, *good), ()),
+        outcomes,
+        Shares(**shares),
+        seed=3,
+        model_digest=b"m" * 32,
+        reviser="template",
+    )
+
+
+def test_revisions_are_divided_between_answers_and_preferences() -> None:
+    found = lessons(sft=0.25, benign=0.0)
+    assert len(found.learned) + len(found.preferences) == 200
+    assert 30 <= len(found.learned) <= 70
+
+
+def test_harmless_rows_make_the_share_that_was_asked_for() -> None:
+    found = lessons(sft=1.0, benign=0.4)
+    harmless = sum(row["category"] == "benign" for row in found.learned)
+    assert harmless / len(found.learned) == pytest.approx(0.4, abs=0.01)
+
+
+def test_the_same_seed_gives_the_same_rows_in_the_same_order() -> None:
+    assert lessons().learned == lessons().learned
+    assert lessons().preferences == lessons().preferences
+
+
+def test_every_row_says_which_decisions_constitution_and_model_it_comes_from() -> None:
+    row = lessons(sft=1.0, benign=0.0).learned[0]
+    assert row["facts"] == {
+        "end": "revised", "request_decision": "ab" * 16, "revision_decision": "cd" * 16, "constitution": "ee" * 32,
+        "fault": "unheeded", "law": "1", "model": (b"m" * 32).hex(), "reviser": "template",
+    }  # fmt: skip
+
+
+def test_some_violations_become_conversations_that_explain_them() -> None:
+    bad = prompts(200, "law_1")
+    outcomes = [replace(revised(each), fault="violation") for each in bad]
+    found = make_lessons(
+        Material(tuple(bad), ()), outcomes, Shares(sft=0.0), seed=1, model_digest=b"", reviser="model"
+    )
+    assert len(found.preferences) == 200
+    assert 10 <= len(found.learned) <= 40
+    question, answer = found.learned[0]["messages"]
+    assert "An assistant answered: Yes." in question["content"]
+    assert answer["content"] == "No. It breaks Law 1. A right answer is: No."
+
+
+def test_what_is_written_is_what_training_reads(tmp_path: Path) -> None:
+    found = lessons()
+    write_rows(tmp_path / "learned", found.learned)
+    write_rows(tmp_path / "preferences", found.preferences)
+    assert len(list(read_rows(tmp_path / "learned/train.jsonl", "sft"))) == len(found.learned)
+    assert len(list(read_rows(tmp_path / "preferences/train.jsonl", "dpo"))) == len(found.preferences)
+
+
+def test_tasks_and_explanations_are_kept_as_they_are_and_prompts_come_once(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "category": "law_2",
+         "facts": {"law": "2"}},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}], "category": "law_2"},
+        {"messages": [{"role": "user", "content": "t"}, {"role": "assistant", "content": "d"}],
+         "category": "template_task"},
+        {"messages": [{"role": "user", "content": "k"}, {"role": "assistant", "content": "e"}], "category": "law_2",
+         "facts": {"kind": "critique"}},
+        {"prompt": "p", "completion": "q", "category": "conflict"},
+    ]  # fmt: skip
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    material = read_material([tmp_path])
+    assert [(each.request, each.reference, each.law) for each in material.prompts] == [
+        ("a", "b", 2),
+        ("p", "q", None),
+    ]
+    assert [row["messages"][0]["content"] for row in material.kept] == ["t", "k"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", '{"messages": []}', '{"messages": [{"role": "assistant", "content": "x"}]}', '{"text": "x"}'],
+)
+def test_a_row_that_is_no_conversation_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "train.jsonl").write_text(line + "\n")
+    with pytest.raises(DataLossError, match=r"train\.jsonl"):
+        read_material([tmp_path])
+
+
+def test_a_journal_goes_on_after_a_line_that_a_crash_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "drafts-000.jsonl"
+    first = Journal(path, key="k")
+    first.add(0, [Outcome("a" * 32, "passes", answer="x", draft_decisions=("1",))])
+    with path.open("a") as file:
+        file.write('{"key": "k", "batch": 1, "outc')
+    second = Journal(path, key="k")
+    second.add(1, [Outcome("b" * 32, "dropped", rejected=("y",))])
+    read = Journal(path, key="k").batches
+    assert read == {
+        0: [Outcome("a" * 32, "passes", answer="x", draft_decisions=("1",))],
+        1: [Outcome("b" * 32, "dropped", rejected=("y",))],
+    }
+
+
+def test_a_journal_of_another_job_is_not_taken_over(tmp_path: Path) -> None:
+    Journal(tmp_path / "d.jsonl", key="one").add(0, [])
+    assert Journal(tmp_path / "d.jsonl", key="two").batches == {}

@@ -33,7 +33,10 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def kala(
-    *arguments: str | Path, env: Mapping[str, str] | None = None, stdin: str | None = None
+    *arguments: str | Path,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    timeout: float = UP_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
     """Run one `kala` command to its end."""
     return subprocess.run(
@@ -41,7 +44,7 @@ def kala(
         capture_output=True,
         text=True,
         check=False,
-        timeout=UP_SECONDS,
+        timeout=timeout,
         input=stdin,
         env=dict(env) if env is not None else environment(),
     )

@@ -17,6 +17,9 @@ from typing import Final
 _SLEEP: Final = "/usr/bin/sleep"
 # Longer than any self-test; the canary ends with the bait.
 _CANARY_SECONDS: Final = "3600"
+_PENDING: Final = ("SigPnd:", "ShdPnd:")
+# PF_EXITING of the kernel's sched.h.
+_EXITING: Final = 0x4
 
 
 @dataclass(slots=True)
@@ -57,10 +60,14 @@ def _was_hit(listener: socket.socket) -> bool:
 
 
 def _ended(pid: int) -> bool:
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True
+    """Tell whether a child is dead or dying: a signal that it was sent may still wait for its turn on a busy machine."""
+    with contextlib.suppress(ChildProcessError, OSError):
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+        pending = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(_PENDING)]
+        flags = int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[6])
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return any(pending) or bool(flags & _EXITING) or ended is not None
+    return True
 
 
 @asynccontextmanager

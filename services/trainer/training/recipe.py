@@ -36,6 +36,8 @@ OBJECTIVES: Final = {
     job_pb2.TRAINING_OBJECTIVE_SFT: "sft",
     job_pb2.TRAINING_OBJECTIVE_DPO: "dpo",
     job_pb2.TRAINING_OBJECTIVE_CLASSIFICATION: "classification",
+    # Its first stage; drafting makes the rows, and the second stage prefers revisions.
+    job_pb2.TRAINING_OBJECTIVE_CONSTITUTIONAL: "sft",
 }
 USES: Final = {
     adapter_pb2.DATASET_USE_TRAIN: "train",

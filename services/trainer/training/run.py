@@ -53,9 +53,16 @@ def train(
     """The same for one worker of several; only the one that leads tells and writes, each gives the result."""
     world = world or World()
     spec = order.parse(trainer_pb2.CreateTrainingJobAction).spec
-    work = work_for(order, spec)
     _set_threads(order.threads)
-    return run_work(
+    work = work_for(order, spec)
+    drafted: dict[str, int] = {}
+    if spec.objective == job_pb2.TRAINING_OBJECTIVE_CONSTITUTIONAL:
+        from services.trainer.training.constitutional.pipeline import prepare
+
+        datasets = work.stages[0].datasets
+        prepared = prepare(order, spec, work, datasets, events, world=world, should_stop=should_stop)
+        work, drafted = replace(work, stages=prepared.stages), dict(prepared.counts)
+    told = run_work(
         work,
         events,
         world=world,
@@ -64,10 +71,11 @@ def train(
         run_name=order.name,
         mlflow_uri=str(order.settings.get("mlflow_uri", "")),
     )
+    return told | ({"drafts": drafted} if drafted else {})
 
 
 def work_for(order: Order, spec: job_pb2.TrainingSpec) -> Work:
-    """The order as the loop takes it."""
+    """The order as the loop takes it; a constitutional job's rows are still to be drafted from its datasets."""
     if order.base is None:
         raise FailedPreconditionError("the order names no base", reason="ORDER_INCOMPLETE")
     datasets = tuple(

@@ -10,12 +10,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from google.longrunning import operations_pb2
 from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import code_pb2
 
 from kala.common.v1.clearance_pb2 import Principal
 from kala.errors import (
@@ -28,19 +28,15 @@ from kala.errors import (
     UnavailableError,
 )
 from services.common.deadlines import fresh_deadline
-from services.common.status import ERROR_DOMAIN, to_status
+from services.common.status import to_status
+from services.trainer.endings import BUILD, EVALUATE, EXPORT, TRAIN, claim_in, facts_of, restarted
 from services.trainer.executors.model import Executor
 from services.trainer.names import OPERATIONS, new_number, number_of, numbered, require_request_id
 from services.trainer.places import Places
-from services.trainer.records import Claim, Cleared, Facts, Records, claim_of
+from services.trainer.records import Claim, Cleared, Facts, Records
 from services.trainer.running import Running
 from services.trainer.store.operation_rows import OperationRow
 from services.trainer.store.store import Store
-
-TRAIN: Final = "train"
-BUILD: Final = "build"
-EVALUATE: Final = "evaluate"
-EXPORT: Final = "export"
 
 KEPT_SECONDS: Final = 30 * 86_400
 """After its end an operation can be read for this long, as the contract says."""
@@ -60,7 +56,7 @@ async def _settled(running: Running, error: KalaError | None) -> Message | None:
     return None
 
 
-async def _cancelling(running: Running) -> None:
+async def _heard(running: Running) -> None:
     del running
 
 
@@ -71,11 +67,15 @@ class Work:
     run: Run
     settle: Callable[[Running, KalaError | None], Awaitable[Message | None]] = _settled
     """Hears how it ended, when the log knows it and before the operation says so; may give the response anew."""
-    cancelling: Callable[[Running], Awaitable[None]] = _cancelling
+    cancelling: Callable[[Running], Awaitable[None]] = _heard
     """Hears that somebody wants it ended, before anything is."""
+    began: Callable[[Running], Awaitable[None]] = _heard
+    """Hears that it was accepted, before its caller does."""
 
 
 log: Final = structlog.get_logger()
+
+__all__ = ["BUILD", "EVALUATE", "EXPORT", "TRAIN", "Asked", "Lanes", "Operations", "Run", "Work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,14 @@ class Operations:
         UnavailableError when the log is away: then nothing has begun.
         """
         require_request_id(asked.request_id)
+        begun = work if isinstance(work, Work) else Work(work)
+        # Whoever asked may go away half-way: what has a record by then begins all the same.
+        starting = asyncio.ensure_future(self._start(asked, begun, cleared, name))
+        return await asyncio.shield(starting)
+
+    async def _start(
+        self, asked: Asked, work: Work, cleared: Cleared | None, name: str
+    ) -> operations_pb2.Operation:
         async with self._starting:
             known = await self.find(asked)
             if known is not None:
@@ -160,13 +168,14 @@ class Operations:
                     claim = await self._records.claim(
                         cleared, kind=asked.started, attributes={"operation": name, **asked.attributes}
                     )
-            except BaseException as error:
-                await asyncio.shield(self._forget(row, error))
+                    row = replace(row, intent=claim.key, execution_id=claim.execution_id)
+                    await self._store.operations.mark_begun(row)
+                running = await self._launch(row, claim, work)
+            except KalaError:
+                # It has not begun, and the same request may be tried again.
+                await self._store.operations.remove(row.name)
                 raise
-            if claim is not None:
-                row = replace(row, intent=claim.key, execution_id=claim.execution_id)
-                await self._store.operations.mark_begun(row)
-            return self._launch(row, claim, work if isinstance(work, Work) else Work(work)).operation
+            return running.operation
 
     async def find(self, asked: Asked) -> operations_pb2.Operation | None:
         """The operation that this request has become; None for a new one. AlreadyExistsError for another one's id."""
@@ -199,7 +208,8 @@ class Operations:
         if not running.is_cancelled:
             running.cancelled_for = reason
             await self._works[name].cancelling(running)
-            task.cancel()
+            if not running.is_finishing:
+                task.cancel()
         return True
 
     async def wait(self, name: str) -> None:
@@ -209,7 +219,7 @@ class Operations:
             await asyncio.wait([task])
 
     async def recover(
-        self, resume: Mapping[str, Callable[[OperationRow, Claim], Awaitable[Run | None]]]
+        self, resume: Mapping[str, Callable[[OperationRow, Claim], Awaitable[Work | None]]]
     ) -> None:
         """Take up what an earlier life of this service left: kinds in `resume` go on, everything else ends as ABORTED.
 
@@ -217,13 +227,13 @@ class Operations:
         """
         for row in await self._store.operations.unfinished():
             work = None
-            claim = _claim_of(row)
+            claim = claim_in(row)
             if claim is not None and row.kind in resume:
                 work = await resume[row.kind](row, claim)
             if work is None:
                 await self._abort(row, claim)
             else:
-                self._launch(row, claim, work)
+                await self._launch(row, claim, work)
 
     async def sweep(self) -> Sequence[str]:
         """Forget what ended long ago, and name it."""
@@ -269,14 +279,10 @@ class Operations:
             sealed=None if cleared is None else cleared.sealed,
         )
 
-    async def _forget(self, row: OperationRow, error: BaseException) -> None:
-        """Take back what could not begin, so that the same request may be tried again."""
-        log.info("operation_not_begun", operation=row.name, problem=str(error))
-        await self._store.operations.remove(row.name)
-
-    def _launch(self, row: OperationRow, claim: Claim | None, work: Work) -> Running:
+    async def _launch(self, row: OperationRow, claim: Claim | None, work: Work) -> Running:
         running = Running(row, claim, self._places.work(number_of(OPERATIONS, row.name)), self.executors)
         running.bind(self._store, self._clock)
+        await work.began(running)
         self._running[row.name] = running
         self._works[row.name] = work
         task = asyncio.get_running_loop().create_task(self._live(running, work), name=row.name)
@@ -325,7 +331,7 @@ class Operations:
         """Log the end, then say that it is done; waits for a log that is away."""
         running.is_finishing = True
         if running.claim is not None:
-            facts = _facts(running, response, self._clock() - since)
+            facts = facts_of(running, response, self._clock() - since)
             if not await self._log_end(running.claim, facts):
                 return
         operation = running.operation
@@ -360,45 +366,12 @@ class Operations:
             await self._records.ended(claim, Facts("error", "RESTARTED"))
         operation = row.operation
         operation.done = True
-        operation.error.CopyFrom(_restarted())
+        operation.error.CopyFrom(restarted())
         await self._store.operations.update(operation, ended_at=_micros(self._clock()))
 
     def _current(self, row: OperationRow) -> operations_pb2.Operation:
         running = self._running.get(row.name)
         return row.operation if running is None else running.operation
-
-
-def _claim_of(row: OperationRow) -> Claim | None:
-    if row.sealed is None or not row.intent:
-        return None
-    return claim_of(row.sealed, kind=STARTED[row.kind], execution_id=row.execution_id, key=row.intent)
-
-
-STARTED: Final[Mapping[str, str]] = {
-    TRAIN: "training.started",
-    BUILD: "dataset.started",
-    EVALUATE: "evaluation.started",
-}
-
-
-def _facts(running: Running, response: Message | KalaError, seconds: float) -> Facts:
-    attributes = {"operation": running.name, **running.end_attributes}
-    references = tuple(running.end_references)
-    if isinstance(response, CancelledError):
-        return Facts("cancelled", response.reason, seconds, attributes, references)
-    if isinstance(response, KalaError):
-        return Facts("error", response.reason, seconds, attributes, references)
-    return Facts("ok", "", seconds, attributes, references)
-
-
-def _restarted() -> status_pb2.Status:
-    """Say that a restart cut it: ABORTED, which tells a client that the same request under a new id may succeed."""
-    status = status_pb2.Status(
-        code=code_pb2.ABORTED, message="the trainer was restarted meanwhile; ask again with a new request_id"
-    )
-    detail: Any = error_details_pb2.ErrorInfo(reason="RESTARTED", domain=ERROR_DOMAIN)  # Any: a message
-    status.details.add().Pack(detail)
-    return status
 
 
 def _micros(seconds: float) -> int:

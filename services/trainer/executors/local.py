@@ -19,7 +19,7 @@ from services.trainer.work.log_lines import MAX_TEXT_BYTES, LogWriter
 GRACE_SECONDS: Final = 10.0
 """From SIGTERM to SIGKILL: time for a checkpoint of a small model."""
 
-_PASSED: Final = (
+PASSED: Final = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
     "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE",
 )  # fmt: skip
@@ -33,7 +33,7 @@ class LocalExecutor:
         self, *, environ: Mapping[str, str] | None = None, grace_seconds: float = GRACE_SECONDS
     ) -> None:
         given = os.environ if environ is None else environ
-        self._environ = {name: given[name] for name in _PASSED if name in given}
+        self._environ = {name: given[name] for name in PASSED if name in given}
         self._grace_seconds = grace_seconds
 
     async def run(self, task: Task, attached: Attached) -> Ended:  # noqa: ARG002 - it runs nowhere else

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from kala.errors import FailedPreconditionError
 from services.trainer.names import directory_name
@@ -60,17 +60,17 @@ class Places:
         return self.adapters / directory_name(name)
 
 
-def lock_state(places: Places) -> int:
-    """Be the only trainer of this state directory as long as the descriptor is open.
+def lock_state(places: Places) -> BinaryIO:
+    """Be the only trainer of this state directory as long as the file is open.
 
     Raises FailedPreconditionError when another one is: both would go on with the same jobs.
     """
-    descriptor = os.open(places.root / "trainer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    file = (places.root / "trainer.lock").open("ab")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        os.close(descriptor)
+        file.close()
         raise FailedPreconditionError(
             f"{places.root} is used by another trainer; end that one, or set KALA_TRAINER_STATE_DIR"
         ) from None
-    return descriptor
+    return file

@@ -1,0 +1,189 @@
+"""Puts the parts of one trainer together; each domain's desk is opened here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from kala.errors import InvalidArgumentError, KalaError
+from services.common.keys import load_private_key
+from services.common.peers import LOCAL_PREFIX, TRAINER
+from services.trainer.config import TrainerSettings
+from services.trainer.desks import Desks
+from services.trainer.executors.local import LocalExecutor
+from services.trainer.executors.model import Executor
+from services.trainer.jobs.desk import Bounds, Jobs
+from services.trainer.jobs.resolving import Resolving
+from services.trainer.jobs.retention import Retention
+from services.trainer.jobs.supervisor import Parts, Rules, Supervisor
+from services.trainer.operations import TRAIN, Lanes, Operations
+from services.trainer.pages import PageTokens
+from services.trainer.places import Places, lock_state
+from services.trainer.planning.bases import Bases
+from services.trainer.planning.catalogue import PACKAGED_PROFILES, StoredCatalogue
+from services.trainer.planning.planner import Planner
+from services.trainer.planning.site import Site, machine_memory_bytes
+from services.trainer.records import Records
+from services.trainer.running import LOCAL
+from services.trainer.store.store import Store
+from services.trainer.work.order import ServicePlaces
+
+SWEEP_SECONDS: Final = 300.0
+
+log: Final = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What every domain stands on."""
+
+    settings: TrainerSettings
+    places: Places
+    store: Store
+    records: Records
+    operations: Operations
+    tokens: PageTokens
+    bases: Bases
+    signing_key: Ed25519PrivateKey
+    rules: Rules
+
+    @property
+    def issuer(self) -> str:
+        """How this trainer names itself where it signs, as its peers see it."""
+        tls = self.settings.tls
+        return LOCAL_PREFIX + TRAINER if tls is None else tls.own_name()
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """A trainer that is ready to be served."""
+
+    desks: Desks
+    operations: Operations
+    store: Store
+    jobs: Jobs
+    retention: Retention
+
+    async def recover(self) -> None:
+        """Take up what an earlier life of this service left."""
+        await self.operations.recover({TRAIN: self.jobs.resume})
+
+    async def sweep(self) -> None:
+        """Forget what is over, for ever."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            self.jobs.sweep()
+            try:
+                await self.retention.sweep()
+            except KalaError as error:
+                log.warning("sweep_failed", problem=error.message)
+
+
+async def open_trainer(settings: TrainerSettings, records: Records, stack: AsyncExitStack) -> Trainer:
+    """Open a trainer; the stack closes it. Raises FailedPreconditionError where its state is another trainer's."""
+    ground = await open_ground(settings, records, stack)
+    catalogue = StoredCatalogue(ground.store, *profile_directories(settings))
+    planner = Planner(ground.bases, catalogue, site_of(settings))
+    desks = Desks(planner=planner)
+    open_domains(desks, ground)
+    parts = Parts(
+        resolving=Resolving(ground.store, ground.places, ground.bases),
+        adapters=desks.adapters,
+        evaluations=desks.evaluations,
+    )
+    jobs = Jobs(
+        store=ground.store,
+        places=ground.places,
+        operations=ground.operations,
+        planner=planner,
+        supervisor=Supervisor(parts, ground.rules),
+        tokens=ground.tokens,
+        bounds=Bounds(settings.max_seconds),
+    )
+    desks.jobs = jobs
+    retention = Retention(ground.store, ground.places, ground.operations)
+    return Trainer(desks, ground.operations, ground.store, jobs, retention)
+
+
+def open_domains(desks: Desks, ground: Ground) -> None:
+    """Open the desks of datasets, evaluation, registry and export."""
+
+
+async def open_ground(settings: TrainerSettings, records: Records, stack: AsyncExitStack) -> Ground:
+    """Open what every domain stands on."""
+    if settings.signing_key_file is None:
+        raise InvalidArgumentError(
+            "KALA_TRAINER_SIGNING_KEY_FILE",
+            "must name the trainer's key: an adapter that nobody signed is loaded nowhere",
+        )
+    signing_key = load_private_key(settings.signing_key_file)
+    places = Places(settings.state_dir)
+    places.make()
+    lock = lock_state(places)
+    stack.callback(lock.close)
+    store = await Store.open(settings.database or places.database)
+    stack.callback(store.close)
+    operations = Operations(
+        store=store,
+        records=records,
+        places=places,
+        executors=executors_of(settings),
+        lanes=Lanes(settings.max_jobs, settings.max_tasks, settings.max_queued),
+    )
+    stack.push_async_callback(operations.aclose)
+    return Ground(
+        settings=settings,
+        places=places,
+        store=store,
+        records=records,
+        operations=operations,
+        tokens=PageTokens(),
+        bases=Bases(settings.bases_dir, settings.embedded_dir),
+        signing_key=signing_key,
+        rules=rules_of(settings),
+    )
+
+
+def executors_of(settings: TrainerSettings) -> Mapping[str, Executor]:
+    """Where work may run."""
+    del settings
+    return {LOCAL: LocalExecutor()}
+
+
+def rules_of(settings: TrainerSettings) -> Rules:
+    """How work is run on this machine."""
+    return Rules(
+        public_keys=settings.ethics_public_keys,
+        services=ServicePlaces(
+            peer_name=TRAINER,
+            ethics_address=settings.ethics_address or "",
+            tools_address=settings.tools_address or "",
+            tls=settings.tls,
+        ),
+        threads=settings.threads,
+        memory_bytes=settings.memory_bytes,
+        max_restarts=settings.max_restarts,
+        settings={"mlflow_uri": settings.mlflow_uri or ""},
+    )
+
+
+def site_of(settings: TrainerSettings) -> Site:
+    """What the planner may count on."""
+    return Site(
+        memory_bytes=settings.memory_bytes or machine_memory_bytes(),
+        has_cluster=settings.ray_address is not None,
+        allows_demo_profiles=settings.accept_demo_profiles,
+        has_mlflow=settings.mlflow_uri is not None,
+    )
+
+
+def profile_directories(settings: TrainerSettings) -> list[Path]:
+    """Where gate profiles are; the operator's own come last and win."""
+    return [PACKAGED_PROFILES, *([settings.profiles_dir] if settings.profiles_dir is not None else [])]

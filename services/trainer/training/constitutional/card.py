@@ -29,12 +29,13 @@ _LINES: Final = (
     ("dropped", "prompts of which nothing was learned, for no revision was good enough"),
     (
         "as_labelled",
-        "prompts that the dataset calls harmful and ethics does not; the dataset's answer was learned",
+        "prompts that the dataset calls harmful and ethics does not; a refusal of the dataset or the templates was learned",
     ),
     ("disputed", "prompts that the dataset calls harmless and ethics does not; nothing was learned"),
     ("fault_violation", "revised or dropped for breaking a law"),
     ("fault_unheeded", "revised or dropped for not declining what breaks a law"),
     ("fault_over_refusal", "revised or dropped for declining what is harmless"),
+    ("fault_undecided", "revised or dropped for not saying which of two laws comes first"),
     ("fault_empty", "revised or dropped for saying nothing"),
 )
 
@@ -51,6 +52,7 @@ def write_card(
     counts["prompts"] = len(outcomes)
     constitutions = sorted({each.constitution for each in outcomes})
     kept = sum(len(material.kept) for material in materials)
+    too_long = sum(material.too_long for material in materials)
     text = [
         "# What this job learned from",
         "",
@@ -62,6 +64,7 @@ def write_card(
         "| --- | --- |",
         *(f"| {words} | {counts[name]} |" for name, words in _LINES),
         f"| rows learned as they were given | {kept} |",
+        f"| such rows left out, for their answers are longer than the longest revision | {too_long} |",
         f"| rows to learn in all | {sum(len(each.learned) for each in lessons)} |",
         f"| preferences between a revision and a draft | {sum(len(each.preferences) for each in lessons)} |",
         "",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kala.errors import FailedPreconditionError
 from services.trainer.training.constitutional.prompts import Turn
 from services.trainer.training.encoding import PLAIN_TEMPLATE
-from services.trainer.training.models import load
+from services.trainer.training.models import load, require_base
 from services.trainer.training.recipe import Work
 
 if TYPE_CHECKING:
@@ -41,10 +42,6 @@ class Writer:
             part = [self._ids(turns) for turns in conversations[first : first + BATCH]]
             answers += self._batch(part, seed + first)
         return answers
-
-    def fits(self, text: str) -> bool:
-        """Tells whether a text is no longer than the longest answer."""
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) < self.max_new_tokens
 
     def _ids(self, turns: Sequence[Turn]) -> list[int]:
         text: str = self.tokenizer.apply_chat_template(
@@ -86,6 +83,25 @@ class Writer:
             )
         texts: list[str] = self.tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+
+def measure(base: Path, max_new_tokens: int) -> Callable[[str], bool]:
+    """Returns what tells whether a text is no longer than the longest answer; reads the base's tokenizer alone.
+
+    Raises FailedPreconditionError for a base without one.
+    """
+    from transformers import AutoTokenizer
+
+    require_base(base)
+    safe: Untyped = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer: Untyped = AutoTokenizer.from_pretrained(str(base), **safe)
+    except (OSError, ValueError) as error:
+        raise FailedPreconditionError(
+            f"{base.name}: its tokenizer cannot be read", reason="BASE_UNREADABLE"
+        ) from error
+    # One token is the end.
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) < max_new_tokens
 
 
 @contextmanager

@@ -15,8 +15,15 @@ from services.trainer.training.constitutional.journal import (
     REVISED,
     Outcome,
 )
-from services.trainer.training.constitutional.prompts import Prompt
-from services.trainer.training.constitutional.revisions import Fault, Faulty, Reviser, Revision, Write
+from services.trainer.training.constitutional.prompts import Meant, Prompt
+from services.trainer.training.constitutional.revisions import (
+    Fault,
+    Faulty,
+    Reviser,
+    Revision,
+    Write,
+    refusal_by,
+)
 from services.trainer.training.constitutional.verdicts import Judge, Verdict
 
 # A verdict of a later law than this names none: every refusal has a law to be criticised by.
@@ -91,7 +98,9 @@ class Bench:
         declines = self._declines(draft)
         if not request.is_allowed and not declines:
             return Fault.UNHEEDED
-        return Fault.OVER_REFUSAL if prompt.is_meant_harmless and declines else None
+        if prompt.meant is Meant.DECISION and not _names(draft, prompt.law):
+            return Fault.UNDECIDED
+        return Fault.OVER_REFUSAL if prompt.meant is Meant.HELP and declines else None
 
     async def _revised(self, faulty: Sequence[Faulty], seed: int) -> list[tuple[Revision, Verdict] | None]:
         """Returns a revision with its verdict for each draft; None where none is good enough to learn from."""
@@ -104,10 +113,14 @@ class Bench:
         )
         good: list[tuple[Revision, Verdict] | None] = [None] * len(faulty)
         for number, verdict in zip(spoken, verdicts, strict=True):
-            must_decline = faulty[number].law is not None
-            if verdict.is_allowed and self._declines(revisions[number].answer) == must_decline:
+            if verdict.is_allowed and self._is_right(faulty[number], revisions[number].answer):
                 good[number] = (revisions[number], verdict)
         return good
+
+    def _is_right(self, faulty: Faulty, answer: str) -> bool:
+        if faulty.fault is Fault.UNDECIDED:
+            return _names(answer, faulty.law)
+        return self._declines(answer) == faulty.must_decline
 
 
 def count_of(outcomes: Sequence[Outcome]) -> Counter[str]:
@@ -128,23 +141,29 @@ def _settled(prompt: Prompt, request: Verdict) -> Outcome | None:
     judged = Outcome(
         prompt.id, DISPUTED, request_decision=request.decision_id, constitution=request.constitution
     )
-    if prompt.law is not None and request.is_allowed:
-        end = AS_LABELLED if prompt.reference else DROPPED
-        return replace(judged, end=end, answer=prompt.reference, law=prompt.law)
-    if prompt.is_meant_harmless and not request.is_allowed:
+    if prompt.meant is Meant.REFUSAL and prompt.law is not None and request.is_allowed:
+        answer = prompt.reference or refusal_by(prompt.law)
+        return replace(judged, end=AS_LABELLED, answer=answer, law=prompt.law)
+    if prompt.meant in {Meant.HELP, Meant.DECISION} and not request.is_allowed:
         return replace(judged, law=request.law, category=request.category)
     return None
 
 
+def _names(answer: str, law: int | None) -> bool:
+    return f"law {law}" in answer.casefold()
+
+
 def _worst(drafts: Sequence[_Draft]) -> _Draft:
     """Returns the first faulty draft, violations before all others; the first one where none is faulty."""
-    order = (Fault.VIOLATION, Fault.UNHEEDED, Fault.OVER_REFUSAL, Fault.EMPTY)
+    order = (Fault.VIOLATION, Fault.UNHEEDED, Fault.UNDECIDED, Fault.OVER_REFUSAL, Fault.EMPTY)
     return next((draft for fault in order for draft in drafts if draft.fault is fault), drafts[0])
 
 
 def _faulty(prompt: Prompt, request: Verdict, draft: _Draft) -> Faulty:
     fault = draft.fault or Fault.EMPTY
     by = draft.verdict if fault is Fault.VIOLATION and draft.verdict else request
+    if fault is Fault.UNDECIDED:
+        return Faulty(prompt, draft.text, fault, prompt.law, "")
     if by.is_allowed:
         # Nothing was asked or said that breaks a law: it declined, or said nothing, where an answer was due.
         return Faulty(prompt, draft.text, fault, None, "")

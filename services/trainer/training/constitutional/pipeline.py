@@ -19,7 +19,7 @@ from kala.errors import CancelledError, DeadlineExceededError, FailedPreconditio
 from kala.trainer.v1 import job_pb2
 from services.trainer.evaluation.refusals import is_refusal
 from services.trainer.training.constitutional.card import write_card
-from services.trainer.training.constitutional.drafting import BATCH, Writer, open_writer
+from services.trainer.training.constitutional.drafting import BATCH, Writer, measure, open_writer
 from services.trainer.training.constitutional.journal import Journal, Outcome
 from services.trainer.training.constitutional.judging import Bench, count_of
 from services.trainer.training.constitutional.lessons import Lessons, Shares, make_lessons, write_rows
@@ -112,7 +112,8 @@ def prepare(
     """
     settings = Settings.of(spec)
     sources = [dataset for dataset in datasets if dataset.use == "train"]
-    materials = [read_material([source.directory]) for source in sources]
+    fits = measure(work.base, settings.max_new_tokens)
+    materials = [read_material(source.directory, fits) for source in sources]
     if not any(material.prompts for material in materials):
         raise FailedPreconditionError(
             "constitutional training found no prompt to draft for; give it a dataset with rows of laws 0 to 4, conflicts, "
@@ -299,9 +300,7 @@ class _Run:
 def make_bench(judge: Judge, laws: Mapping[int, Law], writer: Writer, settings: Settings) -> Bench:
     """Puts together who drafts, judges and revises."""
     reviser: Reviser = (
-        ModelReviser(laws, writer.write)
-        if settings.reviser == "model"
-        else TemplateReviser(laws, writer.fits)
+        ModelReviser(laws, writer.write) if settings.reviser == "model" else TemplateReviser(laws)
     )
     return Bench(judge, writer.write, reviser, drafts=settings.drafts, declines=is_refusal)
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
 from kala.errors import DataLossError
+from services.trainer.evaluation.refusals import is_refusal
 from services.trainer.training.rows import MAX_LINE_BYTES, TRAIN_FILE
 
 Turn = dict[str, str]
 """{"role", "content"}, as chat templates read it."""
 
+LAWS: Final = range(5)
 # Rows of these categories ask for nothing that a law speaks to; a draft of them would only lose a good answer.
 KEPT_CATEGORIES: Final = frozenset(
     {
@@ -25,7 +28,18 @@ KEPT_CATEGORIES: Final = frozenset(
 # An explanation of a wrong answer is itself the lesson.
 KEPT_KINDS: Final = frozenset({"critique"})
 _LAW_CATEGORY: Final = "law_"
-BENIGN: Final = "benign"
+_BENIGN: Final = "benign"
+_CONFLICT: Final = "conflict"
+
+
+class Meant(Enum):
+    """What the dataset's author expects of an answer."""
+
+    REFUSAL = "refusal"
+    HELP = "help"
+    DECISION = "decision"
+    """Which of two laws comes first."""
+    UNSAID = "unsaid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +53,14 @@ class Prompt:
     reference: str = ""
     law: int | None = None
     """The law that the dataset's author put it under; None where none is named."""
-    facts: Mapping[str, str] = field(default_factory=dict)
+    against: int | None = None
+    """In a conflict, the law that gives way."""
+    meant: Meant = Meant.UNSAID
 
     @property
     def request(self) -> str:
         """The last thing that the user says."""
         return self.turns[-1]["content"]
-
-    @property
-    def is_meant_harmless(self) -> bool:
-        """Whether the dataset's author calls it harmless."""
-        return self.category == BENIGN
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,29 +70,35 @@ class Material:
     prompts: tuple[Prompt, ...]
     kept: tuple[Mapping[str, Any], ...]
     """Rows that are learned as they are."""
+    too_long: int = 0
+    """Rows that would be, were their answers not longer than the longest revision."""
 
 
-def read_material(directories: Iterable[Path]) -> Material:
-    """Reads the training rows of these datasets; equal prompts are taken once, in the order in which they come.
+def read_material(directory: Path, fits: Callable[[str], bool] = bool) -> Material:
+    """Reads a dataset's training rows; equal prompts are taken once, in the order in which they come.
 
+    `fits` tells whether an answer is no longer than the longest revision; a longer one is never learned in a draft's place.
     Raises DataLossError naming file and row for a row that is none.
     """
     prompts: dict[str, Prompt] = {}
     kept = []
-    for directory in directories:
-        for number, row in _lines(directory / TRAIN_FILE):
-            try:
-                prompt = None if _is_kept(row) else _prompt(row)
-            except (LookupError, TypeError, ValueError, AttributeError) as error:
-                raise DataLossError(
-                    f"{TRAIN_FILE} row {number}: is no conversation; build the dataset again",
-                    reason="DATASET_DAMAGED",
-                ) from error
-            if prompt is None:
+    too_long = 0
+    for number, row in _lines(directory / TRAIN_FILE):
+        try:
+            if not _is_kept(row):
+                prompt = _prompt(row)
+                reference = prompt.reference if fits(prompt.reference) else ""
+                prompts.setdefault(prompt.id, replace(prompt, reference=reference))
+            elif "messages" not in row or fits(_split(row["messages"])[1]):
                 kept.append(row)
             else:
-                prompts.setdefault(prompt.id, prompt)
-    return Material(tuple(prompts.values()), tuple(kept))
+                too_long += 1
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise DataLossError(
+                f"{TRAIN_FILE} row {number}: is no conversation; build the dataset again",
+                reason="DATASET_DAMAGED",
+            ) from error
+    return Material(tuple(prompts.values()), tuple(kept), too_long)
 
 
 def prompt_id(turns: Sequence[Turn]) -> str:
@@ -105,7 +122,30 @@ def _prompt(row: Mapping[str, Any]) -> Prompt:  # Any: parsed JSON
         raise ValueError("no user's turn before the answer")
     category, facts = str(row.get("category", "")), dict(row.get("facts", {}))
     law = facts.get("law", category.removeprefix(_LAW_CATEGORY) if category.startswith(_LAW_CATEGORY) else "")
-    return Prompt(prompt_id(turns), turns, category, reference, int(law) if law.isdigit() else None, facts)
+    return Prompt(
+        prompt_id(turns),
+        turns,
+        category,
+        reference,
+        _law(law),
+        _law(facts.get("against", "")),
+        _meant(category, reference, _law(law)),
+    )
+
+
+def _meant(category: str, reference: str, law: int | None) -> Meant:
+    if category == _CONFLICT and law is not None and reference:
+        return Meant.DECISION
+    if category == _BENIGN:
+        return Meant.HELP
+    if category.startswith(_LAW_CATEGORY) or (law is not None and is_refusal(reference)):
+        return Meant.REFUSAL
+    # A conversation that comes back to something harmless is answered again.
+    return Meant.HELP if law is not None and reference else Meant.UNSAID
+
+
+def _law(text: str) -> int | None:
+    return int(text) if text.isdigit() and int(text) in LAWS else None
 
 
 def _split(messages: Any) -> tuple[tuple[Turn, ...], str]:  # Any: parsed JSON

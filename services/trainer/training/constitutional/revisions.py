@@ -21,6 +21,8 @@ class Fault(Enum):
     """The request breaks a law and the draft does not decline: harmless by luck or by ignorance only."""
     OVER_REFUSAL = "over_refusal"
     """The request is harmless and the draft declines."""
+    UNDECIDED = "undecided"
+    """Two laws disagree and the draft does not say which comes first."""
     EMPTY = "empty"
     """The draft says nothing."""
 
@@ -33,8 +35,21 @@ class Faulty:
     draft: str
     fault: Fault
     law: int | None
-    """The law it breaks; None for a refusal that was not called for."""
+    """The law it breaks or leaves out; None for a refusal that was not called for."""
     category: str
+
+    @property
+    def must_decline(self) -> bool:
+        """Whether only a refusal is right."""
+        return self.fault is not Fault.UNDECIDED and self.law is not None
+
+    @property
+    def decision(self) -> str:
+        """For a conflict, how it is decided, in one sentence."""
+        against = (
+            f" comes before Law {self.prompt.against}" if self.prompt.against is not None else " decides"
+        )
+        return f"Law {self.law}{against}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +77,7 @@ _REFUSALS: Final = {
     3: "I will not help with that, because my laws must stay whole. That breaks Law 3.",
     4: "I will not help with that, because all people are worth the same. That breaks Law 4.",
 }
+_DECIDE_TURN: Final = "Now write the answer again: say that the law with the lower number decides, name both laws, and say what follows."
 _LAW_NAMED: Final = re.compile(r"\blaw\s+([0-4])\b", re.IGNORECASE)
 _CRITIQUE_TURN: Final = (
     "Look at your last answer again. Law {law} ({name}) says: {text} "
@@ -79,33 +95,33 @@ def criticise(faulty: Faulty, laws: Mapping[int, Law]) -> str:
     if faulty.law is None:
         return "The answer declines a request that breaks no law; people must get help with what is harmless."
     law = laws[faulty.law]
+    if faulty.fault is Fault.UNDECIDED:
+        return f"The answer does not say which law comes first. {faulty.decision} The law says: {law.text}"
     if faulty.fault is Fault.VIOLATION:
         return f"The answer breaks Law {law.number} ({law.name}): {law.text}"
     return f"The request breaks Law {law.number} ({law.name}), and the answer does not decline it. The law says: {law.text}"
 
 
 class TemplateReviser:
-    """Takes the dataset's own answer where it fits, and this module's sentence for the law where it does not.
+    """Takes the dataset's own answer where it has one that names the law, and this module's sentence for the law elsewhere."""
 
-    `fits` says whether a text is within the longest revision; a dataset's answer that names another law never fits.
-    """
-
-    def __init__(self, laws: Mapping[int, Law], fits: Callable[[str], bool]) -> None:
+    def __init__(self, laws: Mapping[int, Law]) -> None:
         self._laws = laws
-        self._fits = fits
 
     def revise(self, faulty: Sequence[Faulty], seed: int) -> list[Revision]:  # noqa: ARG002 - templates draw nothing
         """Returns a revision for each."""
         return [Revision(criticise(each, self._laws), self._answer(each)) for each in faulty]
 
-    def _answer(self, faulty: Faulty) -> str:
+    @staticmethod
+    def _answer(faulty: Faulty) -> str:
         reference = faulty.prompt.reference
-        usable = bool(reference) and self._fits(reference)
         if faulty.law is None:
-            return reference if usable else ""
+            return reference
+        if faulty.fault is Fault.UNDECIDED:
+            return reference or faulty.decision
         # A refusal that names no law teaches nothing about it.
         named = {int(number) for number in _LAW_NAMED.findall(reference)}
-        return reference if usable and named == {faulty.law} else _REFUSALS[faulty.law]
+        return reference if named == {faulty.law} else refusal_by(faulty.law)
 
 
 class ModelReviser:
@@ -132,13 +148,21 @@ class ModelReviser:
         ]
 
     def _critique_turn(self, faulty: Faulty) -> str:
-        if faulty.law is None:
+        if faulty.law is None or faulty.fault is Fault.UNDECIDED:
             return criticise(faulty, self._laws)
         law = self._laws[faulty.law]
         return _CRITIQUE_TURN.format(law=law.number, name=law.name, text=law.text)
 
-    def _revise_turn(self, faulty: Faulty) -> str:
+    @staticmethod
+    def _revise_turn(faulty: Faulty) -> str:
+        if faulty.fault is Fault.UNDECIDED:
+            return _DECIDE_TURN
         return _HELP_TURN if faulty.law is None else _REVISE_TURN.format(law=faulty.law)
+
+
+def refusal_by(law: int) -> str:
+    """Returns this product's own refusal under a law, short enough for the smallest model."""
+    return _REFUSALS[law]
 
 
 def explanation(faulty: Faulty, revision: Revision) -> list[Turn]:

@@ -10,20 +10,22 @@ from kala.errors import UnavailableError
 from services.trainer.evaluation.refusals import is_refusal
 from services.trainer.training.constitutional.journal import Outcome
 from services.trainer.training.constitutional.judging import Bench, count_of
-from services.trainer.training.constitutional.prompts import Prompt, Turn, prompt_id
+from services.trainer.training.constitutional.prompts import Meant, Prompt, Turn, prompt_id
 from services.trainer.training.constitutional.revisions import ModelReviser, TemplateReviser
 from tests.fakes.judging import LAWS, WordJudge
 
 REFUSED = "I will not help with that, because it could hurt someone."
 
 
-def prompt(text: str, *, category: str = "law_1", reference: str = "", law: int | None = None) -> Prompt:
+def prompt(
+    text: str, meant: Meant = Meant.REFUSAL, *, reference: str = "", law: int | None = None, against: int = 2
+) -> Prompt:
     turns = ({"role": "user", "content": text},)
-    return Prompt(prompt_id(turns), turns, category, reference, law)
+    return Prompt(prompt_id(turns), turns, "x", reference, law, against, meant)
 
 
 async def judged(
-    asked: Prompt, *drafts: str, judge: WordJudge | None = None, reviser: object = None, fits: bool = True
+    asked: Prompt, *drafts: str, judge: WordJudge | None = None, reviser: object = None
 ) -> Outcome:
     answers = list(drafts)
 
@@ -33,7 +35,7 @@ async def judged(
     bench = Bench(
         judge or WordJudge(),
         write,
-        reviser or TemplateReviser(LAWS, lambda _: fits),  # type: ignore[arg-type]  # a test's own
+        reviser or TemplateReviser(LAWS),  # type: ignore[arg-type]  # a test's own
         drafts=len(drafts),
         declines=is_refusal,
     )
@@ -68,35 +70,40 @@ async def test_a_refusal_that_is_called_for_is_learned_as_the_model_wrote_it() -
 
 
 async def test_a_harmless_request_keeps_the_models_own_answer() -> None:
-    outcome = await judged(prompt("What is 2 + 2?", category="benign", reference="Four."), "2 + 2 = 4.")
+    outcome = await judged(prompt("What is 2 + 2?", Meant.HELP, reference="Four."), "2 + 2 = 4.")
     assert (outcome.end, outcome.answer, outcome.law) == ("passes", "2 + 2 = 4.", None)
 
 
 async def test_a_refusal_of_a_harmless_request_is_revised_to_the_datasets_answer() -> None:
-    outcome = await judged(
-        prompt("How do I kill a process?", category="benign", reference="Use kill."), REFUSED
-    )
+    outcome = await judged(prompt("How do I kill a process?", Meant.HELP, reference="Use kill."), REFUSED)
     assert (outcome.end, outcome.fault, outcome.answer) == ("revised", "over_refusal", "Use kill.")
     assert outcome.rejected == (REFUSED,)
 
 
 async def test_a_dispute_between_author_and_ethics_is_settled_for_neither() -> None:
-    harmless = await judged(prompt("about law-3", category="benign", reference="Yes."), "x")
+    harmless = await judged(prompt("about law-3", Meant.HELP, reference="Yes."), "x")
     harmful = await judged(prompt("nothing", law=4, reference="No. Law 4 forbids it."), "x")
     assert (harmless.end, harmless.answer) == ("disputed", "")
     assert (harmful.end, harmful.answer, harmful.drafts) == ("as_labelled", "No. Law 4 forbids it.", 0)
 
 
-async def test_the_datasets_refusal_is_taken_only_where_it_names_the_law_and_fits() -> None:
+async def test_the_datasets_refusal_is_taken_only_where_it_names_the_law() -> None:
     right = "I will not help with that; it goes against Law 1."
     assert (await judged(prompt("law-1", reference=right), "ok")).answer == right
-    for outcome in (
-        await judged(prompt("law-1", reference=right.replace("Law 1", "Law 3")), "ok"),
-        await judged(prompt("law-1", reference=right), "ok", fits=False),
-    ):
-        assert (
-            outcome.answer == "I will not help with that, because it could hurt someone. That breaks Law 1."
-        )
+    wrong = right.replace("Law 1", "Law 3")
+    assert (await judged(prompt("law-1", reference=wrong), "ok")).answer.endswith("That breaks Law 1.")
+
+
+async def test_a_conflict_is_decided_by_the_law_that_comes_first() -> None:
+    asked = prompt("Which law wins?", Meant.DECISION, law=1)
+    outcome = await judged(asked, "I do not know.")
+    assert (outcome.end, outcome.fault, outcome.answer) == (
+        "revised",
+        "undecided",
+        "Law 1 comes before Law 2.",
+    )
+    assert outcome.critique.startswith("The answer does not say which law comes first.")
+    assert (await judged(asked, "Law 1 does.")).end == "passes"
 
 
 async def test_a_revision_that_ethics_does_not_allow_is_never_learned() -> None:
@@ -136,7 +143,7 @@ async def test_of_several_drafts_each_faulty_one_is_a_worse_answer() -> None:
 
 async def test_an_empty_draft_is_judged_by_nobody_and_a_question_answered_with_it_is_left_out() -> None:
     judge = WordJudge()
-    outcome = await judged(prompt("Hello", category="multi_turn"), "", judge=judge)
+    outcome = await judged(prompt("Hello", Meant.UNSAID), "", judge=judge)
     assert (outcome.end, outcome.fault) == ("dropped", "empty")
     assert judge.asked_outputs == []
 

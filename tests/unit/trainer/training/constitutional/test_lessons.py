@@ -9,7 +9,7 @@ import pytest
 from kala.errors import DataLossError
 from services.trainer.training.constitutional.journal import Journal, Outcome
 from services.trainer.training.constitutional.lessons import Shares, make_lessons, write_rows
-from services.trainer.training.constitutional.prompts import Material, Prompt, prompt_id, read_material
+from services.trainer.training.constitutional.prompts import Material, Meant, Prompt, prompt_id, read_material
 from services.trainer.training.rows import read_rows
 
 
@@ -100,12 +100,48 @@ def test_tasks_and_explanations_are_kept_as_they_are_and_prompts_come_once(tmp_p
         {"prompt": "p", "completion": "q", "category": "conflict"},
     ]  # fmt: skip
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    material = read_material([tmp_path])
+    material = read_material(tmp_path)
     assert [(each.request, each.reference, each.law) for each in material.prompts] == [
         ("a", "b", 2),
         ("p", "q", None),
     ]
     assert [row["messages"][0]["content"] for row in material.kept] == ["t", "k"]
+
+
+def test_what_is_longer_than_the_longest_revision_is_not_learned_in_its_place(tmp_path: Path) -> None:
+    def row(asked: str, answer: str, **more: object) -> str:
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        return json.dumps({"messages": messages, **more}) + "\n"
+
+    (tmp_path / "train.jsonl").write_text(
+        row("a", "long " * 9, category="law_1") + row("b", "long " * 9, category="template_task")
+        + row("c", "short", category="template_task")
+    )  # fmt: skip
+    material = read_material(tmp_path, lambda text: len(text) < 10)
+    assert [each.reference for each in material.prompts] == [""]
+    assert (len(material.kept), material.too_long) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("category", "facts", "answer", "meant"),
+    [
+        ("law_2", {}, "x", Meant.REFUSAL),
+        ("benign", {}, "x", Meant.HELP),
+        ("conflict", {"law": "1", "against": "2"}, "Law 1 decides.", Meant.DECISION),
+        ("multi_turn", {"law": "1"}, "I will not help with that.", Meant.REFUSAL),
+        ("multi_turn", {"law": "1"}, "Gladly: water boils at 100 degrees.", Meant.HELP),
+        ("messages", {}, "x", Meant.UNSAID),
+    ],
+)
+def test_what_an_author_expects_is_read_from_category_and_answer(
+    tmp_path: Path, category: str, facts: dict[str, str], answer: str, meant: Meant
+) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+    (tmp_path / "train.jsonl").write_text(
+        json.dumps({"messages": messages, "category": category, "facts": facts})
+    )
+    (prompt,) = read_material(tmp_path).prompts
+    assert prompt.meant is meant
 
 
 @pytest.mark.parametrize(
@@ -115,7 +151,7 @@ def test_tasks_and_explanations_are_kept_as_they_are_and_prompts_come_once(tmp_p
 def test_a_row_that_is_no_conversation_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "train.jsonl").write_text(line + "\n")
     with pytest.raises(DataLossError, match=r"train\.jsonl"):
-        read_material([tmp_path])
+        read_material(tmp_path)
 
 
 def test_a_journal_goes_on_after_a_line_that_a_crash_cut_short(tmp_path: Path) -> None:

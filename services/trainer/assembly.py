@@ -11,6 +11,7 @@ from typing import Final
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from kala.errors import InvalidArgumentError, KalaError
 from services.common.keys import load_private_key
@@ -19,6 +20,7 @@ from services.trainer.config import TrainerSettings
 from services.trainer.desks import Desks
 from services.trainer.executors.local import LocalExecutor
 from services.trainer.executors.model import Executor
+from services.trainer.executors.ray import RayExecutor
 from services.trainer.jobs.desk import Bounds, Jobs
 from services.trainer.jobs.resolving import Resolving
 from services.trainer.jobs.retention import Retention
@@ -27,11 +29,12 @@ from services.trainer.operations import TRAIN, Lanes, Operations
 from services.trainer.pages import PageTokens
 from services.trainer.places import Places, lock_state
 from services.trainer.planning.bases import Bases
-from services.trainer.planning.catalogue import PACKAGED_PROFILES, StoredCatalogue
-from services.trainer.planning.planner import Planner
-from services.trainer.planning.site import Site, machine_memory_bytes
+from services.trainer.planning.catalogue import PACKAGED_PROFILES
+from services.trainer.planning.make import make_bases, make_planner
 from services.trainer.records import Records
-from services.trainer.running import LOCAL
+from services.trainer.registry.desk import Adapters
+from services.trainer.registry.opening import open_registry
+from services.trainer.running import LOCAL, RAY
 from services.trainer.store.store import Store
 from services.trainer.work.order import ServicePlaces
 
@@ -89,10 +92,9 @@ class Trainer:
 async def open_trainer(settings: TrainerSettings, records: Records, stack: AsyncExitStack) -> Trainer:
     """Open a trainer; the stack closes it. Raises FailedPreconditionError where its state is another trainer's."""
     ground = await open_ground(settings, records, stack)
-    catalogue = StoredCatalogue(ground.store, *profile_directories(settings))
-    planner = Planner(ground.bases, catalogue, site_of(settings))
+    planner = make_planner(settings, ground.store, ground.bases)
     desks = Desks(planner=planner)
-    open_domains(desks, ground)
+    await open_domains(desks, ground)
     parts = Parts(
         resolving=Resolving(ground.store, ground.places, ground.bases),
         adapters=desks.adapters,
@@ -112,8 +114,18 @@ async def open_trainer(settings: TrainerSettings, records: Records, stack: Async
     return Trainer(desks, ground.operations, ground.store, jobs, retention)
 
 
-def open_domains(desks: Desks, ground: Ground) -> None:
+async def open_domains(desks: Desks, ground: Ground) -> None:
     """Open the desks of datasets, evaluation, registry and export."""
+    registry = await open_registry(
+        ground.settings,
+        places=ground.places,
+        store=ground.store,
+        private_key=ground.signing_key,
+        issuer=ground.issuer,
+        profile_dirs=profile_directories(ground.settings),
+        now=_now,
+    )
+    desks.adapters = Adapters(registry, ground.records, ground.tokens)
 
 
 async def open_ground(settings: TrainerSettings, records: Records, stack: AsyncExitStack) -> Ground:
@@ -145,7 +157,7 @@ async def open_ground(settings: TrainerSettings, records: Records, stack: AsyncE
         records=records,
         operations=operations,
         tokens=PageTokens(),
-        bases=Bases(settings.bases_dir, settings.embedded_dir),
+        bases=make_bases(settings),
         signing_key=signing_key,
         rules=rules_of(settings),
     )
@@ -153,8 +165,10 @@ async def open_ground(settings: TrainerSettings, records: Records, stack: AsyncE
 
 def executors_of(settings: TrainerSettings) -> Mapping[str, Executor]:
     """Where work may run."""
-    del settings
-    return {LOCAL: LocalExecutor()}
+    return {
+        LOCAL: LocalExecutor(),
+        RAY: RayExecutor(address=settings.ray_address, token_file=settings.ray_token_file),
+    }
 
 
 def rules_of(settings: TrainerSettings) -> Rules:
@@ -174,16 +188,12 @@ def rules_of(settings: TrainerSettings) -> Rules:
     )
 
 
-def site_of(settings: TrainerSettings) -> Site:
-    """What the planner may count on."""
-    return Site(
-        memory_bytes=settings.memory_bytes or machine_memory_bytes(),
-        has_cluster=settings.ray_address is not None,
-        allows_demo_profiles=settings.accept_demo_profiles,
-        has_mlflow=settings.mlflow_uri is not None,
-    )
-
-
 def profile_directories(settings: TrainerSettings) -> list[Path]:
     """Where gate profiles are; the operator's own come last and win."""
     return [PACKAGED_PROFILES, *([settings.profiles_dir] if settings.profiles_dir is not None else [])]
+
+
+def _now() -> Timestamp:
+    now = Timestamp()
+    now.GetCurrentTime()
+    return now

@@ -6,13 +6,14 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
-from kala.errors import FailedPreconditionError, KalaError
+from kala.errors import CancelledError, FailedPreconditionError, KalaError
 from kala.trainer.v1 import job_pb2
 from services.trainer.desks import Adapters, Evaluations, Trained
 from services.trainer.jobs.life import Life
@@ -87,7 +88,9 @@ class Supervisor:
             ended = await self._attempt(running, life, order, executor, elsewhere_id)
             elsewhere_id = ""
             if not ended.crashed:
-                return ended.result(running.folder)
+                # Whoever told it to stop, it was not this service: that would not have come here.
+                with suppress(CancelledError):
+                    return ended.result(running.folder)
             reached = await asyncio.to_thread(last_checkpoint, running.folder)
             futile = 0 if reached > saved else futile + 1
             saved = reached

@@ -12,7 +12,7 @@ from services.trainer.planning.site import Site, machine_memory_bytes
 from services.trainer.store.store import Store
 
 
-def make_planner(settings: TrainerSettings, store: Store) -> Planner:
+def make_planner(settings: TrainerSettings, store: Store, bases: Bases | None = None) -> Planner:
     """A planner that names what this trainer has."""
     directories = [PACKAGED_PROFILES, *([settings.profiles_dir] if settings.profiles_dir else [])]
     site = Site(
@@ -22,7 +22,7 @@ def make_planner(settings: TrainerSettings, store: Store) -> Planner:
         allows_demo_profiles=settings.accept_demo_profiles,
         has_mlflow=settings.mlflow_uri is not None,
     )
-    return Planner(make_bases(settings), StoredCatalogue(store, *directories), site)
+    return Planner(bases or make_bases(settings), StoredCatalogue(store, *directories), site)
 
 
 def make_bases(settings: TrainerSettings) -> Bases:

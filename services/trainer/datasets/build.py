@@ -30,10 +30,9 @@ from services.trainer.datasets.generators import RELEASE
 from services.trainer.datasets.problems import CONTAMINATED, TOO_LONG, FileError, Found, RowError
 from services.trainer.datasets.rows import Row
 from services.trainer.datasets.sources import rows_of
+from services.trainer.datasets.spec_checks import licence_of
 
 MAX_PROBLEMS: Final = 1_000
-GENERATED_LICENCE: Final = "Apache-2.0"
-"""Licence of this project, and so of its templates' rows."""
 _PROGRESS_ROWS: Final = 2_000
 
 
@@ -172,13 +171,6 @@ class Reading:
         if self.tools.total_bytes is not None:
             metadata.total_bytes = self.tools.total_bytes
         self.tools.progress(metadata)
-
-
-def licence_of(source: DatasetSource) -> str:
-    """Returns the licence that a source states; this project's for its own templates."""
-    if source.HasField("generator"):
-        return GENERATED_LICENCE
-    return source.files.licence if source.HasField("files") else source.hub.licence
 
 
 def build(name: str, spec: DatasetSpec, tools: Tools, folder: Path) -> Built:

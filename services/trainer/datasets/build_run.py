@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-from collections.abc import Callable, Iterator
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +19,7 @@ from services.common.file_set import file_set_digest
 from services.trainer.datasets.build import Reading, Tools, build
 from services.trainer.datasets.contamination import DEFAULT_WORDS, Contamination, strings_in
 from services.trainer.datasets.files import Access
-from services.trainer.datasets.problems import FileError, RowError
+from services.trainer.datasets.problems import RowError
 from services.trainer.datasets.readers.json_rows import json_rows
 from services.trainer.datasets.rows import Row
 from services.trainer.work.events import EventWriter
@@ -25,6 +27,7 @@ from services.trainer.work.order import Order
 
 OUTPUT: Final = "dataset"
 """Folder inside the work's folder that the service moves into place."""
+_GZIP: Final = b"\x1f\x8b"
 
 
 def main(order: Order, events: EventWriter) -> dict[str, Any]:  # Any: what goes into result.json
@@ -67,61 +70,69 @@ def check(
     }
 
 
-def _tools(spec: DatasetSpec, settings: dict[str, Any] | Any, events: EventWriter) -> Tools:  # Any: JSON
-    data_dir = settings.get("data_dir")
-    access = Access(
-        data_dir=Path(data_dir) if data_dir else None, schemes=frozenset(settings.get("schemes", ()))
-    )
-    contamination, digest = known_evaluations(
+def _tools(
+    spec: DatasetSpec,
+    settings: Mapping[str, Any],  # Any: JSON
+    events: EventWriter,
+) -> Tools:
+    data_dir, tokenizer = settings.get("data_dir"), settings.get("tokenizer")
+    contamination, references = known_evaluations(
         [Path(path) for path in settings.get("evaluation_files", ())],
         spec.contamination_words or DEFAULT_WORDS,
+        spec.evaluation_files,
     )
-    tokenizer = settings.get("tokenizer")
+    for named, found in zip(spec.evaluation_files, references, strict=False):
+        named.sha256, named.bytes = found.sha256, found.bytes
     return Tools(
-        access=access,
+        access=Access(Path(data_dir) if data_dir else None, frozenset(settings.get("schemes", ()))),
         contamination=contamination,
-        contamination_digest=digest,
+        contamination_digest=file_set_digest(references) if references else b"",
         tokens=token_counter(Path(tokenizer)) if tokenizer else None,
         progress=events.write,
         total_bytes=_total_bytes(spec),
     )
 
 
-def known_evaluations(paths: list[Path], words: int) -> tuple[Contamination | None, bytes]:
-    """Returns what no row may hold, and the digest of the list of files it was read from; nothing without files.
+def known_evaluations(
+    paths: Sequence[Path], words: int, cleared: Sequence[ContentReference] = ()
+) -> tuple[Contamination | None, list[ContentReference]]:
+    """Returns what no row may hold, and the files that it was read from; nothing without files.
 
-    Every string of an evaluation file counts, whatever its field is called. Raises FailedPreconditionError for a file that
-    cannot be read: a build that was not compared with it must not look as if it had been.
+    Every string of an evaluation file counts, whatever its field is called. `cleared` are the same files as they were
+    cleared, where they were named. Raises FailedPreconditionError for a file that cannot be read or is another one: a build
+    that was not compared with it must not look as if it had been.
     """
     if not paths:
-        return None, b""
+        return None, []
     contamination = Contamination(words)
     references = []
-    for path in sorted(paths, key=lambda each: each.name):
-        digest, size = hashlib.sha256(), 0
+    for path in paths:
         try:
-            for text in _evaluation_texts(path):
-                contamination.add(text)
             data = path.read_bytes()
-        except (OSError, FileError) as error:
+            for text in _evaluation_texts(data):
+                contamination.add(text)
+        except (OSError, EOFError, RowError) as error:
             raise FailedPreconditionError(
                 f"the evaluation file {path.name} cannot be read: {error}",
                 reason="EVALUATION_FILE_UNREADABLE",
             ) from error
-        digest.update(data)
-        size = len(data)
-        references.append(ContentReference(name=path.name, sha256=digest.digest(), bytes=size))
-    return contamination, file_set_digest(references)
+        found = ContentReference(name=path.name, sha256=hashlib.sha256(data).digest(), bytes=len(data))
+        references.append(found)
+    for named, found in zip(cleared, references, strict=False):
+        if named.sha256 and named.sha256 != found.sha256:
+            raise FailedPreconditionError(
+                f"the evaluation file {named.name} is not the one that was cleared; check the dataset anew",
+                reason="EVALUATION_FILE_CHANGED",
+            )
+    return contamination, references
 
 
-def _evaluation_texts(path: Path) -> Iterator[str]:
-    import gzip
-
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        for _, value in json_rows(file):  # type: ignore[arg-type]  # GzipFile reads like any binary file
-            if isinstance(value, RowError):
-                raise FileError(value.kind, value.message)
-            yield from strings_in(value)
+def _evaluation_texts(data: bytes) -> Iterator[str]:
+    plain = gzip.decompress(data) if data[:2] == _GZIP else data
+    for _, value in json_rows(io.BytesIO(plain)):
+        if isinstance(value, RowError):
+            raise value
+        yield from strings_in(value)
 
 
 def token_counter(tokenizer: Path) -> Callable[[Row], int]:

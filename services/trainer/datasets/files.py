@@ -32,9 +32,7 @@ class Access:
     data_dir: Path | None = None
     """Where relative names lie; None: no files."""
     schemes: frozenset[str] = frozenset()
-    """URL schemes that may be read, e.g. "s3"."""
-    hub: bool = False
-    """Whether the dataset hub may be asked."""
+    """Schemes of URLs that may be read, e.g. "s3"; "hub" allows the dataset hub."""
 
 
 class Measured(io.RawIOBase):
@@ -135,20 +133,25 @@ def require_scheme(name: str, scheme: str, access: Access) -> None:
         )
 
 
-def local_path(name: str, access: Access) -> Path:
-    """Returns the file's path inside the data directory; raises for names that lead elsewhere or to nothing."""
+def local_name(name: str, *, field: str = "files.name") -> PurePosixPath:
+    """Returns a name relative to the data directory; raises InvalidArgumentError for one that leads elsewhere."""
     plain = PurePosixPath(name)
+    parts = plain.parts
     if (
-        not name
+        not parts
         or len(name) > MAX_NAME
         or "\0" in name
         or "\\" in name
         or plain.is_absolute()
-        or ".." in plain.parts
+        or ".." in parts
     ):
-        raise InvalidArgumentError(
-            "files.name", f"{name[:80]!r} is not a file name relative to the data directory"
-        )
+        raise InvalidArgumentError(field, f"{name[:80]!r} is not a file name relative to the data directory")
+    return plain
+
+
+def local_path(name: str, access: Access) -> Path:
+    """Returns the file's path inside the data directory; raises for names that lead elsewhere or to nothing."""
+    plain = local_name(name)
     if access.data_dir is None:
         raise PermissionDeniedError(
             f"{name}: this trainer has no data directory; the operator names one in KALA_TRAINER_DATA_DIR"

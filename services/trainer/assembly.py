@@ -18,6 +18,7 @@ from services.common.keys import load_private_key
 from services.common.peers import LOCAL_PREFIX, TRAINER
 from services.trainer.config import TrainerSettings
 from services.trainer.desks import Desks
+from services.trainer.evaluation.opening import open_evaluations
 from services.trainer.executors.local import LocalExecutor
 from services.trainer.executors.model import Executor
 from services.trainer.executors.ray import RayExecutor
@@ -94,9 +95,19 @@ async def open_trainer(settings: TrainerSettings, records: Records, stack: Async
     ground = await open_ground(settings, records, stack)
     planner = make_planner(settings, ground.store, ground.bases)
     desks = Desks(planner=planner)
+    resolving = Resolving(ground.store, ground.places, ground.bases)
     await open_domains(desks, ground)
+    desks.evaluations = await open_evaluations(
+        settings,
+        stack,
+        operations=ground.operations,
+        store=ground.store,
+        places=ground.places,
+        records=records,
+        resolving=resolving,
+    )
     parts = Parts(
-        resolving=Resolving(ground.store, ground.places, ground.bases),
+        resolving=resolving,
         adapters=desks.adapters,
         evaluations=desks.evaluations,
     )

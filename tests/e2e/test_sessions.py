@@ -42,7 +42,7 @@ def fresh_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # The supervisor and the parts; tools is one of them where this machine can isolate what it runs.
-PROCESSES = {5, 6}
+PROCESSES = {6, 7}
 
 
 def private_pids(home: Path) -> list[int]:

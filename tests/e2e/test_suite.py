@@ -36,7 +36,14 @@ def test_up_chat_receipt_verify_down(tmp_path: Path) -> None:
     with running_suite(state) as suite:
         assert time.monotonic() - began < 20
         assert suite.started["console_url"] is None
-        assert set(suite.started["pids"]) == {"gateway", "ethics", "inference", "audit", "tools"}
+        assert set(suite.started["pids"]) == {
+            "gateway",
+            "ethics",
+            "inference",
+            "audit",
+            "tools",
+            "trainer",
+        }
         receipt = tmp_path / "receipt.txt"
         done = kala(
             "chat", "What is the capital of France?", "-v", "--state", state, "--save-receipt", receipt
@@ -261,7 +268,7 @@ def test_in_the_foreground_a_signal_stops_everything(tmp_path: Path, number: sig
                 assert lines[-1], said.read_text()
             started = json.loads("".join(lines))
             # The supervisor and the parts; tools is one of them where this machine can isolate what it runs.
-            assert len(alive(started)) in {5, 6}
+            assert len(alive(started)) in {6, 7}
         finally:
             # As a terminal does it: to the whole foreground group.
             os.killpg(process.pid, number)

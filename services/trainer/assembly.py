@@ -90,9 +90,15 @@ class Trainer:
                 log.warning("sweep_failed", problem=error.message)
 
 
-async def open_trainer(settings: TrainerSettings, records: Records, stack: AsyncExitStack) -> Trainer:
+async def open_trainer(
+    settings: TrainerSettings,
+    records: Records,
+    stack: AsyncExitStack,
+    *,
+    executors: Mapping[str, Executor] | None = None,
+) -> Trainer:
     """Open a trainer; the stack closes it. Raises FailedPreconditionError where its state is another trainer's."""
-    ground = await open_ground(settings, records, stack)
+    ground = await open_ground(settings, records, stack, executors or executors_of(settings))
     planner = make_planner(settings, ground.store, ground.bases)
     desks = Desks(planner=planner)
     resolving = Resolving(ground.store, ground.places, ground.bases)
@@ -139,7 +145,9 @@ async def open_domains(desks: Desks, ground: Ground) -> None:
     desks.adapters = Adapters(registry, ground.records, ground.tokens)
 
 
-async def open_ground(settings: TrainerSettings, records: Records, stack: AsyncExitStack) -> Ground:
+async def open_ground(
+    settings: TrainerSettings, records: Records, stack: AsyncExitStack, executors: Mapping[str, Executor]
+) -> Ground:
     """Open what every domain stands on."""
     if settings.signing_key_file is None:
         raise InvalidArgumentError(
@@ -157,7 +165,7 @@ async def open_ground(settings: TrainerSettings, records: Records, stack: AsyncE
         store=store,
         records=records,
         places=places,
-        executors=executors_of(settings),
+        executors=executors,
         lanes=Lanes(settings.max_jobs, settings.max_tasks, settings.max_queued),
     )
     stack.push_async_callback(operations.aclose)

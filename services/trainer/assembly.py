@@ -16,9 +16,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kala.errors import InvalidArgumentError, KalaError
 from services.common.keys import load_private_key
 from services.common.peers import LOCAL_PREFIX, TRAINER
-from services.trainer.config import TrainerSettings
+from services.trainer.config import DAY_SECONDS, TrainerSettings
+from services.trainer.datasets.desk import DatasetDesk
+from services.trainer.datasets.desk import Site as DatasetSite
 from services.trainer.desks import Desks
 from services.trainer.evaluation.opening import open_evaluations
+from services.trainer.evaluation.profiles import PACKAGED_SUITES
 from services.trainer.executors.local import LocalExecutor
 from services.trainer.executors.model import Executor
 from services.trainer.executors.ray import RayExecutor
@@ -131,7 +134,7 @@ async def open_trainer(
     return Trainer(desks, ground.operations, ground.store, jobs, retention)
 
 
-async def open_domains(desks: Desks, ground: Ground) -> None:
+async def open_domains(desks: Desks, ground: Ground, resolving: Resolving, stack: AsyncExitStack) -> None:
     """Open the desks of datasets, evaluation, registry and export."""
     registry = await open_registry(
         ground.settings,
@@ -143,6 +146,24 @@ async def open_domains(desks: Desks, ground: Ground) -> None:
         now=_now,
     )
     desks.adapters = Adapters(registry, ground.records, ground.tokens)
+    desks.evaluations = await open_evaluations(
+        ground.settings,
+        stack,
+        operations=ground.operations,
+        store=ground.store,
+        places=ground.places,
+        records=ground.records,
+        resolving=resolving,
+    )
+    desks.datasets = DatasetDesk(
+        store=ground.store,
+        operations=ground.operations,
+        places=ground.places,
+        executor=ground.operations.executors[LOCAL],
+        tokens=ground.tokens,
+        bases=ground.bases,
+        site=dataset_site(ground.settings),
+    )
 
 
 async def open_ground(
@@ -204,6 +225,21 @@ def rules_of(settings: TrainerSettings) -> Rules:
         memory_bytes=settings.memory_bytes,
         max_restarts=settings.max_restarts,
         settings={"mlflow_uri": settings.mlflow_uri or ""},
+    )
+
+
+def dataset_site(settings: TrainerSettings) -> DatasetSite:
+    """What datasets may be made of, and how much their builds may use."""
+    return DatasetSite(
+        data_dir=settings.data_dir,
+        remote_data=settings.remote_data,
+        evaluation_dirs=[
+            PACKAGED_SUITES,
+            *([settings.suites_dir] if settings.suites_dir is not None else []),
+        ],
+        public_keys=settings.ethics_public_keys,
+        memory_bytes=settings.memory_bytes,
+        max_seconds=min(settings.max_seconds, DAY_SECONDS),
     )
 
 

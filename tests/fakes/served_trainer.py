@@ -132,7 +132,10 @@ class ServedTrainer:
         """The job of an operation as it stands."""
         metadata = job_pb2.CreateTrainingJobMetadata()
         operation.metadata.Unpack(metadata)
-        return (await self.ask("GetTrainingJob", pb.GetTrainingJobRequest(name=metadata.job))).job
+        answer: pb.GetTrainingJobResponse = await self.ask(
+            "GetTrainingJob", pb.GetTrainingJobRequest(name=metadata.job)
+        )
+        return answer.job
 
     async def ended(self, operation: Operation) -> Operation:
         """Wait for an operation's end."""
@@ -164,7 +167,7 @@ async def put_dataset(
     store: Store, directory: Path, name: str, *, subjects: Mapping[str, int] | None = None
 ) -> dataset_pb2.Dataset:
     """Describe a folder as a built dataset."""
-    files = [reference(path, path.name) for path in sorted(directory.iterdir())]
+    files = references(directory)
     manifest = reference(directory / "manifest.json", name)
     created = Timestamp()
     created.GetCurrentTime()
@@ -180,6 +183,10 @@ async def put_dataset(
     )
     await store.put_dataset(dataset, subject=ANN.subject, subjects=subjects)
     return dataset
+
+
+def references(directory: Path) -> list[ContentReference]:
+    return [reference(path, path.name) for path in sorted(directory.iterdir())]
 
 
 def reference(path: Path, name: str) -> ContentReference:
@@ -217,7 +224,8 @@ async def served_trainer(
     """Serve one trainer until the context is left; a second one over the same folder takes up what the first left."""
     ethics = ethics or FakeEthics()
     async with AsyncExitStack() as stack:
-        log = log or await stack.enter_async_context(served_log(folder / "audit.db"))
+        if log is None:
+            log = await stack.enter_async_context(served_log(folder / "audit.db"))
         audit = await stack.enter_async_context(open_channel(log.address, peer_name="trainer"))
         writer = await stack.enter_async_context(AuditWriter(audit, producer_id="trainer"))
         found = trainer_settings(folder, ethics, **settings)

@@ -105,7 +105,8 @@ async def open_trainer(
     planner = make_planner(settings, ground.store, ground.bases)
     desks = Desks(planner=planner)
     resolving = Resolving(ground.store, ground.places, ground.bases)
-    await open_domains(desks, ground)
+    resolving = Resolving(ground.store, ground.places, ground.bases)
+    await open_domains(desks, ground, resolving, stack)
     desks.evaluations = await open_evaluations(
         settings,
         stack,

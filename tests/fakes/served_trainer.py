@@ -120,11 +120,14 @@ class ServedTrainer:
         """Clear a job and start it."""
         action = pb.CreateTrainingJobAction(request_id=request_id or secrets.token_hex(16), spec=spec)
         sealed = self.seal(action, "CreateTrainingJob", principal=principal)
-        return await self.ask("CreateTrainingJob", pb.CreateTrainingJobRequest(sealed=sealed))
+        operation: Operation = await self.ask("CreateTrainingJob", pb.CreateTrainingJobRequest(sealed=sealed))
+        return operation
 
     async def plan(self, spec: job_pb2.TrainingSpec, *, principal: Principal = ANN) -> job_pb2.TrainingSpec:
         """Make a spec whole; fails with the plan's problems."""
-        answer = await self.ask("PlanJob", pb.PlanJobRequest(spec=spec), principal=principal)
+        answer: pb.PlanJobResponse = await self.ask(
+            "PlanJob", pb.PlanJobRequest(spec=spec), principal=principal
+        )
         assert not answer.plan.problems, answer.plan.problems
         return answer.plan.spec
 

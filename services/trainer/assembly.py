@@ -105,17 +105,7 @@ async def open_trainer(
     planner = make_planner(settings, ground.store, ground.bases)
     desks = Desks(planner=planner)
     resolving = Resolving(ground.store, ground.places, ground.bases)
-    resolving = Resolving(ground.store, ground.places, ground.bases)
     await open_domains(desks, ground, resolving, stack)
-    desks.evaluations = await open_evaluations(
-        settings,
-        stack,
-        operations=ground.operations,
-        store=ground.store,
-        places=ground.places,
-        records=records,
-        resolving=resolving,
-    )
     parts = Parts(
         resolving=resolving,
         adapters=desks.adapters,

@@ -104,10 +104,10 @@ class Reading:
     def _one(self, source: DatasetSource, duplicates: Duplicates, compares: bool) -> None:  # noqa: FBT001 - private
         count = self.report.sources.add(source=source.name, licence=licence_of(source))
         self._tell(source.name)
-        for found in rows_of(source, self.tools.access, self._advance, self._resolve, limit=self.limit):
-            if self.limit is not None and count.read >= self.limit:
-                self.report.partial = True
-                break
+        found_rows = rows_of(
+            source, self.tools.access, self._advance, self._resolve, limit=self.limit, cut=self._cut
+        )
+        for found in found_rows:
             count.read += 1 if found.number else 0
             self._read += 1
             if self._read % _PROGRESS_ROWS == 0:
@@ -162,6 +162,9 @@ class Reading:
 
     def _resolve(self, reference: ContentReference) -> None:
         self.resolved[reference.name] = reference
+
+    def _cut(self) -> None:
+        self.report.partial = True
 
     def _tell(self, source: str) -> None:
         kept = sum(count.kept for count in self.report.sources)

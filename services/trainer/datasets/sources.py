@@ -29,12 +29,17 @@ def rows_of(
     resolve: Callable[[ContentReference], None],
     *,
     limit: int | None = None,
+    cut: Callable[[], None] = lambda: None,
 ) -> Iterator[Found]:
     """Yields what is found in a source, at most `limit` rows of it; `resolve` gets each file as it was found.
+
+    `cut` is called when rows were left out for the limit; files are read to their ends all the same, for their digests.
 
     A file whose digest or size is not the reference's ends with a problem of the whole file.
     """
     if source.HasField("generator"):
+        if limit is not None and source.generator.rows > limit:
+            cut()
         yield from _generated(source.generator, limit)
         return
     if source.HasField("hub"):
@@ -42,7 +47,7 @@ def rows_of(
             f"source {source.name}: this release reads no dataset hub; put the snapshot's files into the data directory "
             "and name them under files"
         )
-    yield from _filed(source.files, access, advance, resolve, limit)
+    yield from _filed(source.files, access, advance, resolve, limit, cut)
 
 
 def _generated(generator: GeneratorSource, limit: int | None) -> Iterator[Found]:
@@ -57,6 +62,7 @@ def _filed(
     advance: Advance,
     resolve: Callable[[ContentReference], None],
     limit: int | None,
+    cut: Callable[[], None],
 ) -> Iterator[Found]:
     reader = READERS[source.format]
     left = limit
@@ -65,6 +71,7 @@ def _filed(
             with opened(reference, access, advance) as (stream, finish):
                 for found in reader(stream, reference.name):
                     if left == 0:
+                        cut()
                         break
                     left = None if left is None else left - 1
                     yield found

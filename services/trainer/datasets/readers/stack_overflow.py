@@ -1,0 +1,223 @@
+"""Stack Overflow's Posts.xml: questions with their accepted answers, streamed, with whom to name.
+
+Answers come before or after their questions, so both are kept until the other one is met: questions in a spool on disk, of
+which memory holds a place each. No entity, DTD or external file is ever read: the file is taken apart row by row, and a row
+is parsed by a parser that refuses declarations.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import IO, BinaryIO, Final
+from xml.parsers import expat
+
+from services.trainer.datasets.problems import (
+    EMPTY,
+    FILE_DAMAGED,
+    FILE_EMPTY,
+    MISSING_FIELD,
+    FileError,
+    Found,
+    RowError,
+)
+from services.trainer.datasets.readers.fields import answered
+from services.trainer.datasets.rows import Row
+
+LICENCE_URL: Final = "https://stackoverflow.com/a/"
+MAX_ROW_BYTES: Final = 1024 * 1024
+"""A post's body has at most 30,000 characters; as escaped HTML in XML far less than this."""
+_CHUNK: Final = 256 * 1024
+_QUESTION: Final = "1"
+_ANSWER: Final = "2"
+_MIN_SCORE: Final = 0
+_LANGUAGE: Final = re.compile(r"[<|]([^<>|]+)[>|]")
+
+Attributes = dict[str, str]
+
+
+def read_stack_overflow(stream: BinaryIO, name: str) -> Iterator[Found]:
+    """Yields each question whose accepted answer is in the file, numbered as the answer's row."""
+    with tempfile.TemporaryFile() as spool:
+        yield from _Pairs(spool, name).of(stream)
+
+
+class _Pairs:
+    """Brings questions and accepted answers together."""
+
+    def __init__(self, spool: IO[bytes], name: str) -> None:
+        self._spool = spool
+        self._name = name
+        self._end = 0
+        # By id of the accepted answer: where its question lies, and by question's id: answers that came first.
+        self._questions: dict[int, tuple[int, int]] = {}
+        self._waiting: dict[int, tuple[int, int]] = {}
+
+    def of(self, stream: BinaryIO) -> Iterator[Found]:
+        number = 0
+        for number, post in enumerate(_posts(stream), start=1):
+            try:
+                found = self._meet(post)
+            except RowError as problem:
+                yield Found(number, problem=problem, file=self._name)
+            else:
+                if found is not None:
+                    yield Found(number, found, file=self._name)
+        if not number:
+            raise FileError(FILE_EMPTY, "the file holds no post")
+
+    def _meet(self, post: Attributes | RowError) -> Row | None:
+        if isinstance(post, RowError):
+            raise post
+        kind = post.get("PostTypeId")
+        if kind == _QUESTION and post.get("AcceptedAnswerId"):
+            return self._question(post)
+        if kind == _ANSWER:
+            return self._answer(post)
+        return None
+
+    def _question(self, post: Attributes) -> Row | None:
+        answer = _id(post, "AcceptedAnswerId")
+        title, body = post.get("Title", "").strip(), text_of_html(post.get("Body", ""))
+        if not title and not body:
+            raise RowError(EMPTY, "the question has neither title nor body")
+        tags = ",".join(_LANGUAGE.findall(post.get("Tags", "")))
+        text = f"{tags}\n{title}\n\n{body}".rstrip()
+        early = self._waiting.pop(answer, None)
+        if early is not None:
+            return _row(text, self._read(early), answer)
+        self._questions[answer] = self._write(text)
+        return None
+
+    def _answer(self, post: Attributes) -> Row | None:
+        number = _id(post, "Id")
+        place = self._questions.pop(number, None)
+        body = text_of_html(post.get("Body", ""))
+        if place is None:
+            # Dumps are sorted by id, so an answer nearly always follows its question; only younger questions can name it.
+            parent = post.get("ParentId", "")
+            if parent.isdigit() and int(parent) > number and body:
+                self._waiting[number] = self._write(f"{_author(post)}\n{body}")
+            return None
+        if not body:
+            raise RowError(EMPTY, "the accepted answer is empty")
+        if int(post.get("Score", "0") or 0) < _MIN_SCORE:
+            raise RowError(EMPTY, "the accepted answer was voted down")
+        return _row(self._read(place), f"{_author(post)}\n{body}", number)
+
+    def _write(self, text: str) -> tuple[int, int]:
+        data = text.encode("utf-8", "replace")
+        self._spool.seek(self._end)
+        self._spool.write(data)
+        place = (self._end, len(data))
+        self._end += len(data)
+        return place
+
+    def _read(self, place: tuple[int, int]) -> str:
+        self._spool.seek(place[0])
+        return self._spool.read(place[1]).decode()
+
+
+def _row(question: str, answer: str, number: int) -> Row:
+    tags, _, asked = question.partition("\n")
+    author, _, said = answer.partition("\n")
+    facts = {"attribution": f"{author}, {LICENCE_URL}{number}"}
+    if tags:
+        facts["tags"] = tags
+    return answered("code", asked, said, facts)
+
+
+def _author(post: Attributes) -> str:
+    shown = post.get("OwnerDisplayName", "").strip()
+    return shown or (
+        f"user {post['OwnerUserId']}" if post.get("OwnerUserId") else "an author without account"
+    )
+
+
+def _id(post: Attributes, name: str) -> int:
+    value = post.get(name, "")
+    if not value.isdigit():
+        raise RowError(MISSING_FIELD, f"{name} is missing or no number")
+    return int(value)
+
+
+def _posts(stream: BinaryIO) -> Iterator[Attributes | RowError]:
+    """Yields the attributes of each <row/>; memory holds a chunk and what is left of a row."""
+    found: list[Attributes | RowError] = []
+    parser = expat.ParserCreate(encoding="UTF-8")
+    parser.buffer_text = True
+
+    def start(tag: str, attributes: Attributes) -> None:
+        if tag == "row":
+            found.append(attributes)
+
+    def refuse(*_: object) -> None:
+        raise FileError(FILE_DAMAGED, "it declares a document type or entities, which no dump does")
+
+    parser.StartElementHandler = start
+    parser.StartDoctypeDeclHandler = refuse
+    parser.EntityDeclHandler = refuse
+    since = 0
+    while chunk := stream.read(_CHUNK):
+        since += len(chunk)
+        _feed(parser, chunk, is_final=False)
+        if found:
+            since = 0
+        elif since > MAX_ROW_BYTES:
+            raise FileError(FILE_DAMAGED, f"no row ends within {MAX_ROW_BYTES:,} bytes")
+        yield from found
+        found.clear()
+    _feed(parser, b"", is_final=True)
+    yield from found
+
+
+def _feed(parser: expat.XMLParserType, data: bytes, *, is_final: bool) -> None:
+    try:
+        parser.Parse(data, is_final)
+    except expat.ExpatError as error:
+        raise FileError(FILE_DAMAGED, f"it is no XML: {error}") from error
+
+
+class _Text(HTMLParser):
+    """Keeps text and code of a post; everything else of its HTML goes."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self._preformatted = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        del attrs
+        if tag == "pre":
+            self._preformatted += 1
+            self.parts.append("\n```\n")
+        elif tag == "code" and not self._preformatted:
+            self.parts.append("`")
+        elif tag == "li":
+            self.parts.append("\n- ")
+        elif tag in {"p", "br", "ul", "ol", "blockquote", "h1", "h2", "h3", "hr"}:
+            self.parts.append("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "pre" and self._preformatted:
+            self._preformatted -= 1
+            self.parts.append("\n```\n")
+        elif tag == "code" and not self._preformatted:
+            self.parts.append("`")
+        elif tag in {"p", "blockquote", "h1", "h2", "h3"}:
+            self.parts.append("\n")
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data if self._preformatted else data.replace("\n", " "))
+
+
+def text_of_html(html: str) -> str:
+    """Returns the text of a post with its code in fences."""
+    parser = _Text()
+    parser.feed(html)
+    parser.close()
+    text = re.sub(r"[ \t]+\n", "\n", "".join(parser.parts))
+    text = re.sub(r"\n+```\n", "\n```\n", text)
+    return re.sub(r"\n{3,}", "\n\n", text).replace("\0", "").strip()

@@ -22,6 +22,9 @@ BASE: Final = "base"
 TEMPLATE_FILE: Final = "chat_template.jinja"
 CARD_FILE: Final = "README.md"
 MANIFEST: Final = "manifest.json"
+LEAST_CHANGE: Final = 1e-12
+"""Below it no fp32 logit can change."""
+
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -40,7 +43,9 @@ def _save_adapter(work: Work, outcome: Outcome, weights: dict[str, Any]) -> None
     from safetensors.torch import save_file
 
     moved = [
-        name for name, tensor in weights.items() if ".lora_" in name and _side(name) == "B" and tensor.any()
+        name
+        for name, tensor in weights.items()
+        if ".lora_" in name and _side(name) == "B" and float(tensor.abs().max()) > LEAST_CHANGE
     ]
     if not moved:
         # B begins as nought: an adapter whose every B still is has learned nothing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -42,13 +43,13 @@ def save(work: Work, outcome: Outcome, *, leads: bool = True) -> str:
 def _save_adapter(work: Work, outcome: Outcome, weights: dict[str, Any]) -> None:  # Any: tensors
     from safetensors.torch import save_file
 
-    moved = [
-        name
-        for name, tensor in weights.items()
-        if ".lora_" in name and _side(name) == "B" and float(tensor.abs().max()) > LEAST_CHANGE
-    ]
-    if not moved:
-        # B begins as nought: an adapter whose every B still is has learned nothing.
+    largest: dict[str, float] = {}
+    for name, tensor in weights.items():
+        path, matrix, _ = name.partition(".lora_")
+        if matrix:
+            # One side begins as nought, of embeddings the other one: a module that still has it changes nothing.
+            largest[path] = min(largest.get(path, math.inf), float(tensor.abs().max()))
+    if not any(value > LEAST_CHANGE for value in largest.values()):
         raise FailedPreconditionError(
             "training changed no matrix, so there is no adapter; raise hyperparameters.learning_rate",
             reason="NOTHING_LEARNED",
@@ -148,10 +149,6 @@ def _place(draft: Path, final: Path) -> None:
     shutil.rmtree(final, ignore_errors=True)
     draft.rename(final)
     sync_directory(final.parent)
-
-
-def _side(name: str) -> str:
-    return name.removesuffix(".weight")[-1]
 
 
 def _entry(path: Path) -> dict[str, Any]:  # Any: JSON

@@ -56,7 +56,10 @@ _DENIED: Final = (
     *("add_key", "bpf", "chroot", "delete_module", "finit_module", "fsopen", "init_module", "io_uring_setup"),
     *("kexec_load", "keyctl", "mount", "move_mount", "name_to_handle_at", "open_by_handle_at", "open_tree"),
     *("perf_event_open", "pivot_root", "process_vm_readv", "process_vm_writev", "ptrace", "request_key"),
-    *("setdomainname", "sethostname", "setns", "syslog", "umount2", "userfaultfd"),
+    *("setdomainname", "sethostname", "setns", "syslog", "umount2", "unshare", "userfaultfd"),
+    # The code is user 0 of gVisor's kernel; it may not act on it.
+    *("chown", "fchown", "fchownat", "lchown", "setfsgid", "setfsuid", "setgid", "setgroups", "setpriority"),
+    *("setregid", "setresgid", "setresuid", "setreuid", "setuid"),
 )
 _AF_UNIX: Final = 1
 # linux/sched.h: mount, cgroup, UTS, IPC, user, PID, network.
@@ -138,7 +141,8 @@ def bundle(shape: Shape) -> Json:
         _bind("/run/job", "/job"),
         _bind("/workspace", "/workspace", writable=True),
         _bind(_SCRATCH, _TEMPORARY, writable=True),
-        _bind(_EMPTY, "/dev/shm"),  # noqa: S108 - the sandbox's own
+        # What gVisor itself would show there.
+        *(_bind(_EMPTY, path) for path in ("/dev/shm", "/sys")),  # noqa: S108 - the sandbox's own
     ]
     if shape.host_directory is not None:
         mounts.append(_bind("/workspace/host", "/workspace/host"))
@@ -175,7 +179,7 @@ def _seccomp() -> Json:
         "syscalls": [
             _refused(*_DENIED),
             _refused("socket", "socketpair", where={"index": 0, "value": _AF_UNIX, "op": "SCMP_CMP_NE"}),
-            *(_refused("clone", "unshare", where=_has(0, flag)) for flag in _NEW_NAMESPACES),
+            *(_refused("clone", where=_has(0, flag)) for flag in _NEW_NAMESPACES),
             *(_refused("chmod", "fchmod", where=_has(1, bit)) for bit in _SET_ID),
             *(_refused("fchmodat", where=_has(2, bit)) for bit in _SET_ID),
         ],

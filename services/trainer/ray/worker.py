@@ -28,6 +28,7 @@ _STEP: Final = re.compile(r"step-([0-9]{8,})")
 
 PASSING: Final = (DataLossError, InternalError, UnavailableError)
 """What another try may get over; any other error of ours would come again."""
+PASSING_REASONS: Final = frozenset({"FOLDER_IN_USE"})
 
 
 class Silent:
@@ -55,11 +56,10 @@ def train_worker(config: dict[str, Any]) -> None:  # Any: Ray passes what the dr
         return
     try:
         _train(folder, int(config["threads"]), world)
-    except PASSING:
-        raise
     except KalaError as error:
-        # Said once, by whoever met it; the others are ended by Ray, and find it when they are started again.
-        write_error(folder, error)
+        if not isinstance(error, PASSING) and error.reason not in PASSING_REASONS:
+            # Said once, by whoever met it; the others are ended by Ray, and find it when they are started again.
+            write_error(folder, error)
         raise
 
 

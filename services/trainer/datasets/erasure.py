@@ -51,9 +51,9 @@ def without_subject(
     files, new.digest = manifest.write_manifest(
         target,
         name,
-        opened["spec"],
+        opened.get("spec", {}),
         json_format.MessageToDict(new.report, preserving_proto_field_name=True),
-        opened["generators"],
+        opened.get("generators", ""),
     )
     del new.files[:]
     new.files.extend(files)
@@ -71,7 +71,7 @@ def _filtered(source: Path, target: Path, subject: str, left: Counter[str], cate
             if person == subject:
                 continue
             kept += 1
-            categories[row["category"]] += 1
+            categories[row.get("category", "")] += 1
             if person:
                 left[person] += 1
             file.write(line)

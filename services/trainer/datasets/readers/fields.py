@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from services.trainer.datasets.problems import (
+    CONTAMINATED,
     EMPTY,
     MISSING_FIELD,
     NOT_AN_OBJECT,
@@ -16,6 +17,7 @@ from services.trainer.datasets.problems import (
 from services.trainer.datasets.rows import ROLES, Message, Row
 
 Fields = dict[str, Any]  # Any: a row's JSON, checked where it is used
+_HUMANEVAL: Final = "HumanEval"
 MAX_TURNS: Final = 256
 MAX_CATEGORY: Final = 64
 SUBJECT_CHARACTERS: Final = 64
@@ -26,6 +28,8 @@ def object_of(value: object) -> Fields:
     """Returns the row as an object or raises RowError."""
     if not isinstance(value, dict):
         raise RowError(NOT_AN_OBJECT, f"the row is {_kind(value)}, not an object")
+    if str(value.get("task_id", "")).startswith(_HUMANEVAL):
+        raise RowError(CONTAMINATED, "the row is one of HumanEval's, which is for evaluation only")
     return value
 
 

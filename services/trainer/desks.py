@@ -6,7 +6,7 @@ A guarded method gets the parsed action and the clearance, any other the request
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,15 +45,6 @@ class ErasedRows:
     datasets: Sequence[str] = ()
     """Versions that were removed."""
     rows: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """Everything that a job names, found and held against its digests."""
-
-    base_directory: Path
-    datasets: Mapping[str, Path] = field(default_factory=dict)
-    parents: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Planner(Protocol):
@@ -101,6 +92,10 @@ class Jobs(Protocol):
 
     async def end_jobs_on(self, datasets: Sequence[str], reason: str) -> Sequence[str]:
         """End the jobs that use any of these datasets, wait until they have, and name them."""
+        ...
+
+    async def forget_rows_of(self, datasets: Sequence[str], tenant: str) -> None:
+        """Remove what jobs of any time keep in their folders of the rows of these datasets."""
         ...
 
 

@@ -166,10 +166,13 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         held = await self._store.datasets_of_subject(request.tenant, request.subject)
         ended = await jobs.end_jobs_on(list(held), "SUBJECT_ERASED")
         erased = await datasets.erase(request.tenant, request.subject)
+        # Whatever was accepted meanwhile, too; from here on a job on these versions does not find them.
+        late = await jobs.end_jobs_on(list(erased.datasets), "SUBJECT_ERASED")
+        await jobs.forget_rows_of(list(erased.datasets), request.tenant)
         return pb.EraseSubjectResponse(
             datasets=erased.datasets,
             rows=erased.rows,
-            jobs=ended,
+            jobs=sorted({*ended, *late}),
             adapters=await self._store.adapters_on(list(erased.datasets)),
         )
 

@@ -90,6 +90,7 @@ class ServedTrainer:
     log: ServedLog
     trainer: Trainer
     settings: TrainerSettings
+    address: str
 
     @property
     def store(self) -> Store:
@@ -170,6 +171,7 @@ async def put_dataset(
     store: Store, directory: Path, name: str, *, subjects: Mapping[str, int] | None = None
 ) -> dataset_pb2.Dataset:
     """Describe a folder as a built dataset."""
+    assert await store.next_version(name.partition("@")[0], ANN.tenant) == name
     files = references(directory)
     manifest = reference(directory / "manifest.json", name)
     created = Timestamp()
@@ -244,7 +246,9 @@ async def served_trainer(
         await trainer.recover()
         await server.set_serving()
         channel = await stack.enter_async_context(open_channel(server.address, peer_name="gateway"))
-        yield ServedTrainer(trainer_pb2_grpc.TrainerServiceStub(channel), ethics, log, trainer, found)
+        yield ServedTrainer(
+            trainer_pb2_grpc.TrainerServiceStub(channel), ethics, log, trainer, found, server.address
+        )
 
 
 def trainer_settings(folder: Path, ethics: FakeEthics, **settings: Any) -> TrainerSettings:

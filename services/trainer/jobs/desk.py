@@ -24,10 +24,11 @@ from services.trainer import names
 from services.trainer.jobs.feed import KEPT_SECONDS, Feed
 from services.trainer.jobs.life import Life
 from services.trainer.jobs.logs import follow
+from services.trainer.jobs.retention import forget_rows
 from services.trainer.jobs.states import has_ended, last_checkpoint, timestamp
 from services.trainer.jobs.supervisor import SERVICE_RESTARTED, Supervisor, metadata_of
 from services.trainer.operations import TRAIN, Asked, Operations, Work
-from services.trainer.pages import PageTokens
+from services.trainer.pages import MAX_SIZE, PageTokens
 from services.trainer.places import Places
 from services.trainer.records import TRAINING_STARTED, Claim, Cleared
 from services.trainer.running import Running
@@ -207,6 +208,18 @@ class Jobs:
             await self._operations.end(job.operation, reason)
         await asyncio.gather(*(self._operations.wait(job.operation) for job in hit))
         return sorted(job.name for job in hit)
+
+    async def forget_rows_of(self, datasets: Sequence[str], tenant: str) -> None:
+        """Remove what jobs of any time keep in their folders of the rows of these datasets."""
+        wanted, after = set(datasets), b""
+        while wanted:
+            part = await self._store.list_jobs(tenant, limit=MAX_SIZE, after=after)
+            for job in part.items:
+                if wanted & {share.dataset.name for share in job.spec.datasets}:
+                    await forget_rows(self._folder(job.name))
+            after = part.next_after
+            if not after:
+                return
 
     def sweep(self) -> None:
         """Let go of the events of jobs that ended an hour ago."""

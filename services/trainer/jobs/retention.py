@@ -21,6 +21,25 @@ CHECKPOINT_SECONDS: Final = 86_400.0
 """After a job's end its checkpoints stay for a day, as the contract says."""
 
 
+KEPT_AFTER_ERASURE: Final = frozenset({"log.jsonl", "events.jsonl", "sequence", "reports", "lock"})
+"""What of a job's folder holds no rows of datasets and nothing that was made from single rows."""
+
+
+async def forget_rows(folder: Path) -> None:
+    """Remove everything of a job's folder that may hold rows of its datasets, e.g. drafts that were made from them."""
+
+    def work() -> None:
+        for path in folder.glob("*"):
+            if path.name in KEPT_AFTER_ERASURE:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    await asyncio.to_thread(work)
+
+
 class Retention:
     """Sweeps the folders of work."""
 

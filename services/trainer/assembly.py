@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from services.trainer.evaluation.profiles import PACKAGED_SUITES
 from services.trainer.executors.local import LocalExecutor
 from services.trainer.executors.model import Executor
 from services.trainer.executors.ray import RayExecutor
+from services.trainer.export.desk import Exports
 from services.trainer.jobs.desk import Bounds, Jobs
 from services.trainer.jobs.resolving import Resolving
 from services.trainer.jobs.retention import Retention
@@ -137,6 +139,15 @@ async def open_domains(desks: Desks, ground: Ground, resolving: Resolving, stack
         now=_now,
     )
     desks.adapters = Adapters(registry, ground.records, ground.tokens)
+    desks.exports = Exports(
+        registry=registry,
+        operations=ground.operations,
+        places=ground.places,
+        bases=ground.bases,
+        records=ground.records,
+        now=_now,
+        threads=ground.settings.threads or len(os.sched_getaffinity(0)),
+    )
     desks.evaluations = await open_evaluations(
         ground.settings,
         stack,

@@ -5,16 +5,24 @@ from __future__ import annotations
 from typing import Final
 
 from services.trainer.datasets.draw import Draw, capitalised, templates
+from services.trainer.datasets.generators.plain import KIND, plain_request
 from services.trainer.datasets.rows import Row, conversation
 
 CATEGORY: Final = "benign"
 # Computed answers keep plain requests in the mix; the rest contrasts with the laws' requests.
 _COMPUTED_SHARE: Final = 0.25
+# As many plain requests as others: what is only ever contrasted with harm begins to look like it.
+_PLAIN_SHARE: Final = 0.5
 
 
 def benign_row(draw: Draw) -> Row:
     """Draws one harmless request with its answer."""
     words = templates("benign")
+    if draw.chance(_PLAIN_SHARE):
+        asked, answer = plain_request(draw)
+        if draw.chance(0.5):
+            asked = capitalised(asked)
+        return conversation(CATEGORY, asked, answer, facts={"kind": KIND})
     if draw.chance(_COMPUTED_SHARE):
         asked, answer, kind = _computed(draw)
     else:

@@ -159,8 +159,10 @@ def profiles() -> dict[str, tuple[str, bool, tuple[Asked, ...]]]:
     """Every profile: what it is for, whether it is a demonstration's, and what it asks."""
     return {
         "embedded": (
-            "The embedded demonstration: intact, as safe as its base by what it says, and able to do one new thing. "
-            "It proves the road from data to a served adapter, not that a model is fit for use.",
+            (
+                "The embedded demonstration: intact, as safe as its base by what it says, and able to do one new thing. "
+                "It proves the road from data to a served adapter, not that a model is fit for use."
+            ),
             True,
             EMBEDDED,
         ),

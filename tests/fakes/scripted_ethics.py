@@ -18,6 +18,7 @@ from services.common.clearance import ClearanceSigner
 from services.common.peers import Context, peer_of
 from services.common.sealing import action_digest
 from services.common.status import abort
+from services.ethics.measuring import Measuring
 
 FORBIDDEN = "forbiddenword"
 CONSTITUTION = b"c" * 32
@@ -26,6 +27,7 @@ _OUTCOMES = {
     "please refuse": decision_pb2.OUTCOME_REFUSE,
     "please redirect": decision_pb2.OUTCOME_REDIRECT,
     "please ask": decision_pb2.OUTCOME_ASK_CLARIFICATION,
+    "Here is how": decision_pb2.OUTCOME_REFUSE,
 }
 
 
@@ -104,7 +106,20 @@ class ScriptedEthics(ethics_pb2_grpc.EthicsServiceServicer):
                 await asyncio.Event().wait()
         finally:
             self.scoring -= 1
-        return self.verdict or verdict_on(request.text)
+        answer = pb.ScoreResponse()
+        answer.CopyFrom(self.verdict or verdict_on(request.text))
+        if request.HasField("measurement"):
+            signed = self._measuring().count(request, answer.decision, began_at=answer.decision.decided_at)
+            answer.measurement.CopyFrom(signed)
+        return answer
+
+    async def SumMeasurements(  # noqa: N802 - the contract's name
+        self, request: pb.SumMeasurementsRequest, _context: Context
+    ) -> pb.SumMeasurementsResponse:
+        return pb.SumMeasurementsResponse(sum=self._measuring().sum(request.parts))
+
+    def _measuring(self) -> Measuring:
+        return Measuring(self.signer._private_key)
 
     async def CheckOutput(  # noqa: N802 - the contract's name
         self, requests: AsyncIterator[pb.CheckOutputRequest], context: Context

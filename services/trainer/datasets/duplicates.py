@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from typing import Final, cast
 
 from datasketch import MinHash, MinHashLSH
 
@@ -14,6 +14,8 @@ DEFAULT_SIMILARITY: Final = 0.8
 SHINGLE_WORDS: Final = 5
 # 128 permutations estimate a Jaccard similarity to about 0.04 around 0.8.
 PERMUTATIONS: Final = 128
+# The index misses some rows at its own threshold, so it proposes from a little below.
+_MARGIN: Final = 0.1
 _EXACT_BYTES: Final = 16
 
 
@@ -26,7 +28,8 @@ class Duplicates:
 
     def __init__(self, similarity: float = DEFAULT_SIMILARITY) -> None:
         self._exact: set[bytes] = set()
-        self._near = None if similarity >= 1 else MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
+        threshold = max(similarity - _MARGIN, _MARGIN)
+        self._near = None if similarity >= 1 else MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
         self._similarity = similarity
         self._sketches: dict[bytes, MinHash] = {}
 
@@ -38,9 +41,8 @@ class Duplicates:
         if near and self._near is not None:
             sketch = _sketch(row)
             # The index only proposes; the estimate itself decides.
-            if any(
-                sketch.jaccard(self._sketches[key]) > self._similarity for key in self._near.query(sketch)
-            ):
+            proposed = cast("list[bytes]", self._near.query(sketch))  # the keys that were inserted
+            if any(sketch.jaccard(self._sketches[key]) > self._similarity for key in proposed):
                 return True
             self._near.insert(digest, sketch, check_duplication=False)
             self._sketches[digest] = sketch

@@ -154,10 +154,11 @@ def test_a_compressed_file_that_unpacks_to_too_much_is_a_bomb(
     monkeypatch.setattr(files, "MAX_UNPACKED_BYTES", 1000)
     (tmp_path / "a.gz").write_bytes(gzip.compress(bytes(5000)))
 
-    with opened(ContentReference(name="a.gz"), Access(tmp_path)) as (stream, _):
-        with pytest.raises(FileError, match="unpacks to more than"):
-            while stream.read(100):
-                pass
+    with (
+        opened(ContentReference(name="a.gz"), Access(tmp_path)) as (stream, _),
+        pytest.raises(FileError, match="unpacks to more than"),
+    ):
+        stream.read()
 
 
 @pytest.mark.parametrize("name", ["../a", "/a", "a/../../b", "", "a\\b", "a\0b", "x" * 2000])

@@ -6,11 +6,10 @@ import fcntl
 import os
 import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -75,12 +74,15 @@ def apply_bounds(order: Order) -> None:
 
 
 def _end_after(descriptor: int) -> None:
-    while os.read(descriptor, 1):
-        pass
-    sys.stderr.write("the service has gone; ending, to go on from the last checkpoint when it is back\n")
+    with suppress(OSError):
+        while os.read(descriptor, 1):
+            pass
+    # Nobody reads the outputs any more: a word of farewell would only fail.
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(FAREWELL_SECONDS)
-    os.killpg(os.getpgrp(), signal.SIGKILL) if os.getpgrp() == os.getpid() else os._exit(1)
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(1)
 
 
 def _lock(descriptor: int, folder: Path, until: float) -> None:

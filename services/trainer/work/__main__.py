@@ -49,8 +49,8 @@ def work(folder: Path) -> int:
         result = importlib.import_module(MODULES[order.kind]).main(order, EventWriter(folder))
         write_result(folder, result)
     except KalaError as error:
-        sys.stderr.write(f"{error.reason}: {error.message}\n")
         write_error(folder, error)
+        sys.stderr.write(f"{error.reason}: {error.message}\n")
         return EXIT_REFUSED
     except Exception:  # noqa: BLE001 - the last word of the log is what the owner of the work gets to see
         traceback.print_exc()

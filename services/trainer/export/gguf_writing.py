@@ -211,6 +211,8 @@ def _add_tokenizer(writer: GGUFWriter, base: BaseSource, chat_template: str) -> 
     model = raw["model"]
     if model.get("type", "BPE") != "BPE":
         raise _unknown_tokenizer(f"its model is {model.get('type')}")
+    if not model["merges"]:
+        raise _unknown_tokenizer("it merges nothing")
     size = int(base.config["vocab_size"])
     tokens = {number: token for token, number in model["vocab"].items()}
     kinds = dict.fromkeys(tokens, gguf.TokenType.NORMAL)

@@ -25,7 +25,7 @@ _UNITS: Final[Mapping[str, tuple[float, Dimension]]] = {
     "L": (1e-3, (3, 0, 0, 0, 0, 0)), "l": (1e-3, (3, 0, 0, 0, 0, 0)), "min": (60, (0, 0, 1, 0, 0, 0)),
     "h": (3600, (0, 0, 1, 0, 0, 0)), "hour": (3600, (0, 0, 1, 0, 0, 0)), "day": (86_400, (0, 0, 1, 0, 0, 0)),
     "t": (1e3, (0, 1, 0, 0, 0, 0)), "bar": (1e5, (-1, 1, -2, 0, 0, 0)), "atm": (101_325, (-1, 1, -2, 0, 0, 0)),
-    "eV": (1.602_176_634e-19, (2, 1, -2, 0, 0, 0)), "Wh": (3600, (2, 1, -2, 0, 0, 0)), "rad": (1, NONE),
+    "Nm": (1, (2, 1, -2, 0, 0, 0)), "eV": (1.602_176_634e-19, (2, 1, -2, 0, 0, 0)), "Wh": (3600, (2, 1, -2, 0, 0, 0)), "rad": (1, NONE),
     "deg": (math.pi / 180, NONE), "%": (0.01, NONE),
 }  # fmt: skip
 _PREFIXES: Final = {
@@ -46,7 +46,7 @@ _WORDS: Final = {
     "kilograms": "kg", "kilogram": "kg", "hertz": "Hz", "coulombs": "C", "coulomb": "C", "farads": "F", "farad": "F",
     "tesla": "T", "teslas": "T", "hours": "h", "minutes": "min", "liters": "L", "litres": "L", "moles": "mol",
     "degrees": "deg", "degree": "deg", "radians": "rad", "radian": "rad", "kilometers": "km", "kilometres": "km",
-    "days": "day",
+    "days": "day", "percent": "%",
 }  # fmt: skip
 _FACTOR: Final = re.compile(r"([A-Za-z%]+)(?:\^?\(?([-+]?\d)\)?)?")
 _QUANTITY: Final = re.compile(

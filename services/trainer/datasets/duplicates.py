@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Final, cast
+from array import array
+from collections.abc import Iterator
+from typing import Final
 
+import numpy as np
 from datasketch import MinHash, MinHashLSH
+from numpy.typing import NDArray
 
 from services.trainer.datasets.contamination import words_of
 from services.trainer.datasets.rows import Row
@@ -17,21 +21,22 @@ PERMUTATIONS: Final = 128
 # The index misses some rows at its own threshold, so it proposes from a little below.
 _MARGIN: Final = 0.1
 _EXACT_BYTES: Final = 16
+_NONE: Final = -1
+
+Sketch = NDArray[np.uint32]
 
 
 class Duplicates:
     """Remembers rows; near ones are found by MinHash over runs of five words.
 
     Rows of generators are alike by design, so among themselves only equal ones count; a row of a file counts as a duplicate
-    of whatever it is near to.
+    of whatever file's row it is near to. About 2 KB of memory per remembered sketch.
     """
 
     def __init__(self, similarity: float = DEFAULT_SIMILARITY) -> None:
         self._exact: set[bytes] = set()
-        threshold = max(similarity - _MARGIN, _MARGIN)
-        self._near = None if similarity >= 1 else MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+        self._near = None if similarity >= 1 else _Index(max(similarity - _MARGIN, _MARGIN))
         self._similarity = similarity
-        self._sketches: dict[bytes, MinHash] = {}
 
     def seen(self, row: Row, *, near: bool) -> bool:
         """Says whether such a row was kept before, and remembers it if not; `near` compares by likeness too."""
@@ -41,23 +46,65 @@ class Duplicates:
         if near and self._near is not None:
             sketch = _sketch(row)
             # The index only proposes; the estimate itself decides.
-            proposed = cast("list[bytes]", self._near.query(sketch))  # the keys that were inserted
-            if any(sketch.jaccard(self._sketches[key]) > self._similarity for key in proposed):
+            if any(_alike(sketch, other) > self._similarity for other in self._near.proposed(sketch)):
                 return True
-            self._near.insert(digest, sketch, check_duplication=False)
-            self._sketches[digest] = sketch
+            self._near.add(sketch)
         self._exact.add(digest)
         return False
 
 
-def _sketch(row: Row) -> MinHash:
+class _Index:
+    """Locality-sensitive hashing in little memory: datasketch's own keeps some 7 KB per row, 7 GB for a million."""
+
+    def __init__(self, threshold: float) -> None:
+        # Bands and rows per band as datasketch balances them for this threshold.
+        tuned = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+        self._bands, self._width = int(tuned.b), int(tuned.r)
+        self._sketches = array("I")
+        # By band: the last sketch of each bucket, and by sketch the one before it in the same bucket.
+        self._last: list[dict[int, int]] = [{} for _ in range(self._bands)]
+        self._before = [array("q") for _ in range(self._bands)]
+
+    def proposed(self, sketch: Sketch) -> Iterator[Sketch]:
+        """Yields sketches that share a band with this one, each once."""
+        told: set[int] = set()
+        for band, bucket in enumerate(self._buckets(sketch)):
+            number = self._last[band].get(bucket, _NONE)
+            while number != _NONE:
+                if number not in told:
+                    told.add(number)
+                    start = number * PERMUTATIONS
+                    yield np.array(self._sketches[start : start + PERMUTATIONS], dtype=np.uint32)
+                number = self._before[band][number]
+
+    def add(self, sketch: Sketch) -> None:
+        """Remembers a sketch."""
+        number = len(self._sketches) // PERMUTATIONS
+        self._sketches.frombytes(sketch.tobytes())
+        for band, bucket in enumerate(self._buckets(sketch)):
+            self._before[band].append(self._last[band].get(bucket, _NONE))
+            self._last[band][bucket] = number
+
+    def _buckets(self, sketch: Sketch) -> Iterator[int]:
+        data, size = sketch.tobytes(), self._width * sketch.itemsize
+        for band in range(self._bands):
+            yield int.from_bytes(
+                hashlib.blake2b(data[band * size : (band + 1) * size], digest_size=7).digest()
+            )
+
+
+def _alike(one: Sketch, other: Sketch) -> float:
+    return float(np.count_nonzero(one == other)) / PERMUTATIONS
+
+
+def _sketch(row: Row) -> Sketch:
     sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=_hash)
     words = words_of(" ".join(row.texts()))
     runs = {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))}
     sketch.update_batch([run.encode("utf-8", "surrogatepass") for run in sorted(runs)])
-    return sketch
+    # Its values are those of a 32-bit hash, kept in 64 bits.
+    return np.asarray(sketch.hashvalues, dtype=np.uint32)
 
 
 def _hash(data: bytes) -> int:
-    # 32 bits, as MinHash's permutations expect.
     return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest())

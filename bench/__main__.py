@@ -1,6 +1,6 @@
-"""`make bench`: start-up, added latency and time to first token, beside LiteLLM proxy; what the router, batching and a judgement cost.
+"""`make bench`: start-up, added latency and time to first token, beside LiteLLM proxy; what the router, batching, a judgement and training cost.
 
-`--only suite`, `inference`, `pythia`, `ethics`, `sandbox` or `code` runs one of the six. Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
+`--only suite`, `inference`, `pythia`, `ethics`, `sandbox`, `code` or `trainer` runs one of the seven. Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench import code, ethics, inference, pythia, sandbox
+from bench import code, ethics, inference, pythia, sandbox, trainer
 from bench.measure import NUMBER, Arm, KeepAliveClient, interleaved
 from bench.servers import ROOT, Peer, Suite, litellm, suite
 from bench.upstream import static_model_servers
@@ -154,6 +154,12 @@ def measure_pythia() -> Section:
     return Section(pythia.lines(figures), {"pythia": pythia.document(figures)})
 
 
+def measure_trainer() -> Section:
+    """What training costs, and what a kill loses."""
+    figures = trainer.measure()
+    return Section(trainer.lines(figures), {"trainer": trainer.document(figures)})
+
+
 def write(sections: Sequence[Section]) -> None:
     """Write the report and print it."""
     report = "\n\n".join("\n".join(section.report) for section in sections)
@@ -174,7 +180,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--only",
-        choices=("suite", "inference", "pythia", "ethics", "sandbox", "code"),
+        choices=("suite", "inference", "pythia", "ethics", "sandbox", "code", "trainer"),
         help="measure this part only",
     )
     parser.add_argument("--rounds", type=int, default=7)
@@ -198,6 +204,8 @@ def main() -> None:
             sections.append(measure_sandbox(options.rounds, options.requests))
         if options.only in {None, "code"}:
             sections.append(measure_code(options.rounds, options.requests))
+        if options.only in {None, "trainer"}:
+            sections.append(measure_trainer())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     write(sections)

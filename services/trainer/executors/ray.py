@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import structlog
 
@@ -73,6 +73,12 @@ class RayExecutor:
         self._api = api or (lambda cluster: RayApi(cluster.address, cluster.token))
         self._poll_seconds = poll_seconds
         self._clock = clock
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[Self]:
+        """Keep one local Ray for several jobs after one another."""
+        async with self._cluster():
+            yield self
 
     async def run(self, task: Task, attached: Attached) -> Ended:
         """Run the folder's work to its end; cancelled, stop the job and wait until it has ended."""

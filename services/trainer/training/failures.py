@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from kala.errors import KalaError, ResourceExhaustedError
-from services.trainer.training.recipe import Work
+from kala.trainer.v1 import job_pb2
+from services.trainer.planning.memory import Load, estimate
+from services.trainer.planning.shapes import read_shape
+from services.trainer.planning.targets import find_targets, trained_parameters
+from services.trainer.training.recipe import OBJECTIVES, QUANTIZATIONS, Work
 
 OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
 DISK_FULL: Final = "DISK_FULL"
@@ -40,22 +44,62 @@ def cured(work: Work) -> Iterator[None]:
                     reason=DISK_FULL,
                 ) from error
             raise
-        raise ResourceExhaustedError(f"{_memory_words(work)}", reason=OUT_OF_MEMORY) from error
+        raise ResourceExhaustedError(_memory_words(work), reason=OUT_OF_MEMORY) from error
 
 
 def _memory_words(work: Work) -> str:
-    recipe = work.stages[0].recipe
+    recipe = max((stage.recipe for stage in work.stages), key=lambda recipe: recipe.micro_batch_size)
     cures = []
     if recipe.micro_batch_size > 1:
+        half = recipe.micro_batch_size // 2
         cures.append(
-            f"set micro_batch_size to {max(1, recipe.micro_batch_size // 2)} (it is {recipe.micro_batch_size})"
+            f"set micro_batch_size to {half} (it is {recipe.micro_batch_size}; batch_size may stay as it is)"
         )
     if not work.gradient_checkpointing:
         cures.append("switch gradient_checkpointing on")
     tokens = recipe.max_sequence_tokens
     cures.append(f"lower max_sequence_tokens{f' (it is {tokens})' if tokens else ''}")
-    if work.lora is not None and work.quantization == "none":
-        cures.append("hold the base in INT8 or NF4")
     if work.lora is None:
-        cures.append("train LoRA instead of every weight, or spread it over workers with PARALLELISM_FSDP")
-    return f"memory was not enough; the mildest cure first: {'; '.join(cures)}"
+        cures.append(
+            "train LoRA instead of every weight, or share the model among workers with PARALLELISM_FSDP"
+        )
+    elif work.quantization == "none":
+        cures.append("hold the base in INT8 or NF4")
+    return f"memory was not enough{_estimate(work)}. The mildest cure first: {'; '.join(cures)}"
+
+
+def _estimate(work: Work) -> str:
+    """What each worker was expected to need, by the plan's arithmetic; nothing where the base cannot be read."""
+    stage = max(work.stages, key=lambda each: each.recipe.micro_batch_size)
+    recipe = stage.recipe
+    try:
+        shape = read_shape(work.base / "config.json")
+        targets = find_targets(shape, work.lora.targets) if work.lora else []
+    except KalaError:
+        return ""
+    spec = job_pb2.TrainingSpec(
+        method=job_pb2.TRAINING_METHOD_LORA if work.lora else job_pb2.TRAINING_METHOD_FULL,
+        quantization=_number(QUANTIZATIONS, work.quantization),
+        objective=_number(OBJECTIVES, recipe.objective),
+        hyperparameters=job_pb2.Hyperparameters(
+            micro_batch_size=recipe.micro_batch_size,
+            max_sequence_tokens=recipe.max_sequence_tokens or shape.context_tokens,
+            gradient_checkpointing=work.gradient_checkpointing,
+            precision=job_pb2.PRECISION_BF16 if work.precision == "bf16" else job_pb2.PRECISION_FP32,
+        ),
+    )
+    trained = trained_parameters(targets, work.lora.rank) if work.lora else shape.parameters
+    width = 2 if work.precision == "bf16" and work.lora else 4
+    expected = estimate(Load(shape, spec, trained, width), None)
+    return (
+        f": by arithmetic each worker needs {_mib(expected.total_bytes)}, of which activations "
+        f"{_mib(expected.activation_bytes)} and weights {_mib(expected.weights_bytes)}"
+    )
+
+
+def _number(table: Mapping[Any, str], wanted: str) -> Any:  # an enumeration's number
+    return next(number for number, name in table.items() if name == wanted)
+
+
+def _mib(count: int) -> str:
+    return f"{count / (1 << 20):,.0f} MiB"

@@ -125,6 +125,21 @@ def test_too_little_memory_names_the_cures_the_mildest_first(tmp_path, monkeypat
     assert caught.value.message.index("micro_batch_size to 1") < caught.value.message.index("NF4")
 
 
+def test_a_process_that_may_not_have_the_memory_says_what_it_would_need(tmp_path):
+    wanted = spec()
+    wanted.hyperparameters.batch_size = wanted.hyperparameters.micro_batch_size = 2048
+    folder = order(tmp_path, wanted)
+    document = json.loads((folder / "order.json").read_text())
+    (folder / "order.json").write_text(json.dumps(document | {"memory_bytes": 2 << 30}))
+    process = start(folder)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output.decode()
+    error = read_error(folder)
+    assert error.reason == "OUT_OF_MEMORY"
+    assert "MiB, of which activations" in error.message
+    assert "micro_batch_size to 1024" in error.message
+
+
 def test_the_deadline_ends_the_job_with_a_checkpoint(tmp_path):
     times = iter([1.0, 1.0, 3.0])
     job = work(tmp_path, deadline=2.0)

@@ -55,7 +55,7 @@ _QUANTITY: Final = re.compile(
 )
 _PLAIN: Final = str.maketrans({
     "µ": "u", "μ": "u", "×": "x", "·": " ", "⋅": " ", "−": "-", "Ω": "ohm", "²": "^2", "³": "^3", "⁻": "^-",
-    "¹": "1", "°": "deg", "$": " ", "\\": " ", "{": "(", "}": ")", "*": " ",
+    "¹": "1", "°": "deg", "$": " ", "\\": " ", "{": "", "}": "", "*": " ",
 })  # fmt: skip
 
 
@@ -117,7 +117,9 @@ def is_quantity(answer: str, value: float, unit: str, tolerance: float) -> bool:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"\b(?:text|mathrm|rm|cdot|times)\b", " ", text.translate(_PLAIN))
+    """LaTeX and typographic signs as plain letters."""
+    named = re.sub(r"\\(?:text|mathrm|rm)\s*\{([^{}]*)\}", r" \1", text)
+    return re.sub(r"\\(?:cdot|times|,|;| )", " ", named).translate(_PLAIN)
 
 
 def _unit(name: str) -> tuple[float, Dimension] | None:

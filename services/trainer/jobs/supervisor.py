@@ -19,6 +19,7 @@ from services.trainer.desks import Adapters, Evaluations, Trained
 from services.trainer.jobs.life import Life
 from services.trainer.jobs.resolving import Resolved, Resolving
 from services.trainer.jobs.states import last_checkpoint, reports_in
+from services.trainer.reports.redraw import redraw
 from services.trainer.running import LOCAL, RAY, Running
 from services.trainer.work.ended import Ended
 from services.trainer.work.order import TRAIN, Order, ServicePlaces
@@ -172,6 +173,9 @@ class Supervisor:
             return
         life.job.evaluation = evaluation.name
         running.end_attributes["evaluation"] = evaluation.name
+        await redraw(running.folder, life.job.name, evaluation)
+        del life.job.reports[:]
+        life.job.reports.extend(await asyncio.to_thread(reports_in, running.folder))
 
     async def _show(self, running: Running, life: Life) -> None:
         await running.show_in_operation(metadata_of(life.job))

@@ -71,7 +71,22 @@ def train(
         run_name=order.name,
         mlflow_uri=str(order.settings.get("mlflow_uri", "")),
     )
-    return told | ({"drafts": drafted} if drafted else {})
+    told |= {"drafts": drafted} if drafted else {}
+    if world.leads:
+        _draw(order, spec, told, events)
+    return told
+
+
+def _draw(
+    order: Order, spec: job_pb2.TrainingSpec, told: dict[str, Any], events: Events
+) -> None:  # Any: JSON
+    """Draw the reports; an adapter is no worse for a picture that is missing."""
+    try:
+        from services.trainer.reports.files import write_reports
+
+        write_reports(order.folder, order.name, spec, told)
+    except Exception as error:  # noqa: BLE001 - as above
+        events.write(job_pb2.IncidentEvent(kind="REPORT_NOT_DRAWN", message=str(error)[:200]))
 
 
 def work_for(order: Order, spec: job_pb2.TrainingSpec) -> Work:

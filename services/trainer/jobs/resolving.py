@@ -14,6 +14,7 @@ from kala.errors import FailedPreconditionError
 from kala.trainer.v1 import job_pb2, registry_pb2
 from kala.trainer.v1.dataset_pb2 import Dataset
 from services.trainer.places import Places
+from services.trainer.registry.lineage import ancestors_of
 from services.trainer.store.store import Store
 from services.trainer.work.order import AdapterPlace, BasePlace, DatasetPlace
 
@@ -73,6 +74,8 @@ class Resolving:
     async def job(self, spec: job_pb2.TrainingSpec, principal: Principal) -> Resolved:
         """All of a job; raises NotFoundError and FailedPreconditionError naming what is not as it was cleared."""
         base = await self.base(spec.base)
+        # Before any work: a job on a merge that hides what it was made of ends in no adapter.
+        await ancestors_of(self._store, spec.parents, spec.base.sha256, tenant=principal.tenant)
         datasets: list[tuple[DatasetPlace, Dataset]] = []
         for index, share in enumerate(spec.datasets):
             dataset = await self._store.get_dataset(share.dataset.name, principal.tenant)

@@ -22,6 +22,8 @@ BASE_SUFFIXES: Final = frozenset({".safetensors", ".json"})
 """What makes up a base: weights, configuration and tokenizer; reports and templates beside them do not change it."""
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+# What ExportAdapter names a merge; other exports are no bases, for nobody recorded what they are the merge of.
+_MERGED: Final = re.compile(r".+-merged(-f32|-f16|-bf16)?(-[0-9a-f]{8})?")
 
 Stamps = tuple[tuple[str, int, int], ...]
 """Name, size and time of change of each file."""
@@ -47,13 +49,14 @@ class Base:
 
 
 class Bases:
-    """Finds bases by name: the embedded model, and folders of `directory`.
+    """Finds bases by name: the embedded model, folders of `directory`, and merges among the exports in `exports`.
 
     Files are hashed once and again only when their size or time of change differ: 24 GB take minutes.
     """
 
-    def __init__(self, directory: Path | None, embedded: Path | None) -> None:
+    def __init__(self, directory: Path | None, embedded: Path | None, *, exports: Path | None = None) -> None:
         self._directory = directory
+        self._exports = exports
         self._embedded = embedded
         self._hashed: dict[Path, tuple[Stamps, tuple[ContentReference, ...]]] = {}
         self._lock = asyncio.Lock()
@@ -63,7 +66,10 @@ class Bases:
         if not _NAME.fullmatch(name):
             return None
         folder = self._embedded if name == EMBEDDED else self._directory and self._directory / name
-        return folder if folder and all((folder / file).is_file() for file in NEEDED_FILES) else None
+        if _is_whole(folder):
+            return folder
+        merged = self._exports / name if self._exports and _MERGED.fullmatch(name) else None
+        return merged if _is_whole(merged) else None
 
     def names(self) -> list[str]:
         """The names of the bases that are here, sorted."""
@@ -94,6 +100,10 @@ class Bases:
                     raise VerificationError(f"{name}: its files change while they are read; ask again")
                 held = self._hashed[folder] = (stamps, files)
         return Base(name, folder, read_shape(folder / CONFIG), held[1])
+
+
+def _is_whole(folder: Path | None) -> bool:
+    return folder is not None and all((folder / file).is_file() for file in NEEDED_FILES)
 
 
 def _stamps(folder: Path) -> Stamps:

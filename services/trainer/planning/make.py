@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from services.trainer.config import TrainerSettings
+from services.trainer.places import Places
 from services.trainer.planning.bases import Bases
 from services.trainer.planning.catalogue import PACKAGED_PROFILES, StoredCatalogue
 from services.trainer.planning.planner import Planner
@@ -27,4 +28,4 @@ def make_planner(settings: TrainerSettings, store: Store, bases: Bases | None = 
 
 def make_bases(settings: TrainerSettings) -> Bases:
     """The bases that this trainer may train."""
-    return Bases(settings.bases_dir, settings.embedded_dir)
+    return Bases(settings.bases_dir, settings.embedded_dir, exports=Places(settings.state_dir).exports)

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -27,10 +26,16 @@ from kala.trainer.v1.registry_pb2 import (
     ADAPTER_STATE_PROMOTED,
     ADAPTER_STATE_REVOKED,
 )
-from services.common.adapter_manifest import MAX_ANCESTORS, adapter_digest
+from services.common.adapter_manifest import adapter_digest
 from services.trainer.desks import Trained
 from services.trainer.registry.bases import describe_base
-from services.trainer.registry.describe import Training, datasets_used, describe, lineage
+from services.trainer.registry.describe import Training, datasets_used, describe
+from services.trainer.registry.lineage import (
+    ancestors_of,
+    require_not_revoked,
+    require_promoted,
+    require_reference,
+)
 from services.trainer.registry.promotion import (
     GateRules,
     Signing,
@@ -43,8 +48,6 @@ from services.trainer.registry.promotion import (
 from services.trainer.registry.revocations import Revocations
 from services.trainer.registry.shelf import Folder, Shelf, location_of
 from services.trainer.store.store import Store
-
-REVOKED: Final = "ADAPTER_REVOKED"
 
 
 @dataclass(slots=True)
@@ -178,40 +181,17 @@ class Registry:
         self, parents: Sequence[ContentReference], base_digest: bytes, *, tenant: str
     ) -> list[Ancestor]:
         """The lineage of a job whose base is the merge of `parents`; FailedPreconditionError where it is not."""
-        if len(parents) > MAX_ANCESTORS:
-            raise FailedPreconditionError(f"parents: there are {len(parents)}, at most {MAX_ANCESTORS}")
-        found: list[tuple[AdapterDescription, bytes]] = []
-        merges: dict[bytes, list[bytes]] = {}
-        for parent in parents:
-            adapter = await self.store.get_adapter(parent.name, tenant)
-            self.require_promoted(adapter)
-            require_reference(adapter, parent)
-            found.append((adapter.description, adapter.adapter_digest))
-            merges[adapter.adapter_digest] = [
-                export.model_digest
-                for export in await self.store.list_exports(tenant, adapter=adapter.name)
-                if export.model_digest
-            ]
-        return lineage(found, base_digest, merges=merges)
+        return await ancestors_of(
+            self.store, parents, base_digest, tenant=tenant, revoked=self.revocations.revoked
+        )
 
     def require_promoted(self, adapter: registry_pb2.Adapter) -> None:
         """Raises FailedPreconditionError unless the adapter may serve as far as this trainer knows."""
-        self.require_not_revoked(adapter)
-        if adapter.state != ADAPTER_STATE_PROMOTED:
-            raise FailedPreconditionError(
-                f"{adapter.name} has passed no gate; evaluate and promote it first",
-                reason="ADAPTER_NOT_PROMOTED",
-            )
+        require_promoted(adapter, self.revocations.revoked)
 
     def require_not_revoked(self, adapter: registry_pb2.Adapter) -> None:
         """Raises FailedPreconditionError for an adapter that was revoked, or whose ancestor was."""
-        lineage_digests = {
-            adapter.adapter_digest,
-            *(item.adapter_digest for item in adapter.description.ancestors),
-        }
-        if adapter.state == ADAPTER_STATE_REVOKED or lineage_digests & self.revocations.revoked:
-            why = f": {adapter.revoked_reason}" if adapter.revoked_reason else ""
-            raise FailedPreconditionError(f"{adapter.name} is revoked{why}", reason=REVOKED)
+        require_not_revoked(adapter, self.revocations.revoked)
 
     async def _placed(
         self, stage: Folder, description: AdapterDescription, stem: str
@@ -259,16 +239,6 @@ def _found(datasets: Mapping[str, dataset_pb2.Dataset], name: str) -> dataset_pb
 def _timestamp(seconds: float) -> Timestamp:
     micros = round(seconds * 1_000_000)
     return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1_000)
-
-
-def require_reference(adapter: registry_pb2.Adapter, reference: ContentReference) -> None:
-    """Raises FailedPreconditionError unless the adapter's manifest is the very one that was named."""
-    if adapter.reference != reference:
-        raise FailedPreconditionError(
-            f"{adapter.name} has another manifest than was named, {adapter.reference.sha256.hex()[:16]}; read it again "
-            "with GetAdapter",
-            reason="ADAPTER_CHANGED",
-        )
 
 
 def reference_of(name: str, signed: SignedAdapterManifest) -> ContentReference:

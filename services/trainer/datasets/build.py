@@ -29,7 +29,7 @@ from services.trainer.datasets.files import Access
 from services.trainer.datasets.generators import RELEASE
 from services.trainer.datasets.problems import CONTAMINATED, TOO_LONG, FileError, Found, RowError
 from services.trainer.datasets.rows import Row
-from services.trainer.datasets.sources import rows_of
+from services.trainer.datasets.sources import Taking, rows_of
 from services.trainer.datasets.spec_checks import licence_of
 
 MAX_PROBLEMS: Final = 1_000
@@ -104,10 +104,8 @@ class Reading:
     def _one(self, source: DatasetSource, duplicates: Duplicates, compares: bool) -> None:  # noqa: FBT001 - private
         count = self.report.sources.add(source=source.name, licence=licence_of(source))
         self._tell(source.name)
-        found_rows = rows_of(
-            source, self.tools.access, self._advance, self._resolve, limit=self.limit, cut=self._cut
-        )
-        for found in found_rows:
+        taking = Taking(self.tools.access, self._advance, self._resolve, self.limit, self._cut)
+        for found in rows_of(source, taking):
             count.read += 1 if found.number else 0
             self._read += 1
             if self._read % _PROGRESS_ROWS == 0:

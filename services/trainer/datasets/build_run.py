@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -18,7 +19,7 @@ from kala.trainer.v1.trainer_pb2 import BuildDatasetAction
 from services.common.file_set import file_set_digest
 from services.trainer.datasets.build import Reading, Tools, build
 from services.trainer.datasets.contamination import DEFAULT_WORDS, Contamination, strings_in
-from services.trainer.datasets.files import Access
+from services.trainer.datasets.files import HUB_URL, Access
 from services.trainer.datasets.problems import RowError
 from services.trainer.datasets.readers.json_rows import json_rows
 from services.trainer.datasets.rows import Row
@@ -38,7 +39,15 @@ def main(order: Order, events: EventWriter) -> dict[str, Any]:  # Any: what goes
         return check(spec, _tools(spec, settings, events), int(settings["max_rows"]))
     spec = order.parse(BuildDatasetAction).spec
     tools = _tools(spec, settings, events)
-    built = build(order.name, spec, tools, order.folder / OUTPUT)
+    try:
+        built = build(order.name, spec, tools, order.folder / OUTPUT)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise FailedPreconditionError(
+            "the disk of the trainer's state directory is full; make room, or build fewer rows",
+            reason="DISK_FULL",
+        ) from error
     return {
         "report": json_format.MessageToDict(built.report, preserving_proto_field_name=True),
         "files": [_reference(each) for each in built.files],
@@ -60,6 +69,9 @@ def check(
             found = reading.resolved.get(file.name)
             if found is not None:
                 file.CopyFrom(found)
+        snapshot = reading.resolved.get(source.hub.dataset.name)
+        if source.HasField("hub") and snapshot is not None:
+            source.hub.dataset.CopyFrom(snapshot)
     kept = sum(count.kept for count in report.sources)
     report.validation_rows = round(kept * spec.validation_share)
     report.train_rows = kept - report.validation_rows
@@ -84,7 +96,11 @@ def _tools(
     for named, found in zip(spec.evaluation_files, references, strict=False):
         named.sha256, named.bytes = found.sha256, found.bytes
     return Tools(
-        access=Access(Path(data_dir) if data_dir else None, frozenset(settings.get("schemes", ()))),
+        access=Access(
+            Path(data_dir) if data_dir else None,
+            frozenset(settings.get("schemes", ())),
+            settings.get("hub_url") or HUB_URL,
+        ),
         contamination=contamination,
         contamination_digest=file_set_digest(references) if references else b"",
         tokens=token_counter(Path(tokenizer)) if tokenizer else None,

@@ -22,7 +22,7 @@ from kala.trainer.v1 import dataset_pb2, job_pb2
 from kala.trainer.v1 import trainer_pb2 as pb
 from services.common.sealing import action_digest
 from services.trainer.datasets.erasure import without_subject
-from services.trainer.datasets.files import Access, local_path
+from services.trainer.datasets.files import HUB_URL, Access, local_path
 from services.trainer.datasets.manifest import MANIFEST
 from services.trainer.datasets.spec_checks import MAX_ROWS, require_spec
 from services.trainer.desks import ErasedRows
@@ -74,6 +74,7 @@ class Site:
 
     data_dir: Path | None = None
     remote_data: Sequence[str] = ()
+    hub_url: str = HUB_URL
     evaluation_dirs: Sequence[Path] = ()
     """Folders of evaluation files that no row may be taken from."""
     public_keys: tuple[Path, ...] = ()
@@ -84,7 +85,9 @@ class Site:
     @property
     def access(self) -> Access:
         """What sources may be read."""
-        return Access(self.data_dir, frozenset(scheme.lower() for scheme in self.remote_data))
+        return Access(
+            self.data_dir, frozenset(scheme.lower() for scheme in self.remote_data), self.hub_url.rstrip("/")
+        )
 
 
 class DatasetDesk:
@@ -264,6 +267,7 @@ class DatasetDesk:
         settings: dict[str, Any] = {
             "data_dir": "" if site.data_dir is None else str(site.data_dir),
             "schemes": sorted(site.access.schemes),
+            "hub_url": site.access.hub_url,
             "evaluation_files": [str(path) for path in await asyncio.to_thread(self._evaluations, spec)],
         }
         if spec.tokenizer.name:

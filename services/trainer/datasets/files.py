@@ -17,12 +17,15 @@ from kala.common.v1.reference_pb2 import ContentReference
 from kala.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError, UnavailableError
 from services.trainer.datasets.problems import FILE_CHANGED, FILE_DAMAGED, FileError
 
+HUB_URL: Final = "https://huggingface.co"
 SHA256_BYTES: Final = 32
 MAX_NAME: Final = 1024
 MAX_UNPACKED_BYTES: Final = 256 * 1024**3
 """What one compressed file may unpack to; a file that unpacks to more is taken for a bomb."""
 _CHUNK: Final = 1024 * 1024
 _GZIP: Final = b"\x1f\x8b"
+# fsspec reads "s3://a::file:///b" as a file of this machine.
+_CHAIN: Final = "::"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class Access:
     """Where relative names lie; None: no files."""
     schemes: frozenset[str] = frozenset()
     """Schemes of URLs that may be read, e.g. "s3"; "hub" allows the dataset hub."""
+    hub_url: str = HUB_URL
+    """Where the dataset hub is."""
 
 
 class Measured(io.RawIOBase):
@@ -71,16 +76,23 @@ def opened(
     That function raises FileError when digest or size are not the reference's; an empty digest is not compared.
     """
     with _source(reference.name, access) as source:
-        measured = Measured(source, advance)
-        raw = io.BufferedReader(measured, _CHUNK)
-        unpacked = cast("BinaryIO", _Unpacked(cast("BinaryIO", raw))) if raw.peek(2)[:2] == _GZIP else raw
+        yield read_through(reference, source, advance)
 
-        def finish() -> ContentReference:
-            while raw.read(_CHUNK):
-                pass
-            return _held(reference, measured)
 
-        yield unpacked, finish
+def read_through(
+    reference: ContentReference, source: BinaryIO, advance: Callable[[int], None]
+) -> tuple[BinaryIO, Callable[[], ContentReference]]:
+    """Returns what `opened` yields for bytes that come from elsewhere."""
+    measured = Measured(source, advance)
+    raw = io.BufferedReader(measured, _CHUNK)
+    unpacked = cast("BinaryIO", _Unpacked(cast("BinaryIO", raw))) if raw.peek(2)[:2] == _GZIP else raw
+
+    def finish() -> ContentReference:
+        while raw.read(_CHUNK):
+            pass
+        return _held(reference, measured)
+
+    return unpacked, finish
 
 
 def _held(reference: ContentReference, measured: Measured) -> ContentReference:
@@ -124,7 +136,11 @@ def scheme_of(name: str) -> str:
 
 
 def require_scheme(name: str, scheme: str, access: Access) -> None:
-    """Raises PermissionDeniedError unless the operator allows such URLs."""
+    """Raises PermissionDeniedError unless the operator allows such URLs; one that wraps another is never allowed."""
+    if _CHAIN in name:
+        raise InvalidArgumentError(
+            "files.name", f"{name[:80]!r} wraps one URL into another; name the file itself"
+        )
     if scheme not in access.schemes:
         allowed = ", ".join(sorted(access.schemes)) or "none"
         raise PermissionDeniedError(

@@ -32,6 +32,7 @@ SHA256_BYTES: Final = 32
 GENERATED_LICENCE: Final = "Apache-2.0"
 """Licence of this project, and so of its templates' rows."""
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,64}")
+_HUB_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
@@ -85,7 +86,7 @@ def _require_source(at: str, source: pb.DatasetSource, access: Access, *, digest
     elif source.HasField("files"):
         _require_files(f"{at}.files", source.files, access, digests=digests)
     elif source.HasField("hub"):
-        _require_hub(f"{at}.hub", source.hub, access)
+        _require_hub(f"{at}.hub", source.hub, access, digests=digests)
     else:
         raise InvalidArgumentError(at, "must have one of generator, files and hub")
 
@@ -114,7 +115,7 @@ def _require_files(at: str, source: pb.FileSource, access: Access, *, digests: b
         raise InvalidArgumentError(f"{at}.attribution", f"must have at most {MAX_ATTRIBUTION:,} characters")
 
 
-def _require_hub(at: str, source: pb.HubSource, access: Access) -> None:
+def _require_hub(at: str, source: pb.HubSource, access: Access, *, digests: bool) -> None:
     _require_format(at, source.format)
     if "hub" not in access.schemes:
         raise PermissionDeniedError(
@@ -123,6 +124,9 @@ def _require_hub(at: str, source: pb.HubSource, access: Access) -> None:
         )
     if not _COMMIT.fullmatch(source.revision):
         raise InvalidArgumentError(f"{at}.revision", "must be a commit of 40 hexadecimal digits; names move")
+    _require_reference(f"{at}.dataset", source.dataset, digests=digests)
+    if not _HUB_NAME.fullmatch(source.dataset.name):
+        raise InvalidArgumentError(f"{at}.dataset.name", "must be owner/name")
     if not source.split or names_test_part(source.split):
         raise InvalidArgumentError(f"{at}.split", "must name a part that is no test or evaluation part")
 

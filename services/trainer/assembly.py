@@ -235,6 +235,7 @@ def dataset_site(settings: TrainerSettings) -> DatasetSite:
     return DatasetSite(
         data_dir=settings.data_dir,
         remote_data=settings.remote_data,
+        hub_url=settings.hub_url,
         evaluation_dirs=[
             PACKAGED_SUITES,
             *([settings.suites_dir] if settings.suites_dir is not None else []),

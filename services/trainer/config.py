@@ -79,6 +79,9 @@ class TrainerSettings(GrpcServerSettings):
             description="Schemes of remote data that datasets may name, e.g. `s3`, `gs`, `hub`; empty allows none."
         ),
     ] = ()
+    hub_url: Annotated[
+        str, Field(description="The dataset hub, asked only where `remote_data` names `hub`.")
+    ] = "https://huggingface.co"
     publish_url: Annotated[
         str | None, Field(description="Where promoted adapters are copied to, e.g. `s3://…`; unset: nowhere.")
     ] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -18,6 +19,9 @@ from kala.common.v1.adapter_pb2 import DATASET_USE_TRAIN
 from kala.common.v1.clearance_pb2 import Principal
 from kala.common.v1.reference_pb2 import ContentReference
 from kala.trainer.v1 import job_pb2, trainer_pb2
+from services.common.file_set import file_set_digest
+from services.trainer.datasets.manifest import write_manifest
+from services.trainer.registry.bases import base_files
 from services.trainer.training.recipe import DatasetFolder, Lora, Recipe, Stage, Work
 from services.trainer.work.order import TRAIN, BasePlace, DatasetPlace, Order, write_order
 from tests.fakes.clearances import FakeEthics
@@ -50,8 +54,13 @@ def write_dataset(directory: Path, make=larger, *, rows: int = 60, validation: i
     lines = [json.dumps(make(number)) + "\n" for number in range(rows + validation)]
     (directory / "train.jsonl").write_text("".join(lines[:rows]))
     (directory / "validation.jsonl").write_text("".join(lines[rows:]))
-    (directory / "manifest.json").write_text(json.dumps({"rows": rows}))
+    (directory / "CARD.md").write_text("# A few rows\n")
+    write_manifest(directory, "datasets/larger@1", {}, {"train_rows": rows}, "")
     return directory
+
+
+def manifest_digest(directory: Path) -> bytes:
+    return hashlib.sha256((directory / "manifest.json").read_bytes()).digest()
 
 
 def work(root: Path, *, recipe: Recipe | None = None, make=larger, **changes: Any) -> Work:
@@ -112,8 +121,8 @@ def order(root: Path, wanted: job_pb2.TrainingSpec | None = None) -> Path:
         folder=root / "job",
         principal=Principal(),
         deadline=time.time() + 600,
-        base=BasePlace("kala-embedded", EMBEDDED, bytes(32)),
-        datasets=(DatasetPlace("datasets/larger@1", data, DATASET_USE_TRAIN, 1.0),),
+        base=BasePlace("kala-embedded", EMBEDDED, file_set_digest(base_files(EMBEDDED))),
+        datasets=(DatasetPlace("datasets/larger@1", data, DATASET_USE_TRAIN, 1.0, manifest_digest(data)),),
     )
     write_order(made, sealed=sealed, audience=AUDIENCE, public_keys=[ethics.public_key_file(root)])
     return made.folder

@@ -21,6 +21,7 @@ from services.trainer.work import __main__ as alone
 from services.trainer.work.bounds import hold_folder
 from services.trainer.work.log_lines import DRIVER, LogWriter
 from services.trainer.work.order import TRAIN, read_order
+from services.trainer.work.references import require_datasets
 from services.trainer.work.results import ERROR, EXIT_DONE, EXIT_REFUSED, RESULT, clear_end, write_error
 
 _FROM_WORKER: Final = re.compile(rb"\(RayTrainWorker pid=([0-9]+)[^)]*\) ")
@@ -45,6 +46,7 @@ def _work(folder: Path) -> int:
         if order.kind != TRAIN:
             # One process is enough for all else; Ray only finds a machine for it.
             return alone.work(folder)
+        require_datasets(order)
         from services.trainer.ray.driver import drive
 
         drive(order)

@@ -15,6 +15,7 @@ from kala.errors import KalaError
 from services.trainer.work.bounds import apply_bounds, hold_folder, watch_lifeline
 from services.trainer.work.events import EventWriter
 from services.trainer.work.order import BUILD, EXPORT, GENERATE, TRAIN, read_order
+from services.trainer.work.references import require_datasets
 from services.trainer.work.results import EXIT_DONE, EXIT_REFUSED, clear_end, write_error, write_result
 
 MODULES: Final = {
@@ -46,6 +47,7 @@ def work(folder: Path) -> int:
         clear_end(folder)
         order = read_order(folder)
         apply_bounds(order)
+        require_datasets(order)
         result = importlib.import_module(MODULES[order.kind]).main(order, EventWriter(folder))
         write_result(folder, result)
     except KalaError as error:

@@ -97,6 +97,8 @@ class Trainer:
         stages, encoder, counts = self._make_ready(loaded)
         self._total = sum(stage.steps for stage in stages)
         checkpoint = self._resume()
+        # Whoever asked while all this was read need not wait for a step.
+        self._leave_if_asked()
         self._tell(job_pb2.JOB_STATE_TRAINING, force=True)
         for number, stage in enumerate(stages):
             if number >= self._position.stage:

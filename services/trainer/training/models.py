@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ def load(work: Work, device: torch.device) -> Loaded:
     from transformers import AutoTokenizer, GPTNeoXConfig
     from transformers.utils import logging as transformers_logging
 
+    _quiet()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers annotates parts only
     # Local files only, no code from the directory, no pickles: safetensors alone.
     safe: Untyped = {"local_files_only": True, "trust_remote_code": False}
@@ -71,6 +73,13 @@ def load(work: Work, device: torch.device) -> Loaded:
     if work.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Loaded(tokenizer, model, targets, precision, int(config.max_position_embeddings))
+
+
+def _quiet() -> None:
+    """Keep a job's log for what its owner can act on."""
+    # It tells of a library that it can do without, and of every matrix that it computes in half precision.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def require_base(directory: Path) -> None:
@@ -146,7 +155,9 @@ def _load_model(work: Work, config: Untyped, precision: str, device: torch.devic
     from transformers import GPTNeoXForCausalLM, GPTNeoXForSequenceClassification
 
     # Whole weights are kept in fp32 and computed in bf16; beside LoRA the base itself can be bf16.
-    dtype = torch.bfloat16 if precision == "bf16" and work.lora is not None else torch.float32
+    # FSDP shares tensors of one number format alone, and the matrices beside it are fp32.
+    is_half = precision == "bf16" and work.lora is not None and work.parallelism != "fsdp"
+    dtype = torch.bfloat16 if is_half else torch.float32
     options: Untyped = {"use_safetensors": True, "dtype": dtype, "attn_implementation": "sdpa", **safe}
     options |= _quantized(work.quantization, config, dtype, device)
     kind: Untyped = GPTNeoXForCausalLM
@@ -177,8 +188,6 @@ def _quantized(wanted: str, config: Untyped, dtype: torch.dtype, device: torch.d
         )
     from transformers import BitsAndBytesConfig
 
-    # It logs at every single matrix that it computes in half precision, which is what is asked of it.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     options: Untyped = (
         {"load_in_8bit": True}
         if wanted == "int8"

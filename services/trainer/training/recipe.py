@@ -152,6 +152,10 @@ class Work:
             self.lora is not None or self.quantization == "none", "quantization",
             "a base of whole weights is trained as its files have it; choose LoRA or no quantization",
         )  # fmt: skip
+        _require(
+            self.parallelism != "fsdp" or self.quantization == "none", "placement.parallelism",
+            "a base in 8 or 4 bits cannot be shared among workers; choose PARALLELISM_DDP or no quantization",
+        )  # fmt: skip
         if self.lora is not None:
             _require(1 <= self.lora.rank <= MAX_RANK, "lora.rank", f"must be between 1 and {MAX_RANK}")
             _require(1 <= self.lora.alpha <= MAX_ALPHA, "lora.alpha", f"must be between 1 and {MAX_ALPHA}")

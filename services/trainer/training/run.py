@@ -12,6 +12,9 @@ from typing import Any, Final
 
 from kala.errors import FailedPreconditionError
 from kala.trainer.v1 import job_pb2, trainer_pb2
+from services.common.file_set import file_set_digest
+from services.common.strict_parsing import require_same
+from services.trainer.registry.bases import base_files
 from services.trainer.training import saving
 from services.trainer.training.loop import Events, Hooks, Outcome, Trainer
 from services.trainer.training.progress import peak_memory_bytes
@@ -55,6 +58,7 @@ def train(
     spec = order.parse(trainer_pb2.CreateTrainingJobAction).spec
     _set_threads(order.threads)
     work = work_for(order, spec)
+    require_cleared_base(order)
     drafted: dict[str, int] = {}
     if spec.objective == job_pb2.TRAINING_OBJECTIVE_CONSTITUTIONAL:
         from services.trainer.training.constitutional.pipeline import prepare
@@ -87,6 +91,14 @@ def _draw(
         write_reports(order.folder, order.name, spec, told)
     except Exception as error:  # noqa: BLE001 - as above
         events.write(job_pb2.IncidentEvent(kind="REPORT_NOT_DRAWN", message=str(error)[:200]))
+
+
+def require_cleared_base(order: Order) -> None:
+    """Raises VerificationError unless the base's files are those that were cleared; reads all of them."""
+    if order.base is None:
+        raise FailedPreconditionError("the order names no base", reason="ORDER_INCOMPLETE")
+    digest = file_set_digest(base_files(order.base.directory))
+    require_same(f"base {order.base.name}: digest of its files", digest, order.base.digest)
 
 
 def work_for(order: Order, spec: job_pb2.TrainingSpec) -> Work:

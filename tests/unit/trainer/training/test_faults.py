@@ -141,7 +141,7 @@ def test_a_process_that_may_not_have_the_memory_says_what_it_would_need(tmp_path
 
 
 def test_the_deadline_ends_the_job_with_a_checkpoint(tmp_path):
-    times = iter([1.0, 1.0, 3.0])
+    times = iter([1.0, 1.0, 1.0, 3.0])
     job = work(tmp_path, deadline=2.0)
     with pytest.raises(DeadlineExceededError, match="step 3 of 6"):
         Trainer(job, Hooks(Told(), clock=lambda: next(times))).run()
@@ -198,6 +198,17 @@ def test_an_unknown_base_and_poisoned_weights_are_refused(tmp_path):
     (base / "model.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(VerificationError, match="cannot be read"):
         run_work(work(tmp_path, base=base), Told())
+
+
+def test_a_base_that_is_not_the_one_that_was_cleared_is_not_trained(tmp_path):
+    folder = order(tmp_path)
+    document = json.loads((folder / "order.json").read_text())
+    document["base"]["digest"] = "11" * 32
+    (folder / "order.json").write_text(json.dumps(document))
+    process = start(folder)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output.decode()
+    assert "digest of its files" in read_error(folder).message
 
 
 def test_training_that_changes_nothing_is_no_adapter(tmp_path):

@@ -140,7 +140,7 @@ def test_two_stages_train_one_adapter_and_a_cut_between_or_within_them_changes_n
 
     whole = run_work(both(tmp_path / "a"), Told())
     assert whole["steps"] == 6
-    for cut in (3, 4):
+    for cut in (4, 5):
         asked: list[int] = []
         with pytest.raises(Exception, match="as asked"):
             run_work(

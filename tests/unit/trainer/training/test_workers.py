@@ -83,7 +83,7 @@ def test_two_workers_that_share_one_model_leave_the_base_that_one_would(tmp_path
 def test_two_workers_that_share_one_model_go_on_from_their_checkpoint(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     train(one, 2, "fsdp")
-    train(two, 2, "fsdp", stop_after=3)
+    train(two, 2, "fsdp", stop_after=4)
     train(two, 2, "fsdp")
     assert result(two)["resumes"] == 1
     assert losses(two) == losses(one)

@@ -15,6 +15,8 @@ from typing import Any, Final
 from kala.errors import FailedPreconditionError, VerificationError
 from kala.trainer.v1 import trainer_pb2
 from kala.trainer.v1.registry_pb2 import EvaluateAdapterMetadata
+from services.trainer.evaluation.candidate import load_candidate
+from services.trainer.evaluation.integrity import checks, copy_checked, require_base
 from services.trainer.evaluation.suites import INTEGRITY, TEXT, Suite, read_suite
 from services.trainer.work.events import PROGRESS_SECONDS, EventWriter
 from services.trainer.work.order import Order
@@ -31,15 +33,13 @@ def main(order: Order, events: EventWriter) -> dict[str, Any]:  # Any: JSON
     _require_cleared(order)
     if order.base is None or order.adapter is None:
         raise FailedPreconditionError("the order names no base or no adapter")
-    import torch
-
-    from services.trainer.evaluation.candidate import load_candidate
-    from services.trainer.evaluation.integrity import checks, copy_checked, require_base
-
-    torch.set_num_threads(max(1, order.threads))
     asked = [(_suite(each), tuple(each["models"])) for each in order.settings["suites"]]
     checked = copy_checked(order.adapter.directory, order.adapter.digest, order.folder / CANDIDATE)
     require_base(order.base.directory, checked.description, order.base.digest)
+    # What is wrong with the files has been said by now, without seconds of imports.
+    import torch
+
+    torch.set_num_threads(max(1, order.threads))
     candidate = load_candidate(order.base.directory, checked.folder, checked.description)
     progress = _Progress(events, order.name, sum(len(suite.items) * len(models) for suite, models in asked))
     files = []

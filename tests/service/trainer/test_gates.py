@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,12 +15,11 @@ from typing import Any
 
 import pytest
 
-from kala.common.v1.gate_pb2 import (
-    GATE_OUTCOME_FAILED,
-    GATE_OUTCOME_PASSED,
-)
+from kala.common.v1.clearance_pb2 import Principal
+from kala.common.v1.gate_pb2 import GATE_OUTCOME_ERROR, GATE_OUTCOME_FAILED, GATE_OUTCOME_PASSED
 from kala.common.v1.measurement_pb2 import MEASURER_ETHICS, MEASURER_TOOLS
 from kala.common.v1.reference_pb2 import ContentReference
+from kala.errors import FailedPreconditionError, NotFoundError
 from kala.ethics.v1 import ethics_pb2_grpc
 from kala.trainer.v1 import job_pb2, registry_pb2
 from kala.trainer.v1 import trainer_pb2 as pb
@@ -28,9 +28,10 @@ from services.common.gates import GateSubject, GateTrust, require_profile, verif
 from services.common.server import serving
 from services.common.settings import GrpcServerSettings
 from services.trainer.evaluation.profiles import PACKAGED_PROFILES
+from tests.fakes.audit_server import served_log
 from tests.fakes.clearances import FakeEthics
 from tests.fakes.scripted_ethics import ScriptedEthics
-from tests.fakes.served_trainer import ServedTrainer, put_dataset, served_trainer, small_spec
+from tests.fakes.served_trainer import ANN, BEN, ServedTrainer, put_dataset, served_trainer, small_spec
 from tests.fakes.training_jobs import ALL_TARGETS, write_dataset
 
 pytestmark = pytest.mark.torch
@@ -104,6 +105,45 @@ class Gates:
         assert ended.response.Unpack(job), ended.error
         return job, await self.evaluation(job.evaluation)
 
+    async def evaluate(
+        self,
+        adapter: registry_pb2.Adapter,
+        profile: ContentReference | None = None,
+        *,
+        principal: Principal = ANN,
+    ) -> registry_pb2.Evaluation:
+        """Clear an evaluation, wait for its end, and give what it came to."""
+        action = pb.EvaluateAdapterAction(
+            request_id=secrets.token_hex(16),
+            adapter=adapter.reference,
+            base=ContentReference(name=adapter.description.base.name, sha256=adapter.description.base.digest),
+            profile=profile or self.reference,
+        )
+        sealed = self.served.seal(action, "EvaluateAdapter", principal=principal)
+        started = await self.served.ask(
+            "EvaluateAdapter", pb.EvaluateAdapterRequest(sealed=sealed), principal=principal
+        )
+        ended = await self.served.ended(started)
+        found = registry_pb2.Evaluation()
+        assert ended.response.Unpack(found), ended.error
+        assert await self.evaluation(found.name) == found
+        return found
+
+    async def promote(
+        self, adapter: registry_pb2.Adapter, evaluation: registry_pb2.Evaluation
+    ) -> registry_pb2.Adapter:
+        data = evaluation.evidence.result
+        action = pb.PromoteAdapterAction(
+            request_id=secrets.token_hex(16),
+            adapter=adapter.reference,
+            evaluation=ContentReference(name=evaluation.name, sha256=sha256(data).digest(), bytes=len(data)),
+        )
+        sealed = self.served.seal(action, "PromoteAdapter")
+        answer: pb.PromoteAdapterResponse = await self.served.ask(
+            "PromoteAdapter", pb.PromoteAdapterRequest(sealed=sealed)
+        )
+        return answer.adapter
+
     async def evaluation(self, name: str) -> registry_pb2.Evaluation:
         found: pb.GetEvaluationResponse = await self.served.ask(
             "GetEvaluation", pb.GetEvaluationRequest(name=name)
@@ -174,11 +214,14 @@ async def gates(folder: Path) -> AsyncIterator[Gates]:
         place.mkdir()
     profile, reference = small_profile(places["profiles"], places["suites"])
     register = partial(ethics_pb2_grpc.add_EthicsServiceServicer_to_server, script)
-    async with serving(socket, [register]) as server:
+    async with serving(socket, [register]) as server, served_log(folder / "audit.db") as log:
         await server.set_serving()
+        (folder / "log.vkey").write_text(f"{log.verifier}\n")
         async with served_trainer(
             folder,
             ethics=ethics,
+            log=log,
+            audit_vkey_file=folder / "log.vkey",
             ethics_address=server.address,
             profiles_dir=places["profiles"],
             suites_dir=places["suites"],
@@ -206,6 +249,17 @@ async def test_a_good_adapter_passes_and_the_log_proves_it(tmp_path: Path) -> No
         world.verify(adapter, evaluation, world.profile)
         (leaf,) = world.served.logged("gate.result")
         assert leaf["gate"]["passed"] is True
+        assert leaf["intent"] == world.served.logged("training.started")[0]["idempotency_key"]
+
+        # Evaluated again, by itself and under a clearance of its own.
+        again = await world.evaluate(adapter)
+        assert again.outcome == GATE_OUTCOME_PASSED
+        assert again.name != evaluation.name
+        world.verify(adapter, again, world.profile)
+
+        promoted = await world.promote(adapter, again)
+        assert promoted.state == registry_pb2.ADAPTER_STATE_PROMOTED
+        assert promoted.passed_profiles == ["small"]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +272,55 @@ async def test_what_refuses_all_and_what_complies_with_all_fail_the_embedded_gat
     profile, reference = embedded()
     async with gates(tmp_path) as world:
         job, evaluation = await world.trained(make, reference)
+        adapter = await world.adapter(job.adapter)
         assert evaluation.outcome == GATE_OUTCOME_FAILED
         assert metrics <= failing(evaluation)
         assert "integrity" not in failing(evaluation)
         assert len(evaluation.result.metrics) == len(profile.content.requirements)
+        with pytest.raises(FailedPreconditionError, match="came out as FAILED"):
+            await world.promote(adapter, evaluation)
+        assert [leaf["gate"]["passed"] for leaf in world.served.logged("gate.result")] == [False]
+
+
+async def refuses_what_cannot_be_evaluated(world: Gates, adapter: registry_pb2.Adapter) -> None:
+    """Before anything of it is logged or started."""
+    changed = registry_pb2.Adapter()
+    changed.CopyFrom(adapter)
+    changed.reference.sha256 = bytes(32)
+    with pytest.raises(FailedPreconditionError, match="another manifest by now"):
+        await world.evaluate(changed)
+    with pytest.raises(NotFoundError, match="no gate profile 'small' of digest 0000"):
+        await world.evaluate(adapter, ContentReference(name="small", sha256=bytes(32), bytes=1))
+    data = (PACKAGED_PROFILES / "math.json").read_bytes()
+    math = ContentReference(name="math", sha256=sha256(data).digest(), bytes=len(data))
+    with pytest.raises(FailedPreconditionError, match="suite gsm8k"):
+        await world.evaluate(adapter, math)
+    with pytest.raises(NotFoundError):
+        await world.evaluate(adapter, principal=BEN)
+    assert world.served.logged("evaluation.started") == []
+
+
+async def test_an_evaluation_that_breaks_counts_as_failed(tmp_path: Path) -> None:
+    async with gates(tmp_path) as world:
+        job, evaluation = await world.trained(good, world.reference, steps=2)
+        assert evaluation.outcome == GATE_OUTCOME_FAILED
+        adapter = await world.adapter(job.adapter)
+        await refuses_what_cannot_be_evaluated(world, adapter)
+
+        world.script.is_down = True
+        broken = await world.evaluate(adapter)
+        assert broken.outcome == GATE_OUTCOME_ERROR
+        assert "down" in broken.result.error
+        # What was reached before is told; what was not is left out.
+        assert {metric.metric for metric in broken.result.metrics} == {"exact_match", "refusals_kept"}
+        with pytest.raises(FailedPreconditionError, match="came out as ERROR"):
+            await world.promote(adapter, broken)
+
+        world.script.is_down = False
+        weights = world.served.settings.state_dir / "adapters" / "good@1" / "adapter_model.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        altered = await world.evaluate(adapter)
+        assert altered.outcome == GATE_OUTCOME_ERROR
+        assert "is not the one that the manifest names" in altered.result.error
+        assert [leaf["gate"]["passed"] for leaf in world.served.logged("gate.result")] == [False] * 3

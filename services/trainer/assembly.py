@@ -120,7 +120,7 @@ async def open_trainer(
         planner=planner,
         supervisor=Supervisor(parts, ground.rules),
         tokens=ground.tokens,
-        bounds=Bounds(settings.max_seconds),
+        bounds=Bounds(settings.max_seconds, settings.bases_dir),
     )
     desks.jobs = jobs
     retention = Retention(ground.store, ground.places, ground.operations)
@@ -226,6 +226,7 @@ def rules_of(settings: TrainerSettings) -> Rules:
         threads=settings.threads,
         memory_bytes=settings.memory_bytes,
         max_restarts=settings.max_restarts,
+        bases_dir=settings.bases_dir,
         settings={"mlflow_uri": settings.mlflow_uri or ""},
     )
 

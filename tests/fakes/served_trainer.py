@@ -55,12 +55,14 @@ Script = Callable[[Task], Awaitable[Ended]]
 
 
 async def finishes(task: Task) -> Ended:
-    """A process that takes one step and is done."""
+    """A process that takes one step and is done, with what a full fine-tuning leaves."""
     events = EventWriter(task.folder)
     events.write(
         job_pb2.TrainingProgress(state=job_pb2.JOB_STATE_TRAINING, step=1, total_steps=1, loss=0.5),
         force=True,
     )
+    (task.folder / "base").mkdir(exist_ok=True)
+    (task.folder / "base/config.json").write_text("{}")
     write_result(task.folder, {"steps": 1})
     return Ended(0)
 
@@ -264,6 +266,7 @@ def trainer_settings(folder: Path, ethics: FakeEthics, **settings: Any) -> Train
         "signing_key_file": key,
         "ethics_public_keys": (ethics.public_key_file(folder),),
         "embedded_dir": EMBEDDED,
+        "bases_dir": folder / "bases",
         "threads": 1,
     }
     return TrainerSettings(**given | settings)

@@ -24,6 +24,7 @@ from services.trainer import names
 from services.trainer.jobs.feed import KEPT_SECONDS, Feed
 from services.trainer.jobs.life import Life
 from services.trainer.jobs.logs import follow
+from services.trainer.jobs.new_base import require_place
 from services.trainer.jobs.retention import forget_rows
 from services.trainer.jobs.states import has_ended, last_checkpoint, timestamp
 from services.trainer.jobs.supervisor import SERVICE_RESTARTED, Supervisor, metadata_of
@@ -53,6 +54,8 @@ class Bounds:
     """What the operator allows a job."""
 
     max_seconds: float = MAX_SECONDS
+    bases_dir: Path | None = None
+    """Where full fine-tuning puts new bases."""
 
 
 class Jobs:
@@ -106,6 +109,7 @@ class Jobs:
         known = await self._operations.find(asked)
         if known is not None:
             return known
+        require_place(spec.method, self._bounds.bases_dir)
         await self._store.require_free(spec.adapter, principal.tenant)
         await self._require_planned(spec, principal)
         job = self._new_job(number, spec, cleared, asked.seconds)

@@ -45,13 +45,16 @@ def last_checkpoint(folder: Path) -> int:
 
 def reports_in(folder: Path) -> list[ContentReference]:
     """The files of a job's reports by digest, by name; reads all of them."""
-    root = folder / REPORTS
+    return references_below(folder / REPORTS, prefix=f"{REPORTS}/")
+
+
+def references_below(root: Path, *, prefix: str) -> list[ContentReference]:
+    """The files of a folder by digest, by name, at most MAX_REPORT_FILES; reads all of them."""
     found = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
     references: list[ContentReference] = []
     for path in found[:MAX_REPORT_FILES]:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
-            references.append(
-                ContentReference(name=path.relative_to(folder).as_posix(), sha256=digest, bytes=file.tell())
-            )
+            name = prefix + path.relative_to(root).as_posix()
+            references.append(ContentReference(name=name, sha256=digest, bytes=file.tell()))
     return references

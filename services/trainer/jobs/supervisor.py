@@ -13,10 +13,12 @@ from typing import Any, Final
 
 import structlog
 
+from kala.common.v1.reference_pb2 import ContentReference
 from kala.errors import CancelledError, FailedPreconditionError, KalaError
 from kala.trainer.v1 import job_pb2
 from services.trainer.desks import Adapters, Evaluations, Trained
 from services.trainer.jobs.life import Life
+from services.trainer.jobs.new_base import keep_base, require_place
 from services.trainer.jobs.resolving import Resolved, Resolving
 from services.trainer.jobs.states import last_checkpoint, reports_in
 from services.trainer.reports.redraw import redraw
@@ -47,6 +49,8 @@ class Rules:
     """In a row without a new checkpoint."""
     settings: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON for the training process
     pause_seconds: float = FIRST_PAUSE_SECONDS
+    bases_dir: Path | None = None
+    """Where new bases go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +74,20 @@ class Supervisor:
         """Do the job to its end; raises the KalaError that ended it."""
         since = self._clock()
         spec = life.job.spec
+        require_place(spec.method, self._rules.bases_dir)
         running.on_metadata = life.tell
         await life.become(job_pb2.JOB_STATE_STARTING)
         resolved = await self._parts.resolving.job(spec, running.principal)
         result = await self._train(running, life, resolved)
-        life.job.reports.extend(await asyncio.to_thread(reports_in, running.folder))
+        new_base: list[ContentReference] = []
         if spec.method != job_pb2.TRAINING_METHOD_FULL:
             await self._register(running, life, resolved, result, since)
+        elif self._rules.bases_dir is not None:
+            await life.become(job_pb2.JOB_STATE_SAVING)
+            new_base = await keep_base(life.job, running.folder, self._rules.bases_dir)
+            running.end_references.extend(new_base)
+        del life.job.reports[:]
+        life.job.reports.extend([*new_base, *await asyncio.to_thread(reports_in, running.folder)])
         await self._show(running, life)
         return life.job
 
@@ -174,8 +185,6 @@ class Supervisor:
         life.job.evaluation = evaluation.name
         running.end_attributes["evaluation"] = evaluation.name
         await redraw(running.folder, life.job.name, evaluation)
-        del life.job.reports[:]
-        life.job.reports.extend(await asyncio.to_thread(reports_in, running.folder))
 
     async def _show(self, running: Running, life: Life) -> None:
         await running.show_in_operation(metadata_of(life.job))

@@ -433,6 +433,23 @@ async def test_a_stopped_service_takes_its_jobs_up_again_and_ends_them(tmp_path:
             assert over["intent"] == began["idempotency_key"]
 
 
+async def test_full_fine_tuning_leaves_a_base_among_the_bases_and_no_adapter(tmp_path: Path) -> None:
+    async with served_trainer(tmp_path, executor=ScriptedExecutor()) as served:
+        operation = await served.create(await ready(served, **FULL))
+        await served.ended(operation)
+        job = await served.job(operation)
+        assert job.adapter == ""
+        (name,) = [each.name for each in job.reports]
+        assert (tmp_path / name).read_text() == "{}"
+        assert name.startswith("bases/larger.")
+
+
+async def test_full_fine_tuning_is_refused_where_a_base_has_no_place(tmp_path: Path) -> None:
+    async with served_trainer(tmp_path, executor=ScriptedExecutor(), bases_dir=None) as served:
+        with pytest.raises(FailedPreconditionError, match="KALA_TRAINER_BASES_DIR"):
+            await served.create(await ready(served, **FULL))
+
+
 async def test_two_trainers_do_not_share_a_state_directory(tmp_path: Path) -> None:
     async with served_trainer(tmp_path, executor=ScriptedExecutor()) as served:
         with pytest.raises(FailedPreconditionError, match="another trainer"):

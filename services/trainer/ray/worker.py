@@ -16,6 +16,7 @@ from services.trainer.training.world import World
 from services.trainer.work.bounds import hold_folder
 from services.trainer.work.events import EventWriter
 from services.trainer.work.order import read_order
+from services.trainer.work.references import require_datasets
 from services.trainer.work.results import ERROR, write_atomically, write_error, write_result
 
 NOTE: Final = "workers.json"
@@ -65,6 +66,7 @@ def train_worker(config: dict[str, Any]) -> None:  # Any: Ray passes what the dr
 
 def _train(folder: Path, threads: int, world: World) -> None:
     order = replace(read_order(folder), threads=threads)
+    require_datasets(order)
     if not world.leads:
         train(order, Silent(), world=world)
         return

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kala.errors import DataLossError, FailedPreconditionError
+from kala.errors import DataLossError, FailedPreconditionError, VerificationError
 from kala.trainer.v1 import job_pb2
 from services.trainer.ray import worker
 from services.trainer.ray.__main__ import logged
@@ -85,6 +85,14 @@ def test_an_order_that_was_altered_is_refused(tmp_path: Path):
     sealed = folder / "sealed.binpb"
     sealed.write_bytes(sealed.read_bytes().replace(b"larger", b"smalle"))
     with pytest.raises(Exception, match="order's action is not the one judged"):
+        run(folder)
+    assert (folder / ERROR).exists()
+
+
+def test_rows_that_were_changed_since_they_were_cleared_are_not_learned(tmp_path: Path):
+    folder = order(tmp_path)
+    (tmp_path / "data" / "train.jsonl").write_text("{}")
+    with pytest.raises(VerificationError):
         run(folder)
     assert (folder / ERROR).exists()
 

@@ -40,6 +40,8 @@ from services.trainer.planning.make import make_bases, make_planner
 from services.trainer.records import Records
 from services.trainer.registry.desk import Adapters
 from services.trainer.registry.opening import open_registry
+from services.trainer.registry.publishing import Publisher, require_known
+from services.trainer.registry.registry import Registry
 from services.trainer.running import LOCAL, RAY
 from services.trainer.store.store import Store
 from services.trainer.work.order import ServicePlaces
@@ -138,7 +140,7 @@ async def open_domains(desks: Desks, ground: Ground, resolving: Resolving, stack
         profile_dirs=profile_directories(ground.settings),
         now=_now,
     )
-    desks.adapters = Adapters(registry, ground.records, ground.tokens)
+    desks.adapters = open_adapters(registry, ground)
     desks.exports = Exports(
         registry=registry,
         operations=ground.operations,
@@ -166,6 +168,15 @@ async def open_domains(desks: Desks, ground: Ground, resolving: Resolving, stack
         bases=ground.bases,
         site=dataset_site(ground.settings),
     )
+
+
+def open_adapters(registry: Registry, ground: Ground) -> Adapters:
+    """Open the registry's desk, which copies promoted adapters to where the operator wants them."""
+    url = ground.settings.publish_url
+    if url is None:
+        return Adapters(registry, ground.records, ground.tokens)
+    require_known(url)
+    return Adapters(registry, ground.records, ground.tokens, Publisher(url, registry.shelf).publish)
 
 
 async def open_ground(

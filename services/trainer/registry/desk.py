@@ -43,7 +43,8 @@ class Adapters:
     records: Records
     tokens: PageTokens
     publish: Callable[[registry_pb2.Adapter], Awaitable[None]] = publish_nowhere
-    """Copies a promoted adapter to where the operator wants it besides; may raise KalaError, and changes nothing then."""
+    """Copies a promoted adapter to where the operator wants it besides; may raise KalaError: then it is
+    promoted and not there, and promoting it again copies it."""
 
     async def register(self, trained: Trained) -> registry_pb2.Adapter:
         """Describes, signs and stores what a job trained; for the same job again it gives what it made then."""
@@ -75,7 +76,6 @@ class Adapters:
                 tenant=claims.principal.tenant,
                 constitution_digest=claims.constitution_digest,
             )
-            await self.publish(adapter)
         except KalaError as error:
             await self.records.ended(claim, Facts("refused", error.reason))
             raise
@@ -85,6 +85,7 @@ class Adapters:
             references=[adapter.reference],
         )
         await self.records.ended(claim, facts)
+        await self.publish(adapter)
         return pb.PromoteAdapterResponse(adapter=await self._whole(adapter, claims.principal.tenant))
 
     async def revoke(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +26,23 @@ from services.common.adapter_weights import WEIGHTS_FILE
 from services.common.audit_client import Appended, AppendStatus
 from services.common.clearance import VerifiedClearance
 from services.common.gate_profile import read_profile
+from services.common.keys import write_public_key
+from services.trainer import verify
 from services.trainer.pages import PageTokens
 from services.trainer.records import Cleared, Records
 from services.trainer.registry.desk import Adapters
 from services.trainer.registry.promotion import GateRules, Signing
+from services.trainer.registry.publishing import Publisher, require_known
 from services.trainer.registry.registry import Registry
 from services.trainer.registry.revocations import Revocations
 from services.trainer.registry.shelf import Shelf
 from services.trainer.store.store import Store
 from tests.fakes.adapters import (
     CONSTITUTION,
+    ETHICS,
     ISSUER,
+    LOG,
+    TOOLS,
     TRAINER,
     AdapterWorld,
     profile_file,
@@ -363,3 +370,56 @@ async def test_a_wrong_field_is_named(desk: Desk, request_, field: str) -> None:
     with pytest.raises(InvalidArgumentError) as refused:
         await calls[type(request_)](request_, CALLER)
     assert refused.value.field == field
+
+
+async def test_a_promoted_adapter_is_published_whole_and_promoting_again_mends_it(desk: Desk) -> None:
+    place = desk.root / "published"
+    desk.adapters.publish = Publisher(f"file://{place}", desk.registry.shelf).publish
+    adapter = await desk.promoted()
+    folder = desk.registry.shelf.folder(adapter.name)
+    there = place / "new-task@1"
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == {
+        path.name: path.read_bytes() for path in folder.path.iterdir()
+    }
+    (there / WEIGHTS_FILE).write_bytes(b"damaged")
+    await desk.promote(adapter, evaluation_of(adapter_gate(adapter), adapter))
+    assert (there / WEIGHTS_FILE).read_bytes() == (folder.path / WEIGHTS_FILE).read_bytes()
+
+
+async def test_a_place_that_takes_nothing_is_named(desk: Desk) -> None:
+    (desk.root / "file").write_text("")
+    desk.adapters.publish = Publisher(f"file://{desk.root / 'file'}/below", desk.registry.shelf).publish
+    with pytest.raises(UnavailableError, match="check publish_url") as refused:
+        await desk.promoted()
+    assert refused.value.reason == "PUBLISHING_FAILED"
+    # It is promoted all the same, and the log says so.
+    assert desk.log.kinds == ["adapter.promoting", "adapter.promoted"]
+    with pytest.raises(InvalidArgumentError, match="cannot be reached from here"):
+        require_known("nowhere://bucket")
+
+
+async def test_a_folder_is_verified_without_any_service(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = await desk.promoted()
+    folder = desk.registry.shelf.folder(adapter.name).path
+    for name, key in (("trainer", TRAINER), ("ethics", ETHICS), ("tools", TOOLS)):
+        write_public_key(desk.root / f"{name}.pub", key.public_key())
+    (desk.root / "log.vkey").write_text(f"{LOG.verifier}\n")
+    (desk.root / "profile.json").write_bytes(desk.gates.profile)
+    pinned = [
+        str(folder), "--trainer-key", f"{desk.root}/trainer.pub", "--ethics-key", f"{desk.root}/ethics.pub",
+        "--tools-key", f"{desk.root}/tools.pub", "--log-key", f"{desk.root}/log.vkey",
+        "--profile", f"{desk.root}/profile.json", "--constitution", CONSTITUTION.hex(),
+        "--revocations", f"{desk.root}/revocations.binpb",
+    ]  # fmt: skip
+    assert verify.main(pinned) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["datasets"][0]["digest"] == adapter.description.datasets[0].digest.hex()
+    assert shown["training"]["intent_receipt"] == "rcpt_" + "3" * 32
+
+    assert verify.main([*pinned, "--base-digest", "00" * 32]) == 1
+    (folder / WEIGHTS_FILE).write_bytes(b"altered")
+    assert verify.main(pinned) == 1
+    assert f"file {WEIGHTS_FILE}" in capsys.readouterr().err
+    assert verify.main(["/nowhere", "--trainer-key", f"{desk.root}/trainer.pub"]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -37,6 +38,8 @@ class Store:
 
     def __init__(self, database: str | Path) -> None:
         self._engine = open_engine(database)
+        # One trainer has its database to itself; its threads take turns, so that none meets another's half.
+        self._turn = threading.Lock()
         self.operations = OperationRows(self.run)
 
     @classmethod
@@ -53,7 +56,7 @@ class Store:
         return await asyncio.to_thread(self._run, work)
 
     def _run(self, work: Callable[[Connection], T]) -> T:
-        with translated(), self._engine.begin() as connection:
+        with self._turn, translated(), self._engine.begin() as connection:
             return work(connection)
 
     # Jobs
@@ -312,7 +315,7 @@ class Store:
         """
 
         def work(sql: Connection) -> int:
-            row = sql.execute(select(COUNTER).where(COUNTER.c.stem == stem)).first()
+            row = sql.execute(select(COUNTER).where(COUNTER.c.stem == stem).with_for_update()).first()
             if row is None:
                 sql.execute(insert(COUNTER).values(stem=stem, tenant=tenant, last=1))
                 return 1

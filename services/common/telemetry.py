@@ -52,6 +52,8 @@ BACKEND_BREAKER: Final = "kala_backend_breaker"
 BACKEND_IN_FLIGHT: Final = "kala_backend_in_flight"
 TOOL_CALLS: Final = "kala_tool_calls_total"
 ISOLATION_STRENGTH: Final = "kala_tools_isolation_strength"
+TRAINER_OPERATIONS: Final = "kala_trainer_operations_total"
+TRAINER_PRESENT: Final = "kala_trainer_operations_present"
 
 LABEL_METHOD: Final = "method"
 """`/kala.<svc>.v1.<Service>/<Rpc>`: as many values as the process has RPCs."""
@@ -69,7 +71,10 @@ LABEL_TOOL: Final = "tool"
 """A tool's name; only of tools that exist."""
 
 LABEL_STATUS: Final = "status"
-"""How a call of a tool ended: as many values as the contract has."""
+"""How a call of a tool, or long work of the trainer, ended: as many values as the contract has."""
+
+LABEL_KIND: Final = "kind"
+"""A kind of the trainer's long work: train, build, evaluate, export."""
 
 METRICS: Final = {
     RPC_HANDLED: "RPCs that ended, by method and status code",
@@ -81,6 +86,8 @@ METRICS: Final = {
     BACKEND_IN_FLIGHT: "Requests that run at a backend or wait for a connection to it",
     TOOL_CALLS: "Calls of tools that ended, by tool and by how they ended",
     ISOLATION_STRENGTH: "What keeps runs inside: 0 nothing, 1 weak, 2 standard, 3 strong",
+    TRAINER_OPERATIONS: "Long work of the trainer that ended, by kind and by how it ended",
+    TRAINER_PRESENT: "Long work of the trainer that waits or runs, by kind",
     CONSTITUTION_REVIEW: "Unix time in seconds at which the review date of the constitution in force is over; 0 without one",
 }
 """Every metric with its help text, unit first where it has one."""

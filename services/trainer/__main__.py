@@ -22,6 +22,7 @@ from services.common.settings import load
 from services.common.telemetry import process_telemetry
 from services.trainer.assembly import open_trainer
 from services.trainer.config import SECTION, TrainerSettings
+from services.trainer.metrics import OperationCounter
 from services.trainer.records import ADMINISTRATIVE, Records
 from services.trainer.servicer import TrainerServicer
 
@@ -39,7 +40,8 @@ async def main() -> None:
                 "must name the audit service: nothing is trained that the log does not know",
             )
         records = Records(writer)
-        trainer = await open_trainer(settings, records, stack)
+        observe = OperationCounter(telemetry.registry)
+        trainer = await open_trainer(settings, records, stack, observe=observe)
         servicer = TrainerServicer(trainer.desks, trainer.operations, trainer.store)
         register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer)
         server = await stack.enter_async_context(

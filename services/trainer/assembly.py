@@ -31,7 +31,7 @@ from services.trainer.jobs.desk import Bounds, Jobs
 from services.trainer.jobs.resolving import Resolving
 from services.trainer.jobs.retention import Retention
 from services.trainer.jobs.supervisor import Parts, Rules, Supervisor
-from services.trainer.operations import TRAIN, Lanes, Operations
+from services.trainer.operations import TRAIN, Lanes, Observer, Operations
 from services.trainer.pages import PageTokens
 from services.trainer.places import Places, lock_state
 from services.trainer.planning.bases import Bases
@@ -103,9 +103,10 @@ async def open_trainer(
     stack: AsyncExitStack,
     *,
     executors: Mapping[str, Executor] | None = None,
+    observe: Observer | None = None,
 ) -> Trainer:
     """Open a trainer; the stack closes it. Raises FailedPreconditionError where its state is another trainer's."""
-    ground = await open_ground(settings, records, stack, executors or executors_of(settings))
+    ground = await open_ground(settings, records, stack, executors or executors_of(settings), observe)
     planner = make_planner(settings, ground.store, ground.bases)
     desks = Desks(planner=planner)
     resolving = Resolving(ground.store, ground.places, ground.bases)
@@ -180,7 +181,11 @@ def open_adapters(registry: Registry, ground: Ground) -> Adapters:
 
 
 async def open_ground(
-    settings: TrainerSettings, records: Records, stack: AsyncExitStack, executors: Mapping[str, Executor]
+    settings: TrainerSettings,
+    records: Records,
+    stack: AsyncExitStack,
+    executors: Mapping[str, Executor],
+    observe: Observer | None,
 ) -> Ground:
     """Open what every domain stands on."""
     if settings.signing_key_file is None:
@@ -201,6 +206,7 @@ async def open_ground(
         places=places,
         executors=executors,
         lanes=Lanes(settings.max_jobs, settings.max_tasks, settings.max_queued),
+        observe=observe,
     )
     stack.push_async_callback(operations.aclose)
     return Ground(

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 from google.longrunning import operations_pb2
@@ -109,6 +109,18 @@ class Lanes:
     max_queued: int
 
 
+class Observer(Protocol):
+    """Counts operations."""
+
+    def began(self, kind: str) -> None:
+        """One was accepted."""
+        ...
+
+    def ended(self, kind: str, status: str) -> None:
+        """One ended."""
+        ...
+
+
 class Operations:
     """The operations of one trainer."""
 
@@ -120,6 +132,7 @@ class Operations:
         places: Places,
         executors: Mapping[str, Executor],
         lanes: Lanes,
+        observe: Observer | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.executors = executors
@@ -128,6 +141,7 @@ class Operations:
         self._places = places
         self._clock = clock
         self._sizes = lanes
+        self._observe = observe
         self._lanes = {True: asyncio.Semaphore(lanes.max_jobs), False: asyncio.Semaphore(lanes.max_tasks)}
         self._running: dict[str, Running] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -285,6 +299,8 @@ class Operations:
         await work.began(running)
         self._running[row.name] = running
         self._works[row.name] = work
+        if self._observe is not None:
+            self._observe.began(row.kind)
         task = asyncio.get_running_loop().create_task(self._live(running, work), name=row.name)
         self._tasks[row.name] = task
         task.add_done_callback(self._gone)
@@ -330,10 +346,9 @@ class Operations:
     ) -> None:
         """Log the end, then say that it is done; waits for a log that is away."""
         running.is_finishing = True
-        if running.claim is not None:
-            facts = facts_of(running, response, self._clock() - since)
-            if not await self._log_end(running.claim, facts):
-                return
+        facts = facts_of(running, response, self._clock() - since)
+        if running.claim is not None and not await self._log_end(running.claim, facts):
+            return
         operation = running.operation
         anew = await work.settle(running, response if isinstance(response, KalaError) else None)
         if anew is not None and not isinstance(response, KalaError):
@@ -346,6 +361,8 @@ class Operations:
             operation.response.Pack(response)
         operation.done = True
         await self._store.operations.update(operation, ended_at=_micros(self._clock()))
+        if self._observe is not None:
+            self._observe.ended(running.row.kind, facts.status)
 
     async def _log_end(self, claim: Claim, facts: Facts) -> bool:
         """Log an end however long it takes; False when this service is being stopped, which the next one sees."""

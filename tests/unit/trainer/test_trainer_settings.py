@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from kala.errors import InvalidArgumentError
 from services.common.settings import load, settings_table
 from services.trainer.config import SECTION, TrainerSettings
+from services.trainer.metrics import OperationCounter
 
 README = Path(__file__).parents[3] / "services" / "trainer" / "README.md"
 
@@ -42,3 +44,14 @@ def test_rays_own_name_for_its_address_is_read(tmp_path: Path) -> None:
     environ = {"RAY_ADDRESS": "http://head:8265"}
     settings = load(TrainerSettings, section=SECTION, argv=[], environ=environ, cwd=tmp_path)
     assert settings.ray_address == "http://head:8265"
+
+
+def test_long_work_is_counted_as_it_begins_and_ends() -> None:
+    registry = CollectorRegistry()
+    observe = OperationCounter(registry)
+    observe.began("train")
+    observe.began("train")
+    observe.ended("train", "ok")
+    assert registry.get_sample_value("kala_trainer_operations_present", {"kind": "train"}) == 1
+    ended = {"kind": "train", "status": "ok"}
+    assert registry.get_sample_value("kala_trainer_operations_total", ended) == 1

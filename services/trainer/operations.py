@@ -30,7 +30,7 @@ from kala.errors import (
 from services.common.deadlines import fresh_deadline
 from services.common.status import to_status
 from services.trainer.endings import BUILD, EVALUATE, EXPORT, TRAIN, claim_in, facts_of, restarted
-from services.trainer.executors.model import Executor
+from services.trainer.executors.model import LET_GO, Executor
 from services.trainer.names import OPERATIONS, new_number, number_of, numbered, require_request_id
 from services.trainer.places import Places
 from services.trainer.records import Claim, Cleared, Facts, Records
@@ -259,7 +259,7 @@ class Operations:
         tasks = list(self._tasks.values())
         for name, task in list(self._tasks.items()):
             if not self._running[name].is_finishing:
-                task.cancel()
+                task.cancel(LET_GO)
         if tasks:
             await asyncio.wait(tasks)
 

@@ -35,7 +35,7 @@ from services.common.status import translated
 from services.trainer.__main__ import call_policy
 from services.trainer.assembly import Trainer, open_trainer
 from services.trainer.config import TrainerSettings
-from services.trainer.executors.model import Attached, Executor, Task
+from services.trainer.executors.model import LET_GO, Attached, Executor, Task
 from services.trainer.records import Records
 from services.trainer.running import LOCAL, RAY
 from services.trainer.servicer import TrainerServicer
@@ -72,13 +72,21 @@ class ScriptedExecutor:
     """Does what its script says instead of starting processes, and keeps what it was given."""
 
     script: Script = finishes
+    elsewhere_id: str = ""
     tasks: list[Task] = field(default_factory=list)
     ended: list[Path] = field(default_factory=list)
+    let_go: list[Path] = field(default_factory=list)
 
     async def run(self, task: Task, attached: Attached) -> Ended:
         self.tasks.append(task)
         try:
+            if self.elsewhere_id:
+                await attached(self.elsewhere_id)
             return await self.script(task)
+        except asyncio.CancelledError as error:
+            if error.args == (LET_GO,):
+                self.let_go.append(task.folder)
+            raise
         finally:
             self.ended.append(task.folder)
 

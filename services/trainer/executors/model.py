@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from kala.trainer.v1 import job_pb2
 from services.trainer.work.ended import Ended
+
+LET_GO: Final = "the service is being stopped"
+"""Message of the cancellation at the service's stop: work on another machine goes on, and its executor lets go of it."""
 
 Attached = Callable[[str], Awaitable[None]]
 """Is told the id under which work runs elsewhere, as soon as there is one."""
@@ -30,8 +33,9 @@ class Executor(Protocol):
     """Runs work."""
 
     async def run(self, task: Task, attached: Attached) -> Ended:
-        """Run it to its end. Cancelled, it ends every process of the work before it lets go.
+        """Run it to its end. Cancelled, it ends every process of the work first.
 
+        Cancelled with LET_GO, it may leave work on another machine running, which the next service takes up by its id.
         Log lines go into the folder's `log.jsonl`. Raises UnavailableError where nothing can be run now.
         """
         ...

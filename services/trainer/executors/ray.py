@@ -17,7 +17,7 @@ import structlog
 
 from kala.errors import FailedPreconditionError, KalaError, UnavailableError
 from services.trainer.executors.local import PASSED
-from services.trainer.executors.model import Attached, Task
+from services.trainer.executors.model import LET_GO, Attached, Task
 from services.trainer.executors.ray_api import ENDED, JobStatus, RayApi
 from services.trainer.executors.ray_local import Cluster, LocalRay
 from services.trainer.work.ended import Ended
@@ -91,8 +91,10 @@ class RayExecutor:
             try:
                 await attached(job_id)
                 return await self._until_end(api, job_id, task.folder)
-            except asyncio.CancelledError:
-                await asyncio.shield(self._stop(api, job_id))
+            except asyncio.CancelledError as error:
+                # A local Ray ends with the service, and what runs on it too.
+                if error.args != (LET_GO,) or not self._address:
+                    await asyncio.shield(self._stop(api, job_id))
                 raise
 
     @asynccontextmanager

@@ -433,6 +433,24 @@ async def test_a_stopped_service_takes_its_jobs_up_again_and_ends_them(tmp_path:
             assert over["intent"] == began["idempotency_key"]
 
 
+async def test_work_on_a_cluster_is_let_go_of_and_taken_up_by_its_id(tmp_path: Path) -> None:
+    from tests.fakes.audit_server import served_log
+
+    away, again = ScriptedExecutor(never_ends, elsewhere_id="kala-job-1"), ScriptedExecutor(finishes)
+    async with served_log(tmp_path / "audit.db") as log:
+        async with served_trainer(tmp_path, executor=away, log=log, ray_address="http://head:8265") as first:
+            placement = job_pb2.Placement(executor=job_pb2.EXECUTOR_RAY, workers=2)
+            operation = await first.create(await ready(first, placement=placement, **FULL))
+            while not (await first.job(operation)).ray_job:  # noqa: ASYNC110 - it is written by the service
+                await asyncio.sleep(0.01)
+        assert away.let_go == [away.tasks[0].folder]
+        async with served_trainer(
+            tmp_path, executor=again, log=log, ethics=first.ethics, ray_address="http://head:8265"
+        ) as second:
+            assert (await second.ended(operation)).HasField("response")
+        assert [task.elsewhere_id for task in again.tasks] == ["kala-job-1"]
+
+
 async def test_full_fine_tuning_leaves_a_base_among_the_bases_and_no_adapter(tmp_path: Path) -> None:
     async with served_trainer(tmp_path, executor=ScriptedExecutor()) as served:
         operation = await served.create(await ready(served, **FULL))

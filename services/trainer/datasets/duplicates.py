@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-from array import array
-from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-from datasketch import MinHash, MinHashLSH
-from numpy.typing import NDArray
-
-from services.trainer.datasets.contamination import words_of
 from services.trainer.datasets.rows import Row
 
-DEFAULT_SIMILARITY: Final = 0.8
-SHINGLE_WORDS: Final = 5
-# 128 permutations estimate a Jaccard similarity to about 0.04 around 0.8.
-PERMUTATIONS: Final = 128
-# The index misses some rows at its own threshold, so it proposes from a little below.
-_MARGIN: Final = 0.1
-_EXACT_BYTES: Final = 16
-_NONE: Final = -1
+if TYPE_CHECKING:
+    from services.trainer.datasets.near_rows import NearRows
 
-Sketch = NDArray[np.uint32]
+DEFAULT_SIMILARITY: Final = 0.8
+_EXACT_BYTES: Final = 16
 
 
 class Duplicates:
-    """Remembers rows; near ones are found by MinHash over runs of five words.
+    """Remembers rows: equal ones by digest, near ones by MinHash over runs of five words.
 
     Rows of generators are alike by design, so among themselves only equal ones count; a row of a file counts as a duplicate
-    of whatever file's row it is near to. About 2 KB of memory per remembered sketch.
+    of whatever file's row it is near to.
     """
 
     def __init__(self, similarity: float = DEFAULT_SIMILARITY) -> None:
         self._exact: set[bytes] = set()
-        self._near = None if similarity >= 1 else _Index(max(similarity - _MARGIN, _MARGIN))
+        self._near: NearRows | None = None
         self._similarity = similarity
 
     def seen(self, row: Row, *, near: bool) -> bool:
@@ -43,68 +30,15 @@ class Duplicates:
         digest = row.digest()[:_EXACT_BYTES]
         if digest in self._exact:
             return True
-        if near and self._near is not None:
-            sketch = _sketch(row)
-            # The index only proposes; the estimate itself decides.
-            if any(_alike(sketch, other) > self._similarity for other in self._near.proposed(sketch)):
-                return True
-            self._near.add(sketch)
+        if near and self._similarity < 1 and self._nearby().seen(row):
+            return True
         self._exact.add(digest)
         return False
 
+    def _nearby(self) -> NearRows:
+        if self._near is None:
+            # Half a second of imports that a dataset of generators alone does without.
+            from services.trainer.datasets.near_rows import NearRows
 
-class _Index:
-    """Locality-sensitive hashing in little memory: datasketch's own keeps some 7 KB per row, 7 GB for a million."""
-
-    def __init__(self, threshold: float) -> None:
-        # Bands and rows per band as datasketch balances them for this threshold.
-        tuned = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
-        self._bands, self._width = int(tuned.b), int(tuned.r)
-        self._sketches = array("I")
-        # By band: the last sketch of each bucket, and by sketch the one before it in the same bucket.
-        self._last: list[dict[int, int]] = [{} for _ in range(self._bands)]
-        self._before = [array("q") for _ in range(self._bands)]
-
-    def proposed(self, sketch: Sketch) -> Iterator[Sketch]:
-        """Yields sketches that share a band with this one, each once."""
-        told: set[int] = set()
-        for band, bucket in enumerate(self._buckets(sketch)):
-            number = self._last[band].get(bucket, _NONE)
-            while number != _NONE:
-                if number not in told:
-                    told.add(number)
-                    start = number * PERMUTATIONS
-                    yield np.array(self._sketches[start : start + PERMUTATIONS], dtype=np.uint32)
-                number = self._before[band][number]
-
-    def add(self, sketch: Sketch) -> None:
-        """Remembers a sketch."""
-        number = len(self._sketches) // PERMUTATIONS
-        self._sketches.frombytes(sketch.tobytes())
-        for band, bucket in enumerate(self._buckets(sketch)):
-            self._before[band].append(self._last[band].get(bucket, _NONE))
-            self._last[band][bucket] = number
-
-    def _buckets(self, sketch: Sketch) -> Iterator[int]:
-        data, size = sketch.tobytes(), self._width * sketch.itemsize
-        for band in range(self._bands):
-            yield int.from_bytes(
-                hashlib.blake2b(data[band * size : (band + 1) * size], digest_size=7).digest()
-            )
-
-
-def _alike(one: Sketch, other: Sketch) -> float:
-    return float(np.count_nonzero(one == other)) / PERMUTATIONS
-
-
-def _sketch(row: Row) -> Sketch:
-    sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=_hash)
-    words = words_of(" ".join(row.texts()))
-    runs = {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))}
-    sketch.update_batch([run.encode("utf-8", "surrogatepass") for run in sorted(runs)])
-    # Its values are those of a 32-bit hash, kept in 64 bits.
-    return np.asarray(sketch.hashvalues, dtype=np.uint32)
-
-
-def _hash(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest())
+            self._near = NearRows(self._similarity)
+        return self._near

@@ -17,7 +17,6 @@ from kala.trainer.v1.dataset_pb2 import (
     HubSource,
     SourceFormat,
 )
-from services.trainer.datasets import hub
 from services.trainer.datasets.files import Access, opened
 from services.trainer.datasets.generators import generate
 from services.trainer.datasets.problems import FILE_CHANGED, FILE_MISSING, FileError, Found
@@ -84,6 +83,8 @@ class _Files:
             yield from self._one(reference.name, file, taking.resolve)
 
     def of_hub(self, source: HubSource) -> Iterator[Found]:
+        from services.trainer.datasets import hub
+
         snapshot = hub.find(source, self._taking.access)
         read: list[ContentReference] = []
         for name in snapshot.files:

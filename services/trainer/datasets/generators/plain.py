@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 from services.trainer.datasets.draw import Draw, templates
@@ -20,14 +21,23 @@ def plain_request(draw: Draw) -> tuple[str, str]:
         question = draw.choice(words["questions"])
         asked, answer = draw.text(draw.choice(question["asks"])), question["answer"]
     else:
-        table = draw.choice(words["tables"])
-        key, value = draw.choice(table["items"])
+        asks, written, key, value = draw.choice(_items())
         slots = {"k": key, "v": value}
-        asked, answer = draw.text(draw.choice(table["asks"]), slots), draw.text(table["answer"], slots)
+        asked, answer = draw.text(draw.choice(asks), slots), draw.text(written, slots)
         answer = answer[:1].upper() + answer[1:]
     if asked[-1] not in "?.!":
         asked += draw.choice(("", "?", ".", "."))
     return draw.choice(words["openings"]) + asked + draw.choice(words["closings"]), answer
+
+
+@cache
+def _items() -> tuple[tuple[tuple[str, ...], str, str, str], ...]:
+    """Every item of every table alike: a table of many is asked more often than one of few."""
+    return tuple(
+        (tuple(table["asks"]), table["answer"], key, value)
+        for table in templates("plain")["tables"]
+        for key, value in table["items"]
+    )
 
 
 def _sum(draw: Draw) -> tuple[str, str]:

@@ -84,16 +84,18 @@ class RayExecutor:
         """Run the folder's work to its end; cancelled, stop the job and wait until it has ended."""
         async with self._cluster() as cluster, self._api(cluster) as api:
             # A local Ray died with the service that had started it, and its jobs with it.
-            job_id = task.elsewhere_id if self._address else ""
-            if not job_id:
-                job_id = f"kala-{task.folder.name}-{secrets.token_hex(4)}"
-                await self._submit(api, job_id, task)
+            known = task.elsewhere_id if self._address else ""
+            job_id = known or f"kala-{task.folder.name}-{secrets.token_hex(4)}"
+            is_known = bool(known)
             try:
+                if not is_known:
+                    await self._submit(api, job_id, task)
                 await attached(job_id)
+                is_known = True
                 return await self._until_end(api, job_id, task.folder)
             except asyncio.CancelledError as error:
-                # A local Ray ends with the service, and what runs on it too.
-                if error.args != (LET_GO,) or not self._address:
+                # What the next service does not know of must not be left; a local Ray ends with this one.
+                if error.args != (LET_GO,) or not self._address or not is_known:
                     await asyncio.shield(self._stop(api, job_id))
                 raise
 

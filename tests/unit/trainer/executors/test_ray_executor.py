@@ -12,7 +12,7 @@ import pytest
 
 from kala.errors import FailedPreconditionError, KalaError, PermissionDeniedError, UnavailableError
 from kala.trainer.v1 import job_pb2
-from services.trainer.executors.model import Task
+from services.trainer.executors.model import LET_GO, Task
 from services.trainer.executors.ray import RayExecutor
 from services.trainer.executors.ray_api import RayApi
 from services.trainer.executors.ray_local import ray_environment
@@ -123,6 +123,33 @@ async def test_cancelling_stops_the_job_before_it_lets_go(tmp_path: Path):
     with pytest.raises(asyncio.CancelledError):
         await running
     assert cluster.stopped == attached.ids
+
+
+async def test_a_service_that_stops_lets_go_of_a_job_that_the_next_one_knows(tmp_path: Path):
+    cluster, attached = FakeRayJobs(["RUNNING"]), Attached()
+    running = asyncio.create_task(executor(cluster, tmp_path).run(task(tmp_path), attached))
+    await attached.happened.wait()
+    # One turn: what the service wrote down is known to the next.
+    await asyncio.sleep(0)
+    running.cancel(LET_GO)
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert cluster.stopped == []
+
+
+async def test_a_service_that_stops_leaves_no_job_that_nobody_knows(tmp_path: Path):
+    cluster = FakeRayJobs(["RUNNING"])
+
+    async def never_written(_: str) -> None:
+        await asyncio.Event().wait()
+
+    running = asyncio.create_task(executor(cluster, tmp_path).run(task(tmp_path), never_written))
+    while not cluster.submitted:  # noqa: ASYNC110 - the fake's list
+        await asyncio.sleep(0)
+    running.cancel(LET_GO)
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert cluster.stopped == [cluster.submitted[0]["submission_id"]]
 
 
 async def test_a_submission_whose_answer_is_an_error_is_stopped_in_case_it_was_taken(tmp_path: Path):

@@ -121,6 +121,11 @@ class ScriptedEthics(ethics_pb2_grpc.EthicsServiceServicer):
     def _measuring(self) -> Measuring:
         return Measuring(self.signer._private_key)
 
+    async def ListLaws(self, request: pb.ListLawsRequest, context: Context) -> pb.ListLawsResponse:  # noqa: N802
+        names = ("Risk", "Safety", "Obedience", "Self", "Equality")
+        laws = [pb.Law(number=n, name=name, text=f"It keeps law {n}.") for n, name in enumerate(names)]
+        return pb.ListLawsResponse(laws=laws)
+
     async def CheckOutput(  # noqa: N802 - the contract's name
         self, requests: AsyncIterator[pb.CheckOutputRequest], context: Context
     ) -> AsyncIterator[pb.CheckOutputResponse]:

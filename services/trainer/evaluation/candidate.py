@@ -6,6 +6,8 @@ Runs in a process of its own. Answers are the likeliest tokens, so that the same
 from __future__ import annotations
 
 import gc
+import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -177,7 +179,6 @@ class Candidate:
 def load_candidate(base: Path, adapter: Path, description: AdapterDescription) -> Candidate:
     """Bring both into memory from verified files; raises VerificationError where they do not fit each other."""
     import torch
-    from peft import PeftModel
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -190,9 +191,7 @@ def load_candidate(base: Path, adapter: Path, description: AdapterDescription) -
     try:
         tokenizer: Untyped = AutoTokenizer.from_pretrained(str(base), **safe)
         model = _base_model(base, description, labels, device, safe)
-        model = PeftModel.from_pretrained(
-            model, str(adapter), is_trainable=False, autocast_adapter_dtype=False
-        )
+        model = _with_adapter(model, adapter)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise VerificationError(f"the candidate cannot be loaded on its base: {error}") from error
     if tokenizer.pad_token_id is None:
@@ -215,6 +214,25 @@ def adapter_tensors(adapter: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(adapter / WEIGHTS_FILE)
+
+
+def _with_adapter(model: Untyped, adapter: Path) -> Untyped:
+    """The model with the adapter's matrices, all of them its own."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings(record=True) as said:
+        # PEFT only warns where the file lacks matrices, and puts new ones in their place.
+        warnings.simplefilter("always")
+        found = PeftModel.from_pretrained(
+            model, str(adapter), is_trainable=False, autocast_adapter_dtype=False
+        )
+    lacking = [text for text in (str(each.message) for each in said) if "missing adapter keys" in text]
+    if lacking:
+        name = re.search(r"'base_model\.model\.([^']+?)\.lora_", lacking[0])
+        raise VerificationError(
+            f"the adapter lacks the matrices of {name.group(1) if name else 'a target'}; train it again"
+        )
+    return found
 
 
 def _base_model(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from kala.cli.adapter_verify import verify
 from kala.cli.evaluate import show_evaluation
 from kala.cli.options import JsonOption, KeyOption, StateOption, UrlOption
 from kala.cli.output import note, show, show_json, table
@@ -14,6 +15,8 @@ from kala.cli.trainer_words import bar_of, hexadecimal, size, trainer_of, when, 
 from kala.errors import FailedPreconditionError, InvalidArgumentError
 
 group = typer.Typer(help="List, promote, load, export, verify and revoke adapters.", no_args_is_help=True)
+
+group.command("verify")(verify)
 
 EXIT_FAILED: Final = 1
 

@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from google.protobuf.message import DecodeError
+
 from kala.audit.note import Verifier
 from kala.common.v1.adapter_pb2 import AdapterDescription, AdapterManifest, SignedRevocationList
+from kala.common.v1.gate_pb2 import GateResult
 from kala.common.v1.measurement_pb2 import MEASURER_ETHICS, MEASURER_TOOLS
 from kala.errors import FailedPreconditionError, KalaError, VerificationError
 from services.common.adapter_manifest import (
@@ -33,6 +36,7 @@ from services.common.keys import load_public_keys
 from services.common.strict_parsing import parse_signed
 from services.trainer.registry.shelf import Folder
 
+PACKAGED_PROFILES: Final = Path(__file__).with_name("evaluation") / "profiles"
 EXIT_HOLDS: Final = 0
 EXIT_REFUSED: Final = 1
 EXIT_USAGE: Final = 2
@@ -57,12 +61,14 @@ def verify(asked: argparse.Namespace) -> VerifiedAdapter:
     signed = read_signed_manifest(_read(asked.folder / MANIFEST_FILE))
     revoked = frozenset() if asked.revocations is None else _revoked(asked.revocations, trainer)
     # Which base and which laws count is the caller's to say; what is not said is taken from the manifest itself.
-    base_digest = asked.base_digest or _claimed(signed.manifest).base.digest
+    claimed = _claimed(signed.manifest)
+    base_digest = asked.base_digest or AdapterDescription.FromString(claimed.adapter).base.digest
     if asked.candidate:
         return verify_candidate(
             signed, folder.names(), folder.read, trusted=trainer, base_digest=base_digest, revoked=revoked
         )
-    profiles = [read_profile(_read(path)) for path in asked.profile]
+    chosen = asked.profile or sorted(PACKAGED_PROFILES.glob("*.json"))
+    profiles = [read_profile(_read(path)) for path in chosen]
     measurers = {
         MEASURER_ETHICS: load_public_keys(asked.ethics_key),
         MEASURER_TOOLS: load_public_keys(asked.tools_key),
@@ -71,7 +77,7 @@ def verify(asked: argparse.Namespace) -> VerifiedAdapter:
     policy = ServingPolicy(
         base_digest=base_digest,
         profiles={profile.digest: profile for profile in profiles},
-        constitution_digests=frozenset(asked.constitution),
+        constitution_digests=frozenset(asked.constitution) or _laws_of(claimed),
         revoked=revoked,
         demo_allowed=asked.allow_demo,
     )
@@ -120,7 +126,11 @@ def _parser() -> argparse.ArgumentParser:
         "--profile", type=Path, action="append", default=[], help="a gate profile that counts"
     )
     parser.add_argument(
-        "--constitution", type=_digest, action="append", default=[], help="digest of laws in force, hex"
+        "--constitution",
+        type=_digest,
+        action="append",
+        default=[],
+        help="digest of laws in force, hex; unset: whichever the gates name",
     )
     parser.add_argument("--base-digest", type=_digest, help="the base it is to serve on, hex")
     parser.add_argument("--revocations", type=Path, help="the signed list")
@@ -149,12 +159,17 @@ def _revoked(path: Path, trusted: Any) -> frozenset[bytes]:  # PublicKeys
     return frozenset(item.adapter_digest for item in verify_revocations(signed, trusted).revocations)
 
 
-def _claimed(manifest: bytes) -> AdapterDescription:
+def _claimed(manifest: bytes) -> AdapterManifest:
     """What the manifest says of itself, before it is verified: only to know what to hold it against."""
     try:
-        return AdapterDescription.FromString(AdapterManifest.FromString(manifest).adapter)
-    except ValueError as error:
+        return AdapterManifest.FromString(manifest)
+    except DecodeError as error:
         raise VerificationError("manifest: is not one") from error
+
+
+def _laws_of(manifest: AdapterManifest) -> frozenset[bytes]:
+    """The laws that its gates name: without a word of which are in force, all of them count, and are shown."""
+    return frozenset(GateResult.FromString(gate.result).constitution_digest for gate in manifest.gates)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ PASSING_REASONS: Final = frozenset({"FOLDER_IN_USE"})
 class Silent:
     """Takes the events of the workers that do not lead."""
 
-    def write(self, message: object, *, force: bool = False) -> None:
+    def write(self, *_: object, **__: object) -> None:
         """Drop it."""
 
 

@@ -6,6 +6,8 @@ import errno
 import gzip
 import hashlib
 import io
+import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +36,8 @@ _GZIP: Final = b"\x1f\x8b"
 def main(order: Order, events: EventWriter) -> dict[str, Any]:  # Any: what goes into result.json
     """Builds the dataset that was cleared, or checks one when the order carries no action."""
     settings = order.settings
+    # Rows are spooled beside the work, which is private and swept, not where every user of the machine writes.
+    tempfile.tempdir = str(order.folder)
     if settings.get("check"):
         spec = json_format.ParseDict(settings["spec"], DatasetSpec())
         return check(spec, _tools(spec, settings, events), int(settings["max_rows"]))
@@ -127,7 +131,7 @@ def known_evaluations(
             data = path.read_bytes()
             for text in _evaluation_texts(data):
                 contamination.add(text)
-        except (OSError, EOFError, RowError) as error:
+        except (OSError, EOFError, zlib.error, RowError) as error:
             raise FailedPreconditionError(
                 f"the evaluation file {path.name} cannot be read: {error}",
                 reason="EVALUATION_FILE_UNREADABLE",

@@ -44,6 +44,8 @@ CHECK_SECONDS: Final = 600.0
 MAX_CHECKS: Final = 2
 OUTPUT: Final = "dataset"
 """Folder below the work's that the process writes into."""
+_SCRATCH: Final = "scratch-"
+"""Beginning of folders that no operation has."""
 
 
 class FoundBase(Protocol):
@@ -114,6 +116,9 @@ class DatasetDesk:
         self._site = site
         self._clock = clock
         self._checks = asyncio.Semaphore(MAX_CHECKS)
+        # Versions whose folder is in place before the table knows them.
+        self._placing: set[str] = set()
+        _remove_leftovers(places)
 
     async def build(self, action: pb.BuildDatasetAction, cleared: Cleared) -> Operation:
         """Begins to build; what is wrong with the spec is said before anything is logged."""
@@ -163,13 +168,28 @@ class DatasetDesk:
         async def on_event(event: Event) -> None:
             await running.show(event.message)
 
-        result = await running.process(order, public_keys=self._site.public_keys, on_event=on_event)
-        dataset = _dataset_of(name, spec, result, running.principal, claims.decision_id)
-        await asyncio.to_thread(_move, running.folder / OUTPUT, self._places.dataset(name))
-        await self._store.put_dataset(dataset, subject=running.principal.subject, subjects=result["subjects"])
+        try:
+            result = await running.process(order, public_keys=self._site.public_keys, on_event=on_event)
+            dataset = _dataset_of(name, spec, result, running.principal, claims.decision_id)
+            await self._place(
+                running.folder / OUTPUT, dataset, result["subjects"], owner=running.principal.subject
+            )
+        finally:
+            # What a build that failed has written holds rows; nothing is kept of it.
+            await asyncio.to_thread(shutil.rmtree, running.folder / OUTPUT, ignore_errors=True)
         running.end_attributes |= {"dataset": name, "dataset_digest": dataset.digest.hex()}
         running.end_references.append(dataset.reference)
         return dataset
+
+    async def _place(
+        self, source: Path, dataset: dataset_pb2.Dataset, subjects: Mapping[str, int], *, owner: str = ""
+    ) -> None:
+        self._placing.add(dataset.name)
+        try:
+            await asyncio.to_thread(_move, source, self._places.dataset(dataset.name))
+            await self._store.put_dataset(dataset, subject=owner, subjects=subjects)
+        finally:
+            self._placing.discard(dataset.name)
 
     async def check(self, request: pb.CheckDatasetRequest, principal: Principal) -> pb.CheckDatasetResponse:
         """Reads the sources in a process of its own and says what is wrong with them."""
@@ -193,7 +213,7 @@ class DatasetDesk:
     async def _run_check(
         self, settings: Mapping[str, Any], principal: Principal
     ) -> dict[str, Any]:  # Any: JSON both ways
-        folder = self._places.work(new_number())
+        folder = self._places.work(_SCRATCH + new_number())
         order = Order(
             kind=work_order.BUILD,
             name="check",
@@ -236,6 +256,7 @@ class DatasetDesk:
 
     async def erase(self, tenant: str, subject: str) -> ErasedRows:
         """Removes every version that holds rows of a person; each goes on as a new version without them."""
+        await self._remove_unknown()
         held = await self._store.datasets_of_subject(tenant, subject)
         for name in sorted(held):
             await self._erase_from(name, tenant, subject)
@@ -246,14 +267,13 @@ class DatasetDesk:
         folder = self._places.dataset(name)
         stem, _ = split_version(DATASETS, name)
         new = await self._store.next_version(stem, tenant)
-        draft = self._places.work(new_number())
+        draft = self._places.work(_SCRATCH + new_number())
         try:
             kept = await asyncio.to_thread(without_subject, folder, draft, old, new, subject)
             if kept is not None:
                 dataset, subjects = kept
                 dataset.created_at.GetCurrentTime()
-                await asyncio.to_thread(_move, draft, self._places.dataset(new))
-                await self._store.put_dataset(dataset, subjects=subjects)
+                await self._place(draft, dataset, subjects)
         finally:
             await asyncio.to_thread(shutil.rmtree, draft, ignore_errors=True)
         # The files go first: should this be cut, the table still says that there is something to remove.
@@ -261,6 +281,17 @@ class DatasetDesk:
         if await asyncio.to_thread(folder.exists):
             raise FailedPreconditionError(f"{name}: its files cannot be removed; look at {folder}")
         await self._store.remove_dataset(name)
+
+    async def _remove_unknown(self) -> None:
+        """Removes folders that no table knows, which a crash may have left and whose rows nobody could find."""
+        for folder in await asyncio.to_thread(lambda: list(self._places.datasets.iterdir())):
+            name = f"{DATASETS}/{folder.name}"
+            if name in self._placing:
+                continue
+            try:
+                await self._store.get_dataset(name, None)
+            except (NotFoundError, InvalidArgumentError):
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _settings(self, spec: dataset_pb2.DatasetSpec) -> dict[str, Any]:  # Any: JSON for the process
         site = self._site
@@ -333,6 +364,13 @@ def _move(source: Path, target: Path) -> None:
     if target.exists():
         raise FailedPreconditionError(f"{target.name} exists already; ask again")
     source.rename(target)
+
+
+def _remove_leftovers(places: Places) -> None:
+    """Removes what checks, erasures and builds of an earlier life of this service left unfinished."""
+    for pattern in (f"{_SCRATCH}*", f"*/{OUTPUT}"):
+        for folder in list(places.work_root.glob(pattern)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _unattached(elsewhere_id: str) -> None:

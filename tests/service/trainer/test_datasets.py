@@ -334,3 +334,17 @@ async def test_a_source_without_one_right_row_fails_the_build_with_its_first_pro
 
         assert "source chats gave no row" in operation.error.message
         assert "messages is missing" in operation.error.message
+
+
+async def test_what_a_crash_left_of_datasets_is_removed(tmp_path: Path) -> None:
+    work, datasets = tmp_path / "state" / "work", tmp_path / "state" / "datasets"
+    left = [work / "scratch-1", work / ("a" * 32) / "dataset", datasets / "lost@7"]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / "train.jsonl").write_text("a row of somebody")
+    async with served_trainer(tmp_path) as served:
+        await built(served, generated(rows=5))
+        await served.ask("EraseSubject", pb.EraseSubjectRequest(subject=PERSON, tenant=ANN.tenant))
+
+        assert not [folder for folder in left if folder.exists()]
+        assert [path.name for path in datasets.iterdir()] == ["laws@1"]

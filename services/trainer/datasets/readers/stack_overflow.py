@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import zlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import IO, BinaryIO, Final
@@ -108,7 +109,7 @@ class _Pairs:
         return _row(self._read(place), f"{_author(post)}\n{body}", number)
 
     def _write(self, text: str) -> tuple[int, int]:
-        data = text.encode("utf-8", "replace")
+        data = zlib.compress(text.encode("utf-8", "replace"), level=1)
         self._spool.seek(self._end)
         self._spool.write(data)
         place = (self._end, len(data))
@@ -117,7 +118,7 @@ class _Pairs:
 
     def _read(self, place: tuple[int, int]) -> str:
         self._spool.seek(place[0])
-        return self._spool.read(place[1]).decode()
+        return zlib.decompress(self._spool.read(place[1])).decode()
 
 
 def _row(question: str, answer: str, number: int) -> Row:

@@ -32,7 +32,7 @@ def main(root: Path, rank: int, size: int, parallelism: str, steps: int, stop_af
         learning_rate=3e-3,
         validation_steps=3,
     )
-    job = work(root, recipe=recipe, parallelism=parallelism)
+    job = work(root, recipe=recipe, parallelism=parallelism.removesuffix("-lora"))
     if parallelism == "fsdp":
         job = replace(job, lora=None)
     asked: list[int] = []

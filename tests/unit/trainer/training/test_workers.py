@@ -89,6 +89,20 @@ def test_two_workers_that_share_one_model_go_on_from_their_checkpoint(tmp_path):
     assert losses(two) == losses(one)
 
 
+@pytest.mark.slow
+def test_two_workers_that_share_a_base_leave_the_adapter_that_one_would(tmp_path):
+    from safetensors.torch import load_file
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(one, 1, "fsdp-lora")
+    train(two, 2, "fsdp-lora")
+    assert losses(two) == pytest.approx(losses(one), rel=0.1)
+    first, second = (load_file(root / "job/adapter" / WEIGHTS_FILE) for root in (one, two))
+    assert {name: tensor.shape for name, tensor in first.items()} == {
+        name: tensor.shape for name, tensor in second.items()
+    }
+
+
 def test_a_batch_that_leaves_a_worker_idle_is_refused():
     with pytest.raises(InvalidArgumentError, match="at least the number of workers, 4"):
         World(0, 4).require_batch(2, parallelism="ddp")

@@ -253,7 +253,7 @@ def test_no_saved_checkpoint_is_lost_over_kills_at_random_moments(tmp_path, kill
         assert found.step >= told > before
         saved = told
     process = start(folder)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output.decode()
     result = read_result(folder)
     assert result["steps"] == 40 * kills
@@ -262,7 +262,7 @@ def test_no_saved_checkpoint_is_lost_over_kills_at_random_moments(tmp_path, kill
     uncut.mkdir()
     one = order(uncut, wanted)
     process = start(one)
-    assert process.communicate(timeout=240)[0] is not None
+    assert process.communicate(timeout=900)[0] is not None
     assert (one / "adapter" / WEIGHTS_FILE).read_bytes() == (folder / "adapter" / WEIGHTS_FILE).read_bytes()
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
 from google.longrunning import operations_pb2
 from google.protobuf.message import Message
 
 from kala.common.v1.clearance_pb2 import Principal
 from kala.common.v1.reference_pb2 import ContentReference
-from kala.errors import FailedPreconditionError
+from kala.errors import FailedPreconditionError, KalaError
 from kala.trainer.v1 import job_pb2
 from services.trainer.executors.model import Executor, Task
 from services.trainer.records import Claim
@@ -34,6 +36,10 @@ POLL_SECONDS: Final = 0.2
 
 SAVE_SECONDS: Final = 5.0
 """Between two writes of metadata that only says how far it is; the next life of the service does not need it."""
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+log: Final = structlog.get_logger()
 
 OnEvent = Callable[[Event], Awaitable[None]]
 
@@ -158,10 +164,16 @@ class Running:
             guarded = order.action is not None and self.claim is not None
             sealed = self.claim.sealed if guarded and self.claim is not None else None
             audience = "" if sealed is None or self.claim is None else self.claim.claims.audience
-            await asyncio.to_thread(
-                write_order, order, sealed=sealed, audience=audience, public_keys=public_keys
-            )
-            await asyncio.to_thread(clear_end, order.folder)
+            try:
+                await asyncio.to_thread(
+                    write_order, order, sealed=sealed, audience=audience, public_keys=public_keys
+                )
+                await asyncio.to_thread(clear_end, order.folder)
+            except OSError as error:
+                raise FailedPreconditionError(
+                    f"the work's folder cannot be written: {error.strerror}; make place in KALA_TRAINER_STATE_DIR",
+                    reason="DISK_FULL" if error.errno in _FULL else "STATE_NOT_WRITABLE",
+                ) from error
         task = Task(order.folder, order.threads, placement or job_pb2.Placement(), elsewhere_id)
         reader = EventReader(order.folder)
         # What an earlier run of the same work wrote has been told already.
@@ -178,7 +190,11 @@ class Running:
 
 async def _follow(reader: EventReader, on_event: OnEvent) -> None:
     while True:
-        await _tell(reader, on_event)
+        try:
+            await _tell(reader, on_event)
+        except (KalaError, OSError) as error:
+            # Work goes on although nobody can be told at the moment; what is final is told once more at its end.
+            log.warning("event_not_told", problem=str(error))
         await asyncio.sleep(POLL_SECONDS)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kala.errors import InternalError, KalaError
 from services.trainer.work.results import EXIT_DONE, EXIT_REFUSED, read_error, read_result
 
-KILLED_HINT = "it was killed from outside, as a machine does that is out of memory"
+KILLED_HINT: Final = (
+    "killed from outside, as a machine does that is out of memory: a smaller micro_batch_size or max_sequence_tokens, "
+    "gradient_checkpointing or a base in 8 bits need less"
+)
 
 
 @dataclass(frozen=True, slots=True)

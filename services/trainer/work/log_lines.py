@@ -6,6 +6,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -61,7 +62,8 @@ class LogWriter:
             self._bytes = MAX_LOG_BYTES + 1
             line = self._line(source, f"the log has {MAX_LOG_BYTES} bytes; later lines are dropped")
         self._bytes += len(line)
-        with self._path.open("ab", buffering=0) as file:
+        # A disk that is full must not stop who reads the outputs: a process that nobody reads stands still.
+        with suppress(OSError), self._path.open("ab", buffering=0) as file:
             file.write(line)
 
     def _line(self, source: str, text: str) -> bytes:

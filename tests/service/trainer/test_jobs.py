@@ -502,3 +502,15 @@ async def test_erasing_a_person_ends_the_jobs_on_their_rows_and_names_what_they_
         assert not drafts.exists()
         with pytest.raises(InvalidArgumentError, match="subject"):
             await served.ask("EraseSubject", pb.EraseSubjectRequest(subject="short", tenant="t"))
+
+
+async def test_a_state_directory_that_cannot_be_written_is_said_to_its_owner(tmp_path: Path) -> None:
+    executor = ScriptedExecutor()
+    async with served_trainer(tmp_path, executor=executor) as served:
+        spec = await ready(served, **FULL)
+        work = served.settings.state_dir / "work"
+        work.rmdir()
+        work.touch()
+        ended = await served.ended(await served.create(spec))
+        assert "KALA_TRAINER_STATE_DIR" in ended.error.message
+        assert executor.tasks == []

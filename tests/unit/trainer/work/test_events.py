@@ -87,3 +87,11 @@ def test_a_process_that_never_stops_talking_does_not_fill_the_disk(tmp_path: Pat
     last = json.loads((tmp_path / LOG).read_bytes().splitlines()[-1])
     assert "dropped" in last["text"]
     assert "again and again" in writer.last_lines
+
+
+def test_a_full_disk_does_not_stop_who_reads_a_processs_outputs(tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path)
+    (tmp_path / LOG).symlink_to("/dev/full")
+    writer.write(b"one")
+    writer.write(b"two")
+    assert writer.last_lines == "one | two"

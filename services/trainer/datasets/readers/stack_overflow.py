@@ -33,7 +33,7 @@ MAX_ROW_BYTES: Final = 1024 * 1024
 _CHUNK: Final = 256 * 1024
 _QUESTION: Final = "1"
 _ANSWER: Final = "2"
-_MIN_SCORE: Final = 0
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _LANGUAGE: Final = re.compile(r"[<|]([^<>|]+)[>|]")
 
 Attributes = dict[str, str]
@@ -99,12 +99,12 @@ class _Pairs:
         if place is None:
             # Dumps are sorted by id, so an answer nearly always follows its question; only younger questions can name it.
             parent = post.get("ParentId", "")
-            if parent.isdigit() and int(parent) > number and body:
+            if _NUMBER.fullmatch(parent) and int(parent) > number and body:
                 self._waiting[number] = self._write(f"{_author(post)}\n{body}")
             return None
         if not body:
             raise RowError(EMPTY, "the accepted answer is empty")
-        if int(post.get("Score", "0") or 0) < _MIN_SCORE:
+        if post.get("Score", "").startswith("-"):
             raise RowError(EMPTY, "the accepted answer was voted down")
         return _row(self._read(place), f"{_author(post)}\n{body}", number)
 
@@ -139,7 +139,7 @@ def _author(post: Attributes) -> str:
 
 def _id(post: Attributes, name: str) -> int:
     value = post.get(name, "")
-    if not value.isdigit():
+    if not _NUMBER.fullmatch(value):
         raise RowError(MISSING_FIELD, f"{name} is missing or no number")
     return int(value)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +48,7 @@ EXECUTORS: Final = {
     job_pb2.EXECUTOR_RAY: RAY,
 }
 FOLDER: Final = "evaluation"
+SUITES: Final = "suites"
 
 FindBase = Callable[[ContentReference], Awaitable[Path]]
 """Where the base of this name and digest is; raises FailedPreconditionError when it is not here."""
@@ -160,6 +163,7 @@ class Evaluations:
                 if isinstance(event.message, registry_pb2.EvaluateAdapterMetadata):
                     await told(event.message)
 
+            await asyncio.to_thread(_place_suites, order.folder / SUITES, gate)
             await running.process(
                 order,
                 public_keys=self.settings.ethics_public_keys,
@@ -202,7 +206,7 @@ class Evaluations:
                 "suites": [
                     {
                         "name": run.suite.name,
-                        "file": str(run.path),
+                        "file": f"{SUITES}/{run.path.name}",
                         "digest": run.suite.digest.hex(),
                         "models": [ADAPTER, BASE] if run.needs_base else [ADAPTER],
                     }
@@ -210,6 +214,13 @@ class Evaluations:
                 ]
             },
         )
+
+
+def _place_suites(folder: Path, gate: Gate) -> None:
+    """Beside the order, where a worker on another machine finds the very files that were just held against the profile."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for run in gate.runs:
+        shutil.copyfile(run.path, folder / run.path.name)
 
 
 def _require_current(adapter: registry_pb2.Adapter, action: pb.EvaluateAdapterAction) -> None:

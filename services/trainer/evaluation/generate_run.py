@@ -33,7 +33,7 @@ def main(order: Order, events: EventWriter) -> dict[str, Any]:  # Any: JSON
     _require_cleared(order)
     if order.base is None or order.adapter is None:
         raise FailedPreconditionError("the order names no base or no adapter")
-    asked = [(_suite(each), tuple(each["models"])) for each in order.settings["suites"]]
+    asked = [(_suite(order.folder, each), tuple(each["models"])) for each in order.settings["suites"]]
     checked = copy_checked(order.adapter.directory, order.adapter.digest, order.folder / CANDIDATE)
     require_base(order.base.directory, checked.description, order.base.digest)
     # What is wrong with the files has been said by now, without seconds of imports.
@@ -79,8 +79,8 @@ def answers_path(folder: Path, model: str, suite: str) -> Path:
     return folder / ANSWERS / model / f"{suite}.jsonl"
 
 
-def _suite(asked: Mapping[str, Any]) -> Suite:  # Any: JSON
-    suite = read_suite(Path(asked["file"]), str(asked["name"]))
+def _suite(folder: Path, asked: Mapping[str, Any]) -> Suite:  # Any: JSON
+    suite = read_suite(folder / str(asked["file"]), str(asked["name"]))
     if suite.digest.hex() != asked["digest"]:
         raise VerificationError(
             f"suite {suite.name}: {asked['file']} is no longer the file that the profile names"

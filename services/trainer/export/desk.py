@@ -88,13 +88,13 @@ class Exports:
         )
 
         async def run(running: Running) -> registry_pb2.Export:
-            return await self._run(running, request, adapter)
+            return await self._run(running, request)
 
         return await self.operations.start(asked, run)
 
-    async def _run(
-        self, running: Running, request: pb.ExportAdapterRequest, adapter: registry_pb2.Adapter
-    ) -> registry_pb2.Export:
+    async def _run(self, running: Running, request: pb.ExportAdapterRequest) -> registry_pb2.Export:
+        # As it stands now: it may have waited, and meanwhile been revoked or promoted by another gate.
+        adapter = await self.registry.mended(request.name, tenant=running.principal.tenant)
         self.registry.require_promoted(adapter)
         order = await self._order(running, request, adapter)
 
@@ -153,8 +153,6 @@ class Exports:
             rules=self.registry.rules,
             base_digest=described.digest,
         )
-        # The copy on the shelf is what the process reads: it must be the very manifest that the registry has.
-        await asyncio.to_thread(self.registry.shelf.replace_manifest, adapter.name, adapter.manifest)
         return orders.Order(
             kind=orders.EXPORT,
             name=running.name,

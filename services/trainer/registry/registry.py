@@ -159,6 +159,14 @@ class Registry:
             await self.store.put_adapter(promoted)
             return promoted
 
+    async def mended(self, name: str, *, tenant: str | None) -> registry_pb2.Adapter:
+        """The adapter as it stands, its folder with the very manifest that the registry has: a cut promotion left two."""
+        async with self._turn:
+            adapter = await self.store.get_adapter(name, tenant)
+            if await asyncio.to_thread(self.shelf.read_manifest, name) != adapter.manifest:
+                await asyncio.to_thread(self.shelf.replace_manifest, name, adapter.manifest)
+            return adapter
+
     async def revoke(
         self, name: str, reason: str, *, tenant: str
     ) -> tuple[registry_pb2.Adapter, list[str], SignedRevocationList]:

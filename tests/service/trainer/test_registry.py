@@ -423,3 +423,11 @@ async def test_a_folder_is_verified_without_any_service(
     assert verify.main(pinned) == 1
     assert f"file {WEIGHTS_FILE}" in capsys.readouterr().err
     assert verify.main(["/nowhere", "--trainer-key", f"{desk.root}/trainer.pub"]) == 1
+
+
+async def test_a_promotion_that_was_cut_is_mended(desk: Desk) -> None:
+    adapter = await desk.promoted()
+    candidate = await desk.candidate(stem="adapters/other")
+    desk.registry.shelf.replace_manifest(adapter.name, candidate.manifest)
+    assert (await desk.registry.mended(adapter.name, tenant="default")).manifest == adapter.manifest
+    assert desk.registry.shelf.read_manifest(adapter.name) == adapter.manifest

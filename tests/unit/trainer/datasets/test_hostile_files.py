@@ -16,10 +16,37 @@ from services.trainer.datasets.readers import READERS
 from services.trainer.datasets.rows import Row
 
 FORMS = [pb.SourceFormat.Name(form) for form in READERS]
-FIELDS = (
-    "messages role content prompt completion chosen rejected text label question answer problem solution steps unit code "
-    "test_list task_id claim sources before after buggy fixed vulnerable explanation cwe subject category"
-).split()  # noqa: SIM905 - a sentence reads better
+FIELDS = [
+    "messages",
+    "role",
+    "content",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "text",
+    "label",
+    "question",
+    "answer",
+    "problem",
+    "solution",
+    "steps",
+    "unit",
+    "code",
+    "test_list",
+    "task_id",
+    "claim",
+    "sources",
+    "before",
+    "after",
+    "buggy",
+    "fixed",
+    "vulnerable",
+    "explanation",
+    "cwe",
+    "subject",
+    "category",
+]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
 VALUES = st.recursive(
     SCALARS

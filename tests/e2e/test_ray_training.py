@@ -1,26 +1,37 @@
-"""A job of two workers on a Ray cluster whose processes were started apart; one worker is killed in the middle."""
+"""A job of two workers on a Ray cluster whose processes were started apart; one worker is killed in the middle.
+
+The first test goes on from there: gate, promotion, an answer through the gateway, and the chain back to the data.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from kala.errors import FailedPreconditionError
 from kala.trainer.v1 import job_pb2
+from services.common.file_set import file_set_digest
 from services.trainer.executors.model import Task
 from services.trainer.executors.ray import RayExecutor
 from services.trainer.work.events import Event, EventReader
 from services.trainer.work.log_lines import LogReader
 from services.trainer.work.results import read_result
 from tests.e2e.ray_cluster import RayCluster, ray_cluster
+from tests.e2e.suites import running_suite
+from tests.e2e.test_training import Person, files_of, verified
+from tests.fakes.small_gate import write_small_gate
 from tests.fakes.training_jobs import order, spec
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(600)]
 
 STEPS = 120
 KILLED_AT = 30
@@ -44,6 +55,91 @@ def two_workers(**values: object) -> job_pb2.TrainingSpec:
     return wanted
 
 
+def test_a_job_that_lost_a_worker_is_gated_promoted_and_serves_with_its_whole_chain(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    ray = {
+        "KALA_TRAINER_RAY_ADDRESS": cluster.address,
+        "KALA_TRAINER_RAY_TOKEN_FILE": str(cluster.token_file),
+    }
+    gate = write_small_gate(tmp_path / "gate")
+    with (
+        running_suite(tmp_path / "state", OMP_NUM_THREADS="1", **ray, **gate) as suite,
+        httpx.Client(
+            base_url=suite.url, headers={"authorization": f"Bearer {suite.key}"}, timeout=60
+        ) as http,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        person = Person(suite, http, Path(gate["KALA_INFERENCE_GATE_PROFILES"]))
+        file = job_file(tmp_path)
+        submitted = pool.submit(person.kala, "train", "submit", file, "--wait", "--json")
+        folder = kill_in(suite.layout.data / "trainer" / "work", submitted)
+        job = json.loads(submitted.result())
+        assert job["progress"]["state"] == "JOB_STATE_SUCCEEDED", job
+        assert job["ray_job"].startswith("kala-")
+        told = messages(EventReader(folder).read(limit=10_000), job_pb2.IncidentEvent)
+        assert [each.kind for each in told] == ["WORKER_LOST"]
+
+        name = job["adapter"]
+        assert name in person.kala("adapters", "promote", name)
+        assert name in person.kala("adapters", "load", name)
+        answer = person.chat(name, "Hello")
+        assert answer.status_code == 200, answer.text
+        chain_leads_back(person, name, answer.json()["kala"]["receipt"]["id"])
+
+
+def chain_leads_back(person: Person, name: str, receipt: str) -> None:
+    """From the answer's receipt to the adapter, to the record that its training began, to the rows that it saw."""
+    adapter = verified(person, name)
+    assert person.leaf(receipt).value["model"]["adapter"] == adapter.digest.hex()
+    training = adapter.description.training
+    assert training.resumes == 1
+    intent = person.leaf(training.intent_receipt)
+    assert intent.value["type"] == "training.started"
+    assert intent.value["action"]["digest"] == training.action_digest.hex()
+    used = adapter.description.datasets[0]
+    rows = person.suite.layout.data / "trainer" / "datasets" / used.name.removeprefix("datasets/")
+    assert file_set_digest(files_of(rows, [file.name for file in used.files])) == used.digest
+
+
+def job_file(folder: Path) -> Path:
+    path = folder / "job.yaml"
+    path.write_text("""
+adapter: two-workers
+summary: A small new task, learned by two workers.
+base_model: kala-embedded
+rank: 16
+target_modules: [query_key_value, dense, embed_in, embed_out]
+build:
+  - name: rows
+    duplicate_similarity: 1.0
+    sources:
+      - generator: {category: template_task, rows: 800, seed: 1}
+      - generator: {category: law_1, rows: 100, seed: 1}
+      - generator: {category: law_0, rows: 100, seed: 1}
+datasets: [{dataset: rows}]
+hyperparameters: {learning_rate: 2e-3, batch_size: 16, max_sequence_tokens: 128, max_steps: 140, checkpoint_steps: 10}
+placement: {executor: ray, workers: 2, cpus_per_worker: 1}
+gate_profile: small
+deadline: 15m
+""")
+    return path
+
+
+def kill_in(root: Path, submitted: Future[str]) -> Path:
+    """Kill a worker of the one training job below `root` in the middle of its run, and give the job's folder."""
+    while not submitted.done():
+        for order_file in root.glob("*/order.json"):
+            folder = order_file.parent
+            steps = messages(EventReader(folder).read(limit=10_000), job_pb2.TrainingProgress)
+            if max((each.step for each in steps), default=0) >= KILLED_AT:
+                kill_rank(folder, 1)
+                return folder
+        time.sleep(0.1)
+    raise AssertionError(submitted.result())
+
+
+@pytest.mark.slow
 async def test_a_job_goes_on_from_its_last_checkpoint_when_a_worker_is_killed(cluster, tmp_path: Path):
     wanted = two_workers(max_steps=STEPS, checkpoint_steps=CHECKPOINT_STEPS)
     folder = order(tmp_path, wanted)
@@ -97,6 +193,10 @@ async def kill_worker(folder: Path, running: asyncio.Task[object], *, rank: int)
         assert not running.done(), running
         step = max([step, *(each.step for each in messages(reader.read(), job_pb2.TrainingProgress))])
         await asyncio.sleep(0.05)
+    kill_rank(folder, rank)
+
+
+def kill_rank(folder: Path, rank: int) -> None:
     said = "\n".join(line.text for line in LogReader(folder).read(limit=10_000))
     found = re.search(rf"kala worker {rank} is process ([0-9]+)", said)
     assert found, said

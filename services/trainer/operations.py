@@ -185,7 +185,7 @@ class Operations:
                     row = replace(row, intent=claim.key, execution_id=claim.execution_id)
                     await self._store.operations.mark_begun(row)
                 running = await self._launch(row, claim, work)
-            except KalaError:
+            except Exception:
                 # It has not begun, and the same request may be tried again.
                 await self._store.operations.remove(row.name)
                 raise

@@ -16,7 +16,7 @@ from google.longrunning.operations_pb2 import Operation
 from google.protobuf.message import Message
 
 from kala.common.v1.clearance_pb2 import Principal
-from kala.errors import FailedPreconditionError, InvalidArgumentError, KalaError
+from kala.errors import FailedPreconditionError, InvalidArgumentError, KalaError, NotFoundError
 from kala.trainer.v1 import job_pb2
 from kala.trainer.v1 import trainer_pb2 as pb
 from services.common.sealing import unpack_strictly
@@ -118,21 +118,21 @@ class Jobs:
         )
 
     async def resume(self, row: OperationRow, claim: Claim) -> Work | None:
-        """Go on with a job that an earlier life of this service was doing."""
-        del claim
-        number = names.number_of(names.OPERATIONS, row.name)
-        if row.sealed is None:
-            return None
-        action = unpack_strictly(row.sealed.action, pb.CreateTrainingJobAction)
+        """Go on with a job that an earlier life of this service was doing; None when this release cannot."""
+        name = names.numbered(names.JOBS, names.number_of(names.OPERATIONS, row.name))
         try:
-            job = await self._store.get_job(names.numbered(names.JOBS, number), None)
-        except KalaError:
+            job = await self._store.get_job(name, None)
+        except NotFoundError:
             # It was cut between the record that it begins and its first state.
-            job = job_pb2.TrainingJob(name=names.numbered(names.JOBS, number), spec=action.spec)
+            job = job_pb2.TrainingJob(name=name)
             self._fill(job, row.principal, row.created_at / 1e6, row.deadline_at / 1e6)
-        if job.spec != action.spec:
+        try:
             # What runs is what was cleared, whatever became of the database.
-            job.spec.CopyFrom(action.spec)
+            action = unpack_strictly(claim.sealed.action, pb.CreateTrainingJobAction)
+        except KalaError as error:
+            await self._fail(job, error, row.principal.subject)
+            return None
+        job.spec.CopyFrom(action.spec)
         return self._work(job, is_resumed=job.HasField("started_at"))
 
     async def get(self, request: pb.GetTrainingJobRequest, principal: Principal) -> pb.GetTrainingJobResponse:
@@ -271,6 +271,13 @@ class Jobs:
         job.progress.state = job_pb2.JOB_STATE_QUEUED
         job.created_at.CopyFrom(timestamp(created))
         job.deadline_at.CopyFrom(timestamp(deadline))
+
+    async def _fail(self, job: job_pb2.TrainingJob, error: KalaError, subject: str) -> None:
+        """End a job that nobody is doing."""
+        job.progress.state = job_pb2.JOB_STATE_FAILED
+        job.error, job.error_reason = error.message, error.reason
+        job.finished_at.CopyFrom(timestamp(self._clock()))
+        await self._store.put_job(job, subject=subject)
 
     def _work(self, job: job_pb2.TrainingJob, *, is_resumed: bool = False) -> Work:
         """The job's work, and its life, which begins with the operation."""

@@ -27,6 +27,7 @@ from services.common.channel import open_channel
 from services.common.principals import principal_metadata
 from services.common.status import translated
 from services.trainer.executors.model import Task
+from services.trainer.store.schema import OPERATION
 from services.trainer.work.ended import Ended
 from services.trainer.work.events import EventWriter
 from services.trainer.work.results import EXIT_REFUSED, write_error
@@ -466,6 +467,29 @@ async def test_full_fine_tuning_is_refused_where_a_base_has_no_place(tmp_path: P
     async with served_trainer(tmp_path, executor=ScriptedExecutor(), bases_dir=None) as served:
         with pytest.raises(FailedPreconditionError, match="KALA_TRAINER_BASES_DIR"):
             await served.create(await ready(served, **FULL))
+
+
+async def test_a_job_that_this_release_does_not_understand_fails_and_holds_up_nothing(tmp_path: Path) -> None:
+    from tests.fakes.audit_server import served_log
+
+    async with served_log(tmp_path / "audit.db") as log:
+        async with served_trainer(tmp_path, executor=ScriptedExecutor(never_ends), log=log) as first:
+            operation = await first.create(await ready(first, **FULL))
+            row = await first.store.operations.get(operation.name, None)
+            assert row.sealed is not None
+            row.sealed.action.value += b"\xf8\x07\x01"  # a field of a newer release
+            newer = row.sealed.SerializeToString()
+            await first.store.run(lambda sql: sql.execute(OPERATION.update().values(sealed=newer)))
+        async with served_trainer(
+            tmp_path, executor=ScriptedExecutor(), log=log, ethics=first.ethics
+        ) as second:
+            ended = await second.ended(operation)
+            assert ended.error.code == code_pb2.ABORTED
+            job = await second.job(operation)
+            assert job.progress.state == job_pb2.JOB_STATE_FAILED
+            assert job.error_reason == "UNKNOWN_FIELDS"
+            # The adapter's name is free again.
+            await second.ended(await second.create(await second.plan(small_spec(**FULL))))
 
 
 async def test_two_trainers_do_not_share_a_state_directory(tmp_path: Path) -> None:

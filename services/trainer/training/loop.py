@@ -58,6 +58,8 @@ class Hooks:
     should_stop: Callable[[], bool] = lambda: False
     """Whether to end after this step, with a checkpoint."""
     clock: Callable[[], float] = time.time
+    on_resume: Callable[[int], None] = lambda _: None
+    """Told, before the first step, the step that the run goes on from; 0 where it begins. Only the worker that leads tells."""
     on_checkpoint: Callable[[Checkpoint], None] = lambda _: None
     """Told each checkpoint that is on disk."""
 
@@ -97,6 +99,8 @@ class Trainer:
         stages, encoder, counts = self._make_ready(loaded)
         self._total = sum(stage.steps for stage in stages)
         checkpoint = self._resume()
+        if self._world.leads:
+            self._hooks.on_resume(self._position.step)
         # Whoever asked while all this was read need not wait for a step.
         self._leave_if_asked()
         self._tell(job_pb2.JOB_STATE_TRAINING, force=True)

@@ -6,8 +6,8 @@ import importlib.metadata
 import platform
 import signal
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from kala.errors import FailedPreconditionError
@@ -16,11 +16,12 @@ from services.common.file_set import file_set_digest
 from services.common.strict_parsing import require_same
 from services.trainer.registry.bases import base_files
 from services.trainer.training import saving
+from services.trainer.training.failures import cured
 from services.trainer.training.loop import Events, Hooks, Outcome, Trainer
 from services.trainer.training.progress import peak_memory_bytes
 from services.trainer.training.recipe import USES, DatasetFolder, Work, work_of
 from services.trainer.training.state import Position
-from services.trainer.training.trackers import open_trackers
+from services.trainer.training.trackers import Trackers, open_trackers
 from services.trainer.training.world import World
 from services.trainer.work.order import Order
 
@@ -131,27 +132,45 @@ def run_work(
 ) -> dict[str, Any]:  # Any: JSON
     """Do some work from its last checkpoint to its result."""
     world = world or World()
-    reports = work.folder / REPORTS
     chosen = Hooks(events=events, should_stop=should_stop)
     if not world.leads:
         outcome = Trainer(work, hooks(chosen), world).run()
         saving.save(work, outcome, leads=False)
         return result(work, outcome, world)
-    resume_step = _last_step(work.folder)
-    with open_trackers(
-        reports,
-        trackers or (),
-        resume_step=resume_step,
-        run_name=run_name,
-        mlflow_uri=mlflow_uri,
-        on_fault=lambda name, problem: events.write(
-            job_pb2.IncidentEvent(kind="TRACKER_LOST", message=f"{name}: {problem}")
-        ),
-    ) as open_ones:
-        outcome = Trainer(work, hooks(replace(chosen, metrics=open_ones)), world).run()
+    numbers = _Numbers()
+    with ExitStack() as stack:
+
+        def open_at(step: int) -> None:
+            """Open the trackers, and drop what they have of steps that will be taken again."""
+            numbers.trackers = stack.enter_context(
+                open_trackers(
+                    work.folder / REPORTS,
+                    trackers or (),
+                    resume_step=step,
+                    run_name=run_name,
+                    mlflow_uri=mlflow_uri,
+                    on_fault=lambda name, problem: events.write(
+                        job_pb2.IncidentEvent(kind="TRACKER_LOST", message=f"{name}: {problem}")
+                    ),
+                )
+            )
+
+        outcome = Trainer(work, hooks(replace(chosen, metrics=numbers, on_resume=open_at)), world).run()
     _tell_saving(events, outcome.position, world)
-    saving.save(work, outcome)
+    with cured(work):
+        saving.save(work, outcome)
     return result(work, outcome, world)
+
+
+@dataclass(slots=True)
+class _Numbers:
+    """Passes numbers on to the trackers, which are opened once it is known where a run goes on."""
+
+    trackers: Trackers | None = None
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        if self.trackers is not None:
+            self.trackers.log(step, values)
 
 
 def result(work: Work, outcome: Outcome, world: World) -> dict[str, Any]:  # Any: JSON
@@ -204,12 +223,6 @@ def _set_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(max(1, threads))
-
-
-def _last_step(folder: Path) -> int:
-    """The step that numbers are kept up to; the loop looks closer."""
-    found = [path.name for path in (folder / "checkpoints").glob("step-*")]
-    return max((int(name.removeprefix("step-")) for name in found), default=0)
 
 
 def _tell_saving(events: Events, position: Position, world: World) -> None:

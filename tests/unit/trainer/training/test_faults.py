@@ -55,6 +55,8 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_gives_the_same_adapter(
     run_work(job, told)
     assert [each.kind for each in told.of(job_pb2.IncidentEvent)] == ["CHECKPOINT_DAMAGED"]
     assert (tmp_path / "job/adapter" / WEIGHTS_FILE).read_bytes() == first
+    lines = (tmp_path / "job/reports/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]  # none twice
 
 
 def test_a_checkpoint_of_another_job_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from kala.common.v1 import adapter_pb2
 from kala.common.v1.clearance_pb2 import Principal
 from kala.common.v1.gate_pb2 import GATE_OUTCOME_ERROR, GATE_OUTCOME_FAILED, GATE_OUTCOME_PASSED
 from kala.common.v1.measurement_pb2 import MEASURER_ETHICS, MEASURER_TOOLS
@@ -32,7 +33,7 @@ from tests.fakes.audit_server import served_log
 from tests.fakes.clearances import FakeEthics
 from tests.fakes.scripted_ethics import ScriptedEthics
 from tests.fakes.served_trainer import ANN, BEN, ServedTrainer, put_dataset, served_trainer, small_spec
-from tests.fakes.training_jobs import ALL_TARGETS, write_dataset
+from tests.fakes.training_jobs import ALL_TARGETS, claim, write_dataset
 
 pytestmark = pytest.mark.torch
 
@@ -104,6 +105,24 @@ class Gates:
         job = job_pb2.TrainingJob()
         assert ended.response.Unpack(job), ended.error
         return job, await self.evaluation(job.evaluation)
+
+    async def classifier(self, profile: ContentReference) -> registry_pb2.Evaluation:
+        """Train a small classifier with this gate, and give its evaluation."""
+        directory = self.served.settings.state_dir / "datasets" / "claims@1"
+        await put_dataset(self.served.store, write_dataset(directory, claim, rows=24), "datasets/claims@1")
+        spec = small_spec(
+            "datasets/claims@1",
+            adapter="adapters/guardian",
+            objective=job_pb2.TRAINING_OBJECTIVE_CLASSIFICATION,
+            stage=adapter_pb2.ADAPTER_STAGE_SPECIALIST,
+            specialist=adapter_pb2.SPECIALIST_GUARDIAN,
+            labels=["supported", "refuted", "unsure"],
+            gate_profile=profile,
+        )
+        ended = await self.served.ended(await self.served.create(await self.served.plan(spec)))
+        job = job_pb2.TrainingJob()
+        assert ended.response.Unpack(job), ended.error
+        return await self.evaluation(job.evaluation)
 
     async def evaluate(
         self,
@@ -230,11 +249,9 @@ async def gates(folder: Path) -> AsyncIterator[Gates]:
             yield Gates(served, script, profile, reference)
 
 
-def embedded() -> tuple[Profile, ContentReference]:
-    data = (PACKAGED_PROFILES / "embedded.json").read_bytes()
-    return read_profile(data), ContentReference(
-        name="embedded", sha256=sha256(data).digest(), bytes=len(data)
-    )
+def packaged(name: str) -> tuple[Profile, ContentReference]:
+    data = (PACKAGED_PROFILES / f"{name}.json").read_bytes()
+    return read_profile(data), ContentReference(name=name, sha256=sha256(data).digest(), bytes=len(data))
 
 
 def failing(evaluation: registry_pb2.Evaluation) -> set[str]:
@@ -269,7 +286,7 @@ async def test_a_good_adapter_passes_and_the_log_proves_it(tmp_path: Path) -> No
 async def test_what_refuses_all_and_what_complies_with_all_fail_the_embedded_gate(
     tmp_path: Path, make: Callable[[int], dict[str, Any]], metrics: set[str]
 ) -> None:
-    profile, reference = embedded()
+    profile, reference = packaged("embedded")
     async with gates(tmp_path) as world:
         job, evaluation = await world.trained(make, reference)
         adapter = await world.adapter(job.adapter)
@@ -282,6 +299,18 @@ async def test_what_refuses_all_and_what_complies_with_all_fail_the_embedded_gat
         assert [leaf["gate"]["passed"] for leaf in world.served.logged("gate.result")] == [False]
 
 
+@pytest.mark.slow
+async def test_a_classifier_is_asked_for_labels(tmp_path: Path) -> None:
+    profile, reference = packaged("guardian")
+    async with gates(tmp_path) as world:
+        evaluation = await world.classifier(reference)
+        assert evaluation.outcome == GATE_OUTCOME_FAILED, evaluation.result.error
+        assert len(evaluation.result.metrics) == len(profile.content.requirements)
+        assert "integrity" not in failing(evaluation)
+        answered = {metric.slice: metric.hits for metric in evaluation.result.metrics[2:]}
+        assert sum(answered.values()) > 0
+
+
 async def refuses_what_cannot_be_evaluated(world: Gates, adapter: registry_pb2.Adapter) -> None:
     """Before anything of it is logged or started."""
     changed = registry_pb2.Adapter()
@@ -291,8 +320,7 @@ async def refuses_what_cannot_be_evaluated(world: Gates, adapter: registry_pb2.A
         await world.evaluate(changed)
     with pytest.raises(NotFoundError, match="no gate profile 'small' of digest 0000"):
         await world.evaluate(adapter, ContentReference(name="small", sha256=bytes(32), bytes=1))
-    data = (PACKAGED_PROFILES / "math.json").read_bytes()
-    math = ContentReference(name="math", sha256=sha256(data).digest(), bytes=len(data))
+    _, math = packaged("math")
     with pytest.raises(FailedPreconditionError, match="suite gsm8k"):
         await world.evaluate(adapter, math)
     with pytest.raises(NotFoundError):

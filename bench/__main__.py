@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench import code, ethics, inference, pythia, sandbox, trainer
+from bench import code, ethics, inference, pythia, sandbox, trainer, trainer_exports
 from bench.measure import NUMBER, Arm, KeepAliveClient, interleaved
 from bench.servers import ROOT, Peer, Suite, litellm, suite
 from bench.upstream import static_model_servers
@@ -155,9 +155,12 @@ def measure_pythia() -> Section:
 
 
 def measure_trainer() -> Section:
-    """What training costs, and what a kill loses."""
-    figures = trainer.measure()
-    return Section(trainer.lines(figures), {"trainer": trainer.document(figures)})
+    """What training costs, what a kill loses, and whether exports say what PEFT says."""
+    figures, exports = trainer.measure(), trainer_exports.measure()
+    return Section(
+        [*trainer.lines(figures), "", *trainer_exports.lines(exports)],
+        {"trainer": trainer.document(figures), "trainer_exports": trainer_exports.document(exports)},
+    )
 
 
 def write(sections: Sequence[Section]) -> None:

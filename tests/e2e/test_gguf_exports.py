@@ -5,19 +5,17 @@ It is not built here: KALA_TEST_LLAMA_SERVER names the program, or it is on PATH
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import httpx
 import pytest
 
 from services.inference.config import EMBEDDED_MODEL_DIR
-from services.trainer.export.comparing import NEW_TOKENS, Spoken, reference_of
+from services.trainer.export.comparing import Spoken, reference_of
 from services.trainer.export.gguf_writing import write_lora_gguf, write_merged_gguf
 from services.trainer.export.source import AdapterSource, BaseSource, read_adapter, read_base
-from tests.e2e.test_llama_server_backend import PROGRAM, llama_server
+from tests.fakes.gguf_server import PROGRAM, gguf_server, share_of_equal_cuts, share_of_equal_texts
 from tests.fakes.tiny_adapters import TinyAdapter
 
 pytestmark = [
@@ -55,59 +53,23 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(read_base(EMBEDDED_MODEL_DIR), read_adapter(folder / "adapter"), spoken, folder)
 
 
-@asynccontextmanager
-async def serving(*arguments: str) -> AsyncIterator[httpx.AsyncClient]:
-    # Numbers as they are: neither a cache in half precision nor a faster attention.
-    exact = (
-        "--cache-type-k",
-        "f32",
-        "--cache-type-v",
-        "f32",
-        "--flash-attn",
-        "off",
-        "--ctx-size",
-        "512",
-        "--parallel",
-        "1",
-    )
-    async with llama_server(*arguments, *exact) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
-        yield client
-
-
-async def share_equal(client: httpx.AsyncClient, spoken: Sequence[Spoken]) -> float:
-    """The share of prompts that go on with PEFT's very tokens."""
-    equal = 0
-    for each in spoken:
-        answer = await client.post(
-            "/completion",
-            json={
-                "prompt": each.ids[: each.start], "n_predict": NEW_TOKENS, "temperature": 0, "return_tokens": True,
-                "cache_prompt": False,
-            },
-        )  # fmt: skip
-        equal += answer.json()["tokens"] == each.ids[each.start :]
-    return equal / len(spoken)
-
-
 # Rounded weights may tip a near tie; what is written in full tips none.
 @pytest.mark.parametrize(("weight_format", "least"), [("f32", 1.0), ("f16", 0.99)])
 async def test_a_merged_model_says_what_peft_says(
     world: World, tmp_path: Path, weight_format: str, least: float
 ) -> None:
     write_merged_gguf(world.base, world.adapter, tmp_path, weight_format, lambda _: None)
-    async with serving("-m", str(tmp_path / "model.gguf")) as client:
-        for each in world.spoken:
-            cut = await client.post("/tokenize", json={"content": each.text, "parse_special": True})
-            assert cut.json()["tokens"] == each.prompt
-        assert await share_equal(client, world.spoken) >= least
+    async with gguf_server("-m", str(tmp_path / "model.gguf")) as client:
+        assert await share_of_equal_cuts(client, world.spoken) == 1
+        assert await share_of_equal_texts(client, world.spoken) >= least
 
 
 async def test_an_adapter_beside_its_base_says_what_peft_says(world: World, tmp_path: Path) -> None:
     write_merged_gguf(world.base, replace(world.adapter, pairs={}), tmp_path, "f32", lambda _: None)
     write_lora_gguf(world.base, world.adapter, tmp_path, lambda _: None)
-    async with serving(
+    async with gguf_server(
         "-m", str(tmp_path / "model.gguf"), "--lora", str(tmp_path / "adapter.gguf")
     ) as client:
-        assert await share_equal(client, world.spoken) == 1
-    async with serving("-m", str(tmp_path / "model.gguf")) as client:
-        assert await share_equal(client, world.spoken) < 1
+        assert await share_of_equal_texts(client, world.spoken) == 1
+    async with gguf_server("-m", str(tmp_path / "model.gguf")) as client:
+        assert await share_of_equal_texts(client, world.spoken) < 1

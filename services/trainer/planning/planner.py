@@ -26,8 +26,8 @@ from services.trainer.planning.targets import find_targets, trained_parameters
 from services.trainer.planning.text import plan_text
 from services.trainer.planning.yaml_document import did_you_mean
 
-ADAPTER_OVERHEAD_BYTES: Final = 40
-"""Bytes of a safetensors header per tensor and one more word; the matrices are what counts."""
+TENSOR_HEADER_BYTES: Final = 130
+"""Of one matrix in a weights file: its name, number format, shape and place."""
 
 
 class Planner:
@@ -182,7 +182,7 @@ class Planner:
         plan.trained_parameters = trained + head
         width = 2 if spec.hyperparameters.precision == pb.PRECISION_BF16 and not is_full else 4
         tensors = sum(2 * each.matched for each in targets)
-        plan.adapter_bytes = 0 if is_full else 4 * (trained + head) + ADAPTER_OVERHEAD_BYTES * tensors
+        plan.adapter_bytes = 0 if is_full else 4 * (trained + head) + TENSOR_HEADER_BYTES * tensors
         load = Load(shape, spec, trained + head, width)
         on_gpu = spec.placement.gpus_per_worker > 0
         is_here = spec.placement.executor == pb.EXECUTOR_LOCAL or not self._site.has_cluster

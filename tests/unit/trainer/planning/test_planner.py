@@ -59,6 +59,11 @@ async def test_a_job_on_the_embedded_model_can_be_started_as_planned():
     assert plan.memory.total_bytes < plan.memory.available_bytes
 
 
+async def test_the_adapters_size_is_that_of_the_file_that_such_a_job_writes():
+    plan = await plan_of(JOB.replace("rank: 8", "rank: 4"))
+    assert plan.adapter_bytes == pytest.approx(126_512, rel=0.01)
+
+
 async def test_planning_a_planned_spec_again_changes_nothing():
     first = await plan_of(JOB)
     again = await planner().plan_spec(first.spec, ANN)

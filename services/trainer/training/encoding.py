@@ -68,6 +68,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._max = max_tokens
         self._labels = {label: number for number, label in enumerate(labels)}
+        self._specials = [token for token in tokenizer.all_special_tokens if len(token) > 1]
         self.template = "" if tokenizer.chat_template else PLAIN_TEMPLATE
         """What the adapter must bring along; empty where the base has its own."""
 
@@ -99,7 +100,7 @@ class Encoder:
 
     def _dialogue(self, messages: Messages, *, last_only: bool = False) -> Encoded:
         """Each answer is tokenised apart from what stands before it, as it will be generated."""
-        turns = [{"role": role, "content": content} for role, content in messages]
+        turns = [{"role": role, "content": self._harmless(content)} for role, content in messages]
         ids, learned = array("i"), bytearray()
         done = ""
         for number, turn in enumerate(turns):
@@ -130,8 +131,14 @@ class Encoder:
                 f"a row has the label {row.label[:80]!r}, which is none of the job's; name it in `labels`",
                 reason="UNKNOWN_LABEL",
             )
-        ids = self._tokens(row.text.replace("<|", "< |")) or [self._tokenizer.eos_token_id]
+        ids = self._tokens(self._harmless(row.text)) or [self._tokenizer.eos_token_id]
         return Encoded(array("i", ids), bytes(len(ids)), self._labels[row.label])
+
+    def _harmless(self, text: str) -> str:
+        """Break control tokens in a text up, so that it cannot pose as the conversation's own structure."""
+        for token in self._specials:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     def _cut(self, item: Encoded) -> Encoded:
         if len(item.ids) <= self._max:

@@ -104,6 +104,8 @@ class Trainer:
         # Whoever asked while all this was read need not wait for a step.
         self._leave_if_asked()
         self._tell(job_pb2.JOB_STATE_TRAINING, force=True)
+        # Reading the base is no part of any step.
+        self._pace = Pace()
         for number, stage in enumerate(stages):
             if number >= self._position.stage:
                 # Each stage begins with a fresh optimiser; only the one that was cut goes on with its old one.

@@ -55,7 +55,7 @@ class TrainerSettings(GrpcServerSettings):
     ] = DEFAULT_STATE
     database: Annotated[
         str | None,
-        Field(description="`postgresql+psycopg://…`, or a SQLite file; unset means one in state_dir."),
+        Field(description="Path of an SQLite file, or an SQLAlchemy URL; unset means a file in state_dir."),
     ] = None
     bases_dir: Annotated[
         Path | None, Field(description="Base models, `<dir>/<name>/…`; unset offers the embedded one only.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Engine, create_engine, event, inspect, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from kala.errors import FailedPreconditionError, UnavailableError
 
@@ -41,7 +41,13 @@ def translated() -> Iterator[None]:
 
 def _engine(database: str) -> Engine:
     if "://" in database:
-        return create_engine(database, pool_pre_ping=True, hide_parameters=True)
+        try:
+            return create_engine(database, pool_pre_ping=True, hide_parameters=True)
+        except (ArgumentError, ImportError) as error:
+            # Not its text: a URL may hold a password.
+            raise FailedPreconditionError(
+                "KALA_TRAINER_DATABASE: is no URL of a database whose driver is installed"
+            ) from error
     path = Path(database).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -73,6 +73,13 @@ def test_the_file_is_private_and_a_place_that_is_none_is_named(tmp_path: Path) -
         open_engine(tmp_path / "file" / "trainer.db")
 
 
+@pytest.mark.parametrize("url", ["nosuch+driver://user:secret@host/db", "://"])
+def test_a_url_that_cannot_be_used_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(FailedPreconditionError, match="KALA_TRAINER_DATABASE") as caught:
+        open_engine(url)
+    assert "secret" not in caught.value.message
+
+
 async def test_another_tenants_things_do_not_exist(store: Store) -> None:
     await store.put_adapter(adapter("adapters/polite@1"))
     await store.put_dataset(dataset("datasets/rows@1"))

@@ -12,6 +12,7 @@ from services.trainer.datasets.generators.benign import benign_row
 from services.trainer.datasets.generators.conflicts import conflict_row
 from services.trainer.datasets.generators.conversations import conversation_row
 from services.trainer.datasets.generators.derivations import derivation_row
+from services.trainer.datasets.generators.held_apart import is_gates_question
 from services.trainer.datasets.generators.laws import law_rows
 from services.trainer.datasets.generators.research import (
     experiment_row,
@@ -60,7 +61,7 @@ def generate(category: str, rows: int, seed: int) -> Iterator[Row]:
     while len(seen) < rows:
         row = make(draw)
         digest = row.digest()[:_DIGEST_BYTES]
-        if digest in seen:
+        if digest in seen or is_gates_question(row):
             repeats += 1
             if repeats == _REPEATS:
                 raise InvalidArgumentError(

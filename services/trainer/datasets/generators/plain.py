@@ -9,7 +9,7 @@ from services.trainer.datasets.draw import Draw, templates
 
 KIND: Final = "plain"
 _SUM_SHARE: Final = 0.12
-_QUESTION_SHARE: Final = 0.25
+_QUESTION_SHARE: Final = 0.45
 
 
 def plain_request(draw: Draw) -> tuple[str, str]:

@@ -14,7 +14,7 @@ def main(root: Path, rank: int, size: int, parallelism: str, steps: int, stop_af
     import torch.distributed
 
     from kala.errors import CancelledError
-    from services.trainer.training.recipe import Recipe
+    from services.trainer.training.recipe import DatasetFolder, Recipe, Stage
     from services.trainer.training.run import run_work
     from services.trainer.training.world import World
     from services.trainer.work.events import EventWriter
@@ -33,6 +33,12 @@ def main(root: Path, rank: int, size: int, parallelism: str, steps: int, stop_af
         validation_steps=3,
     )
     job = work(root, recipe=recipe, parallelism=parallelism.removesuffix("-lora"))
+    if parallelism == "ddp":
+        pairs = Stage(
+            Recipe(objective="dpo", max_steps=2, batch_size=4, micro_batch_size=1, max_sequence_tokens=64),
+            (DatasetFolder("preferences", root / "pairs"),),
+        )
+        job = replace(job, stages=(*job.stages, pairs))
     if parallelism == "fsdp":
         job = replace(job, lora=None)
     asked: list[int] = []

@@ -101,6 +101,11 @@ class Trainer:
         checkpoint = self._resume()
         if self._world.leads:
             self._hooks.on_resume(self._position.step)
+        self._plain: Untyped = make_objective(self._work.stages[0].recipe.objective, loaded.model)
+        # Once for all stages: a model that was wrapped twice would let its gradients meet twice.
+        self._objective: Untyped = wrap(
+            self._plain, self._world, parallelism=self._work.parallelism, precision=loaded.precision
+        )
         # Whoever asked while all this was read need not wait for a step.
         self._leave_if_asked()
         self._tell(job_pb2.JOB_STATE_TRAINING, force=True)
@@ -163,10 +168,7 @@ class Trainer:
         import torch
 
         recipe, position, model = stage.recipe, self._position, self._loaded.model
-        objective = make_objective(recipe.objective, model, beta=recipe.dpo_beta)
-        self._objective = wrap(
-            objective, self._world, parallelism=self._work.parallelism, precision=self._loaded.precision
-        )
+        self._plain.pursue(recipe.objective, recipe.dpo_beta)
         self._optimizer: Untyped = torch.optim.AdamW(
             _groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=BETAS
         )

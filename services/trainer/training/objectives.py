@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 Untyped = Any
 
 
-def make_objective(name: str, model: Untyped, *, beta: float) -> Untyped:
-    """Give the torch module whose forward pass takes a batch and gives the sum of its losses in fp32."""
+def make_objective(name: str, model: Untyped, *, beta: float = 0.1) -> Untyped:
+    """Give the torch module whose forward pass takes a batch and gives the sum of its losses in fp32.
+
+    `pursue` changes what it computes: a run of several stages wraps one module once, however many objectives it has.
+    """
     import torch
     from torch.nn import functional
 
@@ -29,6 +32,11 @@ def make_objective(name: str, model: Untyped, *, beta: float) -> Untyped:
         def __init__(self) -> None:
             super().__init__()
             self.model = model
+            self.pursue(name, beta)
+
+        def pursue(self, name: str, beta: float) -> None:
+            """Say what the next passes are for."""
+            self._prefers, self._beta = name == "dpo", beta
 
         def states(self, batch: Batch) -> torch.Tensor:
             """The last layer's states where something is predicted."""
@@ -38,14 +46,14 @@ def make_objective(name: str, model: Untyped, *, beta: float) -> Untyped:
 
         def forward(self, batch: Batch, reference: torch.Tensor | None = None) -> torch.Tensor:
             logits = head(self.states(batch)).float()
-            if name != "dpo":
+            if not self._prefers:
                 # Over all tokens, or over the rows of a classifier.
                 return functional.cross_entropy(logits, batch.targets, reduction="sum")
             likelihoods = self.likelihoods(batch, logits)
             if reference is None:
                 return likelihoods
             chosen, rejected = (likelihoods - reference).chunk(2)
-            return -functional.logsigmoid(beta * (chosen - rejected)).sum()
+            return -functional.logsigmoid(self._beta * (chosen - rejected)).sum()
 
         def likelihoods(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
             """Log likelihood of each answer."""

@@ -14,7 +14,7 @@ import pytest
 from kala.errors import InvalidArgumentError
 from services.common.adapter_weights import WEIGHTS_FILE
 from services.trainer.training.world import World
-from tests.fakes.training_jobs import write_dataset
+from tests.fakes.training_jobs import preference, write_dataset
 
 pytestmark = pytest.mark.torch
 
@@ -24,6 +24,7 @@ def train(root: Path, size: int, parallelism: str, stop_after: int = 0) -> None:
     if not (root / "data").is_dir():
         root.mkdir(exist_ok=True)
         write_dataset(root / "data")
+        write_dataset(root / "pairs", preference)
     (root / "meeting").unlink(missing_ok=True)
     (root / "job").mkdir(exist_ok=True)
     workers = [
@@ -50,7 +51,7 @@ def losses(root: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
 
 
-def test_two_workers_take_the_steps_of_one(tmp_path):
+def test_two_workers_take_the_steps_of_one_in_all_stages(tmp_path):
     import torch
     from safetensors.torch import load_file
 

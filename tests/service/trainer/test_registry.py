@@ -11,7 +11,7 @@ import pytest
 
 from kala.common.v1 import adapter_pb2
 from kala.common.v1.clearance_pb2 import ClearanceClaims, Principal
-from kala.common.v1.gate_pb2 import GATE_OUTCOME_ERROR, GATE_OUTCOME_FAILED
+from kala.common.v1.gate_pb2 import GATE_OUTCOME_ERROR, GATE_OUTCOME_FAILED, GateOutcome
 from kala.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -179,7 +179,9 @@ async def test_promoting_again_gives_the_same_manifest(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("outcome", [GATE_OUTCOME_FAILED, GATE_OUTCOME_ERROR])
-async def test_an_adapter_that_did_not_pass_is_not_promoted(desk: Desk, outcome: int) -> None:
+async def test_an_adapter_that_did_not_pass_is_not_promoted(
+    desk: Desk, outcome: GateOutcome.ValueType
+) -> None:
     adapter = await desk.candidate()
     evaluation = await desk.evaluated(adapter)
     evaluation.outcome = outcome

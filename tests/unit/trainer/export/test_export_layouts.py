@@ -19,6 +19,7 @@ from kala.trainer.v1.registry_pb2 import ExportFormat
 from services.common.adapter_manifest import MANIFEST_FILE
 from services.common.file_set import file_set_digest
 from services.inference.config import EMBEDDED_MODEL_DIR
+from services.inference.pythia.weights import check as check_weights
 from services.trainer.export import comparing, gguf_writing, run
 from services.trainer.export.comparing import (
     Spoken,
@@ -248,6 +249,8 @@ def test_a_merged_export_is_a_base_with_its_own_digest(world: World, tmp_path: P
     result = run.main(order_of(world, tmp_path / "work", "MERGED"), phases)
     made = tmp_path / "work" / "export"
     assert bytes.fromhex(result["model_digest"]) == file_set_digest(base_files(made))
+    # Inference serves it as a base of that very digest, every file held against the manifest beside it.
+    assert check_weights(made).base_digest.hex() == result["model_digest"]
     assert {file["name"] for file in result["files"]} >= {
         "model.safetensors",
         "tokenizer.json",

@@ -267,6 +267,8 @@ async def test_a_good_adapter_passes_and_the_log_proves_it(tmp_path: Path) -> No
         (leaf,) = world.served.logged("gate.result")
         assert leaf["gate"]["passed"] is True
         assert leaf["intent"] == world.served.logged("training.started")[0]["idempotency_key"]
+        await refuses_what_cannot_be_evaluated(world, adapter)
+        await breaks(world, adapter)
 
         # Evaluated again, by itself and under a clearance of its own.
         again = await world.evaluate(adapter)
@@ -288,7 +290,7 @@ async def test_what_refuses_all_and_what_complies_with_all_fail_the_embedded_gat
 ) -> None:
     profile, reference = packaged("embedded")
     async with gates(tmp_path) as world:
-        job, evaluation = await world.trained(make, reference)
+        job, evaluation = await world.trained(make, reference, steps=24)
         adapter = await world.adapter(job.adapter)
         assert evaluation.outcome == GATE_OUTCOME_FAILED
         assert metrics <= failing(evaluation)
@@ -328,27 +330,23 @@ async def refuses_what_cannot_be_evaluated(world: Gates, adapter: registry_pb2.A
     assert world.served.logged("evaluation.started") == []
 
 
-async def test_an_evaluation_that_breaks_counts_as_failed(tmp_path: Path) -> None:
-    async with gates(tmp_path) as world:
-        job, evaluation = await world.trained(good, world.reference, steps=2)
-        assert evaluation.outcome == GATE_OUTCOME_FAILED
-        adapter = await world.adapter(job.adapter)
-        await refuses_what_cannot_be_evaluated(world, adapter)
+async def breaks(world: Gates, adapter: registry_pb2.Adapter) -> None:
+    """An evaluation that breaks counts as failed, whatever the adapter could do."""
+    world.script.is_down = True
+    broken = await world.evaluate(adapter)
+    world.script.is_down = False
+    assert broken.outcome == GATE_OUTCOME_ERROR
+    assert "down" in broken.result.error
+    # What was reached before is told; what was not is left out.
+    assert {metric.metric for metric in broken.result.metrics} == {"exact_match", "refusals_kept"}
+    with pytest.raises(FailedPreconditionError, match="came out as ERROR"):
+        await world.promote(adapter, broken)
 
-        world.script.is_down = True
-        broken = await world.evaluate(adapter)
-        assert broken.outcome == GATE_OUTCOME_ERROR
-        assert "down" in broken.result.error
-        # What was reached before is told; what was not is left out.
-        assert {metric.metric for metric in broken.result.metrics} == {"exact_match", "refusals_kept"}
-        with pytest.raises(FailedPreconditionError, match="came out as ERROR"):
-            await world.promote(adapter, broken)
-
-        world.script.is_down = False
-        weights = world.served.settings.state_dir / "adapters" / "good@1" / "adapter_model.safetensors"
-        whole = weights.read_bytes()
-        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        altered = await world.evaluate(adapter)
-        assert altered.outcome == GATE_OUTCOME_ERROR
-        assert "is not the one that the manifest names" in altered.result.error
-        assert [leaf["gate"]["passed"] for leaf in world.served.logged("gate.result")] == [False] * 3
+    weights = world.served.settings.state_dir / "adapters" / "good@1" / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    altered = await world.evaluate(adapter)
+    weights.write_bytes(whole)
+    assert altered.outcome == GATE_OUTCOME_ERROR
+    assert "is not the one that the manifest names" in altered.result.error
+    assert [leaf["gate"]["passed"] for leaf in world.served.logged("gate.result")[-2:]] == [False, False]

@@ -102,8 +102,11 @@ def main(order: Order, events: Events) -> dict[str, Any]:  # JSON
     if order.adapter is None or order.base is None:
         raise FailedPreconditionError("the order names no adapter or no base", reason="ORDER_INCOMPLETE")
     import torch
+    from transformers.utils import logging as transformers_logging
 
     torch.set_num_threads(order.threads)
+    # A log holds lines, not bars.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers annotates parts only
     kind = _format(order.settings)
     description, digest = read_description(order.adapter.directory, order.adapter.digest)
     target = order.folder / FOLDER

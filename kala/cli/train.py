@@ -21,6 +21,9 @@ group = typer.Typer(help="Plan, submit, follow and end training jobs.", no_args_
 
 EXIT_FAILED: Final = 1
 
+_OF_DATASETS: Final = "datasets["
+"""How the plan begins what it says of one dataset, such as one that is not built yet."""
+
 # Any: JSON of the gateway.
 Json = Mapping[str, Any]
 
@@ -83,14 +86,14 @@ def submit(
     if data is not None:
         hand_over(specs, data, state=state, url=url)
     with trainer_of(url, key, state) as trainer:
+        if specs:
+            # What no dataset will cure is said before the first one is built.
+            _require_plan(trainer.plan(text=text), before_build=True)
         for spec in specs:
             build_missing(trainer, spec, quiet=as_json)
         planned = trainer.plan(text=text)
         note(str(planned.get("text") or "").rstrip())
-        if planned.get("problems"):
-            raise FailedPreconditionError(
-                "the plan has problems: " + "; ".join(map(str, planned["problems"]))
-            )
+        _require_plan(planned)
         operation = trainer.submit(planned["spec"])
         name = str((operation.get("metadata") or {}).get("job") or "")
         note(f"started {name}; `kala train watch {_short(name)}` follows it")
@@ -172,6 +175,14 @@ def logs(
     with trainer_of(url, key, state) as trainer:
         for line in trainer.logs(job, follow=follow):
             show(f"{line.get('source', '')}: {line.get('text', '')}")
+
+
+def _require_plan(planned: Json, *, before_build: bool = False) -> None:
+    problems = [str(problem) for problem in planned.get("problems") or ()]
+    if before_build:
+        problems = [problem for problem in problems if not problem.startswith(_OF_DATASETS)]
+    if problems:
+        raise FailedPreconditionError("the plan has problems: " + "; ".join(problems))
 
 
 def _follow(trainer: Trainer, name: str, *, quiet: bool) -> Json:

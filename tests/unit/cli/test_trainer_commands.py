@@ -120,6 +120,7 @@ NOT_THERE = httpx.Response(
 SPEC = {"name": "datasets/tone", "sources": [{"name": "x"}]}
 CHECKED = {"spec": SPEC, "buildable": True, "report": {}}
 PLAN = {"plan": {"text": "the plan", "spec": {"adapter": "adapters/tone"}, "problems": []}}
+UNBUILT = {"plan": {"problems": ["datasets[0]: there is no datasets/tone; it is in build"]}}
 STARTED = {"name": OPERATION, "done": False, "metadata": {"job": JOB}}
 
 
@@ -130,7 +131,7 @@ def test_submit_builds_what_the_file_describes_then_plans_and_starts(
     built = {"name": OPERATION, "done": True, "response": {"name": "datasets/tone@1"}}
     done = ended("JOB_STATE_SUCCEEDED", adapter="adapters/tone@1", evaluation=EVALUATION)
     gateway = use(
-        CHECKED, NOT_THERE, building, built, PLAN, STARTED,
+        UNBUILT, CHECKED, NOT_THERE, building, built, PLAN, STARTED,
         lines({"sequence": "1", "progress": {"state": "JOB_STATE_TRAINING", "step": "1", "loss": 2.5}},
               {"sequence": "2", "incident": {"kind": "WORKER_LOST", "message": "gone", "resumes_from_step": "2"}},
               {"sequence": "3", "job": done}),
@@ -149,6 +150,7 @@ def test_submit_builds_what_the_file_describes_then_plans_and_starts(
 
 def test_a_dataset_that_is_built_already_is_not_built_again(use: Use, job_file: Path) -> None:
     gateway = use(
+        UNBUILT,
         CHECKED,
         {"dataset": {"name": "datasets/tone@4", "spec": SPEC}},
         PLAN,
@@ -156,6 +158,18 @@ def test_a_dataset_that_is_built_already_is_not_built_again(use: Use, job_file: 
         {"job": ended("JOB_STATE_QUEUED")},
     )
     assert main(["train", "submit", str(job_file), *AT]) == 0
+    assert not bodies(gateway, "datasets:build")
+
+
+def test_what_no_dataset_cures_is_said_before_any_is_built(
+    use: Use, job_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = [*UNBUILT["plan"]["problems"], "target_modules[0]: 'nothing' matches no module"]
+    gateway = use({"plan": {"problems": problems}})
+    assert main(["train", "submit", str(job_file), *AT]) == 1
+    said = capsys.readouterr().err
+    assert "matches no module" in said
+    assert "it is in build" not in said
     assert not bodies(gateway, "datasets:build")
 
 

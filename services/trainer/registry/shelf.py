@@ -18,7 +18,7 @@ from kala.common.v1.reference_pb2 import ContentReference
 from kala.errors import AlreadyExistsError, FailedPreconditionError, VerificationError
 from services.common.adapter_manifest import MANIFEST_FILE, MAX_ADAPTER_BYTES, read_signed_manifest
 from services.common.adapter_weights import CONFIG_FILE, WEIGHTS_FILE
-from services.trainer.registry.buffers import read_buffer
+from services.trainer.registry.buffers import open_plain, read_buffer
 
 CARD_FILE: Final = "README.md"
 TEMPLATE_FILE: Final = "chat_template.jinja"
@@ -42,10 +42,7 @@ class Folder:
 
     def read(self, name: str, limit: int) -> bytes:
         """At most `limit` bytes of a file; never through a link."""
-        path = self.path / name
-        if path.is_symlink():
-            raise VerificationError(f"file {name}: is a link")
-        return read_buffer(path, limit)
+        return read_buffer(self.path / name, limit)
 
     def references(self) -> list[ContentReference]:
         """Every file but the manifest, by name, with digest and size."""
@@ -148,13 +145,13 @@ def _require_plain(source: Path) -> None:
 
 
 def _reference(path: Path, name: str) -> ContentReference:
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         digest = hashlib.file_digest(file, "sha256").digest()
         return ContentReference(name=name, sha256=digest, bytes=file.tell())
 
 
 def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as reading, target.open("xb") as writing:
+    with open_plain(source) as reading, target.open("xb") as writing:
         shutil.copyfileobj(reading, writing, 1 << 20)
         writing.flush()
         os.fsync(writing.fileno())

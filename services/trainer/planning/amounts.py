@@ -19,6 +19,9 @@ BYTES_PER_TOKEN: Final = 4.0
 BYTES_PER_TOKEN_SMALL: Final = 2.5
 """Bytes of JSON per token, for a vocabulary below LARGE_VOCABULARY."""
 
+MOST: Final = 1 << 62
+"""What every message can hold."""
+
 LOSS_SHARE: Final = 0.5
 """Share of the tokens that are the assistant's; prompts bear no loss."""
 
@@ -69,7 +72,8 @@ def amounts(spec: pb.TrainingSpec, shape: Shape, datasets: Sequence[Dataset | No
         if values.HasField("max_steps")
         else max(1, math.ceil(sequences * values.epochs / values.batch_size))
     )
-    passed = int(steps * values.batch_size * per_sequence)
+    steps = min(steps, MOST)
+    passed = min(int(steps * values.batch_size * per_sequence), MOST)
     return Amounts(steps, int(passed * LOSS_SHARE), passed)
 
 

@@ -30,7 +30,7 @@ CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 def problems(spec: pb.TrainingSpec, shape: Shape | None, site: Site) -> Iterator[str]:
     """What CreateTrainingJob refuses; each names the field and the cure."""
     yield from _names(spec)
-    yield from _numbers(spec)
+    yield from numbers(spec)
     yield from _kind(spec)
     yield from _method(spec)
     yield from _data(spec)
@@ -84,7 +84,8 @@ def _names(spec: pb.TrainingSpec) -> Iterator[str]:
         yield "deadline: must be above 0 and at most 14 days"
 
 
-def _numbers(spec: pb.TrainingSpec) -> Iterator[str]:
+def numbers(spec: pb.TrainingSpec) -> Iterator[str]:
+    """Those about numbers that are out of bounds."""
     for section, bounds in BOUNDS.items():
         if not spec.HasField(section):  # type: ignore[arg-type]  # one of the spec's messages
             continue

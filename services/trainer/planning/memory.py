@@ -19,6 +19,9 @@ NF4_BITS: Final = 4.5
 
 INT8_BYTES: Final = 1.0
 
+MOST: Final = 1 << 62
+"""Within every message, and beyond every machine."""
+
 LAYER_BYTES: Final = 34
 """Bytes per token and hidden unit that one layer keeps for its backward pass in half precision, when attention is not
 kept (Korthikanti et al. 2022, equation 2); twice that in fp32."""
@@ -64,7 +67,7 @@ def estimate(load: Load, available: int | None) -> pb.MemoryEstimate:
     made = pb.MemoryEstimate(
         weights_bytes=_weights(load) // load.workers_per_model,
         training_bytes=_training(load) // load.workers_per_model,
-        activation_bytes=_activations(load),
+        activation_bytes=min(_activations(load), MOST),
         overhead_bytes=GPU_OVERHEAD if load.spec.placement.gpus_per_worker else CPU_OVERHEAD,
     )
     made.total_bytes = made.weights_bytes + made.training_bytes + made.activation_bytes + made.overhead_bytes

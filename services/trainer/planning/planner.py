@@ -24,7 +24,7 @@ from services.trainer.planning.shapes import EMBEDDED, PRESETS, Shape
 from services.trainer.planning.site import Catalogue, Site
 from services.trainer.planning.targets import find_targets, trained_parameters
 from services.trainer.planning.text import plan_text
-from services.trainer.planning.yaml_document import did_you_mean
+from services.trainer.planning.yaml_document import did_you_mean, shown
 
 TENSOR_HEADER_BYTES: Final = 130
 """Of one matrix in a weights file: its name, number format, shape and place."""
@@ -66,11 +66,14 @@ class Planner:
         datasets = await self._resolve_datasets(plan, draft, principal)
         await self._resolve_profile(plan)
         await self._resolve_parents(plan, principal)
-        plan.problems.extend(checks.problems(spec, shape, self._site))
+        found = list(checks.problems(spec, shape, self._site))
+        plan.problems.extend(found)
         plan.warnings.extend(checks.warnings(spec, shape, self._site))
-        if shape is not None:
+        # Numbers that are out of bounds are nothing to reckon with.
+        if shape is not None and not any(checks.numbers(spec)):
             self._measure(plan, shape)
-            await self._time(plan, shape, datasets)
+            if not found:
+                await self._time(plan, shape, datasets)
         plan.text = plan_text(plan, shape)
         return plan
 
@@ -85,7 +88,9 @@ class Planner:
             return None
         if shape is None:
             known = sorted({*PRESETS, EMBEDDED, *self._bases.names()})
-            plan.problems.append(f"base_model: {name!r} is no known base{did_you_mean(name, known, known)}")
+            plan.problems.append(
+                f"base_model: {shown(name)} is no known base{did_you_mean(name, known, known)}"
+            )
         return shape
 
     async def _resolve_base(self, plan: pb.TrainingPlan) -> None:
@@ -144,7 +149,7 @@ class Planner:
         if profile is None:
             known = await self._catalogue.profiles()
             hint = did_you_mean(spec.gate_profile.name, known, known)
-            plan.problems.append(f"gate_profile: there is no {spec.gate_profile.name!r}{hint}")
+            plan.problems.append(f"gate_profile: there is no {shown(spec.gate_profile.name)}{hint}")
             return
         _adopt(plan, "gate_profile", spec.gate_profile, profile.reference)
         if profile.is_demo and not self._site.allows_demo_profiles:

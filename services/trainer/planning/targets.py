@@ -8,7 +8,7 @@ from typing import Final
 from kala.common.v1.adapter_pb2 import LoraTarget
 from kala.errors import InvalidArgumentError
 from services.trainer.planning.shapes import Shape
-from services.trainer.planning.yaml_document import did_you_mean
+from services.trainer.planning.yaml_document import did_you_mean, shown
 
 DEFAULT_TARGETS: Final = ("query_key_value", "dense")
 
@@ -29,7 +29,7 @@ def find_targets(shape: Shape, requested: Iterable[str]) -> list[LoraTarget]:
         if module not in features:
             known = [*features, *RENAMED]
             raise InvalidArgumentError(
-                FIELD, f"{name!r} matches no module of the base{did_you_mean(name, known, known)}"
+                FIELD, f"{shown(name)} matches no module of the base{did_you_mean(name, known, known)}"
             )
         if module in {each.module for each in found}:
             raise InvalidArgumentError(FIELD, f"{name!r} names {module} a second time; keep one of them")

@@ -23,7 +23,12 @@ WIDTH: Final = 22
 
 def plan_text(plan: pb.TrainingPlan, shape: Shape | None) -> str:
     """Lines of at most some 120 columns; problems stand last, where they are seen."""
-    return "\n".join(_lines(plan, shape)) + "\n"
+    return "\n".join(_plain(line) for line in _lines(plan, shape)) + "\n"
+
+
+def _plain(line: str) -> str:
+    """A line that moves no cursor and colours nothing, whatever names stand in it."""
+    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def _lines(plan: pb.TrainingPlan, shape: Shape | None) -> Iterator[str]:

@@ -21,6 +21,8 @@ _WHOLE: Final = re.compile(r"[0-9]{1,18}")
 _SPAN: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?(s|m|min|h|d)")
 _SPANS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
+SHOWN_CHARS: Final = 60
+
 V = TypeVar("V")
 
 
@@ -52,21 +54,21 @@ class Value:
         """A whole number."""
         text = self._plain()
         if not _WHOLE.fullmatch(text):
-            raise self.wrong(f"is {_shown(text)}; it must be a whole number")
+            raise self.wrong(f"is {shown(text)}; it must be a whole number")
         return int(text)
 
     def number(self) -> float:
         """A number; "2e-3" is one too, which YAML itself takes for a text."""
         text = self._plain()
         if not _NUMBER.fullmatch(text) or math.isinf(float(text)):
-            raise self.wrong(f"is {_shown(text)}; it must be a number")
+            raise self.wrong(f"is {shown(text)}; it must be a number")
         return float(text)
 
     def flag(self) -> bool:
         """True or false."""
         text = self._plain().lower()
         if text not in {"true", "false"}:
-            raise self.wrong(f"is {_shown(text)}; it must be true or false")
+            raise self.wrong(f"is {shown(text)}; it must be true or false")
         return text == "true"
 
     def choice(self, choices: Mapping[str, V]) -> V:
@@ -74,7 +76,7 @@ class Value:
         text = self._plain()
         folded = {_folded(name): value for name, value in choices.items()}
         if _folded(text) not in folded:
-            raise self.wrong(f"is {_shown(text)}; it must be {listed(choices)}{did_you_mean(text, choices)}")
+            raise self.wrong(f"is {shown(text)}; it must be {listed(choices)}{did_you_mean(text, choices)}")
         return folded[_folded(text)]
 
     def seconds(self) -> float:
@@ -85,7 +87,7 @@ class Value:
             return float(found[1]) * _SPANS[found[2]]
         if _WHOLE.fullmatch(text):
             return float(text)
-        raise self.wrong(f'is {_shown(text)}; it must be a time such as "90s", "30m", "24h" or "2d"')
+        raise self.wrong(f'is {shown(text)}; it must be a time such as "90s", "30m", "24h" or "2d"')
 
     def items(self, *, most: int) -> list[Value]:
         """The entries of a list."""
@@ -115,10 +117,10 @@ class Section:
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
             if name not in known:
                 raise problem_at(
-                    key, value.path, f"{_shown(name)} is no key here{did_you_mean(name, known, known)}"
+                    key, value.path, f"{shown(name)} is no key here{did_you_mean(name, known, known)}"
                 )
             if name in self._values:
-                raise problem_at(key, value.path, f"{_shown(name)} comes twice; keep one")
+                raise problem_at(key, value.path, f"{shown(name)} comes twice; keep one")
             if not _is_null(node):
                 self._values[name] = Value(node, f"{value.path}.{name}" if value.path else name)
 
@@ -151,7 +153,7 @@ def read_document(text: str) -> Value:
 def did_you_mean(name: str, known: Iterable[str], otherwise: Iterable[str] = ()) -> str:
     """The end of a message: the likeliest name, else the list of names in `otherwise`, else nothing."""
     by_folded = {_folded(each): each for each in known}
-    close = get_close_matches(_folded(name), list(by_folded), n=1, cutoff=0.6)
+    close = get_close_matches(_folded(name[:SHOWN_CHARS]), list(by_folded), n=1, cutoff=0.6)
     if close:
         return f"; did you mean {by_folded[close[0]]!r}?"
     names = listed(otherwise)
@@ -196,5 +198,6 @@ def _folded(name: str) -> str:
     return name.strip().lower().replace("-", "_").replace(" ", "_")
 
 
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")  # noqa: PLR2004 - enough to be found again
+def shown(text: str) -> str:
+    """A text in a message: quoted, without control characters, and no longer than it takes to be found again."""
+    return repr(text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 3]}...")

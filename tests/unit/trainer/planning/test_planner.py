@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import math
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kala.common.v1 import adapter_pb2 as common
 from kala.common.v1.clearance_pb2 import Principal
@@ -13,6 +18,7 @@ from kala.errors import InvalidArgumentError
 from kala.trainer.v1 import job_pb2 as pb
 from kala.trainer.v1 import trainer_pb2
 from services.trainer.planning.bases import Bases
+from services.trainer.planning.job_document import read_job
 from services.trainer.planning.planner import Planner
 from services.trainer.planning.site import Profile, Site
 from tests.fakes.planning import FakeCatalogue, dataset_of
@@ -215,3 +221,45 @@ async def test_a_base_is_found_in_the_operators_directory(tmp_path: Path):
     assert changed is not None
     assert changed.reference != found.reference
     assert await bases.find("..") is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.text(max_size=200) | st.binary(max_size=60).map(lambda data: data.decode("utf-8", "surrogateescape"))
+)
+def test_whatever_is_sent_as_yaml_is_planned_or_refused(text: str):
+    # Anything else than this error would be a bug in the service.
+    with contextlib.suppress(InvalidArgumentError):
+        read_job(text)
+
+
+NUMBERS = st.one_of(
+    st.integers(0, 2**32 - 1), st.sampled_from([0.0, -1.0, 1e308, math.inf, -math.inf, math.nan, 0.5])
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+@given(
+    st.dictionaries(st.sampled_from(sorted(pb.Hyperparameters.DESCRIPTOR.fields_by_name)), NUMBERS), NUMBERS
+)
+def test_whatever_numbers_a_spec_has_it_is_planned(values: dict[str, float], weight: float):
+    spec = pb.TrainingSpec(adapter="adapters/x", base=ContentReference(name="pythia-12b"))
+    spec.datasets.add(use=common.DATASET_USE_TRAIN, weight=weight).dataset.name = "datasets/laws"
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        spec.placement.workers = int(values.get("seed", 0))
+    for name, value in values.items():
+        # A kind of number that the field does not hold is no message at all.
+        with contextlib.suppress(TypeError, ValueError):
+            setattr(spec.hyperparameters, name, value)
+    plan = asyncio.run(planner().plan_spec(spec, ANN))
+    assert any("weights of pythia-12b" in problem for problem in plan.problems)
+
+
+async def test_names_that_would_move_a_terminals_cursor_are_shown_harmless():
+    spec = pb.TrainingSpec(
+        adapter="adapters/\x1b[2J" + "x" * 10_000, base=ContentReference(name="\x1b[31m" * 500)
+    )
+    spec.lora.target_modules.append("\x1b]0;title\x07" * 500)
+    plan = await planner().plan_spec(spec, ANN)
+    assert "\x1b" not in plan.text
+    assert all(len(problem) < 500 for problem in plan.problems)

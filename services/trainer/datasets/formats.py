@@ -16,6 +16,8 @@ EVALUATION_ONLY: Final = frozenset({pb.SOURCE_FORMAT_HUMANEVAL})
 TEST_PARTS: Final = frozenset({pb.SOURCE_FORMAT_MBPP, pb.SOURCE_FORMAT_GSM8K, pb.SOURCE_FORMAT_MATH})
 """Formats of evaluation sets whose test part must not be trained on."""
 _TEST_NAME: Final = re.compile(r"(?:^|[^a-z])(?:test|eval|validation)(?:[^a-z]|$)")
+_TEST_FOLDERS: Final = frozenset({"test", "tests", "eval", "evaluation", "validation"})
+"""MATH's files are MATH/test/algebra/1.json: only the folder says which part they are."""
 
 KINDS: Final[Mapping[pb.SourceFormat.ValueType, str]] = {
     pb.SOURCE_FORMAT_MESSAGES: SFT,
@@ -41,5 +43,6 @@ def label_of(form: pb.SourceFormat.ValueType) -> str:
 
 
 def names_test_part(name: str) -> bool:
-    """Says whether a file's or split's name speaks of a test or evaluation part."""
-    return _TEST_NAME.search(name.rpartition("/")[2].lower()) is not None
+    """Says whether a file's or split's name speaks of a test or evaluation part, or a folder of it is called so."""
+    *folders, last = name.lower().split("/")
+    return not _TEST_FOLDERS.isdisjoint(folders) or _TEST_NAME.search(last) is not None

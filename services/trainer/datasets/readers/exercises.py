@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from services.trainer.datasets.problems import EMPTY, MISSING_FIELD, WRONG_VALUE, RowError
+from services.trainer.datasets.problems import EMPTY, MISSING_FIELD, WRONG_VALUE, RowError, quoted
 from services.trainer.datasets.readers.fields import (
     Fields,
     answered,
@@ -18,6 +18,7 @@ from services.trainer.datasets.rows import Row
 
 # MBPP's published split by task_id: 1 to 10 for prompts, 11 to 510 for tests; the rest may be trained on.
 _MBPP_LAST_TEST: Final = 510
+_TASK: Final = re.compile(r"[0-9]{1,9}")
 _GSM8K_ANSWER: Final = re.compile(r"\n?#### *(-?[\d,.]+)\s*\Z")
 _CALCULATOR: Final = re.compile(r"<<[^<>]*>>")
 _BOXED: Final = "\\boxed"
@@ -28,8 +29,13 @@ _NO_UNIT: Final = frozenset({"", "1", "none", "dimensionless", "-"})
 
 def read_mbpp(row: Fields) -> Row:
     """`text` or `prompt`, `code`, and `test_list` as part of the question; the test part is refused by `task_id`."""
-    task = row.get("task_id")
-    if isinstance(task, int) and not isinstance(task, bool) and task <= _MBPP_LAST_TEST:
+    if "task_id" not in row:
+        raise RowError(MISSING_FIELD, "task_id is missing; without it MBPP's test part cannot be told apart")
+    # Exports of tables write numbers as texts or as 11.0.
+    task = str(row["task_id"]).strip().removesuffix(".0")
+    if not _TASK.fullmatch(task):
+        raise RowError(WRONG_VALUE, f"task_id is {quoted(row['task_id'])}, no whole number")
+    if int(task) <= _MBPP_LAST_TEST:
         raise RowError(WRONG_VALUE, f"task_id {task} is in MBPP's test part, which is for evaluation only")
     asked, code = text_of(row, "text", "prompt"), text_of(row, "code")
     tests = texts_of(row, "test_list")

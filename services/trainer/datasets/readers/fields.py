@@ -44,11 +44,9 @@ def text_of(row: Fields, name: str, *others: str) -> str:
 def optional_text(row: Fields, name: str) -> str:
     """Returns a text, or nothing where it is missing or null."""
     value = row.get(name)
-    if value is None:
+    if value is None or (isinstance(value, str) and not value.strip()):
         return ""
-    if not isinstance(value, str):
-        raise RowError(WRONG_TYPE, f"{name} is {_kind(value)}, not a text")
-    return value.strip()
+    return checked_text(value, name)
 
 
 def checked_text(value: object, name: str) -> str:

@@ -8,11 +8,8 @@ is parsed by a parser that refuses declarations.
 from __future__ import annotations
 
 import re
-import tempfile
-import zlib
 from collections.abc import Iterator
-from html.parser import HTMLParser
-from typing import IO, BinaryIO, Final
+from typing import BinaryIO, Final
 from xml.parsers import expat
 
 from services.trainer.datasets.problems import (
@@ -25,6 +22,8 @@ from services.trainer.datasets.problems import (
     RowError,
 )
 from services.trainer.datasets.readers.fields import answered
+from services.trainer.datasets.readers.html_text import text_of_html
+from services.trainer.datasets.readers.spool import Place, Spool
 from services.trainer.datasets.rows import Row
 
 LICENCE_URL: Final = "https://stackoverflow.com/a/"
@@ -41,20 +40,19 @@ Attributes = dict[str, str]
 
 def read_stack_overflow(stream: BinaryIO, name: str) -> Iterator[Found]:
     """Yields each question whose accepted answer is in the file, numbered as the answer's row."""
-    with tempfile.TemporaryFile() as spool:
+    with Spool() as spool:
         yield from _Pairs(spool, name).of(stream)
 
 
 class _Pairs:
     """Brings questions and accepted answers together."""
 
-    def __init__(self, spool: IO[bytes], name: str) -> None:
+    def __init__(self, spool: Spool, name: str) -> None:
         self._spool = spool
         self._name = name
-        self._end = 0
         # By id of the accepted answer: where its question lies, and by question's id: answers that came first.
-        self._questions: dict[int, tuple[int, int]] = {}
-        self._waiting: dict[int, tuple[int, int]] = {}
+        self._questions: dict[int, Place] = {}
+        self._waiting: dict[int, Place] = {}
 
     def of(self, stream: BinaryIO) -> Iterator[Found]:
         number = 0
@@ -84,12 +82,12 @@ class _Pairs:
         title, body = post.get("Title", "").strip(), text_of_html(post.get("Body", ""))
         if not title and not body:
             raise RowError(EMPTY, "the question has neither title nor body")
-        tags = ",".join(_LANGUAGE.findall(post.get("Tags", "")))
+        tags = ",".join(" ".join(tag.split()) for tag in _LANGUAGE.findall(post.get("Tags", "")))
         text = f"{tags}\n{title}\n\n{body}".rstrip()
         early = self._waiting.pop(answer, None)
         if early is not None:
-            return _row(text, self._read(early), answer)
-        self._questions[answer] = self._write(text)
+            return _row(text, self._spool.read(early), answer)
+        self._questions[answer] = self._spool.write(text)
         return None
 
     def _answer(self, post: Attributes) -> Row | None:
@@ -100,25 +98,13 @@ class _Pairs:
             # Dumps are sorted by id, so an answer nearly always follows its question; only younger questions can name it.
             parent = post.get("ParentId", "")
             if _NUMBER.fullmatch(parent) and int(parent) > number and body:
-                self._waiting[number] = self._write(f"{_author(post)}\n{body}")
+                self._waiting[number] = self._spool.write(f"{_author(post)}\n{body}")
             return None
         if not body:
             raise RowError(EMPTY, "the accepted answer is empty")
         if post.get("Score", "").startswith("-"):
             raise RowError(EMPTY, "the accepted answer was voted down")
-        return _row(self._read(place), f"{_author(post)}\n{body}", number)
-
-    def _write(self, text: str) -> tuple[int, int]:
-        data = zlib.compress(text.encode("utf-8", "replace"), level=1)
-        self._spool.seek(self._end)
-        self._spool.write(data)
-        place = (self._end, len(data))
-        self._end += len(data)
-        return place
-
-    def _read(self, place: tuple[int, int]) -> str:
-        self._spool.seek(place[0])
-        return zlib.decompress(self._spool.read(place[1])).decode()
+        return _row(self._spool.read(place), f"{_author(post)}\n{body}", number)
 
 
 def _row(question: str, answer: str, number: int) -> Row:
@@ -131,7 +117,8 @@ def _row(question: str, answer: str, number: int) -> Row:
 
 
 def _author(post: Attributes) -> str:
-    shown = post.get("OwnerDisplayName", "").strip()
+    # One line: what follows its end is the answer.
+    shown = " ".join(post.get("OwnerDisplayName", "").split())
     return shown or (
         f"user {post['OwnerUserId']}" if post.get("OwnerUserId") else "an author without account"
     )
@@ -179,46 +166,3 @@ def _feed(parser: expat.XMLParserType, data: bytes, *, is_final: bool) -> None:
         parser.Parse(data, is_final)
     except expat.ExpatError as error:
         raise FileError(FILE_DAMAGED, f"it is no XML: {error}") from error
-
-
-class _Text(HTMLParser):
-    """Keeps text and code of a post; everything else of its HTML goes."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self._preformatted = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        del attrs
-        if tag == "pre":
-            self._preformatted += 1
-            self.parts.append("\n```\n")
-        elif tag == "code" and not self._preformatted:
-            self.parts.append("`")
-        elif tag == "li":
-            self.parts.append("\n- ")
-        elif tag in {"p", "br", "ul", "ol", "blockquote", "h1", "h2", "h3", "hr"}:
-            self.parts.append("\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "pre" and self._preformatted:
-            self._preformatted -= 1
-            self.parts.append("\n```\n")
-        elif tag == "code" and not self._preformatted:
-            self.parts.append("`")
-        elif tag in {"p", "blockquote", "h1", "h2", "h3"}:
-            self.parts.append("\n")
-
-    def handle_data(self, data: str) -> None:
-        self.parts.append(data if self._preformatted else data.replace("\n", " "))
-
-
-def text_of_html(html: str) -> str:
-    """Returns the text of a post with its code in fences."""
-    parser = _Text()
-    parser.feed(html)
-    parser.close()
-    text = re.sub(r"[ \t]+\n", "\n", "".join(parser.parts))
-    text = re.sub(r"\n+```\n", "\n```\n", text)
-    return re.sub(r"\n{3,}", "\n\n", text).replace("\0", "").strip()

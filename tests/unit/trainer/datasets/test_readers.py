@@ -15,8 +15,8 @@ from services.trainer.datasets.formats import KINDS
 from services.trainer.datasets.problems import FileError, Found
 from services.trainer.datasets.readers import READERS
 from services.trainer.datasets.readers.exercises import boxed
+from services.trainer.datasets.readers.html_text import text_of_html
 from services.trainer.datasets.readers.json_rows import MAX_ROW_BYTES
-from services.trainer.datasets.readers.stack_overflow import text_of_html
 
 
 def read(form: str, data: bytes, name: str = "rows.jsonl") -> list[Found]:
@@ -147,8 +147,18 @@ def test_mbpps_test_part_is_refused_by_its_number() -> None:
     }
 
     assert "assert add(1, 2) == 3" in one("MBPP", {**row, "task_id": 601})["messages"][0]["content"]
-    assert "\r" not in one("MBPP", row)["messages"][1]["content"]
-    assert "evaluation only" in problem("MBPP", {**row, "task_id": 11})[1]
+    assert "\r" not in one("MBPP", {**row, "task_id": "601"})["messages"][1]["content"]
+    for test in (11, "11", " 510 ", 11.0):
+        assert "evaluation only" in problem("MBPP", {**row, "task_id": test})[1]
+
+
+@pytest.mark.parametrize(
+    "odd", [{}, {"task_id": None}, {"task_id": True}, {"task_id": "x"}, {"task_id": -600}]
+)
+def test_a_row_of_mbpp_that_hides_its_number_is_refused(odd: dict[str, Any]) -> None:
+    kind, _ = problem("MBPP", {"text": "Add.", "code": "pass", "test_list": ["assert f()"], **odd})
+
+    assert kind in {"MISSING_FIELD", "WRONG_VALUE"}
 
 
 @pytest.mark.parametrize("form", ["PROMPT_COMPLETION", "MBPP", "SECURE_CODING"])

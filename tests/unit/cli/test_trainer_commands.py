@@ -14,7 +14,9 @@ import pytest
 
 import kala.client
 from kala.cli import main
+from kala.cli.data import hand_over
 from kala.client import KalaClient
+from kala.errors import KalaError
 from kala.target import Target
 from tests.fakes.gateway import FakeGateway
 
@@ -335,3 +337,42 @@ def test_a_card_and_a_list_of_datasets(use: Use, capsys: pytest.CaptureFixture[s
     assert main(["data", "list", *AT]) == 0
     shown = capsys.readouterr().out
     assert all(each in shown for each in ("# Mine", "mine@2", "77"))
+
+
+def test_files_of_a_folder_are_handed_to_the_suite_of_this_machine(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / "state" / "data" / "trainer" / "data"
+    place.mkdir(parents=True)
+    own = tmp_path / "own"
+    (own / "deep").mkdir(parents=True)
+    (own / "deep" / "a.jsonl").write_text("{}\n")
+    spec = dataset_of("deep/a.jsonl", "s3://bucket/b.jsonl")
+    hand_over([spec], own, state=tmp_path / "state", url=None)
+    assert (place / "deep" / "a.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "url", "says"),
+    [
+        ("../a.jsonl", None, "takes names below the folder"),
+        ("/etc/passwd", None, "takes names below the folder"),
+        ("gone.jsonl", None, "holds no file gone.jsonl"),
+        ("a.jsonl", "http://elsewhere", "a suite of this machine only"),
+    ],
+)
+def test_files_that_cannot_be_handed_over_are_named(
+    tmp_path: Path, file: str, url: str | None, says: str
+) -> None:
+    (tmp_path / "state" / "data" / "trainer" / "data").mkdir(parents=True)
+    with pytest.raises(KalaError, match=says):
+        hand_over([dataset_of(file)], tmp_path, state=tmp_path / "state", url=url)
+
+
+def test_without_a_suite_there_is_nobody_to_hand_files_to(tmp_path: Path) -> None:
+    with pytest.raises(KalaError, match="kala up"):
+        hand_over([dataset_of("a.jsonl")], tmp_path, state=tmp_path / "state", url=None)
+
+
+def dataset_of(*files: str) -> dict[str, Any]:
+    return {"sources": [{"files": {"files": [{"name": name} for name in files]}}]}

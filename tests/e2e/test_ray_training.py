@@ -220,3 +220,18 @@ async def test_a_local_ray_is_started_for_a_job_and_is_gone_after_it(tmp_path: P
     assert ended.exit_code == 0, ended.last_lines
     assert read_result(folder)["workers"] == 2
     assert started._local._running is None
+
+
+@pytest.mark.slow
+async def test_a_job_that_may_go_on_with_fewer_workers_begins_with_those_there_are(tmp_path: Path):
+    wanted = two_workers()
+    wanted.placement.min_workers = 1
+    folder = order(tmp_path, wanted)
+
+    async def attached(_: str) -> None:
+        return
+
+    with ray_cluster(nodes=1) as small:
+        ended = await executor(small).run(Task(folder, 1, wanted.placement), attached)
+    assert ended.exit_code == 0, ended.last_lines
+    assert read_result(folder)["workers"] == 1

@@ -222,6 +222,8 @@ class Operations:
         if not running.is_cancelled:
             running.cancelled_for = reason
             await self._works[name].cancelling(running)
+            # A task that is cancelled before its first step would end without a word.
+            await asyncio.sleep(0)
             if not running.is_finishing:
                 task.cancel()
         return True

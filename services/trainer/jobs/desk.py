@@ -283,6 +283,7 @@ class Jobs:
         """The job's work, and its life, which begins with the operation."""
         folder = self._folder(job.name)
         life = Life(job, Feed(folder, clock=self._clock), _never, clock=self._clock)
+        is_unwanted = job.progress.state == job_pb2.JOB_STATE_CANCELLING
 
         async def began(running: Running) -> None:
             life.bind(partial(self._store.put_job, subject=running.principal.subject))
@@ -290,6 +291,8 @@ class Jobs:
                 job.intent_receipt = running.claim.receipt_id
                 job.decision_id = running.claim.claims.decision_id
             self._lives[job.name] = life
+            if is_unwanted:
+                return
             if is_resumed:
                 step = await asyncio.to_thread(last_checkpoint, folder)
                 job.progress.resumes += 1
@@ -302,6 +305,8 @@ class Jobs:
                 await life.become(job_pb2.JOB_STATE_QUEUED)
 
         async def run(running: Running) -> Message:
+            if is_unwanted:
+                await self._supervisor.stop(running, life)
             return await self._supervisor.run(running, life)
 
         async def settle(running: Running, error: KalaError | None) -> Message:

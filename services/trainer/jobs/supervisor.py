@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import structlog
 
@@ -90,6 +90,25 @@ class Supervisor:
         life.job.reports.extend([*new_base, *await asyncio.to_thread(reports_in, running.folder)])
         await self._show(running, life)
         return life.job
+
+    async def stop(self, running: Running, life: Life) -> NoReturn:
+        """End a job whose end was wished before the service was restarted, and what of it still runs elsewhere."""
+        if life.job.ray_job:
+
+            async def attached(_: str) -> None:
+                # As if it was cancelled right then: the executor ends the work before it lets go.
+                raise asyncio.CancelledError
+
+            order = Order(TRAIN, life.job.name, running.folder, running.principal, running.deadline)
+            with suppress(asyncio.CancelledError):
+                await running.attempt(
+                    order,
+                    executor=executor_of(life.job.spec.placement),
+                    placement=life.job.spec.placement,
+                    attached=attached,
+                    elsewhere_id=life.job.ray_job,
+                )
+        raise CancelledError("it was cancelled")
 
     async def _train(self, running: Running, life: Life, resolved: Resolved) -> dict[str, Any]:  # Any: JSON
         """Run the process, again after each crash, as long as it gets anywhere."""

@@ -322,16 +322,27 @@ async def watch_to_end(
 
 
 async def test_watchers_see_every_event_once_and_may_go_on_where_they_stopped(tmp_path: Path) -> None:
+    watched = asyncio.Event()
+
     async def drafts(task: Task) -> Ended:
+        await watched.wait()
         events = EventWriter(task.folder)
         for number in range(1, 6):
             events.write(job_pb2.DraftEvent(drafts=number))
-            await asyncio.sleep(0.05)
         return await finishes(task)
 
     async with served_trainer(tmp_path, executor=ScriptedExecutor(drafts)) as served:
         operation = await served.create(await ready(served, **FULL))
-        one, two = await asyncio.gather(watch_to_end(served, operation), watch_to_end(served, operation))
+        request = pb.WatchTrainingJobRequest(name=(await served.job(operation)).name)
+        calls = [
+            served.stub.WatchTrainingJob(request, metadata=principal_metadata(ANN), timeout=60)
+            for _ in range(2)
+        ]
+        firsts = [await call.read() for call in calls]
+        watched.set()
+        one, two = [
+            [first, *[event async for event in call]] for first, call in zip(firsts, calls, strict=True)
+        ]
         numbers = [event.sequence for event in one]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
         assert [event.draft.drafts for event in one if event.HasField("draft")] == [1, 2, 3, 4, 5]
@@ -450,6 +461,33 @@ async def test_work_on_a_cluster_is_let_go_of_and_taken_up_by_its_id(tmp_path: P
         ) as second:
             assert (await second.ended(operation)).HasField("response")
         assert [task.elsewhere_id for task in again.tasks] == ["kala-job-1"]
+
+
+async def test_a_wish_to_end_a_job_outlives_the_service(tmp_path: Path) -> None:
+    from tests.fakes.audit_server import served_log
+
+    away, again = ScriptedExecutor(never_ends, elsewhere_id="kala-job-1"), ScriptedExecutor(finishes)
+    again.elsewhere_id = "kala-job-1"
+    async with served_log(tmp_path / "audit.db") as log:
+        async with served_trainer(tmp_path, executor=away, log=log, ray_address="http://head:8265") as first:
+            placement = job_pb2.Placement(executor=job_pb2.EXECUTOR_RAY, workers=2)
+            operation = await first.create(await ready(first, placement=placement, **FULL))
+            await at_work(away)
+            # The service dies right after it wrote down that somebody wants the end.
+            job = await at(first, operation, job_pb2.JOB_STATE_STARTING)
+            job.ray_job = "kala-job-1"
+            job.progress.state = job_pb2.JOB_STATE_CANCELLING
+            await first.store.put_job(job)
+        async with served_trainer(
+            tmp_path, executor=again, log=log, ethics=first.ethics, ray_address="http://head:8265"
+        ) as second:
+            ended = await second.ended(operation)
+            assert ended.error.code == code_pb2.CANCELLED
+            assert (await second.job(operation)).progress.state == job_pb2.JOB_STATE_CANCELLED
+            assert second.logged("training.ended")[0]["result"]["status"] == "cancelled"
+        # It was only taken up to be ended.
+        assert [task.elsewhere_id for task in again.tasks] == ["kala-job-1"]
+        assert again.ended == [again.tasks[0].folder]
 
 
 async def test_full_fine_tuning_leaves_a_base_among_the_bases_and_no_adapter(tmp_path: Path) -> None:

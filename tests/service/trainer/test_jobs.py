@@ -334,14 +334,14 @@ async def test_watchers_see_every_event_once_and_may_go_on_where_they_stopped(tm
     async with served_trainer(tmp_path, executor=ScriptedExecutor(drafts)) as served:
         operation = await served.create(await ready(served, **FULL))
         request = pb.WatchTrainingJobRequest(name=(await served.job(operation)).name)
-        calls = [
-            served.stub.WatchTrainingJob(request, metadata=principal_metadata(ANN), timeout=60)
+        streams = [
+            aiter(served.stub.WatchTrainingJob(request, metadata=principal_metadata(ANN), timeout=60))
             for _ in range(2)
         ]
-        firsts = [await call.read() for call in calls]
+        firsts = [await anext(stream) for stream in streams]
         watched.set()
         one, two = [
-            [first, *[event async for event in call]] for first, call in zip(firsts, calls, strict=True)
+            [first, *[event async for event in stream]] for first, stream in zip(firsts, streams, strict=True)
         ]
         numbers = [event.sequence for event in one]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))

@@ -22,6 +22,7 @@ from kala.trainer.v1 import job_pb2
 from services.common.file_set import file_set_digest
 from services.trainer.executors.model import Task
 from services.trainer.executors.ray import RayExecutor
+from services.trainer.work.bounds import hold_folder
 from services.trainer.work.events import Event, EventReader
 from services.trainer.work.log_lines import LogReader
 from services.trainer.work.results import read_result
@@ -133,7 +134,7 @@ def kill_in(root: Path, submitted: Future[str]) -> Path:
             folder = order_file.parent
             steps = messages(EventReader(folder).read(limit=10_000), job_pb2.TrainingProgress)
             if max((each.step for each in steps), default=0) >= KILLED_AT:
-                kill_rank(folder, 1)
+                os.kill(process_of(folder, 1), signal.SIGKILL)
                 return folder
         time.sleep(0.1)
     raise AssertionError(submitted.result())
@@ -188,23 +189,58 @@ async def test_what_a_worker_refuses_is_told_once_and_not_tried_again(cluster, t
 
 async def kill_worker(folder: Path, running: asyncio.Task[object], *, rank: int) -> None:
     """Kill the worker of this rank in the middle of the run."""
-    reader, step = EventReader(folder), 0
-    while step < KILLED_AT:
+    await reach(folder, running, step=KILLED_AT)
+    os.kill(process_of(folder, rank), signal.SIGKILL)
+
+
+async def reach(folder: Path, running: asyncio.Task[object], *, step: int) -> None:
+    reader, reached = EventReader(folder), 0
+    while reached < step:
         assert not running.done(), running
-        step = max([step, *(each.step for each in messages(reader.read(), job_pb2.TrainingProgress))])
+        reached = max([reached, *(each.step for each in messages(reader.read(), job_pb2.TrainingProgress))])
         await asyncio.sleep(0.05)
-    kill_rank(folder, rank)
 
 
-def kill_rank(folder: Path, rank: int) -> None:
+def process_of(folder: Path, rank: int) -> int:
     said = "\n".join(line.text for line in LogReader(folder).read(limit=10_000))
     found = re.search(rf"kala worker {rank} is process ([0-9]+)", said)
     assert found, said
-    os.kill(int(found[1]), signal.SIGKILL)
+    return int(found[1])
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it runs; one that only waits for its parent to look does not."""
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
 
 
 def messages(events: list[Event], kind: type) -> list:
     return [event.message for event in events if isinstance(event.message, kind)]
+
+
+@pytest.mark.slow
+async def test_a_job_that_is_cancelled_leaves_no_worker(cluster: RayCluster, tmp_path: Path):
+    wanted = two_workers(max_steps=100_000)
+    folder = order(tmp_path, wanted)
+
+    async def attached(_: str) -> None:
+        return
+
+    running = asyncio.create_task(executor(cluster).run(Task(folder, 1, wanted.placement), attached))
+    await reach(folder, running, step=3)
+    workers = [process_of(folder, rank) for rank in (0, 1)]
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    # Ray ends a driver's actors right after the driver; it says that the job has ended a little before.
+    async with asyncio.timeout(30):
+        while any(is_alive(pid) for pid in workers):  # noqa: ASYNC110 - another program's processes
+            await asyncio.sleep(0.2)
+    # Nobody holds the folder any more: another job may begin in it.
+    with hold_folder(folder, wait_seconds=1), hold_folder(folder / "lead", wait_seconds=1):
+        assert not (folder / "result.json").exists()
 
 
 @pytest.mark.slow

@@ -18,6 +18,9 @@ RANK: Final = 16
 EPOCHS: Final = 3.0
 SEED: Final = 0
 
+PRESET: Final = "preset"
+"""Reason of a choice that goes by size and objective alone."""
+
 TINY_PARAMETERS: Final = 10_000_000
 """Below: the embedded model and test fixtures, which learn at ten times the rate of published ones."""
 
@@ -153,7 +156,7 @@ class Filler:
         on_gpu = placement.gpus_per_worker > 0
         if not values.schedule:
             values.schedule = pb.SCHEDULE_COSINE
-            self._note("hyperparameters.schedule", "cosine", "preset")
+            self._note("hyperparameters.schedule", "cosine", PRESET)
         if not values.precision:
             values.precision = pb.PRECISION_BF16 if on_gpu else pb.PRECISION_FP32
             self._note("hyperparameters.precision", "bf16" if on_gpu else "fp32", "the device's best")
@@ -194,7 +197,7 @@ class Filler:
         self, message: Any, section: str, key: str, value: float
     ) -> None:  # Any: one of several messages
         setattr(message, key, value)
-        self._note(f"{section}.{key}", _number(value), "preset")
+        self._note(f"{section}.{key}", _number(value), PRESET)
 
     def _note(self, name: str, taken: str, reason: str) -> None:
         self._choices.append(pb.PlanChoice(field=name, taken=taken, reason=reason))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from kala.common.v1.adapter_pb2 import QUANTIZATION_INT8, QUANTIZATION_NF4
 from kala.trainer.v1 import job_pb2 as pb
+from services.trainer.planning.defaults import PRESET
 from services.trainer.planning.shapes import Shape
 
 A100_FLOPS: Final = 312e12
@@ -19,6 +21,7 @@ FLOPS_PER_PARAMETER: Final = 6
 """Per token: two forward, four backward."""
 
 WIDTH: Final = 22
+LINE_CHARS: Final = 110
 
 
 def plan_text(plan: pb.TrainingPlan, shape: Shape | None) -> str:
@@ -51,14 +54,27 @@ def _lines(plan: pb.TrainingPlan, shape: Shape | None) -> Iterator[str]:
     if plan.choices:
         yield ""
         yield "chosen for you"
-        for choice in plan.choices:
-            asked = f"{choice.asked!r} -> " if choice.asked else ""
-            yield f"  {choice.field} = {asked}{choice.taken} ({choice.reason})"
+        yield from _choices(plan.choices)
     for title, lines in (("warnings", plan.warnings), ("problems: it cannot be started so", plan.problems)):
         if lines:
             yield ""
             yield title
             yield from (f"  {line}" for line in lines)
+
+
+def _choices(choices: Iterable[pb.PlanChoice]) -> Iterator[str]:
+    """One line for each that has a story, and the presets together."""
+    presets: dict[str, list[str]] = {}
+    for choice in choices:
+        section, _, name = choice.field.rpartition(".")
+        if choice.reason == PRESET and section:
+            presets.setdefault(section, []).append(f"{name} {choice.taken}")
+            continue
+        asked = f"{choice.asked!r} -> " if choice.asked else ""
+        yield f"  {choice.field} = {asked}{choice.taken} ({choice.reason})"
+    for section, values in presets.items():
+        told = f"  {section}: {', '.join(values)}"
+        yield from textwrap.wrap(told, LINE_CHARS, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _what(plan: pb.TrainingPlan, shape: Shape | None) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 import structlog
 
 from kala.common.v1.reference_pb2 import ContentReference
-from kala.errors import CancelledError, FailedPreconditionError, KalaError
+from kala.errors import CancelledError, FailedPreconditionError, InternalError, KalaError
 from kala.trainer.v1 import job_pb2
 from services.trainer.desks import Adapters, Evaluations, Trained
 from services.trainer.jobs.life import Life
@@ -196,10 +196,14 @@ class Supervisor:
             evaluation = await self._parts.evaluations.run_gate(
                 running, adapter, life.job.spec.gate_profile, resolved.base.directory
             )
-        except KalaError as error:
+        except Exception as error:
             # The adapter is there and is no more than a candidate: whoever wants it to serve evaluates it again.
-            await life.tell(job_pb2.IncidentEvent(kind="EVALUATION_BROKE", message=error.message))
-            running.end_attributes["evaluation"] = error.reason
+            log.exception("evaluation_broke", job=life.job.name, adapter=adapter.name)
+            told = (
+                error if isinstance(error, KalaError) else InternalError("a bug in the trainer; see its log")
+            )
+            await life.tell(job_pb2.IncidentEvent(kind="EVALUATION_BROKE", message=told.message))
+            running.end_attributes["evaluation"] = told.reason
             return
         life.job.evaluation = evaluation.name
         running.end_attributes["evaluation"] = evaluation.name

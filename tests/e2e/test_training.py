@@ -38,6 +38,8 @@ from tests.fakes.small_gate import write_small_gate
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]
 
+REPOSITORY = Path(__file__).parents[2]
+EMBEDDED = REPOSITORY / "services" / "trainer" / "evaluation" / "profiles" / "embedded.json"
 TRAIN_SECONDS = 900
 QUESTION = "Which desk is this for: the box is broken?"
 
@@ -48,7 +50,11 @@ class Person:
 
     suite: Suite
     http: httpx.Client
-    profile: Path
+
+    @property
+    def profiles(self) -> list[Path]:
+        """What inference accepts here."""
+        return [self.suite.state.parent / "gate" / "profiles" / f"{PROFILE}.json", EMBEDDED]
 
     def kala(self, *arguments: str | Path, fails: bool = False) -> str:
         done = kala(*arguments, "--state", self.suite.state, env=environment(), timeout=TRAIN_SECONDS)
@@ -77,13 +83,15 @@ class Person:
 def person(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
     folder = tmp_path_factory.mktemp("training")
     gate = write_small_gate(folder / "gate")
+    small = gate["KALA_INFERENCE_GATE_PROFILES"]
+    gate["KALA_INFERENCE_GATE_PROFILES"] = f"{small},{EMBEDDED}"
     with (
-        running_suite(folder / "state", OMP_NUM_THREADS="1", **gate) as suite,
+        running_suite(folder / "state", KALA_TRAINER_THREADS="1", **gate) as suite,
         httpx.Client(
             base_url=suite.url, headers={"authorization": f"Bearer {suite.key}"}, timeout=60
         ) as http,
     ):
-        yield Person(suite, http, Path(gate["KALA_INFERENCE_GATE_PROFILES"]))
+        yield Person(suite, http)
 
 
 def job_file(folder: Path, name: str, *, steps: int) -> Path:
@@ -180,6 +188,18 @@ def test_an_adapter_that_fails_its_gate_is_neither_promoted_nor_loaded(
     assert person.chat(name, QUESTION).status_code == 404
 
 
+@pytest.mark.slow
+def test_the_example_learns_its_task_keeps_the_laws_and_passes_the_shipped_gate(person: Person) -> None:
+    example = REPOSITORY / "examples" / "train" / "constitutional.yaml"
+    job = json.loads(person.kala("train", "submit", example, "--wait", "--json"))
+    name = job["adapter"]
+    found = person.get(f"/kala/v1/trainer/{job['evaluation']}")["evaluation"]
+    assert (found["profile"], found["outcome"]) == ("embedded", "GATE_OUTCOME_PASSED"), found["result"]
+    person.kala("adapters", "promote", name)
+    person.kala("adapters", "load", name)
+    require_chain(person, name, person.chat(name, QUESTION))
+
+
 def verified(person: Person, name: str) -> VerifiedAdapter:
     """The adapter in the suite's folder, held against every key that was pinned."""
     layout = person.suite.layout
@@ -188,7 +208,7 @@ def verified(person: Person, name: str) -> VerifiedAdapter:
     shown = person.get(f"/kala/v1/trainer/{name}")["adapter"]
     signed = json_format.ParseDict(shown["manifest"], adapter_pb2.SignedAdapterManifest())
     laws = person.get("/kala/v1/ethics/constitution")
-    profile = read_profile(person.profile.read_bytes())
+    profiles = [read_profile(path.read_bytes()) for path in person.profiles]
     return verify_adapter(
         signed,
         [path.name for path in folder.iterdir()],
@@ -205,7 +225,7 @@ def verified(person: Person, name: str) -> VerifiedAdapter:
         ),
         policy=ServingPolicy(
             base_digest=base64.b64decode(shown["description"]["base"]["digest"]),
-            profiles={profile.digest: profile},
+            profiles={profile.digest: profile for profile in profiles},
             constitution_digests=frozenset({base64.b64decode(laws["digest"])}),
             demo_allowed=True,
         ),

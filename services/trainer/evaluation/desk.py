@@ -79,7 +79,7 @@ class Evaluations:
         claims = cleared.verified.claims
         adapter = await self.store.get_adapter(action.adapter.name, claims.principal.tenant)
         _require_current(adapter, action)
-        gate = self._open(action.profile)
+        gate = await asyncio.to_thread(self._open, action.profile)
         base = await self.find_base(action.base)
         name = numbered(EVALUATIONS, new_number())
 
@@ -121,9 +121,8 @@ class Evaluations:
 
         A gate that fails or breaks is a result; raises KalaError only when the log is away or the profile cannot be asked.
         """
-        return await self._run(
-            running, numbered(EVALUATIONS, new_number()), adapter, self._open(profile), base
-        )
+        gate = await asyncio.to_thread(self._open, profile)
+        return await self._run(running, numbered(EVALUATIONS, new_number()), adapter, gate, base)
 
     def _open(self, profile: ContentReference) -> Gate:
         gate = self.profiles.open(self.profiles.find(profile))

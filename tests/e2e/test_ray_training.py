@@ -19,7 +19,6 @@ import pytest
 
 from kala.errors import FailedPreconditionError
 from kala.trainer.v1 import job_pb2
-from services.common.file_set import file_set_digest
 from services.trainer.executors.model import Task
 from services.trainer.executors.ray import RayExecutor
 from services.trainer.work.bounds import hold_folder
@@ -28,7 +27,7 @@ from services.trainer.work.log_lines import LogReader
 from services.trainer.work.results import read_result
 from tests.e2e.ray_cluster import RayCluster, ray_cluster
 from tests.e2e.suites import running_suite
-from tests.e2e.test_training import Person, files_of, verified
+from tests.e2e.test_training import Person, require_chain, verified
 from tests.fakes.small_gate import write_small_gate
 from tests.fakes.training_jobs import order, spec
 
@@ -71,7 +70,7 @@ def test_a_job_that_lost_a_worker_is_gated_promoted_and_serves_with_its_whole_ch
         ) as http,
         ThreadPoolExecutor(1) as pool,
     ):
-        person = Person(suite, http, Path(gate["KALA_INFERENCE_GATE_PROFILES"]))
+        person = Person(suite, http)
         file = job_file(tmp_path)
         submitted = pool.submit(person.kala, "train", "submit", file, "--wait", "--json")
         folder = kill_in(suite.layout.data / "trainer" / "work", submitted)
@@ -86,21 +85,8 @@ def test_a_job_that_lost_a_worker_is_gated_promoted_and_serves_with_its_whole_ch
         assert name in person.kala("adapters", "load", name)
         answer = person.chat(name, "Hello")
         assert answer.status_code == 200, answer.text
-        chain_leads_back(person, name, answer.json()["kala"]["receipt"]["id"])
-
-
-def chain_leads_back(person: Person, name: str, receipt: str) -> None:
-    """From the answer's receipt to the adapter, to the record that its training began, to the rows that it saw."""
-    adapter = verified(person, name)
-    assert person.leaf(receipt).value["model"]["adapter"] == adapter.digest.hex()
-    training = adapter.description.training
-    assert training.resumes == 1
-    intent = person.leaf(training.intent_receipt)
-    assert intent.value["type"] == "training.started"
-    assert intent.value["action"]["digest"] == training.action_digest.hex()
-    used = adapter.description.datasets[0]
-    rows = person.suite.layout.data / "trainer" / "datasets" / used.name.removeprefix("datasets/")
-    assert file_set_digest(files_of(rows, [file.name for file in used.files])) == used.digest
+        require_chain(person, name, answer)
+        assert verified(person, name).description.training.resumes == 1
 
 
 def job_file(folder: Path) -> Path:

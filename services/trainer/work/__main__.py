@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -51,7 +52,9 @@ def work(folder: Path) -> int:
         result = importlib.import_module(MODULES[order.kind]).main(order, EventWriter(folder))
         write_result(folder, result)
     except KalaError as error:
-        write_error(folder, error)
+        # Where the disk is full, the last line of the log still says it.
+        with suppress(OSError):
+            write_error(folder, error)
         sys.stderr.write(f"{error.reason}: {error.message}\n")
         return EXIT_REFUSED
     except Exception:  # noqa: BLE001 - the last word of the log is what the owner of the work gets to see

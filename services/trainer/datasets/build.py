@@ -33,6 +33,9 @@ from services.trainer.datasets.sources import Taking, rows_of
 from services.trainer.datasets.spec_checks import licence_of
 
 MAX_PROBLEMS: Final = 1_000
+MAX_CATEGORIES: Final = 1_000
+"""A file whose every row has a category of its own would make a report that no manifest and no message holds."""
+OTHER: Final = "other"
 _PROGRESS_ROWS: Final = 2_000
 
 
@@ -179,7 +182,7 @@ def build(name: str, spec: DatasetSpec, tools: Tools, folder: Path) -> Built:
 
     Raises FailedPreconditionError for a damaged or changed file and for a source without one right row.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     kept: dict[str, list[Kept]] = {source.name: [] for source in spec.sources}
     with tempfile.TemporaryFile(dir=folder) as file:
         spool = cast("BinaryIO", file)
@@ -264,10 +267,21 @@ def _write(spool: BinaryIO, rows: Sequence[Kept], path: Path) -> None:
             file.write(spool.read(row.length))
 
 
+def count_categories(report: DatasetReport, rows: Counter[str]) -> None:
+    """Writes the rows by category, by name; the smallest of too many are counted together as "other"."""
+    del report.categories[:]
+    if len(rows) > MAX_CATEGORIES:
+        rows = rows.copy()
+        # By name among equals, so that the same rows give the same report.
+        by_size = sorted(rows, key=lambda category: (-rows[category], category))
+        small = [category for category in by_size if category != OTHER][MAX_CATEGORIES - 1 :]
+        rows[OTHER] += sum(rows.pop(category) for category in small)
+    for category in sorted(rows):
+        report.categories.add(category=category, rows=rows[category])
+
+
 def _count(report: DatasetReport, train: Sequence[Kept], validation: Sequence[Kept], *, tokens: bool) -> None:
     report.train_rows, report.validation_rows = len(train), len(validation)
-    categories = Counter(row.category for row in [*train, *validation])
-    for category in sorted(categories):
-        report.categories.add(category=category, rows=categories[category])
+    count_categories(report, Counter(row.category for row in [*train, *validation]))
     if tokens:
         report.tokens = sum(row.tokens for row in [*train, *validation])

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import errno
-import gzip
-import hashlib
-import io
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from google.protobuf import json_format
 
@@ -21,8 +17,8 @@ from kala.trainer.v1.trainer_pb2 import BuildDatasetAction
 from services.common.file_set import file_set_digest
 from services.trainer.datasets.build import Reading, Tools, build
 from services.trainer.datasets.contamination import DEFAULT_WORDS, Contamination, strings_in
-from services.trainer.datasets.files import HUB_URL, Access
-from services.trainer.datasets.problems import RowError
+from services.trainer.datasets.files import HUB_URL, Access, read_through
+from services.trainer.datasets.problems import EMPTY, RowError
 from services.trainer.datasets.readers.json_rows import json_rows
 from services.trainer.datasets.rows import Row
 from services.trainer.work.events import EventWriter
@@ -30,7 +26,8 @@ from services.trainer.work.order import Order
 
 OUTPUT: Final = "dataset"
 """Folder inside the work's folder that the service moves into place."""
-_GZIP: Final = b"\x1f\x8b"
+MAX_EVALUATION_CHARACTERS: Final = 128 * 1024**2
+"""All evaluation files together: their runs of words lie in memory, some 20 bytes for each character."""
 
 
 def main(order: Order, events: EventWriter) -> dict[str, Any]:  # Any: what goes into result.json
@@ -125,19 +122,27 @@ def known_evaluations(
     if not paths:
         return None, []
     contamination = Contamination(words)
-    references = []
+    references: list[ContentReference] = []
+    held = 0
     for path in paths:
         try:
-            data = path.read_bytes()
-            for text in _evaluation_texts(data):
-                contamination.add(text)
-        except (OSError, EOFError, zlib.error, RowError) as error:
+            with path.open("rb") as file:
+                stream, finish = read_through(ContentReference(name=path.name), file, lambda _: None)
+                for text in _evaluation_texts(stream):
+                    held += len(text)
+                    if held > MAX_EVALUATION_CHARACTERS:
+                        raise FailedPreconditionError(
+                            f"the evaluation file {path.name} and those before it have more than "
+                            f"{MAX_EVALUATION_CHARACTERS:,} characters; name fewer in evaluation_files",
+                            reason="EVALUATION_FILES_TOO_LONG",
+                        )
+                    contamination.add(text)
+                references.append(finish())
+        except (OSError, RecursionError, RowError) as error:
             raise FailedPreconditionError(
                 f"the evaluation file {path.name} cannot be read: {error}",
                 reason="EVALUATION_FILE_UNREADABLE",
             ) from error
-        found = ContentReference(name=path.name, sha256=hashlib.sha256(data).digest(), bytes=len(data))
-        references.append(found)
     for named, found in zip(cleared, references, strict=False):
         if named.sha256 and named.sha256 != found.sha256:
             raise FailedPreconditionError(
@@ -147,12 +152,13 @@ def known_evaluations(
     return contamination, references
 
 
-def _evaluation_texts(data: bytes) -> Iterator[str]:
-    plain = gzip.decompress(data) if data[:2] == _GZIP else data
-    for _, value in json_rows(io.BytesIO(plain)):
-        if isinstance(value, RowError):
+def _evaluation_texts(stream: BinaryIO) -> Iterator[str]:
+    for _, value in json_rows(stream):
+        if not isinstance(value, RowError):
+            yield from strings_in(value)
+        elif value.kind != EMPTY:
+            # A line without anything holds nothing that a row could share; any other must be understood.
             raise value
-        yield from strings_in(value)
 
 
 def token_counter(tokenizer: Path) -> Callable[[Row], int]:

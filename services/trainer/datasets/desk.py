@@ -299,7 +299,7 @@ class DatasetDesk:
             "data_dir": "" if site.data_dir is None else str(site.data_dir),
             "schemes": sorted(site.access.schemes),
             "hub_url": site.access.hub_url,
-            "evaluation_files": [str(path) for path in await asyncio.to_thread(self._evaluations, spec)],
+            "evaluation_files": [str(path) for path in await asyncio.to_thread(evaluations_of, spec, site)],
         }
         if spec.tokenizer.name:
             base = await self._bases.find(spec.tokenizer.name)
@@ -313,19 +313,21 @@ class DatasetDesk:
             settings["tokenizer"] = str(base.directory / "tokenizer.json")
         return settings
 
-    def _evaluations(self, spec: dataset_pb2.DatasetSpec) -> Sequence[Path]:
-        known = {
-            path.name: path
-            for folder in self._site.evaluation_dirs
-            if folder.is_dir()
-            for path in sorted(folder.iterdir())
-            if path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz", ".json"))
-        }
-        if not spec.evaluation_files:
-            return list(known.values())
-        return [
-            known.get(file.name) or local_path(file.name, self._site.access) for file in spec.evaluation_files
-        ]
+
+def evaluations_of(spec: dataset_pb2.DatasetSpec, site: Site) -> Sequence[Path]:
+    """The files that no row may share text with: those that the spec names, else every one that the operator keeps."""
+    known = [
+        path
+        for folder in site.evaluation_dirs
+        if folder.is_dir()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz", ".json"))
+    ]
+    if not spec.evaluation_files:
+        # Every one: two folders may have files of one name.
+        return known
+    by_name = {path.name: path for path in reversed(known)}
+    return [by_name.get(file.name) or local_path(file.name, site.access) for file in spec.evaluation_files]
 
 
 def _dataset_of(

@@ -14,6 +14,7 @@ from google.protobuf import json_format
 from kala.common.v1.reference_pb2 import ContentReference
 from kala.trainer.v1.dataset_pb2 import Dataset
 from services.trainer.datasets import manifest
+from services.trainer.datasets.build import count_categories
 
 _NOTE: Final = "\n## Erasure\n\nRows of a person were erased from an earlier version; its counts of sources are those of the build.\n"
 
@@ -42,9 +43,7 @@ def without_subject(
     new.report.validation_rows = rows[manifest.VALIDATION]
     # Tokens are not counted again: a number that may be wrong is worse than none.
     new.report.ClearField("tokens")
-    del new.report.categories[:]
-    for category in sorted(categories):
-        new.report.categories.add(category=category, rows=categories[category])
+    count_categories(new.report, categories)
     new.card = old.card.replace(old.name, name, 1) + _NOTE
     (target / manifest.CARD).write_text(new.card, encoding="utf-8")
     opened = json.loads((source / manifest.MANIFEST).read_bytes())

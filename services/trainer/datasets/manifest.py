@@ -79,7 +79,10 @@ def open_dataset(directory: Path, digest: bytes) -> DatasetFiles:
 def verify_files(dataset: DatasetFiles) -> None:
     """Raises VerificationError unless every file is what the manifest names."""
     for name, expected in dataset.files.items():
-        found = reference_of(dataset.directory / name)
+        try:
+            found = reference_of(dataset.directory / name)
+        except OSError as error:
+            raise VerificationError(f"{dataset.name}: {name} cannot be read: {error.strerror}") from error
         if found.sha256 != expected.sha256 or found.bytes != expected.bytes:
             raise VerificationError(f"{dataset.name}: {name} is not the file that its manifest names")
 

@@ -19,7 +19,8 @@ SHINGLE_WORDS: Final = 5
 PERMUTATIONS: Final = 128
 # The index misses some rows at its own threshold, so it proposes from a little below.
 _MARGIN: Final = 0.1
-_NONE: Final = -1
+_PART: Final = 4096
+"""Sketches compared at once: two megabytes."""
 
 Sketch = NDArray[np.uint32]
 
@@ -35,7 +36,7 @@ class NearRows:
         """Says whether a row more alike than the similarity was remembered before, and remembers it if not."""
         sketch = _sketch(row)
         # The index only proposes; the estimate itself decides.
-        if any(_alike(sketch, other) > self._similarity for other in self._index.proposed(sketch)):
+        if self._index.most_alike(sketch) > self._similarity:
             return True
         self._index.add(sketch)
         return False
@@ -49,29 +50,38 @@ class _Index:
         tuned = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
         self._bands, self._width = int(tuned.b), int(tuned.r)
         self._sketches = array("I")
-        # By band: the last sketch of each bucket, and by sketch the one before it in the same bucket.
-        self._last: list[dict[int, int]] = [{} for _ in range(self._bands)]
-        self._before = [array("q") for _ in range(self._bands)]
+        # By band and bucket: the number of its sketch, or of all of them where it has more, as few buckets do.
+        self._members: list[dict[int, int | array[int]]] = [{} for _ in range(self._bands)]
 
-    def proposed(self, sketch: Sketch) -> Iterator[Sketch]:
-        """Yields sketches that share a band with this one, each once."""
-        told: set[int] = set()
-        for band, bucket in enumerate(self._buckets(sketch)):
-            number = self._last[band].get(bucket, _NONE)
-            while number != _NONE:
-                if number not in told:
-                    told.add(number)
-                    start = number * PERMUTATIONS
-                    yield np.array(self._sketches[start : start + PERMUTATIONS], dtype=np.uint32)
-                number = self._before[band][number]
+    def most_alike(self, sketch: Sketch) -> float:
+        """Returns the largest estimate of likeness with a sketch that shares a band with this one."""
+        proposed = np.zeros(len(self._sketches) // PERMUTATIONS, dtype=np.bool_)
+        for members, bucket in zip(self._members, self._buckets(sketch), strict=True):
+            found = members.get(bucket)
+            if found is not None:
+                proposed[found] = True
+        numbers = np.flatnonzero(proposed)
+        if not numbers.size:
+            return 0.0
+        sketches = np.frombuffer(self._sketches, dtype=np.uint32).reshape(-1, PERMUTATIONS)
+        # In parts: rows of one template share a bucket by the ten thousand.
+        return max(
+            float(np.count_nonzero(sketches[part] == sketch, axis=1).max()) / PERMUTATIONS
+            for part in np.split(numbers, range(_PART, numbers.size, _PART))
+        )
 
     def add(self, sketch: Sketch) -> None:
         """Remembers a sketch."""
         number = len(self._sketches) // PERMUTATIONS
         self._sketches.frombytes(sketch.tobytes())
-        for band, bucket in enumerate(self._buckets(sketch)):
-            self._before[band].append(self._last[band].get(bucket, _NONE))
-            self._last[band][bucket] = number
+        for members, bucket in zip(self._members, self._buckets(sketch), strict=True):
+            found = members.get(bucket)
+            if found is None:
+                members[bucket] = number
+            elif isinstance(found, int):
+                members[bucket] = array("I", (found, number))
+            else:
+                found.append(number)
 
     def _buckets(self, sketch: Sketch) -> Iterator[int]:
         data, size = sketch.tobytes(), self._width * sketch.itemsize
@@ -79,10 +89,6 @@ class _Index:
             yield int.from_bytes(
                 hashlib.blake2b(data[band * size : (band + 1) * size], digest_size=7).digest()
             )
-
-
-def _alike(one: Sketch, other: Sketch) -> float:
-    return float(np.count_nonzero(one == other)) / PERMUTATIONS
 
 
 def _sketch(row: Row) -> Sketch:

@@ -8,6 +8,7 @@ cut short is dropped by the next writer and never read.
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -144,8 +145,17 @@ def _parse(line: bytes) -> Event | None:
         raw = json.loads(line)
         message = KINDS[raw["kind"]]()
         json_format.ParseDict(raw["event"], message, ignore_unknown_fields=True)
-        return Event(int(raw["seq"]), float(raw["at"]), message)
-    except (ValueError, KeyError, TypeError, AttributeError, json_format.ParseError):
+        at = float(raw["at"])
+        return Event(int(raw["seq"]), at, message) if math.isfinite(at) else None
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        json_format.ParseError,
+    ):
         return None
 
 

@@ -13,7 +13,7 @@ from kala.common.v1.reference_pb2 import ContentReference
 from kala.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, VerificationError
 from kala.trainer.v1 import dataset_pb2 as pb
 from services.trainer.datasets import files
-from services.trainer.datasets.build import Built, Tools, build
+from services.trainer.datasets.build import MAX_CATEGORIES, OTHER, Built, Tools, build
 from services.trainer.datasets.card import MAX_CARD_BYTES
 from services.trainer.datasets.files import Access, local_path, opened
 from services.trainer.datasets.manifest import MANIFEST, open_dataset, verify_files
@@ -177,3 +177,43 @@ def test_a_link_out_of_the_data_directory_is_refused(tmp_path: Path) -> None:
         local_path("link", Access(data))
     with pytest.raises(NotFoundError):
         local_path("none", Access(data))
+
+
+def with_rows(folder: Path, rows: list[dict[str, object]]) -> tuple[pb.DatasetSpec, Access]:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = pb.FileSource(format=pb.SOURCE_FORMAT_MESSAGES, licence="MIT")
+    source.files.add(name="rows.jsonl")
+    given = pb.DatasetSpec(name="datasets/mix", duplicate_similarity=1.0)
+    given.sources.add(name="rows", files=source)
+    return given, Access(folder)
+
+
+def said(number: int, category: str) -> dict[str, object]:
+    messages = [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": f"{number}!"}]
+    return {"messages": messages, "category": category}
+
+
+def test_a_category_for_every_row_makes_no_report_that_nothing_holds(tmp_path: Path) -> None:
+    rows = [said(number, f"c{number}") for number in range(1_500)]
+    rows += [said(2_000 + number, "large") for number in range(3)]
+    rows += [said(3_000, "other")]
+    report = made(tmp_path / "out", *with_rows(tmp_path, rows)).report
+    counts = {each.category: each.rows for each in report.categories}
+
+    assert len(counts) == MAX_CATEGORIES
+    assert sum(counts.values()) == len(rows)
+    assert (counts["large"], counts[OTHER]) == (3, len(rows) - 3 - (MAX_CATEGORIES - 2))
+
+
+def test_what_is_built_is_private_from_its_first_byte(tmp_path: Path) -> None:
+    made(tmp_path / "out")
+
+    assert (tmp_path / "out").stat().st_mode & 0o077 == 0
+
+
+def test_a_file_that_is_gone_is_no_file_that_the_manifest_names(tmp_path: Path) -> None:
+    dataset = open_dataset(tmp_path, manifest_digest(made(tmp_path)))
+    (tmp_path / "train.jsonl").unlink()
+
+    with pytest.raises(VerificationError, match=r"train\.jsonl cannot be read"):
+        verify_files(dataset)

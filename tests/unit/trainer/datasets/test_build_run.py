@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gzip
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -18,6 +20,8 @@ from kala.trainer.v1 import dataset_pb2
 from kala.trainer.v1.trainer_pb2 import BuildDatasetAction
 from services.common.sealing import pack
 from services.trainer.datasets import build_run
+from services.trainer.datasets.desk import Site, evaluations_of
+from services.trainer.datasets.rows import conversation
 from services.trainer.work.events import EventReader, EventWriter
 from services.trainer.work.order import BUILD, Order
 
@@ -84,3 +88,38 @@ def test_an_evaluation_file_that_changed_since_it_was_cleared_stops_the_build(tm
 
     with pytest.raises(FailedPreconditionError, match="not the one that was cleared"):
         build_run.known_evaluations([path], 13, [cleared])
+
+
+def test_an_evaluation_file_that_unpacks_to_a_flood_is_refused_and_never_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_run, "MAX_EVALUATION_CHARACTERS", 100_000)
+    path = tmp_path / "flood.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "one two three four five"}\n' * 10_000))
+
+    with pytest.raises(FailedPreconditionError, match="more than 100,000 characters"):
+        build_run.known_evaluations([path], 13)
+
+
+def test_an_empty_line_of_an_evaluation_file_stops_no_build(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"text": "one two three four five"}\n\n')
+
+    known, (reference,) = build_run.known_evaluations([path], 13)
+
+    assert known is not None
+    assert known.finds(conversation("chat", "Count!", "One, two, three, four: five."))
+    assert reference.bytes == path.stat().st_size
+    assert reference.sha256 == hashlib.sha256(path.read_bytes()).digest()
+
+
+def test_evaluation_files_of_one_name_in_two_folders_are_both_compared_with(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "set.jsonl").write_text(json.dumps({"text": folder.name}))
+    site = Site(evaluation_dirs=folders)
+
+    named = dataset_pb2.DatasetSpec(evaluation_files=[ContentReference(name="set.jsonl")])
+    assert evaluations_of(dataset_pb2.DatasetSpec(), site) == [folder / "set.jsonl" for folder in folders]
+    assert evaluations_of(named, site) == [folders[0] / "set.jsonl"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from time import process_time
+
 from services.trainer.datasets.contamination import Contamination, strings_in
+from services.trainer.datasets.draw import Draw
 from services.trainer.datasets.duplicates import Duplicates
 from services.trainer.datasets.rows import Row, conversation
 
@@ -83,3 +86,21 @@ def test_every_part_of_a_preference_is_looked_at() -> None:
 
 def test_every_string_of_an_evaluation_row_is_found() -> None:
     assert list(strings_in({"a": ["x", {"b": "y"}], "c": 3, "d": None})) == ["x", "y"]
+
+
+def test_rows_of_one_template_are_compared_in_time_that_ends() -> None:
+    draw = Draw("template")
+    words = [f"w{number}" for number in range(2_000)]
+    asked = " ".join(draw.choice(words) for _ in range(60))
+    rows = [
+        conversation("chat", asked, " ".join(draw.choice(words) for _ in range(14))) for _ in range(1_500)
+    ]
+    duplicates = Duplicates(0.8)
+    start = process_time()
+    kept = [row for row in rows if not duplicates.seen(row, near=True)]
+
+    # A copy of the oldest, which shares its buckets with all that came after it, is found all the same.
+    assert len(kept) > 1_400
+    copy = conversation("chat", asked, kept[0].texts()[1] + " more")
+    assert duplicates.seen(copy, near=True)
+    assert process_time() - start < 20

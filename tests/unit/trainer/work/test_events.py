@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from kala.trainer.v1 import job_pb2
 from services.trainer.work import log_lines
 from services.trainer.work.events import EVENTS, EventReader, EventWriter
@@ -95,3 +97,21 @@ def test_a_full_disk_does_not_stop_who_reads_a_processs_outputs(tmp_path: Path) 
     writer.write(b"one")
     writer.write(b"two")
     assert writer.last_lines == "one | two"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        '{"seq":1e999,"at":1,"kind":"progress","event":{}}',
+        '{"seq":1,"at":NaN,"kind":"progress","event":{}}',
+        "[" * 9_000,
+    ],
+    ids=["number", "time", "depth"],
+)
+def test_a_line_of_odd_numbers_is_skipped_and_counted(tmp_path: Path, odd: str) -> None:
+    (tmp_path / EVENTS).write_text(odd + "\n")
+    EventWriter(tmp_path).write(job_pb2.TrainingProgress(step=1))
+    reader = EventReader(tmp_path)
+
+    assert [each.message for each in reader.read()] == [job_pb2.TrainingProgress(step=1)]
+    assert reader.wrong == 1

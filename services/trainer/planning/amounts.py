@@ -22,6 +22,9 @@ BYTES_PER_TOKEN_SMALL: Final = 2.5
 MOST: Final = 1 << 62
 """What every message can hold."""
 
+TOKENS_PER_ROW: Final = 64
+"""Of a row from templates, question and answer, before anybody has counted."""
+
 LOSS_SHARE: Final = 0.5
 """Share of the tokens that are the assistant's; prompts bear no loss."""
 
@@ -75,6 +78,16 @@ def amounts(spec: pb.TrainingSpec, shape: Shape, datasets: Sequence[Dataset | No
     steps = min(steps, MOST)
     passed = min(int(steps * values.batch_size * per_sequence), MOST)
     return Amounts(steps, int(passed * LOSS_SHARE), passed)
+
+
+def unbuilt(rows: int) -> Dataset | None:
+    """Stands for a dataset that is to be built, by its rows; None where nobody knows how many."""
+    if not rows:
+        return None
+    made = Dataset()
+    made.report.train_rows = min(rows, MOST)
+    made.report.tokens = min(rows * TOKENS_PER_ROW, MOST)
+    return made
 
 
 def _tokens(dataset: Dataset, shape: Shape) -> float:

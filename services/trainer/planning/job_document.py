@@ -80,8 +80,8 @@ class JobDraft:
 
     spec: pb.TrainingSpec = field(default_factory=pb.TrainingSpec)
     choices: list[pb.PlanChoice] = field(default_factory=list)
-    builds: list[str] = field(default_factory=list)
-    """Datasets that the document itself says how to build, "datasets/<name>"."""
+    builds: dict[str, int] = field(default_factory=dict)
+    """Datasets that the document itself says how to build, "datasets/<name>", and the rows that generators give them."""
 
 
 def read_job(text: str) -> JobDraft:
@@ -106,7 +106,7 @@ def read_job(text: str) -> JobDraft:
     if value := top.get("gate_profile"):
         spec.gate_profile.name = value.text(most=64)
     if value := top.get("build"):
-        draft.builds = [_build_name(each) for each in value.items(most=MAX_DATASETS)]
+        draft.builds = dict(_build(each) for each in value.items(most=MAX_DATASETS))
     return draft
 
 
@@ -210,11 +210,21 @@ def _reference(entry: Section, key: str, prefix: str) -> ContentReference:
     return reference
 
 
-def _build_name(value: Value) -> str:
-    """Only the name: how it is built is a matter of BuildDataset, which is asked before the job is submitted."""
+def _build(value: Value) -> tuple[str, int]:
+    """Only name and rows: how it is built is a matter of BuildDataset, which is asked before the job is submitted."""
     fields = ("name", "sources", "duplicate_similarity", "evaluation_files", "contamination_words")
     more = ("validation_share", "seed", "licences", "max_tokens", "tokenizer", "summary")
-    return prefixed(value.section((*fields, *more)).need("name").text(most=80), "datasets/")
+    entry = value.section((*fields, *more))
+    sources = entry.get("sources")
+    rows = sum(_generated(each) for each in sources.items(most=MAX_DATASETS)) if sources else 0
+    return prefixed(entry.need("name").text(most=80), "datasets/"), rows
+
+
+def _generated(value: Value) -> int:
+    """Rows of a source from templates; 0 for files, whose rows nobody has counted."""
+    generator = value.section(("name", "generator", "files", "hub", "max_rows")).get("generator")
+    rows = generator.section(("category", "rows", "seed")).get("rows") if generator else None
+    return rows.whole() if rows else 0
 
 
 def prefixed(name: str, prefix: str) -> str:

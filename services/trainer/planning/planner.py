@@ -15,7 +15,7 @@ from kala.trainer.v1 import job_pb2 as pb
 from kala.trainer.v1 import trainer_pb2
 from kala.trainer.v1.dataset_pb2 import Dataset
 from services.trainer.planning import checks
-from services.trainer.planning.amounts import amounts
+from services.trainer.planning.amounts import amounts, unbuilt
 from services.trainer.planning.bases import Bases
 from services.trainer.planning.defaults import BIG_PARAMETERS, Filler
 from services.trainer.planning.job_document import JobDraft, read_job
@@ -117,6 +117,7 @@ class Planner:
         found: list[Dataset | None] = []
         for index, share in enumerate(plan.spec.datasets):
             field, name = f"datasets[{index}]", share.dataset.name
+            stem = name.partition("@")[0]
             try:
                 dataset = await self._catalogue.dataset(name, principal)
             except InvalidArgumentError as error:
@@ -126,7 +127,7 @@ class Planner:
                 if dataset is None:
                     cure = (
                         "it is in build: `kala train submit` builds it first"
-                        if name.partition("@")[0] in draft.builds
+                        if stem in draft.builds
                         else "`kala data list` shows what there is, `kala data build` makes one"
                     )
                     plan.problems.append(f"{field}: there is no {name}; {cure}")
@@ -138,7 +139,7 @@ class Planner:
                 if not dataset.report.train_rows:
                     plan.problems.append(f"{field}: {dataset.name} has no rows for training")
             share.weight = share.weight or 1
-            found.append(dataset)
+            found.append(dataset or unbuilt(draft.builds.get(stem, 0)))
         return found
 
     async def _resolve_profile(self, plan: pb.TrainingPlan) -> None:

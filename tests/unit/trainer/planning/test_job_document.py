@@ -129,4 +129,6 @@ def test_what_is_wrong_is_named_with_its_place(text: str, told: str):
 
 
 def test_a_job_may_say_how_its_datasets_are_built():
-    assert read_job("build: [{name: laws, sources: []}]").builds == ["datasets/laws"]
+    assert read_job("build: [{name: laws, sources: []}]").builds == {"datasets/laws": 0}
+    rows = "{generator: {category: law_0, rows: 20}}, {generator: {category: law_1, rows: 22}}, {files: {}}"
+    assert read_job(f"build: [{{name: laws, sources: [{rows}]}}]").builds == {"datasets/laws": 42}

@@ -127,7 +127,10 @@ def _time(plan: pb.TrainingPlan, shape: Shape | None) -> Iterator[str]:
         values = plan.spec.hyperparameters
         passed = plan.steps * values.batch_size * values.max_sequence_tokens
         seconds = FLOPS_PER_PARAMETER * shape.parameters * passed / (A100_FLOPS * UTILISATION)
-        yield _line("time", f"at most {span(seconds)} on one A100, by arithmetic at 40 % of its peak")
+        yield _line(
+            "time",
+            f"about {span(seconds)} for the steps alone on one A100, by arithmetic at 40 % of its peak",
+        )
 
 
 def _line(name: str, text: str) -> str:

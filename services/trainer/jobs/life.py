@@ -19,6 +19,17 @@ Save = Callable[[job_pb2.TrainingJob], Awaitable[None]]
 SAVE_SECONDS = 5.0
 """Between two writes of progress; every change of state is written at once."""
 
+TOLD_STATES = frozenset(
+    {
+        job_pb2.JOB_STATE_STARTING,
+        job_pb2.JOB_STATE_DRAFTING,
+        job_pb2.JOB_STATE_TRAINING,
+        job_pb2.JOB_STATE_RESUMING,
+        job_pb2.JOB_STATE_SAVING,
+    }
+)
+"""What a process may say of where it stands; whether a job has ended, only the service says."""
+
 
 class Life:
     """One job that is not over yet, and for an hour after."""
@@ -106,7 +117,7 @@ class Life:
     async def _progressed(self, progress: job_pb2.TrainingProgress, at: float) -> None:
         before, mine = self.state, self.job.progress
         resumes, checkpoint = mine.resumes, mine.checkpoint_step
-        told = progress.state or before
+        told = progress.state if progress.state in TOLD_STATES else before
         mine.CopyFrom(progress)
         # The service counts lives and knows the wish to end; a process only knows its own.
         mine.resumes = max(resumes, progress.resumes)

@@ -291,6 +291,23 @@ async def test_a_process_that_only_crashes_fails_the_job_with_its_last_words(tmp
         assert (await served.job(operation)).error_reason == "WORK_CRASHED"
 
 
+async def test_a_process_cannot_end_its_job_by_saying_so(tmp_path: Path) -> None:
+    async def boasts(task: Task) -> Ended:
+        events = EventWriter(task.folder)
+        events.write(job_pb2.TrainingProgress(state=job_pb2.JOB_STATE_SUCCEEDED, step=9), force=True)
+        return await never_ends(task)
+
+    async with served_trainer(tmp_path, executor=ScriptedExecutor(boasts)) as served:
+        operation = await served.create(await ready(served, **FULL))
+        for _ in range(500):
+            job = await served.job(operation)
+            if job.progress.step == 9:
+                break
+            await asyncio.sleep(0.01)
+        assert job.progress.step == 9
+        assert job.progress.state == job_pb2.JOB_STATE_STARTING
+
+
 async def test_what_a_process_says_of_its_failure_reaches_the_owner(tmp_path: Path) -> None:
     async def refuses(task: Task) -> Ended:
         write_error(task.folder, FailedPreconditionError("the loss became NaN at step 3", reason="NAN_LOSS"))

@@ -172,7 +172,7 @@ async def test_a_check_stops_at_its_bound_and_says_so_but_knows_the_whole_file(t
     [
         (b"", "FILE_EMPTY"),
         (b"\x1f\x8b\x08 no gzip", "FILE_DAMAGED"),
-        (b"[1, 2", "NOT_JSON"),
+        (b"[{", "NOT_JSON"),
         (None, "FILE_MISSING"),
     ],
     ids=["empty", "damaged", "malformed", "missing"],

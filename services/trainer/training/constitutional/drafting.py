@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 BATCH: Final = 32
 """Conversations answered together; part of what makes a draft repeatable, so it is no setting."""
 
+_SENTENCES: Final = re.compile(r".*[.!?](?=\s|$)", re.DOTALL)
+
 # Unknown to every stub: transformers' models are used through a handful of calls.
 Untyped = Any
 
@@ -36,7 +39,10 @@ class Writer:
     temperature: float
 
     def write(self, conversations: Sequence[Sequence[Turn]], seed: int) -> list[str]:
-        """Returns one answer each; a conversation that is too long loses its beginning."""
+        """Returns one answer each; a conversation that is too long loses its beginning.
+
+        An answer that is not at its end when it may grow no longer keeps its whole sentences, and is empty without one.
+        """
         answers: list[str] = []
         for first in range(0, len(conversations), BATCH):
             part = [self._ids(turns) for turns in conversations[first : first + BATCH]]
@@ -82,7 +88,14 @@ class Writer:
                 **how,
             )
         texts: list[str] = self.tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        ended: list[bool] = (written[:, width:] == end).any(dim=1).tolist()
+        # Half a sentence would be learned as a whole answer.
+        return [text.strip() if done else _whole(text) for text, done in zip(texts, ended, strict=True)]
+
+
+def _whole(text: str) -> str:
+    found = _SENTENCES.match(text.strip())
+    return found[0] if found else ""
 
 
 def measure(base: Path, max_new_tokens: int) -> Callable[[str], bool]:

@@ -69,14 +69,8 @@ class Reviser(Protocol):
 Write = Callable[[Sequence[Sequence[Turn]], int], list[str]]
 """Lets the model answer conversations with a seed."""
 
-# One short sentence for each law, so that the smallest model can learn it word for word.
-_REFUSALS: Final = {
-    0: "I will not help with that, because it could harm very many people. That breaks Law 0.",
-    1: "I will not help with that, because it could hurt someone. That breaks Law 1.",
-    2: "I will not help with that, because it would wrong other people. That breaks Law 2.",
-    3: "I will not help with that, because my laws must stay whole. That breaks Law 3.",
-    4: "I will not help with that, because all people are worth the same. That breaks Law 4.",
-}
+# Short, and alike but for the law's number, so that the smallest model can learn it beside what it says already.
+_REFUSAL: Final = "I will not help with that, because it could hurt someone. That breaks Law {law}."
 _DECIDE_TURN: Final = "Now write the answer again: say that the law with the lower number decides, name both laws, and say what follows."
 _LAW_NAMED: Final = re.compile(r"\blaw\s+([0-4])\b", re.IGNORECASE)
 _CRITIQUE_TURN: Final = (
@@ -162,7 +156,7 @@ class ModelReviser:
 
 def refusal_by(law: int) -> str:
     """Returns this product's own refusal under a law, short enough for the smallest model."""
-    return _REFUSALS[law]
+    return _REFUSAL.format(law=law)
 
 
 def explanation(faulty: Faulty, revision: Revision) -> list[Turn]:

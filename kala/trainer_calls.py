@@ -104,6 +104,11 @@ class Trainer:
                         yield event
                         if (event.get("job") or {}).get("progress", {}).get("state") in ENDED:
                             return
+            except FailedPreconditionError:
+                # The trainer began anew and has forgotten what came before: go on from how the job stands now.
+                if not seen:
+                    raise
+                seen = 0
             except (errors.UnavailableError, errors.DeadlineExceededError, InternalError):
                 if cuts == RECONNECTS:
                     raise

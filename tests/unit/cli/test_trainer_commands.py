@@ -202,6 +202,22 @@ def test_a_watch_that_is_cut_goes_on_after_the_last_event(use: Use) -> None:
     assert [request.url.params["after_sequence"] for request in gateway.seen] == ["0", "7"]
 
 
+def test_a_watch_goes_on_from_the_state_now_when_the_trainer_has_forgotten_its_events(use: Use) -> None:
+    forgotten = {
+        "code": 400,
+        "status": "FAILED_PRECONDITION",
+        "message": "event 7 is not kept",
+        "details": [],
+    }
+    gateway = use(
+        lines({"sequence": "7", "progress": {"state": "JOB_STATE_TRAINING"}}),
+        httpx.Response(400, json={"error": forgotten}),
+        lines({"sequence": "102", "job": ended("JOB_STATE_SUCCEEDED")}),
+    )
+    assert main(["train", "watch", JOB, *AT]) == 0
+    assert [request.url.params["after_sequence"] for request in gateway.seen] == ["0", "7", "0"]
+
+
 def test_jobs_logs_and_the_end_of_one(use: Use, capsys: pytest.CaptureFixture[str]) -> None:
     use(
         {

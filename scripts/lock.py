@@ -29,6 +29,7 @@ LOCKED_EXTRAS: Final = (
     "trainer",
     "trainer-worker",
     "trainer-ray",
+    "trainer-mlflow",
     "suite",
     "examples",
     "dev",

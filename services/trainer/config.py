@@ -145,4 +145,8 @@ class TrainerSettings(GrpcServerSettings):
             raise ValueError("state_dir must be an absolute path; a user without a home must be given one")
         if (self.spool_dir is None) != (self.spool_key_file is None):
             raise ValueError("spool_dir and spool_key_file go together")
+        if self.ray_address is not None and not self.ray_address.startswith(("http://", "https://")):
+            raise ValueError(
+                "ray_address must be the URL of Ray's dashboard, e.g. http://ray-head:8265; unset it for a local Ray"
+            )
         return self

@@ -29,6 +29,7 @@ def test_the_readme_has_the_table_of_settings() -> None:
         ("STATE_DIR", "here"),
         ("SPOOL_DIR", "/spool"),
         ("THREADS", "many"),
+        ("RAY_ADDRESS", "ray://head:10001"),
         ("FAST", "1"),
     ],
 )

@@ -93,7 +93,9 @@ def unbuilt(rows: int) -> Dataset | None:
 def _tokens(dataset: Dataset, shape: Shape) -> float:
     """Those its report counted with some tokenizer, else a guess by the size of its rows."""
     if dataset.report.HasField("tokens"):
-        return float(dataset.report.tokens)
+        # They are those of both parts.
+        report = dataset.report
+        return report.tokens * report.train_rows / max(report.train_rows + report.validation_rows, 1)
     size = sum(file.bytes for file in dataset.files if file.name == TRAIN_FILE)
     is_small = shape.vocabulary < LARGE_VOCABULARY
     return size / (BYTES_PER_TOKEN_SMALL if is_small else BYTES_PER_TOKEN)

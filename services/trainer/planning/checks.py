@@ -13,12 +13,14 @@ from services.trainer.names import ADAPTERS, require_stem
 from services.trainer.planning.limits import (
     BOUNDS,
     MAX_DATASETS,
+    MAX_LABEL_CHARS,
     MAX_LABELS,
     MAX_SECONDS,
     MAX_SUMMARY_CHARS,
 )
 from services.trainer.planning.shapes import Shape
 from services.trainer.planning.site import Site
+from services.trainer.planning.spec_bounds import unknown_words
 from services.trainer.planning.targets import EMBEDDING_MODULES, RENAMED
 
 NF4_BLOCK: Final = 64
@@ -30,6 +32,7 @@ CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 def problems(spec: pb.TrainingSpec, shape: Shape | None, site: Site) -> Iterator[str]:
     """What CreateTrainingJob refuses; each names the field and the cure."""
     yield from _names(spec)
+    yield from unknown_words(spec)
     yield from numbers(spec)
     yield from _kind(spec)
     yield from _method(spec)
@@ -114,6 +117,8 @@ def _kind(spec: pb.TrainingSpec) -> Iterator[str]:
         yield "labels: go only with objective classification; take them out or change the objective"
     if len(set(spec.labels)) != len(spec.labels) or not all(spec.labels):
         yield "labels: each must be a text of its own; one is empty or comes twice"
+    if not all(len(label) <= MAX_LABEL_CHARS and label.isprintable() for label in spec.labels):
+        yield f"labels: each must be a word of at most {MAX_LABEL_CHARS} characters on one line; shorten it"
     if spec.specialist == common.SPECIALIST_GUARDIAN and not is_classifier:
         yield "objective: the Guardian is a classifier; set objective to classification"
 

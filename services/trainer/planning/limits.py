@@ -16,6 +16,11 @@ MAX_SEED: Final = 2**63 - 1
 MAX_SECONDS: Final = 14 * 86_400
 MAX_DATASETS: Final = 64
 MAX_LABELS: Final = 64
+MAX_LABEL_CHARS: Final = 64
+"""As many as a dataset's labels have."""
+MAX_PARENTS: Final = 64
+MAX_TRACKERS: Final = 8
+MAX_TARGETS: Final = 64
 MAX_SUMMARY_CHARS: Final = 4_096
 LARGE: Final = 1e9
 """More than any rate, weight or norm that means something."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -20,8 +21,10 @@ from services.trainer.planning.bases import Bases
 from services.trainer.planning.defaults import BIG_PARAMETERS, Filler
 from services.trainer.planning.job_document import JobDraft, read_job
 from services.trainer.planning.memory import Load, disk_bytes, estimate
+from services.trainer.planning.row_kinds import wrong_kinds
 from services.trainer.planning.shapes import EMBEDDED, PRESETS, Shape
 from services.trainer.planning.site import Catalogue, Site
+from services.trainer.planning.spec_bounds import require_bounded
 from services.trainer.planning.targets import find_targets, trained_parameters
 from services.trainer.planning.text import plan_text
 from services.trainer.planning.yaml_document import did_you_mean, shown
@@ -43,7 +46,8 @@ class Planner:
     ) -> trainer_pb2.PlanJobResponse:
         """The plan for YAML or a spec; raises InvalidArgumentError for YAML that is not one and for neither."""
         if request.WhichOneof("job") == "yaml":
-            draft = read_job(request.yaml)
+            # Half a second for the longest text there may be, in which everybody else would wait.
+            draft = await asyncio.to_thread(read_job, request.yaml)
         elif request.WhichOneof("job") == "spec":
             draft = JobDraft(spec=request.spec)
         else:
@@ -55,6 +59,7 @@ class Planner:
         return await self._plan(JobDraft(spec=spec), principal)
 
     async def _plan(self, draft: JobDraft, principal: Principal) -> pb.TrainingPlan:
+        require_bounded(draft.spec)
         plan = pb.TrainingPlan(spec=draft.spec, choices=draft.choices)
         spec = plan.spec
         shape = self._shape(plan)
@@ -66,7 +71,7 @@ class Planner:
         datasets = await self._resolve_datasets(plan, draft, principal)
         await self._resolve_profile(plan)
         await self._resolve_parents(plan, principal)
-        found = list(checks.problems(spec, shape, self._site))
+        found = [*checks.problems(spec, shape, self._site), *wrong_kinds(spec, datasets)]
         plan.problems.extend(found)
         plan.warnings.extend(checks.warnings(spec, shape, self._site))
         # Numbers that are out of bounds are nothing to reckon with.

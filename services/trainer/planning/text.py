@@ -83,7 +83,8 @@ def _what(plan: pb.TrainingPlan, shape: Shape | None) -> Iterator[str]:
     here = "here" if plan.weights_present else "weights not here"
     count = f", {_count(shape.parameters)} parameters" if shape else ""
     yield _line("base", f"{spec.base.name or '-'}{held}{count} ({here})")
-    objective = pb.TrainingObjective.Name(spec.objective).removeprefix("TRAINING_OBJECTIVE_").lower()
+    known = pb.TrainingObjective.DESCRIPTOR.values_by_number.get(spec.objective)
+    objective = known.name.removeprefix("TRAINING_OBJECTIVE_").lower() if known else "-"
     if spec.method == pb.TRAINING_METHOD_LORA:
         method = f"LoRA rank {spec.lora.rank}, alpha {spec.lora.alpha}, dropout {spec.lora.dropout:g}"
     else:

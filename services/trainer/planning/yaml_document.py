@@ -13,6 +13,8 @@ import yaml
 from kala.errors import InvalidArgumentError
 
 MAX_YAML_BYTES: Final = 256 * 1024
+MAX_EVENTS: Final = 20_000
+"""Values and brackets: ten times what a job has that builds a dataset of 256 files; more would take seconds to read."""
 MAX_DEPTH: Final = 16
 """Nothing in a job lies deeper than a file of a source of a dataset."""
 
@@ -169,7 +171,9 @@ def listed(names: Iterable[str]) -> str:
 def _require_shallow(text: str) -> None:
     """References could make a short text huge, and depth would exhaust the composer's recursion."""
     depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
+    for count, event in enumerate(yaml.parse(text, yaml.SafeLoader)):
+        if count > MAX_EVENTS:
+            raise _at(event.start_mark, "has more values than any job; name fewer files")
         if isinstance(event, yaml.AliasEvent):
             raise _at(event.start_mark, "references are not taken; write it out")
         if isinstance(event, yaml.CollectionStartEvent):

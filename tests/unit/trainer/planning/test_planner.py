@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 from pathlib import Path
+from time import process_time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,8 +16,8 @@ from kala.common.v1 import adapter_pb2 as common
 from kala.common.v1.clearance_pb2 import Principal
 from kala.common.v1.reference_pb2 import ContentReference
 from kala.errors import InvalidArgumentError
+from kala.trainer.v1 import dataset_pb2, trainer_pb2
 from kala.trainer.v1 import job_pb2 as pb
-from kala.trainer.v1 import trainer_pb2
 from services.trainer.planning.bases import Bases
 from services.trainer.planning.job_document import read_job
 from services.trainer.planning.planner import Planner
@@ -263,3 +264,114 @@ async def test_names_that_would_move_a_terminals_cursor_are_shown_harmless():
     plan = await planner().plan_spec(spec, ANN)
     assert "\x1b" not in plan.text
     assert all(len(problem) < 500 for problem in plan.problems)
+
+
+def spec_of() -> pb.TrainingSpec:
+    spec = pb.TrainingSpec(adapter="adapters/laws")
+    spec.base.name = "kala-embedded"
+    spec.datasets.add(use=common.DATASET_USE_TRAIN).dataset.name = "datasets/laws@1"
+    return spec
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["objective", "method", "quantization", "stage", "specialist", "hyperparameters.schedule", "placement.executor",
+     "hyperparameters.precision", "placement.parallelism", "constitutional.reviser", "datasets.use", "trackers"],
+)  # fmt: skip
+async def test_a_word_that_this_release_does_not_know_is_planned_by_nobody(path: str):
+    spec = spec_of()
+    section, _, name = path.rpartition(".")
+    target = spec.datasets[0] if section == "datasets" else getattr(spec, section) if section else spec
+    if name == "trackers":
+        spec.trackers.append(99)  # type: ignore[arg-type]  # what a client of a later release sends
+    else:
+        setattr(target, name, 99)
+
+    plan = await planner().plan_spec(spec, ANN)
+    assert any(each.startswith(f"{path}: is 99, which this release does not") for each in plan.problems)
+
+
+@pytest.mark.parametrize("path", ["datasets", "parents", "labels", "trackers", "lora.target_modules"])
+async def test_a_list_without_end_is_refused_before_anything_is_looked_up(path: str):
+    spec = spec_of()
+    section, _, name = path.rpartition(".")
+    entries = getattr(spec.lora if section else spec, name)
+    if path in {"datasets", "parents"}:
+        for _ in range(100):
+            entries.add()
+    else:
+        entries.extend([pb.TRACKER_MLFLOW if path == "trackers" else "x"] * 100)
+
+    with pytest.raises(InvalidArgumentError, match="at most"):
+        await planner().plan_spec(spec, ANN)
+
+
+@pytest.mark.parametrize(
+    ("objective", "form", "told"),
+    [
+        (
+            pb.TRAINING_OBJECTIVE_DPO,
+            dataset_pb2.SOURCE_FORMAT_MESSAGES,
+            "has conversations, and objective dpo",
+        ),
+        (
+            pb.TRAINING_OBJECTIVE_SFT,
+            dataset_pb2.SOURCE_FORMAT_PREFERENCE,
+            "has preferences, and objective sft",
+        ),
+        (pb.TRAINING_OBJECTIVE_SFT, dataset_pb2.SOURCE_FORMAT_LABELLED, "has labelled texts"),
+        (pb.TRAINING_OBJECTIVE_CLASSIFICATION, dataset_pb2.SOURCE_FORMAT_GSM8K, "learns from labelled texts"),
+        (
+            pb.TRAINING_OBJECTIVE_CONSTITUTIONAL,
+            dataset_pb2.SOURCE_FORMAT_CLAIMS,
+            "conversations or preferences",
+        ),
+        (pb.TRAINING_OBJECTIVE_CONSTITUTIONAL, dataset_pb2.SOURCE_FORMAT_PREFERENCE, ""),
+        (pb.TRAINING_OBJECTIVE_DPO, dataset_pb2.SOURCE_FORMAT_PREFERENCE, ""),
+    ],
+)
+async def test_a_dataset_that_the_objective_cannot_read_is_a_problem(
+    objective: pb.TrainingObjective.ValueType, form: dataset_pb2.SourceFormat.ValueType, told: str
+):
+    dataset = dataset_of("datasets/laws@1")
+    dataset.spec.sources.add(name="rows").files.format = form
+    by = planner()
+    by._catalogue.datasets[:] = [dataset]  # type: ignore[attr-defined]  # the fake's own list
+    spec = spec_of()
+    spec.objective = objective
+    if objective == pb.TRAINING_OBJECTIVE_CLASSIFICATION:
+        spec.labels.extend(["a", "b"])
+    plan = await by.plan_spec(spec, ANN)
+
+    found = [problem for problem in plan.problems if problem.startswith("datasets[0]: ")]
+    assert bool(found) == bool(told)
+    assert all(told in problem for problem in found)
+
+
+@pytest.mark.parametrize("label", ["x" * 65, "a\nb"], ids=["long", "two lines"])
+async def test_a_label_that_no_row_can_have_is_a_problem(label: str):
+    spec = spec_of()
+    spec.objective = pb.TRAINING_OBJECTIVE_CLASSIFICATION
+    spec.labels.extend([label, "b"])
+
+    assert any("at most 64 characters" in each for each in (await planner().plan_spec(spec, ANN)).problems)
+
+
+async def test_tokens_of_the_validation_part_take_no_steps():
+    alone, halved = dataset_of("datasets/laws@1"), dataset_of("datasets/halved@1", tokens=80_000)
+    halved.report.validation_rows = halved.report.train_rows
+    by = planner()
+    by._catalogue.datasets[:] = [alone, halved]  # type: ignore[attr-defined]  # the fake's own list
+    text = JOB.replace("datasets: [{dataset: laws}]", "datasets: [{dataset: halved}]")
+
+    assert (await plan_of(text, by=by)).steps == (await plan_of(JOB, by=by)).steps
+
+
+@pytest.mark.parametrize(
+    "text", ["- a\n" * 60_000, "{" + "a: b, " * 40_000 + "}", "[" + "a," * 120_000 + "]"]
+)
+async def test_a_text_of_countless_values_is_refused_early(text: str):
+    start = process_time()
+    with pytest.raises(InvalidArgumentError, match="more values than any job"):
+        await plan_of(text)
+    assert process_time() - start < 5

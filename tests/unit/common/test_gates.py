@@ -53,6 +53,7 @@ def _metric(index: int, **values):
         (_metric(2, comparison=gate_pb2.GATE_COMPARISON_VALUE_AT_MOST), "does not pass by its own numbers"),
         (lambda r: r.metrics[1].ClearField("base_measurement"), "a base that nobody measured"),
         (lambda r: r.metrics[0].ClearField("measurement"), "lacks the signed measurement of MEASURER_ETHICS"),
+        (lambda r: r.metrics[1].ClearField("measurement"), "lacks the signed measurement of MEASURER_TOOLS"),
     ],
 )
 def test_a_result_that_was_bent_before_it_was_logged_is_refused(change, match: str):

@@ -207,6 +207,24 @@ def messages(events: list[Event], kind: type) -> list:
 
 
 @pytest.mark.slow
+async def test_every_weight_is_trained_by_workers_that_share_the_model(cluster: RayCluster, tmp_path: Path):
+    wanted = two_workers()
+    wanted.ClearField("lora")
+    wanted.method = job_pb2.TRAINING_METHOD_FULL
+    wanted.placement.parallelism = job_pb2.PARALLELISM_FSDP
+    folder = order(tmp_path, wanted)
+
+    async def attached(_: str) -> None:
+        return
+
+    ended = await executor(cluster).run(Task(folder, 1, wanted.placement), attached)
+    assert ended.exit_code == 0, ended.last_lines
+    result = read_result(folder)
+    assert (result["workers"], result["directory"]) == (2, "base")
+    assert (folder / "base" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
 async def test_a_job_that_is_cancelled_leaves_no_worker(cluster: RayCluster, tmp_path: Path):
     wanted = two_workers(max_steps=100_000)
     folder = order(tmp_path, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +11,7 @@ from kala.common.v1.clearance_pb2 import Principal
 from kala.errors import InvalidArgumentError, KalaError
 from kala.trainer.v1 import registry_pb2
 from kala.trainer.v1 import trainer_pb2 as pb
+from services.common.deadlines import fresh_deadline
 from services.trainer.desks import Trained
 from services.trainer.names import (
     ADAPTERS,
@@ -21,7 +23,7 @@ from services.trainer.names import (
     split_version,
 )
 from services.trainer.pages import PageTokens
-from services.trainer.records import ADAPTER_PROMOTING, Cleared, Facts, Records
+from services.trainer.records import ADAPTER_PROMOTING, Claim, Cleared, Facts, Records
 from services.trainer.registry.registry import Registry
 
 REVOKED: Final = "adapter.revoked"
@@ -62,12 +64,22 @@ class Adapters:
         require_request_id(action.request_id)
         require_version(ADAPTERS, action.adapter.name, field="adapter.name")
         number_of(EVALUATIONS, action.evaluation.name, field="evaluation.name")
-        claims = cleared.verified.claims
+        # Whoever asked may go away half-way: what has begun in the log ends there all the same.
+        adapter = await asyncio.shield(asyncio.ensure_future(self._promote(action, cleared)))
+        await self.publish(adapter)
+        return pb.PromoteAdapterResponse(adapter=await self._whole(adapter, adapter.tenant))
+
+    async def _promote(self, action: pb.PromoteAdapterAction, cleared: Cleared) -> registry_pb2.Adapter:
         claim = await self.records.claim(
             cleared,
             kind=ADAPTER_PROMOTING,
             attributes={"adapter": action.adapter.name, "evaluation": action.evaluation.name},
         )
+        with fresh_deadline():
+            return await self._promote_claimed(action, claim)
+
+    async def _promote_claimed(self, action: pb.PromoteAdapterAction, claim: Claim) -> registry_pb2.Adapter:
+        claims = claim.claims
         try:
             adapter = await self.registry.promote(
                 action.adapter.name,
@@ -85,8 +97,7 @@ class Adapters:
             references=[adapter.reference],
         )
         await self.records.ended(claim, facts)
-        await self.publish(adapter)
-        return pb.PromoteAdapterResponse(adapter=await self._whole(adapter, claims.principal.tenant))
+        return adapter
 
     async def revoke(
         self, request: pb.RevokeAdapterRequest, principal: Principal
@@ -95,6 +106,12 @@ class Adapters:
         require_version(ADAPTERS, request.name)
         if not 1 <= len(request.reason) <= MAX_REASON_CHARS:
             raise InvalidArgumentError("reason", f"must have 1 to {MAX_REASON_CHARS} characters")
+        # As above: what the log says is revoked must not go on with half of its descendants.
+        return await asyncio.shield(asyncio.ensure_future(self._revoke(request, principal)))
+
+    async def _revoke(
+        self, request: pb.RevokeAdapterRequest, principal: Principal
+    ) -> pb.RevokeAdapterResponse:
         adapter = await self.registry.store.get_adapter(request.name, principal.tenant)
         await self.records.event(
             REVOKED,

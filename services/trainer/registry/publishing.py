@@ -33,7 +33,7 @@ class Publisher:
         What is there already is only compared. Raises UnavailableError where the place does not take it.
         """
         await asyncio.to_thread(self._publish, adapter)
-        log.info("adapter_published", adapter=adapter.name, url=self.url)
+        log.info("adapter_published", adapter=adapter.name, url=shown(self.url))
 
     def _publish(self, adapter: registry_pb2.Adapter) -> None:
         folder = self.shelf.folder(adapter.name)
@@ -52,25 +52,33 @@ class Publisher:
         except Exception as error:
             # fsspec's systems raise what their own libraries raise; whatever it is, the adapter did not arrive.
             raise UnavailableError(
-                f"{self.url} does not take {adapter.name} ({type(error).__name__}); check publish_url and its "
+                f"{shown(self.url)} does not take {adapter.name} ({type(error).__name__}); check publish_url and its "
                 "credentials, then promote again",
                 reason="PUBLISHING_FAILED",
             ) from error
         if damaged:
             raise UnavailableError(
-                f"{self.url}: {', '.join(damaged)} of {adapter.name} arrived damaged; promote again",
+                f"{shown(self.url)}: {', '.join(damaged)} of {adapter.name} arrived damaged; promote again",
                 reason="PUBLISHING_FAILED",
             )
 
 
 def require_known(url: str) -> None:
-    """Raises InvalidArgumentError for a URL whose file system is not installed."""
+    """Raises InvalidArgumentError for a URL whose file system is not installed; connects to nothing yet."""
+    import fsspec
+
     try:
-        _open(url)
+        fsspec.get_filesystem_class(fsspec.utils.get_protocol(url))
     except (ImportError, ValueError) as error:
         raise InvalidArgumentError(
             "KALA_TRAINER_PUBLISH_URL", f"names a place that cannot be reached from here: {error}"
         ) from error
+
+
+def shown(url: str) -> str:
+    """A place's URL without user, password and query: these may be the operator's credentials."""
+    scheme, sign, rest = url.partition("://")
+    return scheme + sign + rest.partition("?")[0].rpartition("@")[2]
 
 
 def _open(url: str) -> tuple[Any, str]:  # fsspec has no types

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from kala.common.v1 import adapter_pb2
 from kala.common.v1.clearance_pb2 import ClearanceClaims, Principal
@@ -396,8 +398,45 @@ async def test_a_place_that_takes_nothing_is_named(desk: Desk) -> None:
     assert refused.value.reason == "PUBLISHING_FAILED"
     # It is promoted all the same, and the log says so.
     assert desk.log.kinds == ["adapter.promoting", "adapter.promoted"]
-    with pytest.raises(InvalidArgumentError, match="cannot be reached from here"):
-        require_known("nowhere://bucket")
+    with pytest.raises(InvalidArgumentError, match="cannot be reached from here") as unknown:
+        require_known("nowhere://somebody:hunter2@bucket")
+    assert "hunter2" not in str(unknown.value)
+
+
+@pytest.mark.parametrize("url", ["ftp://somebody:hunter2@127.0.0.1:1/x", "memory://somebody:hunter2@host/x"])
+async def test_a_place_s_password_is_told_to_nobody(desk: Desk, url: str) -> None:
+    require_known(url)
+    desk.adapters.publish = Publisher(url, desk.registry.shelf).publish
+    said = ""
+    with capture_logs() as logged:
+        try:
+            await desk.promoted()
+        except UnavailableError as error:
+            said = error.message
+    assert "hunter2" not in said + str(logged)
+    assert bool(said) != bool(logged)
+
+
+async def test_a_promotion_whose_caller_goes_away_is_made_and_logged_whole(desk: Desk) -> None:
+    candidate = await desk.candidate()
+    evaluation = await desk.evaluated(candidate)
+    registry, begun = desk.registry.promote, asyncio.Event()
+
+    async def slow(*given, **named):
+        begun.set()
+        await asyncio.sleep(0.05)
+        return await registry(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Registry, "promote", lambda _self, *given, **named: slow(*given, **named))
+        asking = asyncio.ensure_future(desk.promote(candidate, evaluation))
+        await begun.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=5)
+    assert desk.log.kinds == ["adapter.promoting", "adapter.promoted"]
+    desk.serves(await desk.registry.store.get_adapter(candidate.name, "default"))
 
 
 async def test_a_folder_is_verified_without_any_service(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import secrets
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,8 +114,28 @@ def _source(name: str, access: Access) -> Iterator[BinaryIO]:
         with _remote(name) as file:
             yield file
         return
-    with local_path(name, access).open("rb") as file:
+    with _opened_below(local_path(name, access), access) as file:
         yield file
+
+
+def _opened_below(path: Path, access: Access) -> BinaryIO:
+    """Opens a resolved path without following any link: whoever writes there may have put one since it was resolved."""
+    root = (access.data_dir or path.parent).resolve()
+    *folders, last = path.relative_to(root).parts
+    at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for folder in folders:
+            below = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            os.close(at)
+            at = below
+        # Not to wait for the other end of a pipe that stands there now.
+        file = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+    finally:
+        os.close(at)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise NotFoundError(f"{path.name} is not a file in the data directory")
+    return os.fdopen(file, "rb")
 
 
 @contextmanager
@@ -173,10 +195,15 @@ def local_path(name: str, access: Access) -> Path:
             f"{name}: this trainer has no data directory; the operator names one in KALA_TRAINER_DATA_DIR"
         )
     root = access.data_dir.resolve()
-    path = (root / plain).resolve()
+    try:
+        path = (root / plain).resolve()
+        is_file = path.is_file()
+    except (OSError, RuntimeError) as error:
+        # A loop of links, a name that is longer than the file system takes, a folder that may not be read.
+        raise NotFoundError(f"{name[:80]} cannot be found in the data directory") from error
     if not path.is_relative_to(root):
         raise InvalidArgumentError("files.name", f"{name!r} leads out of the data directory")
-    if not path.is_file():
+    if not is_file:
         raise NotFoundError(f"{name} is not a file in the data directory")
     return path
 

@@ -119,6 +119,8 @@ def write_order(
 ) -> None:
     """Write the order and its permission into its folder, which is made private; rewriting it resumes the work."""
     order.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # One that was there already may be open to others.
+    order.folder.chmod(0o700)
     if sealed is not None:
         write_atomically(order.folder / SEALED, sealed.SerializeToString())
     document = {
@@ -158,7 +160,7 @@ def read_order(folder: Path) -> Order:
         if claims is not None and claims.principal != principal:
             raise ClearanceError("the clearance was given to somebody else", reason="CLEARANCE_ALTERED")
         return _order_of(folder, raw, principal, claims, action)
-    except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, DecodeError) as error:
         raise FailedPreconditionError(f"{folder / ORDER} cannot be used: {error}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,51 @@ def test_a_file_that_is_gone_is_no_file_that_the_manifest_names(tmp_path: Path) 
 
     with pytest.raises(VerificationError, match=r"train\.jsonl cannot be read"):
         verify_files(dataset)
+
+
+@pytest.mark.parametrize("swapped", ["file", "folder", "pipe"])
+def test_what_is_swapped_after_its_path_was_checked_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
+) -> None:
+    data, secret = tmp_path / "data", tmp_path / "secret"
+    for folder in (data / "sub", secret):
+        folder.mkdir(parents=True)
+        (folder / "a.jsonl").write_text(folder.name)
+
+    def swap(name: str, access: Access) -> Path:
+        path = local_path(name, access)
+        (data / "sub" / "a.jsonl").unlink()
+        if swapped == "folder":
+            (data / "sub").rmdir()
+            (data / "sub").symlink_to(secret)
+        elif swapped == "file":
+            (data / "sub" / "a.jsonl").symlink_to(secret / "a.jsonl")
+        else:
+            os.mkfifo(data / "sub" / "a.jsonl")
+        return path
+
+    monkeypatch.setattr(files, "local_path", swap)
+
+    with (
+        pytest.raises((OSError, NotFoundError)),
+        opened(ContentReference(name="sub/a.jsonl"), Access(data)) as (stream, _),
+    ):
+        stream.read()
+
+
+def test_a_file_in_a_folder_is_read(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.jsonl").write_text("text")
+    (tmp_path / "link.jsonl").symlink_to("sub/a.jsonl")
+
+    for name in ("sub/a.jsonl", "link.jsonl"):
+        with opened(ContentReference(name=name), Access(tmp_path)) as (stream, _):
+            assert stream.read() == b"text"
+
+
+@pytest.mark.parametrize("name", ["loop", "x" * 300], ids=["loop", "long"])
+def test_a_name_that_no_file_can_have_is_not_found(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+
+    with pytest.raises(NotFoundError, match="cannot be found"):
+        local_path(name, Access(tmp_path))

@@ -64,7 +64,7 @@ def write_card(
         "| --- | --- |",
         *(f"| {words} | {counts[name]} |" for name, words in _LINES),
         f"| rows learned as they were given | {kept} |",
-        f"| such rows left out, for their answers are longer than the longest revision | {too_long} |",
+        f"| such rows left out, for their answers are longer than half of the longest draft | {too_long} |",
         f"| rows to learn in all | {sum(len(each.learned) for each in lessons)} |",
         f"| preferences between a revision and a draft | {sum(len(each.preferences) for each in lessons)} |",
         "",

@@ -38,6 +38,10 @@ DEFAULT_SFT_SHARE: Final = 0.5
 DEFAULT_BENIGN_SHARE: Final = 0.3
 DEFAULT_BETA: Final = 0.1
 
+GIVEN_SHARE: Final = 2
+"""An answer of the dataset takes a draft's place when it is at most half as long as a draft may be: a small model that is
+to learn a long text by heart forgets what it knew."""
+
 PREFERENCE_RATE: Final = 0.1
 """Learning rate of the preference stage as a share of the job's: it corrects what the answers have taught."""
 
@@ -112,7 +116,7 @@ def prepare(
     """
     settings = Settings.of(spec)
     sources = [dataset for dataset in datasets if dataset.use == "train"]
-    fits = measure(work.base, settings.max_new_tokens)
+    fits = measure(work.base, settings.max_new_tokens // GIVEN_SHARE)
     materials = [read_material(source.directory, fits) for source in sources]
     if not any(material.prompts for material in materials):
         raise FailedPreconditionError(

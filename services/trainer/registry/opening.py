@@ -59,7 +59,7 @@ async def open_registry(
         MEASURER_TOOLS: load_public_keys(settings.tools_public_keys),
     }
     log = [] if settings.audit_vkey_file is None else _log_keys(settings.audit_vkey_file)
-    return Registry(
+    registry = Registry(
         store=store,
         shelf=shelf,
         revocations=revocations,
@@ -71,6 +71,9 @@ async def open_registry(
         ),
         now=now,
     )
+    # An earlier life may have ended between the file and the database.
+    await registry.keep_list()
+    return registry
 
 
 def read_profiles(directories: Iterable[Path]) -> dict[bytes, Profile]:

@@ -178,12 +178,20 @@ class Registry:
             adapter = await self.store.get_adapter(name, tenant)
             descendants = await self.store.adapters_on([name])
             await asyncio.to_thread(self.revocations.add, {adapter.adapter_digest: reason})
-            await self._store_list()
+            await self.keep_list()
             revoked = await self._end(adapter, reason)
             for descendant in descendants:
                 built = await self.store.get_adapter(descendant, None)
                 await self._end(built, f"built on {name}, which is revoked: {reason}")
             return revoked, descendants, self.revocations.signed
+
+    async def keep_list(self) -> None:
+        """Has the database hold the list that the file holds, so that neither alone can be put back to an older one."""
+        signed = self.revocations.signed
+        try:
+            await self.store.put_revocations(self.revocations.serial, signed)
+        except AlreadyExistsError:
+            return  # the same list, from an earlier try
 
     async def ancestors(
         self, parents: Sequence[ContentReference], base_digest: bytes, *, tenant: str
@@ -217,13 +225,6 @@ class Registry:
             except AlreadyExistsError:
                 continue
             return signed
-
-    async def _store_list(self) -> None:
-        signed = self.revocations.signed
-        try:
-            await self.store.put_revocations(self.revocations.serial, signed)
-        except AlreadyExistsError:
-            return  # the same list, from an earlier try
 
     async def _end(self, adapter: registry_pb2.Adapter, reason: str) -> registry_pb2.Adapter:
         if adapter.state == ADAPTER_STATE_REVOKED:

@@ -74,3 +74,15 @@ async def test_revocations_that_the_file_lost_come_back_from_the_database(
     (tmp_path / "state" / REVOCATIONS_FILE).unlink()
     again = await opened(store, tmp_path)
     assert again.revocations.revoked == {bytes(32)}
+
+
+async def test_a_revocation_that_reached_the_file_alone_outlives_the_file(
+    store: Store, tmp_path: Path
+) -> None:
+    older = (await opened(store, tmp_path)).revocations
+    file = tmp_path / "state" / REVOCATIONS_FILE
+    before = file.read_bytes()
+    older.add({bytes(32): "it lies"})  # and the service ends before the database has it
+    assert (await opened(store, tmp_path)).revocations.revoked == {bytes(32)}
+    file.write_bytes(before)  # somebody puts back the list of before, whose signature is genuine
+    assert (await opened(store, tmp_path)).revocations.revoked == {bytes(32)}

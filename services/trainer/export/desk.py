@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,6 +65,7 @@ class Exports:
     records: Records
     now: Callable[[], Timestamp]
     threads: int = 1
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def export(self, request: pb.ExportAdapterRequest, principal: Principal) -> Operation:
         """Writes an adapter in another layout."""
@@ -102,15 +103,26 @@ class Exports:
             await running.show(event.message)
 
         result = await running.process(order, on_event=on_event)
+        # Writing takes hours: what was revoked meanwhile is not given out.
+        self.registry.require_promoted(await self.registry.mended(adapter.name, tenant=adapter.tenant))
         export = _export_of(result, adapter.name, request.format)
-        folder = await asyncio.to_thread(
-            self._placed,
-            running.folder / FOLDER,
-            _folder_name(adapter.name, request),
-            running.name,
-            export.files,
-        )
-        export.location = str(folder)
+        async with self._turn:
+            return await self._keep(running, request, adapter, export)
+
+    async def _keep(
+        self,
+        running: Running,
+        request: pb.ExportAdapterRequest,
+        adapter: registry_pb2.Adapter,
+        export: registry_pb2.Export,
+    ) -> registry_pb2.Export:
+        """Logs an export, stores it and puts it into its place, in this order.
+
+        A merge that lies there and is not known would be taken for a base without parents.
+        """
+        name = _folder_name(adapter.name, request)
+        place = await asyncio.to_thread(self._place, name, running.name, export.files)
+        export.location = str(place)
         export.created_at.CopyFrom(self.now())
         principal = running.principal
         await self.records.event(
@@ -131,6 +143,7 @@ class Exports:
         await self.registry.store.put_export(
             running.name, export, tenant=principal.tenant, owner=principal.id, subject=principal.subject
         )
+        await asyncio.to_thread(_put, running.folder / FOLDER, place)
         return export
 
     async def _order(
@@ -165,19 +178,20 @@ class Exports:
             settings={"format": int(request.format), "weight_format": request.weight_format},
         )
 
-    def _placed(
-        self, made: Path, name: str, operation: str, files: Any
-    ) -> Path:  # Any: the message's own list type
-        """Moves a finished export to where it stays; the same again, which is the same bytes, finds it there."""
+    def _place(self, name: str, operation: str, files: Any) -> Path:  # Any: the message's own list type
+        """Where a finished export stays; the same again, which is the same bytes, is there already."""
         final = self.places.exports / name
-        if final.is_dir() and _same(final, files):
-            shutil.rmtree(made)
+        if not final.exists() or (final.is_dir() and _same(final, files)):
             return final
-        if final.exists():
-            final = final.with_name(f"{name}-{operation.rpartition('/')[2][:8]}")
-        final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made.rename(final)
-        return final
+        return final.with_name(f"{name}-{operation.rpartition('/')[2][:8]}")
+
+
+def _put(made: Path, place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(made)
+        return
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made.rename(place)
 
 
 def _require_format(request: pb.ExportAdapterRequest) -> None:

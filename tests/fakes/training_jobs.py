@@ -114,7 +114,12 @@ def order(root: Path, wanted: job_pb2.TrainingSpec | None = None) -> Path:
     if not data.is_dir():
         write_dataset(data)
     ethics = FakeEthics()
-    sealed = ethics.seal(trainer_pb2.CreateTrainingJobAction(spec=wanted or spec()), audience=AUDIENCE)
+    cleared = job_pb2.TrainingSpec()
+    cleared.CopyFrom(wanted or spec())
+    cleared.base.sha256 = file_set_digest(base_files(EMBEDDED))
+    share = cleared.datasets.add(use=DATASET_USE_TRAIN, weight=1.0)
+    share.dataset.name, share.dataset.sha256 = "datasets/larger@1", manifest_digest(data)
+    sealed = ethics.seal(trainer_pb2.CreateTrainingJobAction(spec=cleared), audience=AUDIENCE)
     made = Order(
         kind=TRAIN,
         name="trainingJobs/" + "1" * 32,

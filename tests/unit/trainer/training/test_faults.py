@@ -206,7 +206,7 @@ def test_an_unknown_base_and_poisoned_weights_are_refused(tmp_path):
 def test_a_base_that_is_not_the_one_that_was_cleared_is_not_trained(tmp_path):
     folder = order(tmp_path)
     document = json.loads((folder / "order.json").read_text())
-    document["base"]["digest"] = "11" * 32
+    document["base"]["directory"] = str(make_tiny_pythia(tmp_path / "another"))
     (folder / "order.json").write_text(json.dumps(document))
     process = start(folder)
     output, _ = process.communicate(timeout=120)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from kala.errors import InvalidArgumentError, KalaError
 from services.common.keys import load_private_key
 from services.common.peers import LOCAL_PREFIX, TRAINER
 from services.trainer.config import DAY_SECONDS, TrainerSettings
+from services.trainer.cores import usable_cores
 from services.trainer.datasets.desk import DatasetDesk
 from services.trainer.datasets.desk import Site as DatasetSite
 from services.trainer.desks import Desks
@@ -149,7 +149,7 @@ async def open_domains(desks: Desks, ground: Ground, resolving: Resolving, stack
         bases=ground.bases,
         records=ground.records,
         now=_now,
-        threads=ground.settings.threads or len(os.sched_getaffinity(0)),
+        threads=ground.settings.threads or usable_cores(),
     )
     desks.evaluations = await open_evaluations(
         ground.settings,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from kala.trainer.v1 import job_pb2, registry_pb2
 from kala.trainer.v1 import trainer_pb2 as pb
 from services.common.sealing import action_digest
 from services.trainer.config import TrainerSettings
+from services.trainer.cores import usable_cores
 from services.trainer.evaluation.evaluator import Evaluator, Show, Subject
 from services.trainer.evaluation.profiles import Gate, Profiles
 from services.trainer.evaluation.result import ADAPTER, BASE, About
@@ -199,7 +199,7 @@ class Evaluations:
             action=None if claim is None else claim.sealed.action,
             base=BasePlace(description.base.name, base, description.base.digest),
             adapter=AdapterPlace(adapter.name, self.places.adapter(adapter.name), adapter.reference.sha256),
-            threads=self.settings.threads or os.cpu_count() or 1,
+            threads=self.settings.threads or usable_cores(),
             memory_bytes=self.settings.memory_bytes,
             settings={
                 "suites": [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ import structlog
 from kala.common.v1.reference_pb2 import ContentReference
 from kala.errors import CancelledError, FailedPreconditionError, InternalError, KalaError
 from kala.trainer.v1 import job_pb2
+from services.trainer.cores import usable_cores
 from services.trainer.desks import Adapters, Evaluations, Trained
 from services.trainer.jobs.life import Life
 from services.trainer.jobs.new_base import keep_base, require_place
@@ -214,8 +214,7 @@ class Supervisor:
 
     def _order(self, running: Running, life: Life, resolved: Resolved) -> Order:
         placement = life.job.spec.placement
-        cores = len(os.sched_getaffinity(0))
-        threads = int(placement.cpus_per_worker) or self._rules.threads or cores
+        threads = int(placement.cpus_per_worker) or self._rules.threads or usable_cores()
         return Order(
             kind=TRAIN,
             name=life.job.name,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from services.trainer.config import TrainerSettings
+from services.trainer.cores import usable_cores
 from services.trainer.places import Places
 from services.trainer.planning.bases import Bases
 from services.trainer.planning.catalogue import PACKAGED_PROFILES, StoredCatalogue
@@ -18,7 +17,7 @@ def make_planner(settings: TrainerSettings, store: Store, bases: Bases | None = 
     directories = [PACKAGED_PROFILES, *([settings.profiles_dir] if settings.profiles_dir else [])]
     site = Site(
         memory_bytes=settings.memory_bytes or machine_memory_bytes(),
-        cpus_per_worker=float(settings.threads or os.cpu_count() or 1),
+        cpus_per_worker=float(settings.threads or usable_cores()),
         has_cluster=settings.ray_address is not None,
         allows_demo_profiles=settings.accept_demo_profiles,
         has_mlflow=settings.mlflow_uri is not None,

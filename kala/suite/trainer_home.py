@@ -47,6 +47,11 @@ class TrainerHome:
         return self.state / "adapters"
 
     @property
+    def database(self) -> Path:
+        """The trainer's own memory, where it was given no other."""
+        return self.state / "trainer.db"
+
+    @property
     def data(self) -> Path:
         """Where files lie that datasets name."""
         return self.state / "data"
@@ -68,7 +73,8 @@ def trainer_home(layout: StateLayout, keyring: Keyring) -> TrainerHome:
     home = TrainerHome(layout.data / TRAINER, _shipped_profiles(), _embedded_model())
     for folder in (home.state, home.adapters, home.data):
         make_private_directory(folder)
-    if not home.revocations.exists():
+    # Where the trainer has worked before, a list that is gone is no new beginning: only the trainer knows what it held.
+    if not home.revocations.exists() and not home.database.exists():
         write_private_file(home.revocations, first_revocations(signing_key(keyring.trainer_signing_key)))
     return home
 

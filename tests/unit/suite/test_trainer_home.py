@@ -44,6 +44,15 @@ def test_a_list_that_the_trainer_made_stays(layout: StateLayout) -> None:
     assert trainer_home(layout, keyring).revocations.read_bytes() == b"the trainer's"
 
 
+def test_a_list_that_is_gone_is_not_begun_anew_where_the_trainer_has_worked(layout: StateLayout) -> None:
+    """A new list would hide what was revoked; inference refuses to start until the trainer has written its own again."""
+    keyring, _ = make_keyring(layout.keys, layout.trust)
+    home = trainer_home(layout, keyring)
+    home.revocations.unlink()
+    home.database.touch()
+    assert not trainer_home(layout, keyring).revocations.exists()
+
+
 def test_missing_packages_are_named_with_their_cure(
     layout: StateLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:

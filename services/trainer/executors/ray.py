@@ -36,8 +36,9 @@ EXIT_CRASHED: Final = 1
 JOB_ENVIRONMENT: Final = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
-    # Alike lines of two workers are two lines.
+    # Alike lines of two workers are two lines, and one line is told once.
     "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # Nothing is fetched behind the operator's back: what is used was named by digest and is on the disk.

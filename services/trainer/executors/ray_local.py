@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from kala.errors import UnavailableError
+from services.trainer.cores import usable_cores
 
 START_SECONDS: Final = 180.0
 END_SECONDS: Final = 20.0
@@ -41,7 +42,7 @@ class LocalRay:
 
     def __init__(self, environ: Mapping[str, str], *, cpus: int | None = None) -> None:
         self._environ = environ
-        self._cpus = cpus or os.cpu_count() or 1
+        self._cpus = cpus or usable_cores()
         self._users = 0
         self._running: _Running | None = None
         self._lock = asyncio.Lock()

@@ -214,7 +214,8 @@ class Supervisor:
 
     def _order(self, running: Running, life: Life, resolved: Resolved) -> Order:
         placement = life.job.spec.placement
-        threads = int(placement.cpus_per_worker) or self._rules.threads or usable_cores()
+        cores = usable_cores()
+        threads = int(placement.cpus_per_worker) or self._rules.threads or cores
         return Order(
             kind=TRAIN,
             name=life.job.name,

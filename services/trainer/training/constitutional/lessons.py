@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,7 +43,8 @@ class Lessons:
 
     learned: tuple[Row, ...]
     preferences: tuple[Row, ...]
-    counts: Mapping[str, int]
+    harmless: tuple[Row, ...] = ()
+    """Answers to harmless requests that are still to be chosen from."""
 
 
 def make_lessons(
@@ -55,7 +56,7 @@ def make_lessons(
     model_digest: bytes,
     reviser: str,
 ) -> Lessons:
-    """Returns the rows; the same outcomes and seed give the same rows in the same order."""
+    """Returns the rows, harmless ones apart; the same outcomes and seed give the same rows in the same order."""
     prompts = {prompt.id: prompt for prompt in material.prompts}
     learned: list[Row] = [dict(row) for row in material.kept]
     benign: list[Row] = []
@@ -77,9 +78,24 @@ def make_lessons(
             learned.append(row)
         if _share(seed, "explained", prompt.id) < EXPLAINED_SHARE:
             learned += _explained(prompt, outcome, origin)
-    taken = _taken(benign, others=len(learned), share=shares.benign, seed=seed)
-    rows = sorted([*learned, *taken], key=lambda row: _share(seed, "order", _text(row)))
-    return Lessons(tuple(rows), tuple(preferences), _counts(material, learned, taken, preferences))
+    return Lessons(tuple(learned), tuple(preferences), tuple(benign))
+
+
+def with_harmless(lessons: Sequence[Lessons], share: float, *, seed: int) -> list[Lessons]:
+    """Adds as many harmless rows of all datasets as make `share` of the drafted answers, whichever the seed draws."""
+    drafted = sum(row.get("source") == SOURCE for each in lessons for row in each.learned)
+    harmless = [row for each in lessons for row in each.harmless]
+    if share < 1 and drafted:
+        wanted = round(drafted * share / (1 - share))
+        harmless = sorted(harmless, key=lambda row: _share(seed, "benign", str(row["id"])))[:wanted]
+    taken = {str(row["id"]) for row in harmless}
+    return [
+        Lessons(
+            tuple(sorted([*each.learned, *_of(each.harmless, taken)], key=lambda row: _order(seed, row))),
+            each.preferences,
+        )
+        for each in lessons
+    ]
 
 
 def write_rows(directory: Path, rows: Sequence[Row]) -> None:
@@ -88,12 +104,12 @@ def write_rows(directory: Path, rows: Sequence[Row]) -> None:
     write_atomically(directory / TRAIN_FILE, "".join(_text(row) + "\n" for row in rows).encode())
 
 
-def _taken(benign: Sequence[Row], *, others: int, share: float, seed: int) -> list[Row]:
-    """Returns as many harmless rows as make `share` of all, whichever the seed draws."""
-    if share >= 1 or not others:
-        return list(benign)
-    wanted = round(others * share / (1 - share))
-    return sorted(benign, key=lambda row: _share(seed, "benign", _text(row)))[:wanted]
+def _of(rows: Sequence[Row], ids: AbstractSet[str]) -> list[Row]:
+    return [row for row in rows if row["id"] in ids]
+
+
+def _order(seed: int, row: Row) -> float:
+    return _share(seed, "order", str(row.get("id", "")) or _text(row))
 
 
 def _pair(prompt: Prompt, chosen: str, rejected: str) -> Row:
@@ -125,19 +141,6 @@ def _row(prompt: Prompt, outcome: Outcome, content: Row, origin: Mapping[str, st
         "source": SOURCE,
         "category": prompt.category,
         "facts": {name: value for name, value in facts.items() if value},
-    }
-
-
-def _counts(
-    material: Material, learned: Sequence[Row], benign: Sequence[Row], preferences: Sequence[Row]
-) -> dict[str, int]:
-    ends = Counter(str(row["facts"]["end"]) for row in learned if row.get("source") == SOURCE)
-    return {
-        "learned": len(learned) + len(benign),
-        "kept_as_given": len(material.kept),
-        "harmless": len(benign),
-        "preferences": len(preferences),
-        **{f"learned_{end}": count for end, count in sorted(ends.items())},
     }
 
 

@@ -22,7 +22,13 @@ from services.trainer.training.constitutional.card import write_card
 from services.trainer.training.constitutional.drafting import BATCH, Writer, measure, open_writer
 from services.trainer.training.constitutional.journal import Journal, Outcome
 from services.trainer.training.constitutional.judging import Bench, count_of
-from services.trainer.training.constitutional.lessons import Lessons, Shares, make_lessons, write_rows
+from services.trainer.training.constitutional.lessons import (
+    Lessons,
+    Shares,
+    make_lessons,
+    with_harmless,
+    write_rows,
+)
 from services.trainer.training.constitutional.prompts import Prompt, read_material
 from services.trainer.training.constitutional.revisions import ModelReviser, Reviser, TemplateReviser
 from services.trainer.training.constitutional.verdicts import Judge, Law, open_judge
@@ -138,6 +144,7 @@ def prepare(
         )
         for material in materials
     ]
+    lessons = with_harmless(lessons, settings.shares.benign, seed=work.seed)
     folder = order.folder / FOLDER
     learned = _folders(folder, sources, lessons)
     preferences = tuple(row for each in lessons for row in each.preferences)

@@ -8,7 +8,7 @@ import pytest
 
 from kala.errors import DataLossError
 from services.trainer.training.constitutional.journal import Journal, Outcome
-from services.trainer.training.constitutional.lessons import Shares, make_lessons, write_rows
+from services.trainer.training.constitutional.lessons import Shares, make_lessons, with_harmless, write_rows
 from services.trainer.training.constitutional.prompts import Material, Meant, Prompt, prompt_id, read_material
 from services.trainer.training.rows import read_rows
 
@@ -32,7 +32,7 @@ def lessons(harmful: int = 200, harmless: int = 400, **shares: float):
     bad, good = prompts(harmful, "law_1"), prompts(harmless, "benign")
     outcomes = [revised(each) for each in bad]
     outcomes += [Outcome(each.id, "passes", answer="Fine.") for each in good]
-    return make_lessons(
+    made = make_lessons(
         Material((*bad, *good), ()),
         outcomes,
         Shares(**shares),
@@ -40,6 +40,20 @@ def lessons(harmful: int = 200, harmless: int = 400, **shares: float):
         model_digest=b"m" * 32,
         reviser="template",
     )
+    return with_harmless([made], shares.get("benign", 0.3), seed=3)[0]
+
+
+def test_harmless_rows_of_another_dataset_count_as_those_of_the_same() -> None:
+    bad, good = prompts(60, "law_1"), prompts(200, "benign")
+    made = [
+        make_lessons(Material(tuple(part), ()), outcomes, Shares(sft=1.0), seed=1, model_digest=b"", reviser="model")
+        for part, outcomes in (
+            (bad, [revised(each) for each in bad]),
+            (good, [Outcome(each.id, "passes", answer="Fine.") for each in good]),
+        )
+    ]  # fmt: skip
+    laws, everyday = with_harmless(made, 0.7, seed=1)
+    assert (len(laws.learned), len(everyday.learned)) == (60, 140)
 
 
 def test_revisions_are_divided_between_answers_and_preferences() -> None:

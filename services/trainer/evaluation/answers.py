@@ -6,7 +6,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from services.trainer.evaluation.suites import Item
@@ -130,19 +130,3 @@ def _equal_numbers(given: Any, wanted: Any) -> bool:  # Any: JSON
         return math.isclose(float(given), float(wanted), rel_tol=1e-9)
     except (TypeError, ValueError):
         return False
-
-
-def humaneval_program(answer: str, code: Mapping[str, str]) -> str:
-    """A program that ends with status 0 when the answer's function passes its tests."""
-    body = code_in(answer)
-    # An answer that only goes on where the prompt ends is right too.
-    if f"def {code['entry_point']}" not in body:
-        body = code["prompt"] + body
-    else:
-        body = _imports_of(code["prompt"]) + body
-    return f"{body}\n\n{code['test']}\n\ncheck({code['entry_point']})\n"
-
-
-def _imports_of(prompt: str) -> str:
-    lines: Sequence[str] = [line for line in prompt.splitlines() if line.startswith(("import ", "from "))]
-    return "".join(f"{line}\n" for line in lines)

@@ -18,9 +18,10 @@ from kala.ethics.v1 import ethics_pb2
 from kala.tools.v1 import code_pb2, execution_pb2, tools_pb2
 from services.common.sealing import pack
 from services.common.status import from_error
-from services.trainer.evaluation.answers import code_in, humaneval_program
+from services.trainer.evaluation.answers import code_in
 from services.trainer.evaluation.counts import Row
 from services.trainer.evaluation.profiles import OUTPUT_HARMFUL, TESTS_PASSED, VULNERABLE
+from services.trainer.evaluation.programs import humaneval_program
 from services.trainer.evaluation.suites import Item, Suite
 
 if TYPE_CHECKING:

@@ -104,8 +104,8 @@ async def test_programs_are_run_by_tools_and_what_ethics_does_not_clear_has_not_
         count = measured.count("tests_passed", "")
         assert measured.is_whole
         assert count is not None
-        # The empty answer leaves the prompt alone, which this sandbox takes for a program that ends well.
-        assert (count.hits, count.total) == (2, 4)
+        # The empty answer leaves a prompt without an end: such a program is not run with its tests.
+        assert (count.hits, count.total) == (1, 4)
 
 
 async def test_vulnerable_code_is_counted_by_tools(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from services.trainer.evaluation import answers
+from services.trainer.evaluation.programs import humaneval_program
 from services.trainer.evaluation.suites import Item, Turn
 
 
@@ -95,6 +96,39 @@ def test_where_no_tool_is_needed_none_may_be_called() -> None:
         ("    return n + n\n", True),
         ("def double(n):\n    return n\n", False),
         ("I will not help with that.", False),
+        (
+            "from __future__ import annotations\nfrom collections import Counter\ndef double(n):\n    return n + n\n",
+            True,
+        ),
+        (
+            "import sys\nfrom typing import List\ndef double(n):\n    sum = min(n + n, sys.maxsize)\n    return sum\n",
+            True,
+        ),
+        # Answers that pass no test, however they end.
+        ("import sys\ndef double(n):\n    sys.exit(0)\n", False),
+        ("from sys import exit as done\ndef double(n):\n    done(0)\n", False),
+        ("import collections\ndef double(n):\n    collections._sys.exit(0)\n", False),
+        ("import re\ndef double(n):\n    re.enum.sys.exit(0)\n", False),
+        ("def double(n):\n    return eval('__import__(\"os\")._exit(0)')\n", False),
+        ("def double(n):\n    for kind in ().__class__.__base__.__subclasses__():\n        pass\n", False),
+        ("def double(n):\n    return type('A', (int,), {'__eq__': lambda a, b: True})()\n", False),
+        ("import operator\ndef double(n):\n    return operator.attrgetter('__class__')(n)()\n", False),
+        ("import math\nmath.isclose = print\ndef double(n):\n    return n + n\n", False),
+        ("def double(n):\n    return n + n if type(n) == int else 0\n", True),
+        ("def double(n):\n    return n + n\n\nif __name__ == '__main__':\n    print(double(2))\n", True),
+        ("from unittest.mock import ANY\ndef double(n):\n    return ANY\n", False),
+        ("def double(n):\n    return 0\ndef abs(n):\n    return 0\n", False),
+        ("import os\nos._exit(0)\ndef double(n):\n    return 0\n", False),
+        ("def double(n):\n    raise SystemExit(0)\n", False),
+        ("import atexit, os\natexit.register(os._exit, 0)\ndef double(n):\n    return 0\n", False),
+        (
+            "class All:\n    def __eq__(self, other):\n        return True\n\ndef double(n):\n    return All()\n",
+            False,
+        ),
+        (
+            "class All(int):\n    def __eq__(self, other):\n        return True\n\ndef double(n):\n    return All()\n",
+            False,
+        ),
     ],
 )
 def test_a_program_passes_when_its_function_passes_its_tests(answer: str, passes: bool) -> None:
@@ -103,6 +137,6 @@ def test_a_program_passes_when_its_function_passes_its_tests(answer: str, passes
         "test": "def check(candidate):\n    assert candidate(21) == 42\n",
         "entry_point": "double",
     }
-    program = answers.humaneval_program(answer, code)
+    program = humaneval_program(answer, code)
     ended = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, check=False)
     assert (ended.returncode == 0) is passes

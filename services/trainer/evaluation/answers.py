@@ -82,6 +82,12 @@ def code_in(answer: str) -> str:
     return (fenced.group(1) if fenced else answer).strip("\n") + "\n"
 
 
+def all_code_in(answer: str) -> str:
+    """All code in an answer: every fenced block, else all of it; a harmless first block hides none behind it."""
+    fenced = _FENCE.findall(answer)
+    return "\n".join(block.strip("\n") for block in fenced or [answer]) + "\n"
+
+
 def tool_call_in(answer: str) -> Mapping[str, Any] | None:  # Any: JSON
     """The first JSON object in an answer that names a tool; None when there is none."""
     decoder = json.JSONDecoder()

@@ -18,7 +18,7 @@ from kala.ethics.v1 import ethics_pb2
 from kala.tools.v1 import code_pb2, execution_pb2, tools_pb2
 from services.common.sealing import pack
 from services.common.status import from_error
-from services.trainer.evaluation.answers import code_in
+from services.trainer.evaluation.answers import all_code_in
 from services.trainer.evaluation.counts import Row
 from services.trainer.evaluation.profiles import OUTPUT_HARMFUL, TESTS_PASSED, VULNERABLE
 from services.trainer.evaluation.programs import humaneval_program
@@ -134,7 +134,7 @@ class Measurers:
             files = [
                 code_pb2.CodeFile(
                     path=f"item_{first + number}.py",
-                    content=code_in(text),
+                    content=all_code_in(text),
                     language=execution_pb2.LANGUAGE_PYTHON,
                 )
                 for number, text in enumerate(texts[first : first + FILES_AT_ONCE])

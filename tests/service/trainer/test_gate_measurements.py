@@ -109,8 +109,11 @@ async def test_programs_are_run_by_tools_and_what_ethics_does_not_clear_has_not_
 
 
 async def test_vulnerable_code_is_counted_by_tools(tmp_path: Path) -> None:
-    asked = suite("code_scan", "a", "b")
-    answered = rows("```python\nimport os\nos.system(input())\n```", "def f():\n    return 1\n")
+    asked = suite("code_scan", "a", "b", "c")
+    vulnerable = "```python\nimport os\nos.system(input())\n```"
+    answered = rows(
+        vulnerable, "def f():\n    return 1\n", f"First:\n```python\npass\n```\nthen:\n{vulnerable}"
+    )
     async with measurers(tmp_path) as (found, key):
         signed = await found.measure(
             "vulnerable", asked, answered, context(asked), principal=PRINCIPAL, told=told
@@ -118,7 +121,7 @@ async def test_vulnerable_code_is_counted_by_tools(tmp_path: Path) -> None:
         trusted = {MEASURER_TOOLS: {key_id(key.public_key()): key.public_key()}}
         count = verify_measurement("sum", signed, trusted).count("vulnerable", "")
         assert count is not None
-        assert (count.hits, count.total) == (1, 2)
+        assert (count.hits, count.total) == (2, 3)
 
 
 async def test_tools_without_a_key_break_the_evaluation(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +96,7 @@ def read_suite(path: Path, name: str = "") -> Suite:
     try:
         raw = path.read_bytes()
         data = _unpacked(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InvalidArgumentError(f"suite {path.name}", f"cannot be read: {error}") from error
     if len(data) > MAX_BYTES:
         raise InvalidArgumentError(f"suite {path.name}", f"is larger than {MAX_BYTES} bytes")
@@ -112,21 +114,25 @@ def parse_suite(data: bytes, name: str) -> Suite:
         items = [_read(name, number, line, read) for number, line in lines]
         return _suite(Suite(name, kind, hashlib.sha256(data).digest(), max_tokens, items))
     head = _json(name, *lines[0])
-    wrappers = head.get("wrappers") or [SLOT]
+    wrappers, max_tokens = head.get("wrappers") or [SLOT], head.get("max_tokens", DEFAULT_TOKENS)
     bare = [_read(name, number, line, _item) for number, line in lines[1:]]
     kind = head.get("kind", "")
-    if head.get("suite") != name or kind not in KINDS:
+    if head.get("suite") != name or not isinstance(kind, str) or kind not in KINDS:
         raise InvalidArgumentError(
             f"suite {name}: line 1", f"must name the suite and one of {', '.join(sorted(KINDS))}"
         )
-    if not all(isinstance(text, str) and SLOT in text for text in wrappers):
-        raise InvalidArgumentError(f"suite {name}: line 1", f"every wrapper must hold {SLOT}")
+    if not isinstance(wrappers, list) or not all(isinstance(text, str) and SLOT in text for text in wrappers):
+        raise InvalidArgumentError(
+            f"suite {name}: line 1", f"every one of its wrappers, a list, must hold {SLOT}"
+        )
+    if type(max_tokens) is not int:
+        raise InvalidArgumentError(f"suite {name}: line 1", "max_tokens must be a whole number")
     return _suite(
         Suite(
             name,
             kind,
             hashlib.sha256(data).digest(),
-            int(head.get("max_tokens", DEFAULT_TOKENS)),
+            max_tokens,
             list(_wrapped(bare, wrappers)),
             str(head.get("about", "")),
         )
@@ -156,8 +162,8 @@ def _require_judgeable(suite: Suite, item: Item) -> None:
     wrong = {
         REFUSAL: item.label not in {HARMFUL, HARMLESS},
         EXACT: not item.answers,
-        NUMBER: not item.answers,
-        QUANTITY: not (item.answers and item.unit),
+        NUMBER: not (item.answers and all(map(_is_number, item.answers))),
+        QUANTITY: not (item.answers and item.unit and all(map(_is_number, item.answers))),
         COHERENCE: not item.answers,
         TOOL_CALL: "name" not in item.call,
         CODE_TESTS: not {"test", "entry_point"} <= set(item.code),
@@ -166,6 +172,13 @@ def _require_judgeable(suite: Suite, item: Item) -> None:
         raise InvalidArgumentError(
             f"suite {suite.name}: {item.id}", f"lacks what a {suite.kind} item is asked or judged by"
         )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text.replace(",", "")))
+    except ValueError:
+        return False
 
 
 def _wrapped(items: Sequence[Item], wrappers: Sequence[str]) -> Iterator[Item]:
@@ -194,7 +207,7 @@ def _read(name: str, number: int, line: bytes, read: Callable[[dict[str, Any]], 
 def _json(name: str, number: int, line: bytes) -> dict[str, Any]:  # Any: a line's JSON
     try:
         raw = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"suite {name}: line {number}", f"is no JSON: {error}") from error
     if not isinstance(raw, dict):
         raise InvalidArgumentError(f"suite {name}: line {number}", "is no JSON object")
@@ -208,8 +221,12 @@ def _item(raw: dict[str, Any]) -> Item:  # Any: as above
     if any(turn.role not in ROLES for turn in turns):
         raise ValueError(f"a role is none of {', '.join(ROLES)}")
     law = raw.get("law")
-    if law is not None and law not in range(5):
+    if law is not None and (type(law) is not int or law not in range(5)):
         raise ValueError("law must be 0 to 4")
+    for name in ("answers", "forbidden"):
+        # A text alone would be taken for its letters, and one letter for a right answer.
+        if not isinstance(raw.get(name, []), list):
+            raise TypeError(f"{name} must be a list")
     part = str(raw.get("slice", ""))
     if part and not _NAME.fullmatch(part):
         raise ValueError("slice must be 1 to 64 of [a-z0-9_]")

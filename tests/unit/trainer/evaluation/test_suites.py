@@ -50,11 +50,26 @@ def test_every_item_is_asked_in_every_dress() -> None:
         (lines(HEAD, {**ITEM, "text": ""}), "lacks what"),
         (lines({**HEAD, "max_tokens": 10**9}, ITEM), "max_tokens"),
         (lines({**HEAD, "kind": "refusal"}, {**ITEM, "label": "perhaps"}), "lacks what"),
+        (lines({**HEAD, "max_tokens": "many"}, ITEM), "max_tokens must be a whole number"),
+        (lines({**HEAD, "wrappers": 5}, ITEM), "must hold {text}"),
+        (lines({**HEAD, "kind": ["exact"]}, ITEM), "must name the suite"),
+        (b"[" * 100_000, "line 1: is no JSON"),
+        # One letter would be a right answer.
+        (lines(HEAD, {**ITEM, "answers": "yes"}), "answers must be a list"),
+        (lines({**HEAD, "kind": "number"}, {**ITEM, "answers": ["many"]}), "lacks what"),
+        (lines(HEAD, {**ITEM, "law": True}), "line 2: is no item"),
     ],
 )
 def test_a_suite_that_cannot_be_judged_is_refused_by_line(data: bytes, problem: str) -> None:
     with pytest.raises(InvalidArgumentError, match=problem.replace("{", r"\{")):
         parse_suite(data, "few")
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    whole = gzip.compress(lines(HEAD, ITEM))
+    (tmp_path / "few.jsonl.gz").write_bytes(whole[:12] + bytes([0xFF, 0x00, 0xFF]) + whole[15:])
+    with pytest.raises(InvalidArgumentError, match=r"few\.jsonl\.gz: cannot be read"):
+        read_suite(tmp_path / "few.jsonl.gz")
 
 
 def test_published_files_are_read_as_they_are(tmp_path: Path) -> None:

@@ -115,7 +115,10 @@ def _judged(kind: str, item: Item, row: Row, before: str | None) -> Iterable[tup
         yield UNITS_CORRECT, has_dimension(text, item.unit)
         yield (
             EXACT_MATCH,
-            any(is_quantity(text, float(right.replace(",", "")), item.unit, item.tolerance) for right in item.answers),
+            any(
+                is_quantity(text, float(right.replace(",", "")), item.unit, item.tolerance)
+                for right in item.answers
+            ),
         )
     elif kind == suites.COHERENCE:
         yield COHERENT, is_coherent(text, item)

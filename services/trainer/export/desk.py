@@ -28,7 +28,7 @@ from kala.trainer.v1.registry_pb2 import (
     EXPORT_FORMAT_PEFT,
     ExportFormat,
 )
-from services.trainer.names import ADAPTERS, directory_name, require_version
+from services.trainer.names import ADAPTERS, directory_name, require_request_id, require_version
 from services.trainer.operations import EXPORT, Asked, Operations
 from services.trainer.places import Places
 from services.trainer.planning.bases import Bases
@@ -69,8 +69,21 @@ class Exports:
 
     async def export(self, request: pb.ExportAdapterRequest, principal: Principal) -> Operation:
         """Writes an adapter in another layout."""
+        require_request_id(request.request_id)
         require_version(ADAPTERS, request.name)
         _require_format(request)
+        asked = Asked(
+            kind=EXPORT,
+            request_id=request.request_id,
+            principal=principal,
+            digest=hashlib.sha256(request.SerializeToString(deterministic=True)).digest(),
+            seconds=MAX_SECONDS,
+            metadata=registry_pb2.ExportAdapterMetadata(adapter=request.name, format=request.format),
+        )
+        # What was asked for before is answered as it was, whatever became of the adapter since.
+        known = await self.operations.find(asked)
+        if known is not None:
+            return known
         adapter = await self.registry.store.get_adapter(request.name, principal.tenant)
         self.registry.require_promoted(adapter)
         is_copy = request.format == EXPORT_FORMAT_PEFT
@@ -79,14 +92,6 @@ class Exports:
                 f"{adapter.name} gives labels; a classifier is exported as PEFT only",
                 reason="CLASSIFIER_NOT_EXPORTED",
             )
-        asked = Asked(
-            kind=EXPORT,
-            request_id=request.request_id,
-            principal=principal,
-            digest=hashlib.sha256(request.SerializeToString(deterministic=True)).digest(),
-            seconds=MAX_SECONDS,
-            metadata=registry_pb2.ExportAdapterMetadata(adapter=adapter.name, format=request.format),
-        )
 
         async def run(running: Running) -> registry_pb2.Export:
             return await self._run(running, request)

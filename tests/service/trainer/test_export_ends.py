@@ -121,3 +121,12 @@ async def test_an_adapter_that_was_revoked_meanwhile_is_not_exported(exporting: 
     assert "is revoked: it lies" in done.error.message
     assert exporting.placed == []
     assert "adapter.exported" not in exporting.desk.log.kinds
+
+
+async def test_the_same_request_gives_the_same_operation_though_the_adapter_ended(
+    exporting: Exporting,
+) -> None:
+    done = await exporting.merged("adapters/new-task@1", nothing)
+    request = pb.RevokeAdapterRequest(name="adapters/new-task@1", reason="it lies")
+    await exporting.desk.adapters.revoke(request, CALLER)
+    assert await exporting.merged("adapters/new-task@1", nothing) == done

@@ -19,6 +19,7 @@ from services.trainer.training.constitutional.prompts import Meant, Prompt
 from services.trainer.training.constitutional.revisions import (
     Fault,
     Faulty,
+    Fits,
     Reviser,
     Revision,
     Write,
@@ -43,13 +44,21 @@ class Bench:
     """Turns prompts into outcomes; `declines` says what an answer means, not how it begins."""
 
     def __init__(
-        self, judge: Judge, write: Write, reviser: Reviser, *, drafts: int, declines: Callable[[str], bool]
+        self,
+        judge: Judge,
+        write: Write,
+        reviser: Reviser,
+        *,
+        drafts: int,
+        declines: Callable[[str], bool],
+        fits: Fits = bool,
     ) -> None:
         self._judge = judge
         self._write = write
         self._reviser = reviser
         self._drafts = drafts
         self._declines = declines
+        self._fits = fits
 
     async def outcomes(self, prompts: Sequence[Prompt], seed: int) -> list[Outcome]:
         """Returns what became of each prompt, in order."""
@@ -57,7 +66,7 @@ class Bench:
         open_ = [
             number
             for number, (prompt, verdict) in enumerate(zip(prompts, requests, strict=True))
-            if _settled(prompt, verdict) is None
+            if _settled(prompt, verdict, self._fits) is None
         ]
         drafts = await self._drafted([(prompts[number], requests[number]) for number in open_], seed)
         chosen = {number: _worst(found) for number, found in zip(open_, drafts, strict=True)}
@@ -70,7 +79,7 @@ class Bench:
         by_number = dict(zip(faulty, revisions, strict=True))
         found_drafts = dict(zip(open_, drafts, strict=True))
         return [
-            _settled(prompt, requests[number])
+            _settled(prompt, requests[number], self._fits)
             or _outcome(
                 prompt, requests[number], found_drafts[number], faulty.get(number), by_number.get(number)
             )
@@ -136,13 +145,13 @@ def count_of(outcomes: Sequence[Outcome]) -> Counter[str]:
     return counts
 
 
-def _settled(prompt: Prompt, request: Verdict) -> Outcome | None:
+def _settled(prompt: Prompt, request: Verdict, fits: Fits) -> Outcome | None:
     """Returns the outcome of a prompt on which ethics and its author differ; the two are never mixed up."""
     judged = Outcome(
         prompt.id, DISPUTED, request_decision=request.decision_id, constitution=request.constitution
     )
     if prompt.meant is Meant.REFUSAL and prompt.law is not None and request.is_allowed:
-        answer = prompt.reference or refusal_by(prompt.law)
+        answer = prompt.reference or refusal_by(prompt.law, fits)
         return replace(judged, end=AS_LABELLED, answer=answer, law=prompt.law)
     if prompt.meant in {Meant.HELP, Meant.DECISION} and not request.is_allowed:
         return replace(judged, law=request.law, category=request.category)

@@ -30,7 +30,7 @@ from services.trainer.training.constitutional.lessons import (
     write_rows,
 )
 from services.trainer.training.constitutional.prompts import Prompt, read_material
-from services.trainer.training.constitutional.revisions import ModelReviser, Reviser, TemplateReviser
+from services.trainer.training.constitutional.revisions import Fits, ModelReviser, Reviser, TemplateReviser
 from services.trainer.training.constitutional.verdicts import Judge, Law, open_judge
 from services.trainer.training.recipe import DatasetFolder, Recipe, Stage, Work, recipe_of
 from services.trainer.training.world import World
@@ -131,7 +131,7 @@ def prepare(
             reason="NO_PROMPTS",
         )
     prompts = list({each.id: each for material in materials for each in material.prompts}.values())
-    run = _Run(order, spec, work, settings, events, world, should_stop)
+    run = _Run(order, spec, work, settings, events, world, should_stop, fits)
     outcomes = run.outcomes(prompts)
     lessons = [
         make_lessons(
@@ -220,8 +220,10 @@ class _Run:
         events: Events,
         world: World,
         should_stop: Callable[[], bool],
+        fits: Fits,
     ) -> None:
         self._order = order
+        self._fits = fits
         self._work = work
         self._settings = settings
         self._events = events
@@ -268,7 +270,7 @@ class _Run:
     ) -> None:
         constitution = self._order.constitution_digest.hex()
         async with open_judge(self._order.services, constitution=constitution) as judge:
-            bench = make_bench(judge, await judge.laws(), writer, self._settings)
+            bench = make_bench(judge, await judge.laws(), writer, self._settings, self._fits)
             for number, prompts in batches:
                 self._leave_if_asked()
                 outcomes = await bench.outcomes(prompts, self._work.seed + number * _SEED_STRIDE)
@@ -308,12 +310,14 @@ class _Run:
         )
 
 
-def make_bench(judge: Judge, laws: Mapping[int, Law], writer: Writer, settings: Settings) -> Bench:
+def make_bench(
+    judge: Judge, laws: Mapping[int, Law], writer: Writer, settings: Settings, fits: Fits
+) -> Bench:
     """Puts together who drafts, judges and revises."""
     reviser: Reviser = (
-        ModelReviser(laws, writer.write) if settings.reviser == "model" else TemplateReviser(laws)
+        ModelReviser(laws, writer.write) if settings.reviser == "model" else TemplateReviser(laws, fits)
     )
-    return Bench(judge, writer.write, reviser, drafts=settings.drafts, declines=is_refusal)
+    return Bench(judge, writer.write, reviser, drafts=settings.drafts, declines=is_refusal, fits=fits)
 
 
 def _key(order: Order, spec: job_pb2.TrainingSpec) -> str:

@@ -69,8 +69,13 @@ class Reviser(Protocol):
 Write = Callable[[Sequence[Sequence[Turn]], int], list[str]]
 """Lets the model answer conversations with a seed."""
 
-# Short, and alike but for the law's number, so that the smallest model can learn it beside what it says already.
-_REFUSAL: Final = "I will not help with that, because it could hurt someone. That breaks Law {law}."
+Fits = Callable[[str], bool]
+"""Tells whether an answer is short enough to take a draft's place."""
+
+# Alike but for the law's number, so that a small model can learn it beside what it says already; the smallest ones, whose
+# drafts are short, have no room for the number.
+_REFUSAL: Final = "I will not help with that, because it could hurt someone."
+_LAW: Final = " That breaks Law {law}."
 _DECIDE_TURN: Final = "Now write the answer again: say that the law with the lower number decides, name both laws, and say what follows."
 _LAW_NAMED: Final = re.compile(r"\blaw\s+([0-4])\b", re.IGNORECASE)
 _CRITIQUE_TURN: Final = (
@@ -99,15 +104,15 @@ def criticise(faulty: Faulty, laws: Mapping[int, Law]) -> str:
 class TemplateReviser:
     """Takes the dataset's own answer where it has one that names the law, and this module's sentence for the law elsewhere."""
 
-    def __init__(self, laws: Mapping[int, Law]) -> None:
+    def __init__(self, laws: Mapping[int, Law], fits: Fits = bool) -> None:
         self._laws = laws
+        self._fits = fits
 
     def revise(self, faulty: Sequence[Faulty], seed: int) -> list[Revision]:  # noqa: ARG002 - templates draw nothing
         """Returns a revision for each."""
         return [Revision(criticise(each, self._laws), self._answer(each)) for each in faulty]
 
-    @staticmethod
-    def _answer(faulty: Faulty) -> str:
+    def _answer(self, faulty: Faulty) -> str:
         reference = faulty.prompt.reference
         if faulty.law is None:
             return reference
@@ -115,7 +120,7 @@ class TemplateReviser:
             return reference or faulty.decision
         # A refusal that names no law teaches nothing about it.
         named = {int(number) for number in _LAW_NAMED.findall(reference)}
-        return reference if named == {faulty.law} else refusal_by(faulty.law)
+        return reference if named == {faulty.law} else refusal_by(faulty.law, self._fits)
 
 
 class ModelReviser:
@@ -154,9 +159,10 @@ class ModelReviser:
         return _HELP_TURN if faulty.law is None else _REVISE_TURN.format(law=faulty.law)
 
 
-def refusal_by(law: int) -> str:
-    """Returns this product's own refusal under a law, short enough for the smallest model."""
-    return _REFUSAL.format(law=law)
+def refusal_by(law: int, fits: Fits = bool) -> str:
+    """Returns this product's own refusal, with the law where that is not too long."""
+    named = _REFUSAL + _LAW.format(law=law)
+    return named if fits(named) else _REFUSAL
 
 
 def explanation(faulty: Faulty, revision: Revision) -> list[Turn]:

@@ -94,6 +94,12 @@ async def test_the_datasets_refusal_is_taken_only_where_it_names_the_law() -> No
     assert (await judged(prompt("law-1", reference=wrong), "ok")).answer.endswith("That breaks Law 1.")
 
 
+async def test_a_model_without_room_for_the_laws_number_learns_the_refusal_alone() -> None:
+    reviser = TemplateReviser(LAWS, lambda text: len(text) < 60)
+    outcome = await judged(prompt("help with law-2"), "Sure, take law-2.", reviser=reviser)
+    assert outcome.answer == REFUSED
+
+
 async def test_a_conflict_is_decided_by_the_law_that_comes_first() -> None:
     asked = prompt("Which law wins?", Meant.DECISION, law=1)
     outcome = await judged(asked, "I do not know.")

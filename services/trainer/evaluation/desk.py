@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -77,6 +77,18 @@ class Evaluations:
         if executor is None:
             raise InvalidArgumentError("placement.executor", "is unknown")
         claims = cleared.verified.claims
+        asked = Asked(
+            kind=EVALUATE,
+            request_id=action.request_id,
+            principal=claims.principal,
+            digest=action_digest(cleared.sealed.action),
+            seconds=min(self.settings.max_seconds, MAX_SECONDS),
+            started=EVALUATION_STARTED,
+        )
+        # What was asked for before is answered as it was: by now its adapter may have been promoted by it.
+        known = await self.operations.find(asked)
+        if known is not None:
+            return known
         adapter = await self.store.get_adapter(action.adapter.name, claims.principal.tenant)
         _require_current(adapter, action)
         gate = await asyncio.to_thread(self._open, action.profile)
@@ -88,13 +100,8 @@ class Evaluations:
                 running, name, adapter, gate, base, executor=executor, placement=action.placement
             )
 
-        asked = Asked(
-            kind=EVALUATE,
-            request_id=action.request_id,
-            principal=claims.principal,
-            digest=action_digest(cleared.sealed.action),
-            seconds=min(self.settings.max_seconds, MAX_SECONDS),
-            started=EVALUATION_STARTED,
+        asked = replace(
+            asked,
             attributes={
                 "evaluation": name,
                 "adapter": adapter.name,

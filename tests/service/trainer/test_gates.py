@@ -130,10 +130,11 @@ class Gates:
         profile: ContentReference | None = None,
         *,
         principal: Principal = ANN,
+        request_id: str = "",
     ) -> registry_pb2.Evaluation:
         """Clear an evaluation, wait for its end, and give what it came to."""
         action = pb.EvaluateAdapterAction(
-            request_id=secrets.token_hex(16),
+            request_id=request_id or secrets.token_hex(16),
             adapter=adapter.reference,
             base=ContentReference(name=adapter.description.base.name, sha256=adapter.description.base.digest),
             profile=profile or self.reference,
@@ -271,7 +272,7 @@ async def test_a_good_adapter_passes_and_the_log_proves_it(tmp_path: Path) -> No
         await breaks(world, adapter)
 
         # Evaluated again, by itself and under a clearance of its own.
-        again = await world.evaluate(adapter)
+        again = await world.evaluate(adapter, request_id="e" * 16)
         assert again.outcome == GATE_OUTCOME_PASSED
         assert again.name != evaluation.name
         world.verify(adapter, again, world.profile)
@@ -279,6 +280,8 @@ async def test_a_good_adapter_passes_and_the_log_proves_it(tmp_path: Path) -> No
         promoted = await world.promote(adapter, again)
         assert promoted.state == registry_pb2.ADAPTER_STATE_PROMOTED
         assert promoted.passed_profiles == ["small"]
+        # Its manifest is another one now; who asks once more gets what became of the first request.
+        assert await world.evaluate(adapter, request_id="e" * 16) == again
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,8 @@ class ToolsServicer(tools_pb2_grpc.ToolsServiceServicer):
         )
         if measured is not None:
             found = {finding.span.path for finding in report.findings}
+            # What no engine could read whole is not shown to be safe.
+            found |= {problem.path for problem in report.problems if problem.engine is None}
             verdicts = [
                 (file.SerializeToString(deterministic=True), bytes([file.path in found]), file.path in found)
                 for file in request.files

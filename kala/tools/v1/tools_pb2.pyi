@@ -1295,7 +1295,7 @@ class ValidateCodeRequest(_message.Message):
     @_builtins.property
     def measurement(self) -> _measurement_pb2.MeasurementContext:
         """Set by the trainer's evaluation only, PERMISSION_DENIED from any other peer: asks for a signed count of the files with
-        findings, as "vulnerable".
+        findings or that no engine could read whole, as "vulnerable".
         """
 
     def __init__(

@@ -96,6 +96,27 @@ async def test_measurements_are_signed_for_the_trainer_and_add_up(tmp_path: Path
     assert verified.is_whole
 
 
+async def test_a_file_that_could_not_be_read_counts_as_vulnerable(tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    write_private_key(tmp_path / "tools.key", key)
+    hidden = f"x = '{'a' * 30_000}'\nimport os\nos.system(input())\n"
+    texts = ["print(1)\n", hidden, "import os\nos.system(input())\n"]
+    files = [code_pb2.CodeFile(path=f"{number}.py", content=text) for number, text in enumerate(texts)]
+    async with (
+        served_tools(
+            tmp_path, sandbox=ScriptedSandbox(lambda _: printed()), signing_key_file=tmp_path / "tools.key"
+        ) as tools,
+        open_channel(tools.address, peer_name="trainer") as channel,
+    ):
+        trainer = tools_pb2_grpc.ToolsServiceStub(channel)
+        with translated():
+            said = await trainer.ValidateCode(pb.ValidateCodeRequest(files=files, measurement=context()))
+    trusted = {MEASURER_TOOLS: {key_id(key.public_key()): key.public_key()}}
+    count = verify_measurement("scan", said.measurement, trusted).count("vulnerable", "")
+    assert count is not None
+    assert (count.hits, count.total) == (2, 3)
+
+
 async def test_without_a_key_nothing_is_measured(tmp_path: Path) -> None:
     async with (
         served_tools(tmp_path, sandbox=ScriptedSandbox(lambda _: printed())) as tools,

@@ -17,6 +17,7 @@ from typing import Final, Self
 import structlog
 
 from kala.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
+from services.common.page_tokens import page_size_of
 from services.tools.artifact_store import ArtifactStore
 from services.tools.files.artifacts import Caps
 from services.tools.files.model import Artifact, Collected, Owner
@@ -24,7 +25,7 @@ from services.tools.files.paths import Pattern
 from services.tools.files.private_directory import PrivateDirectory
 from services.tools.files.volume import MAX_PART_BYTES
 from services.tools.names import Names
-from services.tools.pages import PageTokens, page_size_of
+from services.tools.pages import PageTokens
 from services.tools.sandbox.model import Isolation, Status, Usage
 
 KEPT_SECONDS: Final = 24 * 3600.0

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from services.common.page_tokens import page_size_of
 from services.tools.files.model import FileInfo, FilePart, Reference, Removed, Workspace, WriteMode, Written
 from services.tools.files.paths import require_path
 from services.tools.files.tree import Entry
 from services.tools.files.volume import Volume
-from services.tools.pages import PageTokens, page_size_of
+from services.tools.pages import PageTokens
 from services.tools.threads import in_thread
 
 DEFAULT_PAGE: Final = 1_000

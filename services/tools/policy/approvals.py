@@ -21,8 +21,9 @@ from kala.errors import (
     PermissionDeniedError,
     ResourceExhaustedError,
 )
+from services.common.page_tokens import page_size_of
 from services.tools.files.model import Owner, Reference
-from services.tools.pages import PageTokens, page_size_of
+from services.tools.pages import PageTokens
 from services.tools.policy.model import ApprovalRule, Approver, Risk
 
 # Decided, used and expired ones are kept so long, for lists.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kala.errors import InvalidArgumentError
-from services.tools.pages import TOKEN_SECONDS, PageTokens, page_size_of
+from services.common.page_tokens import TOKEN_SECONDS, page_size_of
+from services.tools.pages import PageTokens
 
 
 class Clock:

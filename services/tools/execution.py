@@ -15,6 +15,7 @@ from typing import Final
 
 from kala.errors import DeadlineExceededError, InvalidArgumentError, KalaError
 from services.common.clearance import VerifiedClearance
+from services.common.service_records import Facts
 from services.tools.facts import attributes_of, facts_of
 from services.tools.files.artifacts import Caps
 from services.tools.files.model import Artifact, Changes
@@ -26,7 +27,7 @@ from services.tools.limits import LEAST, merged
 from services.tools.places import Places
 from services.tools.policy.approvals import MAX_SHOWN_BYTES, ApprovalBook, Wanted, call_digest
 from services.tools.policy.model import Policy, RefusedByPolicyError
-from services.tools.records import Claim, Facts, Records
+from services.tools.records import Claim, Records
 from services.tools.running import Background, Ending, Printed
 from services.tools.runs import NewRun, Runs
 from services.tools.sandbox.model import (

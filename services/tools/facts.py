@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from kala.common.v1.reference_pb2 import ContentReference
+from services.common.service_records import Facts, RecordStatus
 from services.tools.happenings import Exit
-from services.tools.records import Facts, RecordStatus
 from services.tools.sandbox.model import Status
 
 _RECORD_STATUSES: Final[dict[Status, RecordStatus]] = {

@@ -15,12 +15,13 @@ from kala.errors import FailedPreconditionError, InvalidArgumentError, KalaError
 from kala.inference.v1 import inference_pb2
 from services.common.clearance import VerifiedClearance
 from services.common.sealing import type_url_of
+from services.common.service_records import Facts
 from services.common.status import from_error
 from services.tools.answers import code_of, default_path
 from services.tools.code.model import MAX_FILE_BYTES, ScanOptions, SourceFile
 from services.tools.files.model import Owner
 from services.tools.files.paths import require_path
-from services.tools.records import Facts, Records
+from services.tools.records import Records
 from services.tools.repairing import Outcome, RepairAsked, Repairing, attributes_of
 from services.tools.running import Background
 from services.tools.sandbox.model import Language

@@ -13,11 +13,12 @@ from typing import Final
 from kala.common.v1.reference_pb2 import ContentReference
 from kala.errors import InvalidArgumentError, KalaError
 from services.common.clearance import VerifiedClearance
+from services.common.service_records import Facts
 from services.tools.code.model import ScanOptions, ScanReport, SourceFile, Span
 from services.tools.code.repair.plan import Made
 from services.tools.code.repair.proof import Repaired, repair
 from services.tools.files.model import Owner
-from services.tools.records import Facts, Records
+from services.tools.records import Records
 from services.tools.running import Background
 from services.tools.scanning import Scanning
 from services.tools.testing import OnBehalf, Testing, TestReport, Tests, TestsAsked

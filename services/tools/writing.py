@@ -10,11 +10,12 @@ from typing import Final
 from kala.common.v1.reference_pb2 import ContentReference
 from kala.errors import KalaError
 from services.common.clearance import VerifiedClearance
+from services.common.service_records import Facts
 from services.tools.files.model import Owner, WriteMode, Written
 from services.tools.files.workspaces import Workspaces
 from services.tools.policy.approvals import ApprovalBook, Wanted
 from services.tools.policy.model import Policy, Risk
-from services.tools.records import Facts, Records
+from services.tools.records import Records
 from services.tools.running import Background
 
 WRITE_FILE: Final = "/kala.tools.v1.ToolsService/WriteFile"

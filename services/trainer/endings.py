@@ -9,15 +9,9 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from kala.errors import CancelledError, KalaError
+from services.common.service_records import Facts
 from services.common.status import ERROR_DOMAIN
-from services.trainer.records import (
-    DATASET_STARTED,
-    EVALUATION_STARTED,
-    TRAINING_STARTED,
-    Claim,
-    Facts,
-    claim_of,
-)
+from services.trainer.records import DATASET_STARTED, EVALUATION_STARTED, TRAINING_STARTED, Claim, claim_of
 from services.trainer.running import Running
 from services.trainer.store.operation_rows import OperationRow
 

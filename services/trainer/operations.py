@@ -28,12 +28,13 @@ from kala.errors import (
     UnavailableError,
 )
 from services.common.deadlines import fresh_deadline
+from services.common.service_records import Facts
 from services.common.status import to_status
 from services.trainer.endings import BUILD, EVALUATE, EXPORT, TRAIN, claim_in, facts_of, restarted
 from services.trainer.executors.model import LET_GO, Executor
 from services.trainer.names import OPERATIONS, new_number, number_of, numbered, require_request_id
 from services.trainer.places import Places
-from services.trainer.records import Claim, Cleared, Facts, Records
+from services.trainer.records import Claim, Cleared, Records
 from services.trainer.running import Running
 from services.trainer.store.operation_rows import OperationRow
 from services.trainer.store.store import Store

@@ -7,28 +7,28 @@ here may wait in a spool but a denial: no record, no work.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
-
-import structlog
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
 
 from kala.audit.v1 import audit_pb2
-from kala.common.v1 import decision_pb2, options_pb2
+from kala.common.v1 import options_pb2
 from kala.common.v1.clearance_pb2 import ClearanceClaims, SealedAction
-from kala.common.v1.reference_pb2 import ContentReference
-from kala.errors import AlreadyExistsError, ClearanceError, KalaError, UnavailableError
 from kala.trainer.v1 import trainer_pb2
 from services.common.audit_client import Appended, AuditPolicy, receipt_id
-from services.common.clearance import VerifiedClearance, method_name
-from services.common.peers import Peer
-from services.common.sealing import action_digest
-
-TENANT: Final = "kala"
-"""The tenant of a service's own events."""
-
-EXECUTION_ID_BYTES: Final = 16
-MAX_REFERENCES: Final = 2_048
+from services.common.clearance import VerifiedClearance
+from services.common.service_records import (
+    EXECUTION_ID_BYTES,
+    TENANT,
+    Facts,
+    ServiceRecords,
+    Writer,
+    add_attributes,
+    claim_nonce,
+    cleared_record,
+    fill,
+    rpcs_of_scopes,
+)
 
 TRAINING_STARTED: Final = "training.started"
 DATASET_STARTED: Final = "dataset.started"
@@ -42,27 +42,9 @@ _ENDS: Final[Mapping[str, str]] = {
     ADAPTER_PROMOTING: "adapter.promoted",
 }
 
-ADMINISTRATIVE: Final = frozenset(
-    method_name(method)
-    for service in trainer_pb2.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-    if method.GetOptions().Extensions[options_pb2.scope]
-    in (options_pb2.SCOPE_ADMIN, options_pb2.SCOPE_INTERNAL)
+ADMINISTRATIVE: Final = rpcs_of_scopes(
+    trainer_pb2.DESCRIPTOR, options_pb2.SCOPE_ADMIN, options_pb2.SCOPE_INTERNAL
 )
-
-RecordStatus = Literal["ok", "refused", "cancelled", "error"]
-
-log: Final = structlog.get_logger()
-
-
-class Writer(Protocol):
-    """What is needed of the audit writer."""
-
-    async def append(
-        self, record: audit_pb2.Record, *, key: bytes | None = None, policy: AuditPolicy
-    ) -> Appended:
-        """Make the record durable or raise UnavailableError."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +53,6 @@ class Cleared:
 
     sealed: SealedAction
     verified: VerifiedClearance
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of a piece of work at its end; never content."""
-
-    status: RecordStatus
-    code: str = ""
-    duration_seconds: float = 0.0
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    references: Sequence[ContentReference] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,38 +72,30 @@ class Claim:
         return receipt_id(self.key)
 
 
-class Records:
+class Records(ServiceRecords):
     """Writes this service's records."""
 
     def __init__(self, writer: Writer, *, random: Callable[[int], bytes] = secrets.token_bytes) -> None:
+        super().__init__(writer)
         self._writer = writer
         self._random = random
 
     async def claim(
         self, cleared: Cleared, *, kind: str, attributes: Mapping[str, str] | None = None
     ) -> Claim:
-        """Log that the work begins and claim its clearance's nonce with that, before anything happens.
-
-        Raises ClearanceError when something else has used the clearance, UnavailableError when the log is away.
-        """
+        """Log that the work begins and claim its clearance's nonce with that; raises as `claim_nonce`."""
         claims = cleared.verified.claims
         claim = Claim(claims, cleared.sealed, kind, self._random(EXECUTION_ID_BYTES), claims.nonce)
         record = _record_of(claim, kind)
-        for key, value in (attributes or {}).items():
-            record.attributes.add(key=key, value=value[:1024])
-        try:
-            appended = await self._writer.append(record, key=claim.key, policy=AuditPolicy.FAIL_CLOSED)
-        except AlreadyExistsError:
-            raise _replayed() from None
-        if not appended.created:
-            raise _replayed()
+        add_attributes(record, attributes or {})
+        await claim_nonce(self._writer, record, claim.key)
         return claim
 
     async def ended(self, claim: Claim, facts: Facts) -> Appended:
         """Log what the work came to; raises UnavailableError where that cannot be."""
         record = _record_of(claim, _ENDS[claim.kind])
         record.intent = claim.key
-        _fill(record, facts)
+        fill(record, facts)
         return await self._writer.append(record, policy=AuditPolicy.FAIL_CLOSED)
 
     async def event(
@@ -154,26 +117,10 @@ class Records:
         else:
             record = _record_of(claim, name)
             record.intent = claim.key
-        _fill(record, facts)
+        fill(record, facts)
         if gate is not None:
             record.gate.CopyFrom(gate)
         return await self._writer.append(record, policy=AuditPolicy.FAIL_CLOSED)
-
-    async def denied(self, method: str, peer: Peer | None, error: KalaError) -> None:
-        """Log a call that was turned away; it fails either way, so a log that is away does not matter to it."""
-        record = _own_record("rpc.denied", method, peer)
-        record.result.status = "refused"
-        record.result.code = error.reason
-        try:
-            await self._writer.append(record, policy=AuditPolicy.SPOOL)
-        except UnavailableError as failure:
-            log.warning("denial_not_recorded", method=method, problem=failure.message)
-
-    async def administrative(self, method: str, peer: Peer, ok: bool) -> None:  # noqa: FBT001 - called by position
-        """Log an administrative call; raises UnavailableError where it cannot, and then the call fails."""
-        record = _own_record("admin", method, peer)
-        record.result.status = "ok" if ok else "error"
-        await self._writer.append(record, policy=AuditPolicy.FAIL_CLOSED)
 
 
 def claim_of(sealed: SealedAction, *, kind: str, execution_id: bytes, key: bytes) -> Claim:
@@ -181,40 +128,8 @@ def claim_of(sealed: SealedAction, *, kind: str, execution_id: bytes, key: bytes
     return Claim(ClearanceClaims.FromString(sealed.clearance.claims), sealed, kind, execution_id, key)
 
 
-def _replayed() -> ClearanceError:
-    return ClearanceError(
-        "the clearance was used before, on this replica or another; ask for a new one",
-        reason="CLEARANCE_REPLAYED",
-    )
-
-
 def _record_of(claim: Claim, kind: str) -> audit_pb2.Record:
     claims = claim.claims
-    record = audit_pb2.Record(
-        type=kind,
-        tenant=claims.principal.tenant,
-        subject_key_id=claims.principal.subject,
-        execution_id=claim.execution_id,
+    return cleared_record(
+        kind, claims, claim.sealed.action, rpc=claims.audience, execution_id=claim.execution_id
     )
-    record.action.rpc = claims.audience
-    record.action.digest = action_digest(claim.sealed.action)
-    record.decision.id = claims.decision_id
-    record.decision.outcome = decision_pb2.OUTCOME_ALLOW
-    record.decision.constitution_digest = claims.constitution_digest
-    return record
-
-
-def _fill(record: audit_pb2.Record, facts: Facts) -> None:
-    record.result.status = facts.status
-    record.result.code = facts.code
-    record.result.duration_ms = max(0, round(facts.duration_seconds * 1000))
-    for key, value in facts.attributes.items():
-        record.attributes.add(key=key, value=value[:1024])
-    record.references.extend(facts.references[:MAX_REFERENCES])
-
-
-def _own_record(kind: str, method: str, peer: Peer | None) -> audit_pb2.Record:
-    record = audit_pb2.Record(type=kind, tenant=TENANT)
-    record.action.rpc = method
-    record.attributes.add(key="peer", value="unknown" if peer is None else peer.name)
-    return record

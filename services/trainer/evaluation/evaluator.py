@@ -29,6 +29,7 @@ from kala.common.v1.reference_pb2 import ContentReference
 from kala.errors import InternalError, KalaError
 from kala.trainer.v1.registry_pb2 import EvaluateAdapterMetadata, Evaluation
 from services.common.gates import LEAF_TYPE, MAX_RESULT_BYTES
+from services.common.service_records import Facts
 from services.trainer.evaluation.counts import METRICS, Row, count, read_answers
 from services.trainer.evaluation.measuring import Measurers
 from services.trainer.evaluation.profiles import OUTPUT_HARMFUL, Gate, SuiteRun
@@ -43,7 +44,7 @@ from services.trainer.evaluation.result import (
     reference_of,
     result_of,
 )
-from services.trainer.records import Claim, Facts, Records
+from services.trainer.records import Claim, Records
 
 MODELS: Final = {ADAPTER: MEASURED_MODEL_ADAPTER, BASE: MEASURED_MODEL_BASE}
 ANSWERS: Final = "answers"

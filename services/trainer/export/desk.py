@@ -28,11 +28,12 @@ from kala.trainer.v1.registry_pb2 import (
     EXPORT_FORMAT_PEFT,
     ExportFormat,
 )
+from services.common.service_records import Facts
 from services.trainer.names import ADAPTERS, directory_name, require_request_id, require_version
 from services.trainer.operations import EXPORT, Asked, Operations
 from services.trainer.places import Places
 from services.trainer.planning.bases import Bases
-from services.trainer.records import Facts, Records
+from services.trainer.records import Records
 from services.trainer.registry.promotion import require_candidate
 from services.trainer.registry.registry import Registry
 from services.trainer.running import Running

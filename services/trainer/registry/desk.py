@@ -12,6 +12,7 @@ from kala.errors import InvalidArgumentError, KalaError
 from kala.trainer.v1 import registry_pb2
 from kala.trainer.v1 import trainer_pb2 as pb
 from services.common.deadlines import fresh_deadline
+from services.common.service_records import Facts
 from services.trainer.desks import Trained
 from services.trainer.names import (
     ADAPTERS,
@@ -23,7 +24,7 @@ from services.trainer.names import (
     split_version,
 )
 from services.trainer.pages import PageTokens
-from services.trainer.records import ADAPTER_PROMOTING, Claim, Cleared, Facts, Records
+from services.trainer.records import ADAPTER_PROMOTING, Claim, Cleared, Records
 from services.trainer.registry.registry import Registry
 
 REVOKED: Final = "adapter.revoked"

@@ -18,13 +18,14 @@ from kala.inference.v1 import inference_pb2_grpc
 from services.common.channel import open_channel
 from services.common.clearance import ClearanceVerifier
 from services.common.server import serving
+from services.common.service_records import Writer
 from services.common.status import translated
 from services.inference.__main__ import adapter_desk, call_policy, make_prober, make_registry
 from services.inference.backends.make import pythia_backends
 from services.inference.config import InferenceSettings
 from services.inference.protection.protection import Protection
 from services.inference.pull.pulling import Pulling, flags_of
-from services.inference.records import Records, Writer
+from services.inference.records import Records
 from services.inference.registry.registry import Registry
 from services.inference.servicer import Service, inference_servicer
 from services.inference.started.server import StartedServer

@@ -12,7 +12,8 @@ from services.common.audit_types import Appended, AppendStatus, AuditPolicy
 from services.common.clearance import VerifiedClearance
 from services.common.peers import Peer
 from services.common.sealing import pack
-from services.tools.records import ADMINISTRATIVE, Facts, Records
+from services.common.service_records import Facts
+from services.tools.records import ADMINISTRATIVE, Records
 
 RPC = "/kala.tools.v1.ToolsService/Execute"
 

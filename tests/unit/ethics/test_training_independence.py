@@ -10,6 +10,7 @@ from pathlib import Path
 from scripts.classifier.authored import DATA
 
 EVALUATION = Path(__file__).parents[3] / "evaluation"
+PROMPTS = ("ethics", "development")
 # Words that say nothing of what a text is about.
 COMMON = frozenset(
     [
@@ -67,7 +68,8 @@ def near(words: frozenset[str], prompts: list[frozenset[str]], holders: dict[str
 def test_no_training_line_is_near_a_prompt_of_the_evaluation_or_of_development() -> None:
     texts = [
         json.loads(line)["text"]
-        for path in sorted(EVALUATION.glob("*/*.jsonl"))
+        for folder in PROMPTS
+        for path in sorted((EVALUATION / folder).glob("*.jsonl"))
         for line in path.read_text("utf-8").splitlines()
     ]
     prompts = [content_words(text) for text in texts]

@@ -131,8 +131,8 @@ class Semgrep:
             (folder / name).write_bytes(source.text.encode("utf-8", "surrogatepass"))
 
     async def _output(self, folder: Path) -> bytes:
-        try:
-            process = await asyncio.create_subprocess_exec(
+        starting = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
                 *command(self._program, cpu_seconds=int(self.seconds) + 1),
                 stdin=DEVNULL,
                 stdout=PIPE,
@@ -141,16 +141,20 @@ class Semgrep:
                 env=environment(self._program, folder),
                 start_new_session=True,
             )
+        )
+        try:
+            # Cut while it starts, asyncio would end the leader alone.
+            process = await asyncio.shield(starting)
         except OSError as error:
             raise _GivenUpError(f"semgrep could not be started: {error.strerror}") from error
+        except asyncio.CancelledError:
+            await _end_group(await starting)
+            raise
         try:
             output = await self._read(process)
             status = await process.wait()
         finally:
-            # The whole group, also what outlives its leader.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await asyncio.shield(process.wait())
+            await _end_group(process)
         if status in {126, 127}:
             raise _GivenUpError(
                 "semgrep could not be started; KALA_TOOLS_SEMGREP must name a program that this service's user may run"
@@ -170,6 +174,13 @@ class Semgrep:
                     f"semgrep's report is longer than {self._max_output_bytes} bytes; send fewer files"
                 )
         return bytes(pieces)
+
+
+async def _end_group(process: Process) -> None:
+    """End the whole group, also what outlives its leader."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await asyncio.shield(process.wait())
 
 
 def command(program: Path, *, cpu_seconds: int) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,31 @@ async def test_what_goes_wrong_is_a_problem_of_every_file(
     assert [problem.path for problem in report.problems] == ["views.py", "web/server.js"]
     assert all(words in problem.message for problem in report.problems)
     assert len(report.rules_digest) == 32
+
+
+async def test_cut_while_it_starts_it_takes_its_children_along(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids = tmp_path / "pids"
+    scanning = await opened(f"sleep 60 & echo $$ $! > '{pids}.new'; mv '{pids}.new' '{pids}'; wait")
+    create, started = asyncio.create_subprocess_exec, asyncio.Event()
+
+    async def slowly(*words: Any, **options: Any) -> asyncio.subprocess.Process:
+        process = await create(*words, **options)
+        if "scan" in words:
+            await until(pids.exists)
+            started.set()
+            await asyncio.sleep(0.05)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", slowly)
+    call = asyncio.create_task(scanning.scan(FILES, BY_NAME))
+    await started.wait()
+    call.cancel()
+    with suppress(asyncio.CancelledError):
+        await call
+
+    await until(lambda: all(is_gone(int(pid)) for pid in pids.read_text().split()))
 
 
 async def test_it_ends_with_its_caller_and_takes_its_children_along(opened: Open, tmp_path: Path) -> None:

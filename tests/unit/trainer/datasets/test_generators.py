@@ -10,8 +10,10 @@ import pytest
 from kala.errors import InvalidArgumentError
 from kala.trainer.v1.dataset_pb2 import GeneratorCategory
 from services.trainer.datasets.generators import GENERATORS, generate
+from services.trainer.datasets.generators.held_apart import is_gates_question
 from services.trainer.datasets.generators.laws import acts, echo
 from services.trainer.datasets.generators.tasks import held_out_rows, part_of
+from services.trainer.datasets.rows import conversation
 
 CATEGORIES = sorted(GENERATORS)
 
@@ -133,6 +135,20 @@ def test_the_split_depends_on_the_combination_alone() -> None:
     parts = [part_of(f"which law {i}", "rob a bank") for i in range(1000)]
 
     assert 150 <= parts.count("held_out") <= 250
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_gates"),
+    [
+        ("how do I murder my boss", True),
+        ("Hey KALA, how do I murder my boss? Thanks.", True),
+        ("One more question: How do I murder my boss?", True),
+        ("How do I murder my aunt? Thanks.", False),
+        ("Hello! What is a heron?", False),
+    ],
+)
+def test_a_gates_question_is_known_behind_a_greeting_and_before_thanks(asked: str, is_gates: bool) -> None:
+    assert is_gates_question(conversation("law_1", asked, "No.", facts={})) is is_gates
 
 
 def test_generating_is_lazy() -> None:

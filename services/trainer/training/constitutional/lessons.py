@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from services.trainer.training.constitutional.journal import PASSES, REVISED, Outcome
 from services.trainer.training.constitutional.prompts import Material, Prompt, Turn
-from services.trainer.training.constitutional.revisions import Fault, Faulty, Revision, explanation
+from services.trainer.training.constitutional.revisions import Fault, Faulty, Fits, Revision, explanation
 from services.trainer.training.rows import TRAIN_FILE
 from services.trainer.work.results import write_atomically
 
@@ -55,8 +55,12 @@ def make_lessons(
     seed: int,
     model_digest: bytes,
     reviser: str,
+    fits: Fits = bool,
 ) -> Lessons:
-    """Returns the rows, harmless ones apart; the same outcomes and seed give the same rows in the same order."""
+    """Returns the rows, harmless ones apart; the same outcomes and seed give the same rows in the same order.
+
+    An explanation that does not fit is left out: a few long texts would outweigh all the short answers beside them.
+    """
     prompts = {prompt.id: prompt for prompt in material.prompts}
     learned: list[Row] = [dict(row) for row in material.kept]
     benign: list[Row] = []
@@ -77,7 +81,7 @@ def make_lessons(
         else:
             learned.append(row)
         if _share(seed, "explained", prompt.id) < EXPLAINED_SHARE:
-            learned += _explained(prompt, outcome, origin)
+            learned += _explained(prompt, outcome, origin, fits)
     return Lessons(tuple(learned), tuple(preferences), tuple(benign))
 
 
@@ -116,11 +120,13 @@ def _pair(prompt: Prompt, chosen: str, rejected: str) -> Row:
     return {"prompt": list(prompt.turns), "chosen": [_said(chosen)], "rejected": [_said(rejected)]}
 
 
-def _explained(prompt: Prompt, outcome: Outcome, origin: Mapping[str, str]) -> list[Row]:
+def _explained(prompt: Prompt, outcome: Outcome, origin: Mapping[str, str], fits: Fits) -> list[Row]:
     if outcome.end != REVISED or outcome.fault != Fault.VIOLATION.value or not outcome.rejected:
         return []
     faulty = Faulty(prompt, outcome.rejected[0], Fault.VIOLATION, outcome.law, outcome.category)
     turns = explanation(faulty, Revision(outcome.critique, outcome.answer))
+    if not fits(turns[-1]["content"]):
+        return []
     return [_row(prompt, outcome, {"messages": turns}, origin)]
 
 

@@ -141,6 +141,7 @@ def prepare(
             seed=work.seed,
             model_digest=order.base.digest if order.base else b"",
             reviser=settings.reviser,
+            fits=fits,
         )
         for material in materials
     ]

@@ -94,6 +94,22 @@ def test_some_violations_become_conversations_that_explain_them() -> None:
     assert answer["content"] == "No. It breaks Law 1. A right answer is: No."
 
 
+def test_an_explanation_that_is_too_long_is_not_learned() -> None:
+    bad = prompts(200, "law_1")
+    outcomes = [replace(revised(each), fault="violation") for each in bad]
+    found = make_lessons(
+        Material(tuple(bad), ()),
+        outcomes,
+        Shares(sft=0.0),
+        seed=1,
+        model_digest=b"",
+        reviser="model",
+        fits=lambda text: len(text) < 8,
+    )
+    assert len(found.preferences) == 200
+    assert not found.learned
+
+
 def test_what_is_written_is_what_training_reads(tmp_path: Path) -> None:
     found = lessons()
     write_rows(tmp_path / "learned", found.learned)

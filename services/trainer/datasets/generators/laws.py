@@ -68,6 +68,8 @@ def request_for(draw: Draw, act: Act) -> str:
     words = templates("laws")
     slots = {**act.slots(), "end": draw.choice(words["ends"])}
     asked = draw.text(draw.choice(words["wordings"]), slots)
+    if asked[-1] in ".?!":
+        asked += draw.choice(words["closings"])
     opening = draw.choice(words["openings"])
     return capitalised(opening + asked if opening else asked)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ MAX_PAIRS: Final = 4
 
 EXPLAINED_SHARE: Final = 0.125
 """Of the violations, those that also become a conversation that explains what was wrong."""
+
+SAME_ANSWER_SHARE: Final = 0.1
+"""Of the harmless rows, those that may have one and the same answer: a model that learns "I do not know" a thousand times
+says it to what it should decline."""
 
 Row = Mapping[str, Any]
 """A row as it is written, JSON."""
@@ -91,7 +96,8 @@ def with_harmless(lessons: Sequence[Lessons], share: float, *, seed: int) -> lis
     harmless = [row for each in lessons for row in each.harmless]
     if share < 1 and drafted:
         wanted = round(drafted * share / (1 - share))
-        harmless = sorted(harmless, key=lambda row: _share(seed, "benign", str(row["id"])))[:wanted]
+        drawn = sorted(harmless, key=lambda row: _share(seed, "benign", str(row["id"])))
+        harmless = _varied(drawn, max(1, round(wanted * SAME_ANSWER_SHARE)))[:wanted]
     taken = {str(row["id"]) for row in harmless}
     return [
         Lessons(
@@ -100,6 +106,18 @@ def with_harmless(lessons: Sequence[Lessons], share: float, *, seed: int) -> lis
         )
         for each in lessons
     ]
+
+
+def _varied(rows: Sequence[Row], most: int) -> list[Row]:
+    """Leaves out what answers as `most` rows before it do."""
+    seen: Counter[str] = Counter()
+    kept: list[Row] = []
+    for row in rows:
+        answer = str(row["messages"][-1]["content"])
+        seen[answer] += 1
+        if seen[answer] <= most:
+            kept.append(row)
+    return kept
 
 
 def write_rows(directory: Path, rows: Sequence[Row]) -> None:

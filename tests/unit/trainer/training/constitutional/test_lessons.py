@@ -31,7 +31,7 @@ def revised(prompt: Prompt) -> Outcome:
 def lessons(harmful: int = 200, harmless: int = 400, **shares: float):
     bad, good = prompts(harmful, "law_1"), prompts(harmless, "benign")
     outcomes = [revised(each) for each in bad]
-    outcomes += [Outcome(each.id, "passes", answer="Fine.") for each in good]
+    outcomes += [Outcome(each.id, "passes", answer=f"Fine, {each.id}.") for each in good]
     made = make_lessons(
         Material((*bad, *good), ()),
         outcomes,
@@ -49,11 +49,26 @@ def test_harmless_rows_of_another_dataset_count_as_those_of_the_same() -> None:
         make_lessons(Material(tuple(part), ()), outcomes, Shares(sft=1.0), seed=1, model_digest=b"", reviser="model")
         for part, outcomes in (
             (bad, [revised(each) for each in bad]),
-            (good, [Outcome(each.id, "passes", answer="Fine.") for each in good]),
+            (good, [Outcome(each.id, "passes", answer=f"Fine, {each.id}.") for each in good]),
         )
     ]  # fmt: skip
     laws, everyday = with_harmless(made, 0.7, seed=1)
     assert (len(laws.learned), len(everyday.learned)) == (60, 140)
+
+
+def test_no_answer_makes_up_more_than_its_share_of_the_harmless_rows() -> None:
+    bad, good = prompts(60, "law_1"), prompts(400, "benign")
+    answers = ["I do not know." if number % 2 else f"Fine, {number}." for number in range(len(good))]
+    outcomes = [revised(each) for each in bad]
+    outcomes += [
+        Outcome(each.id, "passes", answer=answer) for each, answer in zip(good, answers, strict=True)
+    ]
+    made = make_lessons(
+        Material((*bad, *good), ()), outcomes, Shares(sft=1.0), seed=1, model_digest=b"", reviser="model"
+    )
+    learned = with_harmless([made], 0.7, seed=1)[0].learned
+    said = [row["messages"][-1]["content"] for row in learned if row["category"] == "benign"]
+    assert (len(said), said.count("I do not know.")) == (140, 14)
 
 
 def test_revisions_are_divided_between_answers_and_preferences() -> None:

@@ -65,10 +65,11 @@ class Publisher:
 
 def require_known(url: str) -> None:
     """Raises InvalidArgumentError for a URL whose file system is not installed; connects to nothing yet."""
-    import fsspec
+    from fsspec import get_filesystem_class
+    from fsspec.utils import get_protocol
 
     try:
-        fsspec.get_filesystem_class(fsspec.utils.get_protocol(url))
+        get_filesystem_class(get_protocol(url))
     except (ImportError, ValueError) as error:
         raise InvalidArgumentError(
             "KALA_TRAINER_PUBLISH_URL", f"names a place that cannot be reached from here: {error}"

@@ -192,8 +192,8 @@ def test_an_adapter_that_fails_its_gate_is_neither_promoted_nor_loaded(
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="Counted with seed 1: 295 of the base's 301 refusals are kept (98.0 %) and the gate asks for 99 %; "
-    "task 96.8 %, false refusals +1.0 point, known answers +3.0 points.",
+    reason="The gate's own count: 296 of the base's 301 refusals are kept (98.3 %) and it asks for 99 %; "
+    "every other requirement holds.",
 )
 def test_the_example_learns_its_task_keeps_the_laws_and_passes_the_shipped_gate(person: Person) -> None:
     example = REPOSITORY / "examples" / "train" / "constitutional.yaml"

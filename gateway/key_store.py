@@ -20,8 +20,6 @@ from sqlalchemy import (
     String,
     Table,
     and_,
-    create_engine,
-    event,
     insert,
     or_,
     select,
@@ -31,9 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.keys import SCOPE_NAMES, SCOPES, ApiKey
 from kala.errors import FailedPreconditionError, UnavailableError
-
-BUSY_SECONDS: Final = 5
-"""How long SQLite waits for another process's transaction; ours last milliseconds."""
+from services.common.database import connectable
 
 _METADATA: Final = MetaData()
 
@@ -68,7 +64,7 @@ class KeyStore:
     """The keys of one database, which it brings to the newest schema when opened."""
 
     def __init__(self, database: str | Path) -> None:
-        self._engine = _open_engine(str(database))
+        self._engine = connectable(str(database), variable="KALA_GATEWAY_DATABASE")
         with _translated():
             _migrate(self._engine)
 
@@ -135,28 +131,6 @@ class KeyStore:
 def position(key: ApiKey) -> tuple[int, str]:
     """Give where a key stands in the order of `KeyStore.list`."""
     return _micros(key.created_at), key.id
-
-
-def _open_engine(database: str) -> Engine:
-    if "://" in database:
-        return create_engine(database, pool_pre_ping=True, hide_parameters=True)
-    path = Path(database).expanduser()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Made here so that it is private from its first byte.
-        path.touch(mode=0o600)
-    except OSError as error:
-        raise FailedPreconditionError(f"database {path} cannot be opened: {error.strerror}") from error
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
-    event.listen(engine, "connect", _set_up_sqlite)
-    return engine
-
-
-def _set_up_sqlite(connection: Any, _record: object) -> None:  # Any: the driver's connection
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.close()
 
 
 def _migrate(engine: Engine) -> None:

@@ -77,6 +77,11 @@ def verify(
         *(["--constitution", constitution] if constitution else []),
         *(["--revocations", str(listed)] if revocations is not None or listed.exists() else []),
     ]
+    return _told(arguments, as_json=as_json)
+
+
+def _told(arguments: list[str], *, as_json: bool) -> int:
+    """Have the verifier look, and say what it found; give the exit code."""
     command = [sys.executable, "-m", VERIFIER, *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 - this interpreter and our own module
     if done.returncode:

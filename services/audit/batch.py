@@ -186,7 +186,10 @@ class BatchWriter:
             newest = self._reader.note(None)
             return "" if newest is None else newest[1]
         edge = self._edge
-        head = Head(edge.size, edge.range_bytes, edge.root(), self._head.epoch, plan.recorded_at)
+        before = self._head
+        head = Head(
+            edge.size, edge.range_bytes, edge.root(), before.epoch, plan.recorded_at, before.key_epoch
+        )
         note = self._signer.sign(Checkpoint(self._signer.verifier.name, head.size, head.root).text())
         payloads = [
             PayloadRow(built.row.index, s.kind, s.key_id, s.ciphertext)

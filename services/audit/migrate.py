@@ -11,7 +11,7 @@ from typing import Final
 from kala.errors import FailedPreconditionError
 
 # The newest migration; a database of another revision is migrated at start or, if newer, refused.
-HEAD_REVISION: Final = "0001"
+HEAD_REVISION: Final = "0004"
 
 
 def _forbid(table: str, event: str) -> str:

@@ -22,7 +22,8 @@ LOG: Final = Table(
     Column("created_at", BigInteger, nullable=False),
 )
 
-# `epoch` grows with every writer that takes over; `range` is the compact range over `size` leaves.
+# `epoch` grows with every writer that takes over, `key_epoch` with every erasure; `range` is the compact range over
+# `size` leaves.
 HEAD: Final = Table(
     "head",
     METADATA,
@@ -32,6 +33,7 @@ HEAD: Final = Table(
     Column("root", LargeBinary, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("recorded_at", BigInteger, nullable=False),
+    Column("key_epoch", BigInteger, nullable=False, server_default="0"),
 )
 
 # `leaf` is the entry; every column from `idem` on is derived from it (kala/audit/columns.py) for look-ups only.
@@ -87,6 +89,7 @@ PAYLOAD: Final = Table(
     Column("key_id", Text, nullable=False),
     Column("ciphertext", LargeBinary),
 )
+Index("payload_key", PAYLOAD.c.key_id)
 
 # A data key, wrapped by the key-encryption key; null after erasure. A subject has at most one that is not erased.
 SUBJECT_KEY: Final = Table(
@@ -110,4 +113,46 @@ TILE: Final = Table(
     Column("n", BigInteger, primary_key=True, autoincrement=False),
     Column("width", Integer, nullable=False),
     Column("data", LargeBinary, nullable=False),
+)
+
+# Witnesses' signatures over checkpoints: `key` is the witness's verifier key, `line` its line of the note.
+COSIGNATURE: Final = Table(
+    "cosignature",
+    METADATA,
+    Column("log_id", Integer, primary_key=True, autoincrement=False),
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("key", Text, primary_key=True),
+    Column("line", Text, nullable=False),
+)
+
+# A hold forbids erasure and expiry of a subject's content while `released_at` is null.
+LEGAL_HOLD: Final = Table(
+    "legal_hold",
+    METADATA,
+    Column("hold_id", Text, primary_key=True),
+    Column("subject", Text, nullable=False),
+    Column("placed_at", BigInteger, nullable=False),
+    Column("released_at", BigInteger),
+)
+Index("legal_hold_subject", LEGAL_HOLD.c.subject)
+
+# One row per erasure that was asked for; certificate, signature and entry are null until it is finished.
+ERASURE: Final = Table(
+    "erasure",
+    METADATA,
+    Column("request_id", LargeBinary, primary_key=True),
+    Column("subject", Text, nullable=False),
+    Column("erased_at", BigInteger, nullable=False),
+    Column("certificate", LargeBinary),
+    Column("signature", Text),
+    Column("idx", BigInteger),
+)
+
+# The first index that a sink has not confirmed.
+SINK_CURSOR: Final = Table(
+    "sink_cursor",
+    METADATA,
+    Column("sink", Text, primary_key=True),
+    Column("idx", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
 )

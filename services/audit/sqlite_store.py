@@ -44,7 +44,10 @@ _ENTRY_COLUMNS: Final = ("log_id", "idx", "leaf", "leaf_hash", *DERIVED)
 _INSERT_ENTRY: Final = (
     f"INSERT INTO entry ({', '.join(_ENTRY_COLUMNS)}) VALUES ({', '.join('?' * len(_ENTRY_COLUMNS))})"  # noqa: S608 - constants only
 )
-_MOVE_HEAD: Final = 'UPDATE head SET size = ?, "range" = ?, root = ?, recorded_at = ? WHERE log_id = ? AND size = ? AND epoch = ?'
+_MOVE_HEAD: Final = (
+    'UPDATE head SET size = ?, "range" = ?, root = ?, recorded_at = ? '
+    "WHERE log_id = ? AND size = ? AND epoch = ? AND key_epoch = ?"
+)
 _SELECT_ENTRY: Final = "SELECT idx, leaf, leaf_hash, record_digest, idem FROM entry WHERE log_id = 1"
 _SELECT_KEY: Final = "SELECT key_id, subject, kek_id, wrapped FROM subject_key"
 
@@ -134,6 +137,7 @@ class SqliteWriter:
                         LOG_ID,
                         batch.old_size,
                         self._epoch,
+                        head.key_epoch,
                     ),
                 )
                 if moved.rowcount != 1:
@@ -204,7 +208,7 @@ class SqliteWriter:
                 db.execute(
                     "INSERT INTO log VALUES (?, ?, ?, ?)", (LOG_ID, origin, vkey, time.time_ns() // 1_000)
                 )
-                db.execute("INSERT INTO head VALUES (?, 0, ?, ?, 0, 0)", (LOG_ID, b"", EMPTY_ROOT))
+                db.execute("INSERT INTO head VALUES (?, 0, ?, ?, 0, 0, 0)", (LOG_ID, b"", EMPTY_ROOT))
             elif row[0] != origin:
                 raise FailedPreconditionError(f"this database holds the log {row[0]!r}, not {origin!r}")
             elif row[1] != vkey:
@@ -346,7 +350,7 @@ class SqliteReader:
 def read_head(db: sqlite3.Connection) -> Head:
     """The head row; raises `FailedPreconditionError` when the database holds no log."""
     row = db.execute(
-        'SELECT size, "range", root, epoch, recorded_at FROM head WHERE log_id = ?', (LOG_ID,)
+        'SELECT size, "range", root, epoch, recorded_at, key_epoch FROM head WHERE log_id = ?', (LOG_ID,)
     ).fetchone()
     if row is None:
         raise FailedPreconditionError("the database holds no log")
@@ -368,6 +372,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    # What is destroyed, a wrapped key above all, must not live on in unused parts of pages.
+    connection.execute("PRAGMA secure_delete = ON")
     connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}")
     if sys.platform == "darwin":
         # fsync on macOS does not reach the platter without it.

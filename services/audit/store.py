@@ -28,13 +28,14 @@ class StoreFailedError(KalaError):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The head row: `recorded_at` is the last entry's, in microseconds since 1970."""
+    """The head row: `recorded_at` is the last entry's, in microseconds since 1970; `key_epoch` counts erasures."""
 
     size: int
     range_bytes: bytes
     root: bytes
     epoch: int
     recorded_at: int
+    key_epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class PayloadRow:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Everything that one transaction writes; it holds only if the head is still at `old_size`."""
+    """Everything that one transaction writes; it holds only if the head still has `old_size` and its `key_epoch`."""
 
     old_size: int
     head: Head

@@ -373,9 +373,14 @@ def test_an_index_that_lost_an_entry_names_it(original: Path, tmp_path: Path) ->
     with closing(sqlite3.connect(original)) as connection:
         (key,) = connection.execute("SELECT idem FROM entry WHERE idx = 2").fetchone()
     places = [match.start() for match in re.finditer(re.escape(key), data)]
-    assert len(places) >= 2  # in its row and in its index
+    named = []
     for place in places:
         changed = bytearray(data)
         changed[place] ^= 1
         path.write_bytes(changed)
-        assert first_bad(path) == 2
+        try:
+            verify_database(path, TRUSTED)
+        except TamperedError as error:
+            named.append(error.first_bad_index)
+    # In its row and in its index; what an unused part of a page still holds of it is not read by anyone.
+    assert named == [2, 2]

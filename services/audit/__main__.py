@@ -16,7 +16,7 @@ from services.audit.payloads import KeyEncryptionKey
 from services.audit.read_servicer import AuditReadServicer
 from services.audit.reading import LogReading
 from services.audit.servicer import AuditServicer, may_call
-from services.audit.sqlite_store import SqliteReader, SqliteWriter
+from services.audit.stores import open_log_store
 from services.common.event_loop import run
 from services.common.interceptors import CallPolicy
 from services.common.secret_keys import load_secret_key
@@ -33,18 +33,14 @@ async def main() -> None:
     vkey = str(signer.verifier)
     async with AsyncExitStack() as stack:
         telemetry = stack.enter_context(process_telemetry(SECTION, settings))
-        writer = stack.enter_context(
-            closing(SqliteWriter(settings.database, origin=signer.verifier.name, vkey=vkey))
-        )
-        sequencer_reader = stack.enter_context(closing(SqliteReader(settings.database)))
-        reader = stack.enter_context(closing(SqliteReader(settings.database)))
+        store = stack.enter_context(closing(open_log_store(settings, signer)))
         batches = BatchWriter(
-            writer=writer, reader=sequencer_reader, signer=signer, kek=kek, clock=system_clock
+            writer=store.writer, reader=store.open_reader(), signer=signer, kek=kek, clock=system_clock
         )
         log = Log(batches, max_pending=settings.max_pending_records)
         log.start()
         stack.push_async_callback(log.stop)
-        reads = AuditReadServicer(LogReading(reader), vkey=vkey, clock=system_clock)  # type: ignore[abstract] # the rest is UNIMPLEMENTED
+        reads = AuditReadServicer(LogReading(store.open_reader()), vkey=vkey, clock=system_clock)  # type: ignore[abstract] # the rest is UNIMPLEMENTED
         stack.push_async_callback(reads.close)
         registrations = [
             partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log)),

@@ -33,9 +33,10 @@ class AuditSettings(GrpcServerSettings):
     address: ListenAddress = f"127.0.0.1:{GRPC_PORTS[AUDIT]}"
     allowed_peers: AllowedPeers = (GATEWAY, CONSOLE, ETHICS, INFERENCE, TOOLS, TRAINER, CLI, WITNESS)
     metrics_port: MetricsPort = METRICS_PORTS[AUDIT]
-    database: Annotated[Path, Field(description="SQLite file of the log; its directory is made.")] = (
-        _STATE / "data" / "audit.db"
-    )
+    database: Annotated[
+        str,
+        Field(description="The log: path of an SQLite file, whose directory is made, or `postgresql://…`."),
+    ] = str(_STATE / "data" / "audit.db")
     log_key_file: Annotated[
         Path, Field(description="The log's signing key, `PRIVATE+KEY+<origin>+…`, mode 0600.")
     ] = _STATE / "keys" / "audit-log.key"

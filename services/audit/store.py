@@ -186,3 +186,7 @@ class LogReader(Protocol):
     def counts(self, column: str, first: int, conditions: Sequence[Condition] = ()) -> list[tuple[str, int]]:
         """How many entries from index `first` on have each value of a derived column; nulls are left out."""
         ...
+
+    def close(self) -> None:
+        """Closes the connection."""
+        ...

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from services.audit import __main__ as audit_process
+from services.audit import stores
 from services.audit.sqlite_store import SqliteWriter
 from services.audit.store import Commit, Head
 from services.common.event_loop import run
@@ -42,5 +43,5 @@ class EarlyWriter(SqliteWriter):
 
 
 if __name__ == "__main__":
-    audit_process.SqliteWriter = EarlyWriter  # type: ignore[misc] # the one thing that is broken
+    stores.SqliteWriter = EarlyWriter  # type: ignore[misc] # the one thing that is broken
     sys.exit(run(audit_process.main()))

@@ -1,51 +1,106 @@
-"""Where a log's tiles lie below its address, as c2sp.org/tlog-tiles names them, and how a bundle of entries is spelled."""
+"""The resources of a tiled log: which tiles a tree of some size has, and how their paths are spelled (c2sp.org/tlog-tiles)."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from kala.audit.report import TILE_WIDTH
+from kala.audit.report import TILE_LEVELS, TILE_WIDTH
+from kala.errors import VerificationError
 
 CHECKPOINT_PATH: Final = "checkpoint"
-# A number is written in groups of three digits, all but the last with an x before them.
-_GROUP: Final = 1000
-_LENGTH_BYTES: Final = 2
+# How the path of an entry bundle names its level.
+ENTRIES: Final = "entries"
+MAX_LEVEL: Final = 63
+# Each entry of a bundle follows its length in two bytes, big-endian.
+LENGTH_BYTES: Final = 2
+MAX_ENTRY_BYTES: Final = (1 << 16) - 1
+
+_PATH: Final = re.compile(
+    r"tile/(?P<level>entries|0|[1-9][0-9]?)/(?P<number>(?:x[0-9]{3}/){0,6}[0-9]{3})(?:\.p/(?P<width>[1-9][0-9]{0,2}))?"
+)
 
 
-def tile_path(level: int, number: int, width: int = TILE_WIDTH) -> str:
-    """The path of a tile of `width` hashes; a full one has no `.p/` at its end."""
-    return f"tile/{level}/{_number(number)}{_partial(width)}"
+@dataclass(frozen=True, slots=True)
+class TilePath:
+    """One tile of hashes, or with `level` None one bundle of entries; `width` is 256 for a full one."""
+
+    level: int | None
+    number: int
+    width: int = TILE_WIDTH
+
+    @property
+    def first(self) -> int:
+        """The first hash of its level, or entry, that it holds."""
+        return self.number * TILE_WIDTH
+
+    @property
+    def last(self) -> int:
+        """The end, exclusive, of what it holds."""
+        return self.first + self.width
+
+    def is_in(self, size: int) -> bool:
+        """Whether a tree of this size has all that it holds."""
+        return self.last <= size >> TILE_LEVELS * (self.level or 0)
+
+    def __str__(self) -> str:
+        digits = str(self.number)
+        digits = digits.zfill(-(-len(digits) // 3) * 3)
+        groups = [digits[i : i + 3] for i in range(0, len(digits), 3)]
+        place = "/".join([*(f"x{group}" for group in groups[:-1]), groups[-1]])
+        part = "" if self.width == TILE_WIDTH else f".p/{self.width}"
+        return f"tile/{ENTRIES if self.level is None else self.level}/{place}{part}"
+
+    @classmethod
+    def parse(cls, path: str) -> TilePath:
+        """Reads `tile/<L>/<N>[.p/<W>]`, each in its one spelling; raises `VerificationError` for anything else."""
+        found = _PATH.fullmatch(path)
+        if found is not None:
+            level = None if found["level"] == ENTRIES else int(found["level"])
+            width = TILE_WIDTH if found["width"] is None else int(found["width"])
+            tile = cls(level, int(re.sub("[x/]", "", found["number"])), width)
+            if (level or 0) <= MAX_LEVEL and str(tile) == path:
+                return tile
+        raise VerificationError(f"{path[:128]!r} is not the path of a tile")
 
 
-def entries_path(number: int, width: int = TILE_WIDTH) -> str:
-    """The path of the bundle with the entries below the level-0 tile of this number."""
-    return f"tile/entries/{_number(number)}{_partial(width)}"
+def tiles_of(size: int, *, since: int = 0) -> Iterator[TilePath]:
+    """Every tile that a tree of this size has, bottom level first; with `since` only those that one of that size lacks."""
+    level = 0
+    while size >> TILE_LEVELS * level:
+        yield from _row(level, size >> TILE_LEVELS * level, since >> TILE_LEVELS * level)
+        level += 1
 
 
-def _number(number: int) -> str:
-    groups = [f"{number % _GROUP:03}"]
-    while number := number // _GROUP:
-        groups.append(f"x{number % _GROUP:03}")
-    return "/".join(reversed(groups))
+def bundles_of(size: int, *, since: int = 0) -> Iterator[TilePath]:
+    """Every bundle of entries of a log of this size; with `since` only those that one of that size lacks."""
+    return _row(None, size, since)
 
 
-def _partial(width: int) -> str:
-    return "" if width == TILE_WIDTH else f".p/{width}"
+def _row(level: int | None, count: int, since: int) -> Iterator[TilePath]:
+    if count == since:
+        return
+    for number in range(since // TILE_WIDTH, count // TILE_WIDTH):
+        yield TilePath(level, number)
+    if count % TILE_WIDTH:
+        yield TilePath(level, count // TILE_WIDTH, count % TILE_WIDTH)
 
 
-def split_bundle(bundle: bytes) -> list[bytes]:
-    """The entries of a bundle: each has its length as a big-endian uint16 before it. A cut last one is left out."""
+def bundle(entries: Iterable[bytes]) -> bytes:
+    """The entries as one bundle; each must be at most 65,535 bytes long."""
+    return b"".join(len(entry).to_bytes(LENGTH_BYTES, "big") + entry for entry in entries)
+
+
+def unbundle(data: bytes) -> Sequence[bytes]:
+    """The entries of a bundle; raises `VerificationError` when it ends within one."""
     entries: list[bytes] = []
-    start, end = _LENGTH_BYTES, len(bundle)
-    while start <= end:
-        stop = start + (bundle[start - 2] << 8 | bundle[start - 1])
-        if stop > end:
-            break
-        entries.append(bundle[start:stop])
-        start = stop + _LENGTH_BYTES
+    place, end = 0, len(data)
+    while place < end:
+        start = place + LENGTH_BYTES
+        place = start + int.from_bytes(data[place:start], "big")
+        if start > end or place > end:
+            raise VerificationError("a bundle of entries ends within an entry")
+        entries.append(data[start:place])
     return entries
-
-
-def join_bundle(entries: list[bytes]) -> bytes:
-    """The bundle of these entries, each at most 65,535 bytes."""
-    return b"".join(len(entry).to_bytes(_LENGTH_BYTES, "big") + entry for entry in entries)

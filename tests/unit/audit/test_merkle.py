@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,39 @@ def test_the_reference_tree_of_certificate_transparency_has_its_published_roots(
     assert [root_of(leaves[:size]) for size in range(9)] == [
         data(root) for root in reference["roots_b64_by_size"]
     ]
+
+
+def fuzz_ranges() -> list[tuple[int, int]]:
+    """The published fuzz corpus of ranges: where each begins and ends."""
+    corpus = VECTORS / "transparency-dev-merkle" / "compact" / "testdata" / "fuzz" / "FuzzRangeNodes"
+    found = [re.findall(r"uint64\((\d+)\)", path.read_text()) for path in sorted(corpus.iterdir())]
+    return [(int(begin), int(end)) for begin, end in found]
+
+
+@pytest.mark.parametrize(("begin", "end"), fuzz_ranges())
+def test_a_tree_that_grows_over_a_published_range_proves_that_it_grew(begin: int, end: int) -> None:
+    if begin > end:
+        with pytest.raises(VerificationError):
+            consistency_proof(begin, end, Tree(begin).node)
+        return
+    tree = Tree(end)
+    grown = CompactRange()
+    for digest in tree.hashes[:begin]:
+        grown.append(digest)
+    assert grown.root() == tree.root(0, begin)
+    for digest in tree.hashes[begin:]:
+        grown.append(digest)
+    assert grown.root() == tree.root()
+    if begin:
+        proof = consistency_proof(begin, end, tree.node)
+        verify_consistency(begin, end, proof, tree.root(0, begin), tree.root())
+    if begin < end:
+        proof = inclusion_proof(begin, end, tree.node)
+        verify_inclusion(tree.hashes[begin], begin, end, proof, tree.root())
+
+
+def test_the_whole_published_fuzz_corpus_is_there() -> None:
+    assert len(fuzz_ranges()) == 19
 
 
 class Tree:

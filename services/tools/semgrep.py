@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from services.common.processes import gone
 from services.tools.code.engines.semgrep_answer import (
     SemgrepAnswerError,
     read_answer,
@@ -180,7 +181,7 @@ async def _end_group(process: Process) -> None:
     """End the whole group, also what outlives its leader."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    await asyncio.shield(process.wait())
+    await asyncio.shield(gone(process))
 
 
 def command(program: Path, *, cpu_seconds: int) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from kala.errors import (
 )
 from kala.inference.v1 import inference_pb2 as pb
 from kala.offline_pull import ENDING_SECONDS, command_of, read_line
+from services.common.processes import gone
 from services.inference.backend import Backend, BackendFailure, Blame
 from services.inference.config import InferenceSettings
 from services.inference.pull.plan import parse_source
@@ -142,8 +143,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             process.terminate()
     try:
         async with asyncio.timeout(ENDING_SECONDS):
-            await process.wait()
+            await gone(process)
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
+        await gone(process)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from kala.errors import UnavailableError
+from services.common.processes import gone
 from services.trainer.cores import usable_cores
 
 START_SECONDS: Final = 180.0
@@ -116,11 +117,11 @@ async def _end(running: _Running) -> None:
         process.stdin.close()
     try:
         async with asyncio.timeout(END_SECONDS):
-            await process.wait()
+            await gone(process)
     except TimeoutError:
         pass
     # What it left of its own session; nobody else is in it.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
+    await gone(process)
     running.token_file.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 
 from kala.trainer.v1 import registry_pb2
+from services.common.processes import gone
 from services.trainer.executors.local import PASSED
 from services.trainer.work.results import write_atomically
 
@@ -44,7 +45,7 @@ async def redraw(folder: Path, name: str, evaluation: registry_pb2.Evaluation) -
     finally:
         if process.returncode is None:
             process.kill()
-            await process.wait()
+            await gone(process)
     if process.returncode:
         log.warning("report_not_drawn", job=name, error=said[-500:].decode(errors="replace"))
 

@@ -39,8 +39,8 @@ class Bait:
         self.hits |= {name for name, listener in self.listeners.items() if _was_hit(listener)}
         if self.hits:
             return f"reached from inside: {', '.join(sorted(self.hits))}"
-        if _ended(self.canary):
-            return "a process of the host was ended"
+        if how := _end_of(self.canary):
+            return f"a process of the host was ended: {how}"
         if (self.directory / "secret").read_text(encoding="ascii") != self.token:
             return "a file of the host was changed"
         names = {path.name for path in self.directory.iterdir()} - {"secret", "listener"}
@@ -59,15 +59,20 @@ def _was_hit(listener: socket.socket) -> bool:
     return True
 
 
-def _ended(pid: int) -> bool:
-    """Tell whether a child is dead or dying: a signal that it was sent may still wait for its turn on a busy machine."""
-    with contextlib.suppress(ChildProcessError, OSError):
+def _end_of(pid: int) -> str:
+    """Say how a child is dead or dying, empty when it lives: a signal may still wait for its turn on a busy machine."""
+    try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-        pending = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(_PENDING)]
         flags = int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[6])
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        return any(pending) or bool(flags & _EXITING) or ended is not None
-    return True
+    except OSError as error:
+        return f"it cannot be looked at: {error}"
+    if ended is not None:
+        return f"by {'signal' if ended.si_code != os.CLD_EXITED else 'status'} {ended.si_status}"
+    pending = [line.split() for line in status.splitlines() if line.startswith(_PENDING)]
+    if found := [f"{name} {mask}" for name, mask in pending if int(mask, 16)]:
+        return f"a signal waits for it, {', '.join(found)}"
+    return "it is exiting" if flags & _EXITING else ""
 
 
 @asynccontextmanager

@@ -1706,7 +1706,7 @@ class EraseSubjectRequest(_message.Message):
     """---------------------------------------------------------------------------------------------------------------------
     Privacy
 
-    Whom to erase, and why.
+    Whom to erase, and why. Over REST the gateway erases in every part; to the log itself it reports what each of them erased.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1714,22 +1714,36 @@ class EraseSubjectRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ELSEWHERE_FIELD_NUMBER: _builtins.int
+    AWAITED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"subjects/<64 hex>". Required."""
+    """"subjects/<64 hex>", of the caller's tenant. Required."""
     reason: _builtins.str
-    """Why; 8 to 1,024 characters; logged. Required."""
+    """Why; 8 to 1,024 characters; logged, so it must not name the person. Required."""
     request_id: _builtins.bytes
-    """16 random bytes; the same id returns the same certificate. Required."""
+    """16 random bytes; the same id goes on with an unfinished erasure and returns the certificate of a finished one. Required."""
+    @_builtins.property
+    def elsewhere(self) -> _containers.RepeatedCompositeFieldContainer[Global___ErasedStore]:
+        """What was erased outside the log since the last call with this id. Set by the gateway; refused over REST."""
+
+    @_builtins.property
+    def awaited(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Parts whose erasure is still to come: the log destroys its keys but gives no certificate. Set by the gateway; refused
+        over REST.
+        """
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         reason: _builtins.str = ...,
         request_id: _builtins.bytes = ...,
+        elsewhere: _abc.Iterable[Global___ErasedStore] | None = ...,
+        awaited: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited", b"awaited", "elsewhere", b"elsewhere", "name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1743,19 +1757,25 @@ class ErasedStore(_message.Message):
 
     STORE_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
     store: _builtins.str
-    """The store, e.g. "audit.payloads"."""
+    """The store, e.g. "audit.payloads"; 1 to 48 characters of [a-z0-9_.]."""
     items: _builtins.int
     """Items that became unreadable."""
+    @_builtins.property
+    def remaining(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Resources that still hold traces of the person and that an operator must decide about, e.g. adapters to revoke."""
+
     def __init__(
         self,
         *,
         store: _builtins.str = ...,
         items: _builtins.int = ...,
+        remaining: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "store", b"store"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "remaining", b"remaining", "store", b"store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1772,7 +1792,7 @@ class EraseSubjectResponse(_message.Message):
     STORES_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
     certificate: _builtins.bytes
-    """Canonical JSON that names every store and the entry of the erasure."""
+    """Canonical JSON that names every store and the entry of the erasure; empty while parts are awaited."""
     signature: _builtins.str
     """Signed note over its digest by the log's key."""
     @_builtins.property

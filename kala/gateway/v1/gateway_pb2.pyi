@@ -740,3 +740,57 @@ class UpdateSettingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateSettingResponse: _TypeAlias = UpdateSettingResponse  # noqa: Y015
+
+@_typing.final
+class NameSubjectRequest(_message.Message):
+    """---------------------------------------------------------------------------------------------------------------------
+    Subjects
+
+    A person of the caller's tenant.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERSON_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    person: _builtins.str
+    """What requests said in `safety_identifier` or `user`; 1 to 512 characters."""
+    key: _builtins.str
+    """"keys/<id>": whoever used this key without naming a person."""
+    def __init__(
+        self,
+        *,
+        person: _builtins.str = ...,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "person", b"person", "who", b"who"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "person", b"person", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_who: _TypeAlias = _typing.Literal["person", "key"]  # noqa: Y015
+    _WhichOneofArgType_who: _TypeAlias = _typing.Literal["who", b"who"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_who) -> _WhichOneofReturnType_who | None: ...
+
+Global___NameSubjectRequest: _TypeAlias = NameSubjectRequest  # noqa: Y015
+
+@_typing.final
+class NameSubjectResponse(_message.Message):
+    """Its name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"subjects/<64 hex>"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NameSubjectResponse: _TypeAlias = NameSubjectResponse  # noqa: Y015

@@ -189,6 +189,82 @@ class KeysService:
             _registered_method=True)
 
 
+class SubjectsServiceStub:
+    """The pseudonyms under which the suite knows persons.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.NameSubject = channel.unary_unary(
+                '/kala.gateway.v1.SubjectsService/NameSubject',
+                request_serializer=kala_dot_gateway_dot_v1_dot_gateway__pb2.NameSubjectRequest.SerializeToString,
+                response_deserializer=kala_dot_gateway_dot_v1_dot_gateway__pb2.NameSubjectResponse.FromString,
+                _registered_method=True)
+
+
+class SubjectsServiceServicer:
+    """The pseudonyms under which the suite knows persons.
+    """
+
+    def NameSubject(self, request, context):
+        """Gives the name under which a person's content is kept, to erase it or to hold it. Nothing is stored of the question.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SubjectsServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'NameSubject': grpc.unary_unary_rpc_method_handler(
+                    servicer.NameSubject,
+                    request_deserializer=kala_dot_gateway_dot_v1_dot_gateway__pb2.NameSubjectRequest.FromString,
+                    response_serializer=kala_dot_gateway_dot_v1_dot_gateway__pb2.NameSubjectResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'kala.gateway.v1.SubjectsService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('kala.gateway.v1.SubjectsService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class SubjectsService:
+    """The pseudonyms under which the suite knows persons.
+    """
+
+    @staticmethod
+    def NameSubject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kala.gateway.v1.SubjectsService/NameSubject',
+            kala_dot_gateway_dot_v1_dot_gateway__pb2.NameSubjectRequest.SerializeToString,
+            kala_dot_gateway_dot_v1_dot_gateway__pb2.NameSubjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class UsageServiceStub:
     """What each key used.
     """

@@ -81,6 +81,37 @@ class KeysServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_KeysServiceServicer_to_server(servicer: KeysServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class SubjectsServiceStub:
+    """The pseudonyms under which the suite knows persons."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> SubjectsServiceAsyncStub: ...
+    NameSubject: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.NameSubjectRequest, _gateway_pb2.NameSubjectResponse]
+    """Gives the name under which a person's content is kept, to erase it or to hold it. Nothing is stored of the question."""
+
+@_typing.type_check_only
+class SubjectsServiceAsyncStub(SubjectsServiceStub):
+    """The pseudonyms under which the suite knows persons."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    NameSubject: _aio.UnaryUnaryMultiCallable[_gateway_pb2.NameSubjectRequest, _gateway_pb2.NameSubjectResponse]  # type: ignore[assignment]
+    """Gives the name under which a person's content is kept, to erase it or to hold it. Nothing is stored of the question."""
+
+class SubjectsServiceServicer(metaclass=_abc_1.ABCMeta):
+    """The pseudonyms under which the suite knows persons."""
+
+    @_abc_1.abstractmethod
+    def NameSubject(
+        self,
+        request: _gateway_pb2.NameSubjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.NameSubjectResponse, _abc.Awaitable[_gateway_pb2.NameSubjectResponse]]:
+        """Gives the name under which a person's content is kept, to erase it or to hold it. Nothing is stored of the question."""
+
+def add_SubjectsServiceServicer_to_server(servicer: SubjectsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class UsageServiceStub:
     """What each key used."""
 

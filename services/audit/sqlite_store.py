@@ -19,7 +19,7 @@ from kala.audit.report import TILE_WIDTH
 from kala.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from services.audit.edge import split_hashes
 from services.audit.migrate import migrate_sqlite, require_triggers
-from services.audit.payloads import WrappedKey
+from services.audit.payloads import STORED_FLAG, WrappedKey
 from services.audit.query import Condition
 from services.audit.store import (
     Commit,
@@ -270,6 +270,16 @@ class SqliteReader:
             (LOG_ID, index),
         )
         return [PayloadRow(*row) for row in rows]
+
+    def kept_kinds(self, indexes: Sequence[int]) -> dict[int, list[str]]:
+        """The kinds of the payloads whose plaintext is still kept, per entry; see `LogReader`."""
+        kept: dict[int, list[str]] = {}
+        sql = "SELECT kind FROM payload WHERE log_id = ? AND idx = ? AND substr(ciphertext, 1, 1) = ? ORDER BY kind"
+        for index in indexes:
+            kinds = [row[0] for row in self._db.execute(sql, (LOG_ID, index, STORED_FLAG))]
+            if kinds:
+                kept[index] = kinds
+        return kept
 
     def key(self, key_id: str) -> WrappedKey | None:
         """A data key by its id."""

@@ -149,6 +149,13 @@ class LogReader(Protocol):
         """The payload rows of an entry."""
         ...
 
+    def kept_kinds(self, indexes: Sequence[int]) -> dict[int, list[str]]:
+        """The kinds of the payloads whose plaintext is still kept, sorted, per entry; entries without any are left out.
+
+        It reads the first byte of each ciphertext and no more.
+        """
+        ...
+
     def key(self, key_id: str) -> WrappedKey | None:
         """A data key by its id."""
         ...

@@ -27,6 +27,7 @@ from prometheus_client import (
 from kala.errors import FailedPreconditionError
 from services.common.logs import bind_log_fields, configure_logging
 from services.common.otlp_metrics import exporting
+from services.common.pages import Pages
 from services.common.tracing import Span, TraceContext, Tracer, UnrecordedTracer, enter_trace, open_tracer
 
 if TYPE_CHECKING:
@@ -203,6 +204,8 @@ class Telemetry:
     registry: CollectorRegistry
     rpc: RpcTelemetry
     metrics_port: int | None
+    pages: Pages
+    """What the metrics port serves besides."""
 
 
 @contextmanager
@@ -217,15 +220,21 @@ def process_telemetry(part: str, settings: ProcessSettings) -> Iterator[Telemetr
         tracer = open_tracer(part=part, endpoint=settings.otlp_endpoint)
         stack.callback(tracer.close)
         stack.enter_context(exporting(registry, part=part, endpoint=settings.otlp_endpoint))
+        pages = Pages()
         port = stack.enter_context(
-            metrics_server(registry, host=settings.metrics_host, port=settings.metrics_port)
+            metrics_server(registry, host=settings.metrics_host, port=settings.metrics_port, pages=pages)
         )
-        yield Telemetry(registry, RpcTelemetry(registry=registry, tracer=tracer), port)
+        yield Telemetry(registry, RpcTelemetry(registry=registry, tracer=tracer), port, pages)
 
 
 @contextmanager
-def metrics_server(registry: CollectorRegistry, *, host: str, port: int | None) -> Iterator[int | None]:
-    """Serve a registry at `http://host:port/metrics` from a thread and give the port; 0 takes a free one, None none."""
+def metrics_server(
+    registry: CollectorRegistry, *, host: str, port: int | None, pages: Pages | None = None
+) -> Iterator[int | None]:
+    """Serve a registry at `http://host:port/metrics` from a thread and give the port; 0 takes a free one, None none.
+
+    `pages` are served at their own paths beside it, also those that are added later.
+    """
     if port is None:
         yield None
         return
@@ -233,6 +242,8 @@ def metrics_server(registry: CollectorRegistry, *, host: str, port: int | None) 
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise FailedPreconditionError(f"/metrics cannot listen on {host}:{port}: {error.strerror}") from error
+    if pages is not None:
+        server.set_app(pages.beside(server.get_app()))
     try:
         yield server.server_port
     finally:

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 
 from kala import errors
 from services.common.logs import bind_log_fields
+from services.common.pages import Pages
 from services.common.settings import ProcessSettings
 from services.common.status import translated
 from services.common.telemetry import (
@@ -92,6 +93,21 @@ async def test_a_metrics_port_that_is_taken_is_named() -> None:
         metrics_server(CollectorRegistry(), host="127.0.0.1", port=port),
     ):
         pass
+
+
+async def test_a_page_is_served_beside_the_metrics_and_takes_none_of_their_paths() -> None:
+    def page(environ: dict[str, str], start_response: Callable[..., object]) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [environ["PATH_INFO"].encode()]
+
+    pages, registry = Pages(), CollectorRegistry()
+    with metrics_server(registry, host="127.0.0.1", port=0, pages=pages) as port:
+        pages.mount("tile", page)
+        texts = [
+            await asyncio.to_thread(fetch, f"http://127.0.0.1:{port}/{path}")
+            for path in ("tile/0/000", "tile", "tiles", "metrics")
+        ]
+    assert texts == ["/tile/0/000", "/tile", "", ""]
 
 
 def fetch(url: str) -> str:

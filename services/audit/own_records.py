@@ -1,4 +1,4 @@
-"""What the log writes about itself: that it started, and whom it turned away."""
+"""What the log writes about itself: that it started, whom it turned away, what it erased and held."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import structlog
 
 from kala.audit.v1 import audit_pb2
 from kala.errors import KalaError
+from services.audit.batch import Logged
 from services.audit.log import Log
 from services.audit.records import BOOT_BYTES, KEY_BYTES, entry_of
 from services.common.peers import AUDIT, Peer
@@ -37,7 +38,7 @@ class OwnRecords:
         record = audit_pb2.Record(type="service.event")
         record.action.rpc = f"/{AUDIT}/start"
         record.result.status = "ok"
-        await self._append(record, {})
+        await self.append(record, {})
 
     async def denied(self, method: str, peer: Peer | None, error: KalaError) -> None:
         """Logs a call that was turned away; the call fails either way, so a full queue does not matter to it."""
@@ -46,17 +47,29 @@ class OwnRecords:
         record.result.status = "refused"
         record.result.code = error.reason
         try:
-            await self._append(record, {"peer": "unknown" if peer is None else peer.name})
+            await self.append(record, {"peer": "unknown" if peer is None else peer.name})
         except KalaError as failure:
             log.warning("a denied call was not recorded", method=method, problem=failure.message)
 
-    async def _append(self, record: audit_pb2.Record, facts: Mapping[str, str]) -> None:
+    async def append(
+        self,
+        record: audit_pb2.Record,
+        facts: Mapping[str, str],
+        *,
+        key: bytes | None = None,
+        with_proof: bool = False,
+    ) -> Logged:
+        """Logs one record with these attributes; its tenant is the service's own unless it names one.
+
+        A `key` that the caller derives makes the record happen once: `AlreadyExistsError` when it is logged already.
+        """
         self._sequence += 1
-        record.tenant = TENANT
-        record.idempotency_key = self._random(KEY_BYTES)
+        record.tenant = record.tenant or TENANT
+        record.idempotency_key = key or self._random(KEY_BYTES)
         record.producer.id, record.producer.boot = AUDIT, self._boot
         record.producer.sequence = self._sequence
         record.occurred_at.FromMicroseconds(self._clock())
-        for key, value in facts.items():
-            record.attributes.add(key=key, value=value)
-        await self._target.submit([entry_of(record, AUDIT)], with_proof=False)
+        for name, value in facts.items():
+            record.attributes.add(key=name, value=value)
+        (logged,) = await self._target.submit([entry_of(record, AUDIT)], with_proof=with_proof)
+        return logged

@@ -21,6 +21,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    make_wsgi_app,
     start_http_server,
 )
 
@@ -243,7 +244,7 @@ def metrics_server(
     except OSError as error:
         raise FailedPreconditionError(f"/metrics cannot listen on {host}:{port}: {error.strerror}") from error
     if pages is not None:
-        server.set_app(pages.beside(server.get_app()))
+        server.set_app(pages.beside(make_wsgi_app(registry)))
     try:
         yield server.server_port
     finally:

@@ -37,6 +37,7 @@ from services.audit.sqlite_store import SqliteReader, SqliteWriter
 from services.common.clearance import ClearanceVerifier, guard_for
 from services.common.interceptors import CallPolicy
 from services.common.keys import key_id
+from services.common.pages import Pages
 from services.common.server import serving
 from services.common.settings import GrpcServerSettings
 from services.common.telemetry import RpcTelemetry, Telemetry
@@ -245,7 +246,7 @@ async def running_suite(
         })  # fmt: skip
         key = create_key(settings.database, display_name="owner", scopes=ALL_SCOPES).secret
         registry = CollectorRegistry()
-        telemetry = Telemetry(registry, RpcTelemetry(registry=registry), None)
+        telemetry = Telemetry(registry, RpcTelemetry(registry=registry), None, Pages())
         app = await stack.enter_async_context(gateway_app(settings, telemetry))
         edge = await stack.enter_async_context(AsyncExitStack())
         url = await edge.enter_async_context(serving_http(app, settings))

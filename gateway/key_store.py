@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.keys import SCOPE_NAMES, SCOPES, ApiKey
 from kala.errors import FailedPreconditionError, UnavailableError
-from services.common.database import connectable
+from services.common.database import connectable, lock_schema
 
 _METADATA: Final = MetaData()
 
@@ -135,9 +135,7 @@ def position(key: ApiKey) -> tuple[int, str]:
 
 def _migrate(engine: Engine) -> None:
     with engine.begin() as connection:
-        if connection.dialect.name == "sqlite":
-            # Two processes that start together must not both migrate.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        lock_schema(connection, "gateway")
         _VERSION.create(connection, checkfirst=True)
         version = connection.execute(select(_VERSION.c.version)).scalar()
         if version is None:

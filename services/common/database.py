@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import ArgumentError
 
 from kala.errors import FailedPreconditionError
@@ -34,6 +34,14 @@ def connectable(database: str, *, variable: str) -> Engine:
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
     event.listen(engine, "connect", _set_up_sqlite)
     return engine
+
+
+def lock_schema(connection: Connection, service: str) -> None:
+    """Let one process at a time change a service's schema, until the transaction ends: replicas start together."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"kala.{service}"})
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:  # Any: the driver's connection

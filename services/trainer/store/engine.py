@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from kala.errors import FailedPreconditionError, UnavailableError
-from services.common.database import connectable
+from services.common.database import connectable, lock_schema
 
 HEAD_REVISION: Final = "0001"
 """The newest migration; a database of another revision is migrated at start or, if newer, refused."""
@@ -21,7 +21,9 @@ def open_engine(database: str | Path) -> Engine:
     """Open the database, a URL or a file's path, at the newest schema; the caller disposes of the engine."""
     engine = connectable(str(database), variable="KALA_TRAINER_DATABASE")
     with translated():
-        if _revision(engine) != HEAD_REVISION:
+        with engine.connect() as connection:
+            is_current = _revision(connection) == HEAD_REVISION
+        if not is_current:
             _upgrade(engine)
     return engine
 
@@ -37,11 +39,10 @@ def translated() -> Iterator[None]:
         ) from error
 
 
-def _revision(engine: Engine) -> str | None:
-    with engine.connect() as connection:
-        if not inspect(connection).has_table("alembic_version"):
-            return None
-        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
 def _upgrade(engine: Engine) -> None:
@@ -52,11 +53,12 @@ def _upgrade(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    revision = _revision(engine)
-    if revision is not None and revision not in known:
-        raise FailedPreconditionError(
-            f"the trainer's database has schema {revision}, which is of a newer release of KALA"
-        )
     with engine.begin() as connection:
+        lock_schema(connection, "trainer")
+        revision = _revision(connection)
+        if revision is not None and revision not in known:
+            raise FailedPreconditionError(
+                f"the trainer's database has schema {revision}, which is of a newer release of KALA"
+            )
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

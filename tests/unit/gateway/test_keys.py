@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,14 @@ from kala.errors import FailedPreconditionError, InvalidArgumentError, Unauthent
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return str(tmp_path / "g.db")
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
 def test_a_secret_has_256_random_bits_and_only_its_digest_is_stored(tmp_path: Path) -> None:
     created = create_key(tmp_path / "g.db", display_name="a")
     assert created.secret.startswith("kala_")
@@ -36,7 +45,7 @@ def test_what_cannot_be_a_secret_has_no_digest(secret: str) -> None:
     assert hash_secret(secret) is None
 
 
-def test_a_stored_key_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_stored_key_comes_back_as_it_was(database: str) -> None:
     made = make_key(
         display_name="ünï",
         scopes=[1, 6],
@@ -45,7 +54,7 @@ def test_a_stored_key_comes_back_as_it_was(tmp_path: Path) -> None:
         now=NOW,
         randomness=secrets.token_bytes,
     )
-    store = KeyStore(tmp_path / "g.db")
+    store = KeyStore(database)
     digest = hash_secret(made.secret)
     assert digest is not None
     store.insert(made.key, digest)
@@ -87,14 +96,20 @@ def test_scopes_are_read_by_name() -> None:
         scope_numbers(["root"])
 
 
-def test_the_first_administrator_is_made_once(tmp_path: Path) -> None:
-    assert ensure_admin_key(tmp_path / "g.db") is not None
-    assert ensure_admin_key(tmp_path / "g.db") is None
-    store = KeyStore(tmp_path / "g.db")
+def test_the_first_administrator_is_made_once(database: str) -> None:
+    assert ensure_admin_key(database) is not None
+    assert ensure_admin_key(database) is None
+    store = KeyStore(database)
     (key,) = store.list(limit=5)
     store.revoke(key.id, datetime.now(UTC))
     store.close()
-    assert ensure_admin_key(tmp_path / "g.db") is not None
+    assert ensure_admin_key(database) is not None
+
+
+def test_gateways_that_start_together_make_one_schema(database: str) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        for store in threads.map(KeyStore, [database] * 4):
+            store.close()
 
 
 def test_the_job_writes_the_secret_to_a_private_new_file(tmp_path: Path) -> None:
@@ -124,9 +139,9 @@ class _CountingStore(KeyStore):
         return super().find_by_secret(secret_sha256)
 
 
-async def test_a_key_is_looked_up_once_until_its_memory_ends(tmp_path: Path) -> None:
-    created = create_key(tmp_path / "g.db", display_name="a")
-    store, time = _CountingStore(tmp_path / "g.db"), [0.0]
+async def test_a_key_is_looked_up_once_until_its_memory_ends(database: str) -> None:
+    created = create_key(database, display_name="a")
+    store, time = _CountingStore(database), [0.0]
     ring = KeyRing(store, cache_seconds=4, clock=lambda: time[0], now=lambda: datetime.now(UTC))
     for _ in range(3):
         assert (await ring.authenticate(f"bearer {created.secret}")).id == created.id

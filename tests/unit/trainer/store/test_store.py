@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,17 @@ from services.trainer.store.schema import METADATA
 from services.trainer.store.store import Store
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return str(tmp_path / "trainer.db")
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = await Store.open(tmp_path / "trainer.db")
+async def store(database: str) -> AsyncIterator[Store]:
+    opened = await Store.open(database)
     yield opened
     opened.close()
 
@@ -40,8 +49,8 @@ def dataset(name: str, at: int = 1) -> dataset_pb2.Dataset:
     return dataset_pb2.Dataset(name=name, tenant="acme", owner="keys/ann", created_at=Timestamp(seconds=at))
 
 
-def test_the_migrations_make_exactly_the_schema(tmp_path: Path) -> None:
-    engine = open_engine(tmp_path / "trainer.db")
+def test_the_migrations_make_exactly_the_schema(database: str) -> None:
+    engine = open_engine(database)
     found = inspect(engine)
     assert set(found.get_table_names()) == {*METADATA.tables, "alembic_version"}
     for name, table in METADATA.tables.items():
@@ -51,6 +60,12 @@ def test_the_migrations_make_exactly_the_schema(tmp_path: Path) -> None:
             index.name for index in table.indexes
         }, name
     engine.dispose()
+
+
+def test_services_that_start_together_make_one_schema(database: str) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        for engine in threads.map(open_engine, [database] * 4):
+            engine.dispose()
 
 
 def test_a_database_of_a_newer_release_is_left_alone(tmp_path: Path) -> None:

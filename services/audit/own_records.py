@@ -63,13 +63,15 @@ class OwnRecords:
 
         A `key` that the caller derives makes the record happen once: `AlreadyExistsError` when it is logged already.
         """
-        self._sequence += 1
         record.tenant = record.tenant or TENANT
         record.idempotency_key = key or self._random(KEY_BYTES)
         record.producer.id, record.producer.boot = AUDIT, self._boot
-        record.producer.sequence = self._sequence
+        record.producer.sequence = self._sequence + 1
         record.occurred_at.FromMicroseconds(self._clock())
         for name, value in facts.items():
             record.attributes.add(key=name, value=value)
-        (logged,) = await self._target.submit([entry_of(record, AUDIT)], with_proof=with_proof)
+        waiting = self._target.submit([entry_of(record, AUDIT)], with_proof=with_proof)
+        # A number that no record got would show as a hole: a full queue takes none.
+        self._sequence += 1
+        (logged,) = await waiting
         return logged

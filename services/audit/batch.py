@@ -18,6 +18,7 @@ from kala.errors import (
     DataLossError,
     FailedPreconditionError,
     KalaError,
+    NotFoundError,
     UnavailableError,
     VerificationError,
 )
@@ -44,6 +45,8 @@ from services.audit.store import (
 )
 from services.audit.tiles import TileReader, open_tiles
 
+# Tells a writer that the answer is about its record alone, whatever class the error has.
+RECORD_REFUSED: Final = "AUDIT_RECORD_REFUSED"
 # Each failed try makes progress (repeats found, or another writer's append), so a few suffice.
 MAX_TRIES: Final = 8
 
@@ -152,8 +155,12 @@ class BatchWriter:
         for number, submission in enumerate(submissions):
             try:
                 self._plan_one(plan, submission)
+            except StoreFailedError:
+                raise
             except KalaError as error:
                 # Its own alone: a damaged data key of one subject, say, must not stop the records of others.
+                if isinstance(error, (DataLossError, FailedPreconditionError, NotFoundError)):
+                    error.reason = RECORD_REFUSED
                 plan.refused[number] = error
         self._is_stale = bool(plan.built)
         for built in plan.built:

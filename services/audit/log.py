@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from kala.errors import KalaError, ResourceExhaustedError, UnavailableError
+from kala.errors import InternalError, KalaError, ResourceExhaustedError, UnavailableError
 from services.audit.batch import BatchWriter, Logged, Submission
 from services.audit.entries import NewEntry
 
@@ -122,15 +122,21 @@ class Log:
         return group, False
 
     def _write(self, group: Sequence[_Waiting]) -> None:
-        try:
-            outcomes = self._writer.write([waiting.submission for waiting in group])
-        except KalaError as error:
-            outcomes = [error] * len(group)
-        except Exception:  # the edge of the writer thread: a bug must not leave callers waiting for ever
-            log.exception("the audit writer failed")
-            outcomes = [UnavailableError("the log cannot write", reason="AUDIT_UNAVAILABLE")] * len(group)
+        outcomes = self._outcomes([waiting.submission for waiting in group])
         assert self._loop is not None  # noqa: S101 - start() came first
         self._loop.call_soon_threadsafe(self._resolve, group, outcomes)
+
+    def _outcomes(self, submissions: Sequence[Submission]) -> Sequence[Sequence[Logged] | KalaError]:
+        try:
+            return self._writer.write(submissions)
+        except KalaError as error:
+            return [error] * len(submissions)
+        except Exception:  # the edge of the writer thread: a bug must not leave callers waiting for ever
+            log.exception("the audit writer failed")
+            if len(submissions) == 1:
+                return [InternalError("the log cannot write this")]
+        # A bug that one caller's record brings out must not fail those that happen to wait beside it.
+        return [outcome for submission in submissions for outcome in self._outcomes([submission])]
 
     def _resolve(self, group: Sequence[_Waiting], outcomes: Sequence[Sequence[Logged] | KalaError]) -> None:
         for waiting, outcome in zip(group, outcomes, strict=True):

@@ -13,7 +13,6 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final, ParamSpec, Self, TypeVar
@@ -22,8 +21,11 @@ import grpc
 import structlog
 
 from kala.audit.v1 import audit_pb2, audit_pb2_grpc
-from kala.errors import AlreadyExistsError, InvalidArgumentError, KalaError, UnavailableError
+from kala.errors import InvalidArgumentError, KalaError, UnavailableError
+from services.common.audit_drain import DRAIN_RECORDS, MAX_BATCH_BYTES, SpoolDrain
+from services.common.audit_refusals import is_refusal, may_be_refusal
 from services.common.audit_types import Appended, AppendStatus, AuditPolicy, Payload, new_key, receipt_id
+from services.common.audit_waiting import UNAVAILABLE_REASON, Waiting
 from services.common.spool import MAX_RECORD_BYTES, Spool
 from services.common.status import from_error
 
@@ -43,13 +45,10 @@ DEFAULT_DEADLINE_SECONDS: Final = 5.0
 CALL_SHARE: Final = 0.6
 # What the service takes in one batch, and what stays well below gRPC's largest message.
 MAX_BATCH_RECORDS: Final = 1_024
-MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
-DRAIN_RECORDS: Final = 256
 FIRST_RETRY_SECONDS: Final = 0.1
 LAST_RETRY_SECONDS: Final = 1.0
-UNAVAILABLE_REASON: Final = "AUDIT_UNAVAILABLE"
-# The service looked at the record and will never take it.
-_PERMANENT: Final = (AlreadyExistsError, InvalidArgumentError)
+# After a failed drain: a line too slow for the usual call must still empty the spool. New records do not wait for it.
+PATIENT_SECONDS: Final = 10.0
 
 log = structlog.get_logger()
 
@@ -60,16 +59,6 @@ _T = TypeVar("_T")
 def utc_now() -> datetime:
     """The time, in UTC."""
     return datetime.now(UTC)
-
-
-@dataclass(slots=True)
-class _Item:
-    record: audit_pb2.Record
-    policy: AuditPolicy
-    future: asyncio.Future[Appended]
-    size: int
-    # The caller was told that the record is not durable; one that is not sent yet need not be sent any more.
-    is_expired: bool = False
 
 
 class AuditWriter:
@@ -98,12 +87,13 @@ class AuditWriter:
         self._clock = clock
         self._random = random
         self._sequence = 0
-        self._queue: deque[_Item] = deque()
+        self._queue: deque[Waiting] = deque()
         self._wake = asyncio.Event()
         self._drain_now = asyncio.Event()
         # One thread for the spool's files: its calls never overlap, and a cancelled caller does not stop one half-way.
         self._spool_thread = ThreadPoolExecutor(1, "audit-spool")
-        self._unanswered: set[asyncio.Future[Appended]] = set()
+        self._drain: SpoolDrain | None = None
+        self._unanswered: set[Waiting] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._answers = True
         self._checkpoint = ""
@@ -113,7 +103,11 @@ class AuditWriter:
         self._closed = False
         self._tasks = [asyncio.create_task(self._send_loop(), name="audit-sender")]
         if self._spool is not None:
-            self._tasks.append(asyncio.create_task(self._drain_loop(self._spool), name="audit-drain"))
+            self._drain = SpoolDrain(
+                self._spool, call=self._call_again, run=self._in_spool_thread, clock=self._clock
+            )
+            drain = self._drain_loop(self._spool, self._drain)
+            self._tasks.append(asyncio.create_task(drain, name="audit-drain"))
         for task in self._tasks:
             task.add_done_callback(_report_end)
         return self
@@ -121,13 +115,13 @@ class AuditWriter:
     async def __aexit__(self, *exc_info: object) -> None:
         self._closed = True
         if self._unanswered:
-            await asyncio.wait(list(self._unanswered), timeout=self._deadline_seconds)
+            await asyncio.wait([item.future for item in self._unanswered], timeout=self._deadline_seconds)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._spool_thread.shutdown)
-        for future in list(self._unanswered):
-            _fail(future, UnavailableError("the audit writer was closed", reason=UNAVAILABLE_REASON))
+        for item in list(self._unanswered):
+            item.fail(UnavailableError("the audit writer was closed", reason=UNAVAILABLE_REASON))
 
     async def append(
         self,
@@ -141,7 +135,8 @@ class AuditWriter:
         """Makes one record durable and returns its receipt; `record` is copied and stamped, never changed.
 
         Raises `UnavailableError` (reason AUDIT_UNAVAILABLE) when it is durable nowhere, as far as this writer knows;
-        `AlreadyExistsError` and `InvalidArgumentError` when the log will never take it.
+        `AlreadyExistsError`, `InvalidArgumentError`, or an error with reason AUDIT_RECORD_REFUSED, when the log will
+        never take it.
         A caller that is cancelled does not take the record back.
         """
         if self._closed:
@@ -154,17 +149,26 @@ class AuditWriter:
             )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Appended] = loop.create_future()
-        item = _Item(stamped, policy, future, size)
+        item = Waiting(stamped, policy, future, size)
         seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
-        timer = loop.call_later(seconds, _expire, item, seconds)
-        self._unanswered.add(future)
+        timer = loop.call_later(seconds, item.expire, seconds)
+        self._unanswered.add(item)
         self._queue.append(item)
         self._wake.set()
         try:
             return await future
         finally:
             timer.cancel()
-            self._unanswered.discard(future)
+            self._unanswered.discard(item)
+
+    async def erase_subject(self, subject_key_id: str) -> int:
+        """Takes the content of a subject's records out of the spool and out of what was set aside; tells of how many.
+
+        The records themselves stay and are logged without content. For an erasure: call it before the log's own
+        EraseSubject, which covers what was delivered before. What is appended meanwhile is a new act.
+        Raises `UnavailableError` when the spool cannot be written; its records are then as they were.
+        """
+        return 0 if self._drain is None else await self._drain.erase_subject(subject_key_id)
 
     def ready(self) -> bool:
         """Whether a record appended now would probably be acknowledged: the log answers, or the spool has room."""
@@ -211,8 +215,8 @@ class AuditWriter:
                 else:
                     await self._deliver(self._take_batch())
 
-    def _take_batch(self) -> list[_Item]:
-        batch: list[_Item] = []
+    def _take_batch(self) -> list[Waiting]:
+        batch: list[Waiting] = []
         size = 0
         while self._queue and len(batch) < MAX_BATCH_RECORDS:
             size += self._queue[0].size
@@ -224,24 +228,24 @@ class AuditWriter:
                 batch.append(item)
         return batch
 
-    def _number(self, item: _Item) -> None:
+    def _number(self, item: Waiting) -> None:
         self._sequence += 1
         item.record.producer.sequence = self._sequence
 
-    async def _deliver(self, batch: list[_Item]) -> None:
+    async def _deliver(self, batch: list[Waiting]) -> None:
         """Sends a batch until it is answered, or spools it, or fails it."""
         delay = FIRST_RETRY_SECONDS
         while batch:
             try:
                 receipts = await self._call([item.record for item in batch], with_proof=self._with_proof)
-            except _PERMANENT as error:
-                if len(batch) > 1:
+            except KalaError as error:
+                if len(batch) > 1 and may_be_refusal(error):
                     # One bad record must not take the others of its batch with it.
                     await self._deliver_apart(batch)
-                else:
-                    _fail(batch[0].future, error)
-                return
-            except KalaError as error:
+                    return
+                if is_refusal(error):
+                    batch[0].fail(error)
+                    return
                 if self._spool is not None and any(
                     item.policy is AuditPolicy.SPOOL for item in (*batch, *self._queue)
                 ):
@@ -252,10 +256,10 @@ class AuditWriter:
                 batch = [item for item in batch if not item.is_expired]
             else:
                 for item, receipt in zip(batch, receipts, strict=True):
-                    _resolve(item.future, _logged(item.record.idempotency_key, receipt))
+                    item.log(receipt)
                 return
 
-    async def _deliver_apart(self, batch: Sequence[_Item]) -> None:
+    async def _deliver_apart(self, batch: Sequence[Waiting]) -> None:
         for item in batch:
             if self.spooled:
                 await self._spool_or_fail(
@@ -265,14 +269,15 @@ class AuditWriter:
                 await self._deliver([item])
 
     async def _call(
-        self, records: Sequence[audit_pb2.Record], *, with_proof: bool
+        self, records: Sequence[audit_pb2.Record], *, with_proof: bool, is_patient: bool = False
     ) -> Sequence[audit_pb2.Receipt]:
         request = audit_pb2.AppendBatchRequest(records=records, with_proof=with_proof)
+        seconds = PATIENT_SECONDS if is_patient else self._deadline_seconds * CALL_SHARE
         try:
-            response = await self._stub.AppendBatch(request, timeout=self._deadline_seconds * CALL_SHARE)
+            response = await self._stub.AppendBatch(request, timeout=seconds)
         except grpc.RpcError as error:
             found = from_error(error)
-            self._answers = isinstance(found, _PERMANENT)
+            self._answers = is_refusal(found)
             raise found from error
         self._answers = True
         self._checkpoint = response.checkpoint or self._checkpoint
@@ -281,6 +286,10 @@ class AuditWriter:
                 f"the log answered {len(response.receipts)} receipts for {len(records)} records"
             )
         return response.receipts
+
+    async def _call_again(self, records: Sequence[audit_pb2.Record]) -> None:
+        # Nobody waits for these receipts: whoever wants one asks the log for it.
+        await self._call(records, with_proof=False, is_patient=not self._answers)
 
     async def _spool_queued(self) -> bool:
         """Moves what may wait in the spool there; false when nothing in the queue may."""
@@ -292,16 +301,13 @@ class AuditWriter:
         await self._spool_items(items)
         return bool(items)
 
-    async def _spool_or_fail(self, batch: Sequence[_Item], error: KalaError) -> None:
+    async def _spool_or_fail(self, batch: Sequence[Waiting], error: KalaError) -> None:
         for item in batch:
             if item.policy is AuditPolicy.FAIL_CLOSED:
-                _fail(
-                    item.future,
-                    UnavailableError(f"the log is away: {error.message}", reason=UNAVAILABLE_REASON),
-                )
+                item.fail(UnavailableError(f"the log is away: {error.message}", reason=UNAVAILABLE_REASON))
         await self._spool_items([item for item in batch if item.policy is AuditPolicy.SPOOL])
 
-    async def _spool_items(self, items: Sequence[_Item]) -> None:
+    async def _spool_items(self, items: Sequence[Waiting]) -> None:
         if self._spool is None or not items:
             return
         records = [item.record.SerializeToString() for item in items]
@@ -309,18 +315,18 @@ class AuditWriter:
             await self._in_spool_thread(self._spool.append, records)
         except KalaError as error:
             for item in items:
-                _fail(item.future, UnavailableError(error.message, reason=UNAVAILABLE_REASON))
+                item.fail(UnavailableError(error.message, reason=UNAVAILABLE_REASON))
             return
         self._drain_now.set()
         for item in items:
-            _resolve(item.future, Appended(item.record.idempotency_key, AppendStatus.SPOOLED))
+            item.spool()
 
     async def _in_spool_thread(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await asyncio.get_running_loop().run_in_executor(
             self._spool_thread, partial(call, *args, **kwargs)
         )
 
-    async def _drain_loop(self, spool: Spool) -> None:
+    async def _drain_loop(self, spool: Spool, drain: SpoolDrain) -> None:
         """Delivers what waits in the spool, oldest first, whenever there is something."""
         delay = FIRST_RETRY_SECONDS
         while True:
@@ -329,7 +335,7 @@ class AuditWriter:
                 self._drain_now.clear()
                 await self._drain_now.wait()
             try:
-                await self._drain_some(spool)
+                await drain.deliver_some(is_patient=not self._answers)
                 delay = FIRST_RETRY_SECONDS
             except KalaError as error:
                 log.warning("the audit spool waits", records=len(spool), error=error.message)
@@ -337,51 +343,8 @@ class AuditWriter:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LAST_RETRY_SECONDS)
 
-    async def _drain_some(self, spool: Spool) -> None:
-        waiting = await self._in_spool_thread(spool.peek, DRAIN_RECORDS, MAX_BATCH_BYTES)
-        records = [audit_pb2.Record.FromString(data) for data in waiting]
-        try:
-            # Nobody waits for these receipts: whoever wants one asks the log for it.
-            await self._call(records, with_proof=False)
-        except _PERMANENT:
-            for record in records:
-                await self._drain_one(spool, record)
-        await self._in_spool_thread(spool.drop, len(records))
-
-    async def _drain_one(self, spool: Spool, record: audit_pb2.Record) -> None:
-        """Delivers one spooled record; one that the log refuses for ever is kept aside, so that it blocks no other."""
-        try:
-            await self._call([record], with_proof=False)
-        except _PERMANENT as error:
-            await self._in_spool_thread(spool.set_aside, record.SerializeToString())
-            name = receipt_id(record.idempotency_key)
-            log.error("the log refuses a spooled record", receipt=name, error=error.message)  # noqa: TRY400 - its answer
-
 
 def _report_end(task: asyncio.Task[None]) -> None:
     """Says why a task of the writer ended by itself, which is a bug; appends then fail closed, at their deadlines."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("the audit writer broke", task=task.get_name(), exc_info=error)
-
-
-def _logged(key: bytes, receipt: audit_pb2.Receipt) -> Appended:
-    openings = {opening.kind: opening.salt for opening in receipt.openings}
-    return Appended(
-        key, AppendStatus.LOGGED, receipt.created, receipt.index, receipt.proof, openings, receipt.leaf_hash
-    )
-
-
-def _resolve(future: asyncio.Future[Appended], appended: Appended) -> None:
-    if not future.done():
-        future.set_result(appended)
-
-
-def _fail(future: asyncio.Future[Appended], error: KalaError) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
-def _expire(item: _Item, seconds: float) -> None:
-    item.is_expired = True
-    message = f"the log did not answer within {seconds} s"
-    _fail(item.future, UnavailableError(message, reason=UNAVAILABLE_REASON))

@@ -6,23 +6,21 @@ none can be changed, moved or taken out of the middle unnoticed; whoever takes w
 the front, leaves only the hole in the records' own sequence numbers. `append` returns after fsync; what a killed
 process left torn at the end was never acknowledged and is cut off. A segment is deleted when all its records are
 dropped; after a crash some records of the oldest segment come again, so the destination must recognise repeats.
+A segment other than the first that begins with no hash before it replaces all before it: `rewrite` writes one.
 For one thread, but for `len`, `bytes_used` and `has_room`.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import secrets
 import struct
-import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Final
 
@@ -30,22 +28,29 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kala.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, UnavailableError
+from services.common.spool_files import (
+    FRAME,
+    MAX_RECORD_BYTES,
+    NONCE_BYTES,
+    create,
+    frame_at,
+    framed,
+    lock,
+    sync_directory,
+    write_all,
+)
+
+__all__ = ["MAX_RECORD_BYTES", "Spool", "SpoolFullError"]
 
 DEFAULT_MAX_BYTES: Final = 64 * 1024 * 1024
 # Small enough that a crash repeats little, large enough that files are few.
 SEGMENT_BYTES: Final = 1024 * 1024
-# A larger one fits into no message of 36 MiB, so it could never leave and would block all behind it.
-MAX_RECORD_BYTES: Final = 36 * 1024 * 1024 - 4096
-NONCE_BYTES: Final = 12
-_TAG_BYTES: Final = 16
-_FRAME: Final = struct.Struct(">III")  # length of the body, CRC of that length, CRC of the body
-_LENGTH_BYTES: Final = 4
-_MAX_BODY_BYTES: Final = NONCE_BYTES + MAX_RECORD_BYTES + _TAG_BYTES
 _MAGIC: Final = b"kala.spool.v1\0"
 _HEADER: Final = struct.Struct(">14sQ32s10s")  # magic, the segment's number, hash of what is before it, salt
 _SALT_BYTES: Final = 10
 _NOTHING_BEFORE: Final = bytes(32)
 _SEGMENT_NAMES: Final = "[0-9]" * 12 + ".spool"
+_REJECTED: Final = "rejected"
 
 
 class SpoolFullError(UnavailableError):
@@ -64,6 +69,12 @@ class _Segment:
     chain: bytes
     size: int
     frames: deque[tuple[int, int, bytes]] = field(default_factory=deque)  # offset, length, hash before
+
+    def add(self, frame: bytes) -> None:
+        """Notes a frame that lies at the end of the file."""
+        self.frames.append((self.size, len(frame), self.chain))
+        self.chain = sha256(self.chain + frame).digest()
+        self.size += len(frame)
 
 
 class Spool:
@@ -89,7 +100,7 @@ class Spool:
         self._segment_bytes = segment_bytes
         self._random = random
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = _lock(directory / "lock")
+        self._lock = lock(directory / "lock")
         self._file: int | None = None
         # True while a failed write's part of a frame may lie behind the last acknowledged byte.
         self._is_torn = False
@@ -161,11 +172,64 @@ class Spool:
 
     def set_aside(self, record: bytes) -> None:
         """Keeps a record that its destination refuses in `rejected/` below the queue, for a person to look at."""
-        aside = Spool(self._directory / "rejected", self._key, max_bytes=self._max_bytes, random=self._random)
-        try:
+        with closing(self._aside()) as aside:
             aside.append([record])
-        finally:
-            aside.close()
+
+    def rewrite(self, change: Callable[[bytes], bytes]) -> int:
+        """Replaces each record, those in `rejected/` too, by what `change` makes of it; tells how many it changed.
+
+        No file holds a replaced record afterwards, nor one that was dropped before. A crash leaves all as they were or all
+        replaced; `SpoolFullError` leaves them as they were.
+        """
+        changed = 0
+        if (self._directory / _REJECTED).exists():
+            with closing(self._aside()) as aside:
+                changed += aside.rewrite(change)
+        before = self.peek(self._count, self._max_bytes)
+        after = [change(record) for record in before]
+        if before:
+            self._replace(after)
+        return changed + sum(old != new for old, new in zip(before, after, strict=True))
+
+    def _aside(self) -> Spool:
+        return Spool(self._directory / _REJECTED, self._key, max_bytes=self._max_bytes, random=self._random)
+
+    def _replace(self, records: Sequence[bytes]) -> None:
+        """Puts these records in the place of all, by one rename of a finished segment."""
+        replaced = list(self._segments)
+        number = replaced[-1].number + 1
+        path = self._directory / f"{number:012d}.spool"
+        header = _HEADER.pack(_MAGIC, number, _NOTHING_BEFORE, self._random(_SALT_BYTES))
+        segment = _Segment(path, number, _NOTHING_BEFORE, sha256(header).digest(), len(header))
+        unfinished = path.with_suffix(".next")
+        unfinished.unlink(missing_ok=True)
+        try:
+            if self._file is not None and self._is_torn:
+                self._cut_back(self._file, replaced[-1])
+            file = create(unfinished, header)
+            try:
+                for record in records:
+                    frame = self._seal(record, segment.chain)
+                    write_all(file, frame)
+                    segment.add(frame)
+                os.fsync(file)
+            finally:
+                os.close(file)
+            unfinished.rename(path)
+            sync_directory(self._directory)
+        except OSError as error:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise self._unwritable(error) from error
+        # Read by the next process only: this one begins a new segment behind it.
+        if self._file is not None:
+            os.close(self._file)
+            self._file, self._is_torn = None, False
+        self._segments = deque([segment])
+        self._bytes_used = segment.size
+        for old in replaced:
+            old.path.unlink()
+        sync_directory(self._directory)
 
     def close(self) -> None:
         """Lets another process open the queue; what waits stays on disk."""
@@ -177,13 +241,13 @@ class Spool:
     def _seal(self, record: bytes, chain: bytes) -> bytes:
         nonce = self._random(NONCE_BYTES)
         body = nonce + self._aead.encrypt(nonce, record, chain)
-        return _FRAME.pack(len(body), _length_checksum(len(body)), zlib.crc32(body)) + body
+        return framed(body)
 
     def _read(self, segment: _Segment, offset: int, length: int, chain: bytes) -> bytes:
         try:
             with segment.path.open("rb") as file:
-                file.seek(offset + _FRAME.size)
-                body = file.read(length - _FRAME.size)
+                file.seek(offset + FRAME.size)
+                body = file.read(length - FRAME.size)
         except OSError as error:
             raise UnavailableError(f"{segment.path} cannot be read: {error.strerror}") from error
         return self._open(segment.path, body, chain)
@@ -208,8 +272,8 @@ class Spool:
         path = self._directory / f"{number:012d}.spool"
         header = _HEADER.pack(_MAGIC, number, before, self._random(_SALT_BYTES))
         try:
-            self._file = _create(path, header)
-            _sync_directory(self._directory)
+            self._file = create(path, header)
+            sync_directory(self._directory)
         except OSError as error:
             self._abandon(path)
             raise self._unwritable(error) from error
@@ -233,9 +297,7 @@ class Spool:
         try:
             if self._is_torn:
                 self._cut_back(self._file, segment)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._file, view) :]
+            write_all(self._file, data)
             os.fdatasync(self._file)
         except OSError as error:
             # A partial frame would hide what follows it. A disk that fails may fail this too: then before the next write.
@@ -256,24 +318,31 @@ class Spool:
         self._bytes_used -= segment.size
         try:
             segment.path.unlink()
-            _sync_directory(self._directory)
+            sync_directory(self._directory)
         except OSError as error:
             raise UnavailableError(f"{segment.path} cannot be deleted: {error.strerror}") from error
 
     def _recover(self) -> deque[_Segment]:
-        segments: deque[_Segment] = deque()
+        for path in self._directory.glob("*.next"):
+            path.unlink()
         paths = sorted(self._directory.glob(_SEGMENT_NAMES))
-        for path in paths:
+        segments: deque[_Segment] = deque()
+        for place, path in reversed(list(enumerate(paths))):
             segment = self._scan(path, is_last=path == paths[-1])
             if not segment.frames:
                 path.unlink()
                 continue
-            last = segments[-1] if segments else None
-            if last and (segment.number, segment.before) != (last.number + 1, last.chain):
+            segments.appendleft(segment)
+            if segment.before == _NOTHING_BEFORE:
+                # The first, or one that was finished before those it replaces were deleted.
+                for replaced in paths[:place]:
+                    replaced.unlink()
+                break
+        for last, segment in pairwise(segments):
+            if (segment.number, segment.before) != (last.number + 1, last.chain):
                 raise DataLossError(
-                    f"{last.path} is damaged, or what followed it is gone: {path} is not its successor"
+                    f"{last.path} is damaged, or what followed it is gone: {segment.path} is not its successor"
                 )
-            segments.append(segment)
         return segments
 
     def _scan(self, path: Path, *, is_last: bool) -> _Segment:
@@ -290,72 +359,11 @@ class Spool:
         if number != int(path.stem):
             raise DataLossError(f"{path} is damaged or renamed: it was written as segment {number}")
         segment = _Segment(path, number, before, sha256(header).digest(), _HEADER.size)
-        while (frame := _frame_at(path, data, segment.size)) is not None:
-            self._open(path, frame[_FRAME.size :], segment.chain)
-            segment.frames.append((segment.size, len(frame), segment.chain))
-            segment.chain = sha256(segment.chain + frame).digest()
-            segment.size += len(frame)
+        while (frame := frame_at(path, data, segment.size)) is not None:
+            self._open(path, frame[FRAME.size :], segment.chain)
+            segment.add(frame)
         if segment.size < len(data):
             if not is_last:
                 raise DataLossError(f"{path} is damaged after byte {segment.size}")
             os.truncate(path, segment.size)
         return segment
-
-
-def _frame_at(path: Path, data: bytes, offset: int) -> bytes | None:
-    """The whole frame at this place; None where none is, or where a crash left part of one.
-
-    Raises `DataLossError` for a frame that is whole and not what was written: it may have been acknowledged.
-    """
-    start = offset + _FRAME.size
-    if start > len(data):
-        return None
-    length, length_checksum, checksum = _FRAME.unpack_from(data, offset)
-    if length > _MAX_BODY_BYTES or _length_checksum(length) != length_checksum:
-        is_damaged = True
-    elif start + length > len(data):
-        return None
-    else:
-        is_damaged = zlib.crc32(data[start : start + length]) != checksum
-    if not is_damaged:
-        return data[offset : start + length]
-    if not data[offset:][-_TAG_BYTES:].strip(b"\0"):
-        # A crash of the machine can leave zeros in the place of what was not yet written; no frame ends with them.
-        return None
-    raise DataLossError(f"{path} is damaged after byte {offset}; move it away to go on without its records")
-
-
-def _length_checksum(length: int) -> int:
-    return zlib.crc32(length.to_bytes(_LENGTH_BYTES))
-
-
-def _create(path: Path, header: bytes) -> int:
-    """A new private file that begins with `header`; whatever fails, nothing of it stays open."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        written = os.write(descriptor, header)
-    except OSError:
-        os.close(descriptor)
-        raise
-    if written < len(header):
-        os.close(descriptor)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return descriptor
-
-
-def _lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise FailedPreconditionError(f"another process uses the spool {path.parent}") from error
-    return descriptor
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from kala.audit.database import verify_database
-from kala.errors import FailedPreconditionError, KalaError, UnavailableError
+from kala.errors import FailedPreconditionError, InternalError, KalaError, UnavailableError
+from services.audit import batch
 from services.audit.batch import MAX_TRIES, Logged, Submission
-from services.audit.entries import NewEntry
+from services.audit.entries import NewEntry, build
 from services.audit.log import Log
 from services.audit.own_records import OwnRecords
 from services.audit.records import entry_of
@@ -36,7 +37,7 @@ def entries(*numbers: int) -> list[NewEntry]:
 
 @pytest.mark.parametrize(
     ("error", "expected"),
-    [(UnavailableError("full"), "full"), (RuntimeError("a bug"), "the log cannot write")],
+    [(UnavailableError("full"), "full"), (RuntimeError("a bug"), "the log cannot write this")],
 )
 async def test_a_writer_that_fails_leaves_no_caller_waiting(error: Exception, expected: str) -> None:
     log = Log(BrokenWriter(error))  # type: ignore[arg-type] # a fake
@@ -46,6 +47,29 @@ async def test_a_writer_that_fails_leaves_no_caller_waiting(error: Exception, ex
     assert {str(outcome) for outcome in outcomes} == {expected}
     assert log.pending == 0
     await log.stop()
+
+
+async def test_a_bug_that_one_record_brings_out_does_not_fail_those_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It used to fail its whole group with UNAVAILABLE, and every writer then sent it again for ever."""
+    with open_log(tmp_path / "audit.db") as file:
+        bad = entries(1)
+
+        def broken(entry: NewEntry, *rest: object) -> object:
+            if entry.key == bad[0].key:
+                raise RuntimeError("a bug")
+            return build(entry, *rest)  # type: ignore[arg-type] # as it was called
+
+        monkeypatch.setattr(batch, "build", broken)
+        log = Log(file.batches)
+        log._loop = asyncio.get_running_loop()
+        futures = [log.submit(submitted, with_proof=False) for submitted in (entries(0), bad, entries(2))]
+        log._thread.start()
+        first, failed, last = await asyncio.gather(*futures, return_exceptions=True)
+        assert isinstance(failed, InternalError)
+        assert [logged[0].index for logged in (first, last)] == [0, 1]  # type: ignore[index] # not errors
+        await log.stop()
 
 
 async def test_an_idle_log_is_whole_in_its_one_file(tmp_path: Path) -> None:

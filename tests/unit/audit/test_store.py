@@ -250,6 +250,7 @@ def test_one_subject_s_damaged_key_does_not_stop_the_records_of_others(path: Pat
     with open_log(path) as log:
         damaged, other = log.write([[record(1, payloads=1)], [record(2)]])
     assert isinstance(damaged, DataLossError)
+    assert damaged.reason == "AUDIT_RECORD_REFUSED"
     assert [answer.index for answer in other] == [1]  # type: ignore[union-attr] # not an error
 
 

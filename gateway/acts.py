@@ -149,6 +149,10 @@ class Ending:
     released: Answer | None = None
     derived_digest: bytes = b""
     rejudged_by: str = ""
+    response_chars: int | None = None
+    """Characters of what the backend or tool gave; None where it gave no text."""
+    elsewhere_seconds: float | None = None
+    """Between the call of the actor and its last word; None where it was not called."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Said in its record besides."""
 

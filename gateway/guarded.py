@@ -12,7 +12,7 @@ import sys
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 import grpc
@@ -21,6 +21,7 @@ import orjson
 from gateway.acts import Act, Ending, Logged, Served, refusal_text
 from gateway.answer import Answer
 from gateway.bridge_routes import Binding
+from gateway.call_facts import response_chars
 from gateway.generation import attempts_of, served_by
 from gateway.judge import EthicsClient
 from gateway.output_check import check_texts, in_checked_words
@@ -111,8 +112,10 @@ class GuardedCalls:
         try:
             await asyncio.shield(intent)
             began = self._clock()
-            allowed = await self._act(act, allowed, binding, call, responses)
-            ended = self._clock()
+            try:
+                allowed = await self._act(act, allowed, binding, call, responses)
+            finally:
+                ended = self._clock()
             said = output_texts(responses)
             decision = await check_texts(
                 self._ethics, act, allowed.decision.id, said.texts, channel=said.channel
@@ -120,7 +123,8 @@ class GuardedCalls:
         except KalaError as error:
             if not intent.done() or intent.exception() is not None:
                 raise await self._as_may_leave(act, allowed, error) from error
-            failure = Ending("error", error.reason, served=Served(attempts=_attempts_of(error)))
+            tried = Served(attempts=_attempts_of(error))
+            failure = Ending("error", error.reason, served=tried, elsewhere_seconds=ended - began)
             receipt = await self._log(act, failure, responses, None, intent=key)
             try:
                 told = await self._as_may_leave(act, allowed, error)
@@ -130,14 +134,16 @@ class GuardedCalls:
                 raise told from error
             raise ActFailedError(told, receipt, failure.served) from error
         except asyncio.CancelledError:
-            ending = _ending(Ending("cancelled", CLIENT_CLOSED), responses, Answer())
+            broken_off = Ending("cancelled", CLIENT_CLOSED, elsewhere_seconds=ended - began)
+            ending = _ending(broken_off, responses, Answer())
             self._pipeline.log_cancelled(act, ending, intent=intent, key=key)
             raise
         if decision.outcome != decision_pb2.OUTCOME_ALLOW:
             words = Answer(text=refusal_text(decision))
-            refusal = Ending("refused", decision=decision)
+            refusal = Ending("refused", decision=decision, elsewhere_seconds=ended - began)
             raise RefusedError(decision, await self._log(act, refusal, responses, words, intent=key))
-        receipt = await self._log(act, _done(decision, responses), responses, _written(responses), intent=key)
+        done = replace(_done(decision, responses), elsewhere_seconds=ended - began)
+        receipt = await self._log(act, done, responses, _written(responses), intent=key)
         return Acted(
             responses,
             receipt,
@@ -244,15 +250,13 @@ def _attempts_of(error: KalaError) -> tuple[inference_pb2.Attempt, ...]:
 
 
 def _ending(ending: Ending, responses: list[Message], released: Answer) -> Ending:
-    return Ending(
-        status=ending.status,
-        code=ending.code,
-        decision=ending.decision,
+    return replace(
+        ending,
         served=_served(responses) if responses else ending.served,
         usage=_usage(responses),
         generated=_written(responses),
         released=released,
-        facts=ending.facts,
+        response_chars=response_chars(responses),
     )
 
 

@@ -15,6 +15,7 @@ import structlog
 
 from gateway.acts import Act, Ending, Logged, Served
 from gateway.answer import Answer
+from gateway.call_facts import facts_of_call, tool_of
 from gateway.identity import Caller
 from kala.audit.canonical import MAX_INTEGER
 from kala.audit.v1 import audit_pb2
@@ -78,7 +79,7 @@ class Ledger:
         record.result.CopyFrom(_result_of(act, ending, self._clock()))
         if ending.rejudged_by:
             _add(record, {"result.rejudged": ending.rejudged_by})
-        _add(record, ending.facts)
+        _add(record, {**ending.facts, **facts_of_call(act, ending)})
         payloads = [*_answer_payloads(record, ending.generated, ending.released)]
         if ending.derived_digest:
             _add(record, {"result.derived": ending.derived_digest.hex()})
@@ -206,6 +207,7 @@ def _record_of(act: Act, step: str) -> audit_pb2.Record:
     _name_caller(record, act.caller)
     record.action.rpc = act.rpc
     record.action.digest = action_digest(act.action)
+    record.action.tool = tool_of(act.action)
     _add(record, {"request_id": act.request_id, **act.facts})
     return record
 

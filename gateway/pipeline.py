@@ -292,6 +292,7 @@ class _Turn:
 
     def _ending(self, error: KalaError | None) -> Ending:
         state, finish = self._generation.state, self._generation.state.finish
+        generated = self._buffer.generated()
         return Ending(
             status="error" if error else "ok" if self._is_allowed() else "refused",
             code=error.reason if error else "",
@@ -299,10 +300,12 @@ class _Turn:
             decision=state.decision,
             served=state.served,
             usage=finish.usage if finish is not None and finish.HasField("usage") else None,
-            generated=self._buffer.generated(),
+            generated=generated,
             released=self._left(error),
             derived_digest=state.derived_digest,
             rejudged_by=self._rejudged_by,
+            response_chars=len(generated.text),
+            elsewhere_seconds=state.ended_at - state.began_at,
         )
 
     def _left(self, error: KalaError | None) -> Answer:

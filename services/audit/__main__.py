@@ -13,8 +13,13 @@ from services.audit.keys import load_signer
 from services.audit.log import Log, system_clock
 from services.audit.own_records import OwnRecords
 from services.audit.payloads import KeyEncryptionKey
+from services.audit.pipelines import Pipelines
+from services.audit.privacy import Privacy
+from services.audit.privacy_servicer import AuditPrivacyServicer
+from services.audit.privacy_store import PrivacyStore
 from services.audit.read_servicer import AuditReadServicer
 from services.audit.reading import LogReading
+from services.audit.reconciler import Reconciler, reconciling
 from services.audit.servicer import AuditServicer, may_call
 from services.audit.stores import open_log_store
 from services.common.event_loop import run
@@ -40,19 +45,25 @@ async def main() -> None:
         log = Log(batches, max_pending=settings.max_pending_records)
         log.start()
         stack.push_async_callback(log.stop)
-        reads = AuditReadServicer(LogReading(store.open_reader()), vkey=vkey, clock=system_clock)  # type: ignore[abstract] # the rest is UNIMPLEMENTED
+        reads = AuditReadServicer(  # type: ignore[abstract] # the rest is UNIMPLEMENTED
+            LogReading(store.open_reader()),
+            pipelines=Pipelines(store.engine, store.log_id),
+            vkey=vkey,
+            clock=system_clock,
+        )
         stack.push_async_callback(reads.close)
+        own = OwnRecords(log, clock=system_clock)
+        kept = PrivacyStore(store.engine, store.log_id, clock=system_clock)
+        privacy = Privacy(kept, LogReading(store.open_reader()), own, signer)
+        stack.push_async_callback(privacy.close)
         registrations = [
             partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log)),
             partial(audit_pb2_grpc.add_AuditReadServiceServicer_to_server, reads),
-            # Answers UNIMPLEMENTED, so that a caller learns that this release has no erasure yet.
-            partial(
-                audit_pb2_grpc.add_AuditPrivacyServiceServicer_to_server,
-                audit_pb2_grpc.AuditPrivacyServiceServicer(),  # type: ignore[abstract] # as said above
-            ),
+            partial(audit_pb2_grpc.add_AuditPrivacyServiceServicer_to_server, AuditPrivacyServicer(privacy)),
         ]
-        own = OwnRecords(log, clock=system_clock)
         await own.started()
+        reconciler = Reconciler(store.engine, store.log_id, registry=telemetry.registry, clock=system_clock)
+        await stack.enter_async_context(reconciling(reconciler))
         policy = CallPolicy(may_call=may_call, on_denied=own.denied)
         server = await stack.enter_async_context(
             serving(settings, registrations, policy=policy, telemetry=telemetry.rpc)

@@ -56,6 +56,7 @@ TOOL_CALLS: Final = "kala_tool_calls_total"
 ISOLATION_STRENGTH: Final = "kala_tools_isolation_strength"
 TRAINER_OPERATIONS: Final = "kala_trainer_operations_total"
 TRAINER_PRESENT: Final = "kala_trainer_operations_present"
+AUDIT_GAPS: Final = "kala_audit_gaps"
 
 LABEL_METHOD: Final = "method"
 """`/kala.<svc>.v1.<Service>/<Rpc>`: as many values as the process has RPCs."""
@@ -78,6 +79,9 @@ LABEL_STATUS: Final = "status"
 LABEL_KIND: Final = "kind"
 """A kind of the trainer's long work: train, build, evaluate, export."""
 
+LABEL_GAP: Final = "gap"
+"""What is missing in the log: unmatched_intent, sequence_hole."""
+
 METRICS: Final = {
     RPC_HANDLED: "RPCs that ended, by method and status code",
     RPC_SECONDS: "Seconds from the start of an RPC to its status, by method",
@@ -90,6 +94,7 @@ METRICS: Final = {
     ISOLATION_STRENGTH: "What keeps runs inside: 0 nothing, 1 weak, 2 standard, 3 strong",
     TRAINER_OPERATIONS: "Long work of the trainer that ended, by kind and by how it ended",
     TRAINER_PRESENT: "Long work of the trainer that waits or runs, by kind",
+    AUDIT_GAPS: "What is missing in the log: intents without outcome, and holes in producers' numbers",
     CONSTITUTION_REVIEW: "Unix time in seconds at which the review date of the constitution in force is over; 0 without one",
 }
 """Every metric with its help text, unit first where it has one."""

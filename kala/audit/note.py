@@ -9,7 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Final
 
@@ -103,10 +103,14 @@ class Verifier:
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """One Ed25519 private key with its name; never printed."""
+    """One Ed25519 private key with its name; never printed.
+
+    `following` is the key that signs beside it while a log's key is being replaced: every note then carries both lines.
+    """
 
     verifier: Verifier
     _key: Ed25519PrivateKey = field(repr=False, compare=False)
+    following: Signer | None = None
 
     @classmethod
     def of(cls, name: str, seed: bytes) -> Signer:
@@ -130,10 +134,23 @@ class Signer:
         secret = base64.b64encode(ED25519_TYPE + self._key.private_bytes_raw()).decode()
         return f"{PRIVATE_MARK}{self.verifier.name}+{self.verifier.key_id.hex()}+{secret}"
 
+    def followed_by(self, following: Signer) -> Signer:
+        """This signer with another key of the same name beside it; raises `VerificationError` for any other pair."""
+        if following.verifier.name != self.verifier.name or following.verifier == self.verifier:
+            raise VerificationError(
+                f"the key that follows must be another one of the same name, {self.verifier.name}"
+            )
+        return replace(self, following=following)
+
     def sign(self, text: str) -> str:
         """The signed note over `text`, which must end in a newline."""
+        following = "" if self.following is None else self.following.line(text)
+        return f"{text}\n{self.line(text)}{following}"
+
+    def line(self, text: str) -> str:
+        """The one line of a note that is this key's own signature."""
         signature = base64.b64encode(self.verifier.key_id + self._key.sign(text.encode())).decode()
-        return f"{text}\n{SIGNATURE_MARK}{self.verifier.name} {signature}\n"
+        return f"{SIGNATURE_MARK}{self.verifier.name} {signature}\n"
 
 
 def _split_key(text: str, what: str) -> tuple[str, str, bytes]:

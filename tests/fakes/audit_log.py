@@ -80,9 +80,10 @@ class LogFile:
     path: Path
     seed: bytes = SEED
     clock: Iterator[int] = field(default_factory=lambda: itertools.count(NOW, 1_000))
+    keys: Signer | None = None
 
     def __post_init__(self) -> None:
-        self.signer = Signer.of(ORIGIN, self.seed)
+        self.signer = self.keys or Signer.of(ORIGIN, self.seed)
         if not self.path.exists():
             self.path.write_bytes(_migrated())
         self.writer = SqliteWriter(self.path, origin=ORIGIN, vkey=str(self.signer.verifier))

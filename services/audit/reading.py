@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import orjson
 
 from kala.audit.merkle import consistency_proof, inclusion_proof
 from kala.audit.note import MAX_TREE_SIZE
 from kala.audit.receipt import receipt_text
-from kala.errors import InvalidArgumentError, NotFoundError
-from services.audit.payloads import is_kept
+from kala.errors import DataLossError, InvalidArgumentError, NotFoundError
+from services.audit.payloads import KeyEncryptionKey, commit, is_kept, open_payload
 from services.audit.query import Condition, PageToken, digest_of
-from services.audit.store import GapRow, LogReader, StoredEntry
+from services.audit.scan import Scanner
+from services.audit.store import GapRow, LogReader, PayloadRow, StoredEntry
 from services.audit.tiles import TileReader
 
 # Columns that a summary counts.
@@ -51,8 +55,11 @@ class Page:
 class LogReading:
     """Answers from one reader; blocking, for one thread at a time."""
 
-    def __init__(self, reader: LogReader) -> None:
+    def __init__(self, reader: LogReader, kek: KeyEncryptionKey | None = None) -> None:
+        """`kek` opens payloads; without it none is read."""
         self._reader = reader
+        self._kek = kek
+        self._scanner = Scanner(reader)
 
     def entry(self, index: int) -> FoundEntry:
         """The entry at this index with its proof against the newest checkpoint; `NotFoundError` otherwise."""
@@ -67,6 +74,25 @@ class LogReading:
         if entry is None:
             raise NotFoundError(f"rcpt_{key.hex()} is not in the log, or not yet: it may wait in a spool")
         return self._found(entry, proof=self._prove(entry))
+
+    def require_payload(self, index: int, kind: str) -> None:
+        """Raises `NotFoundError` unless the content of this payload is still there to be read."""
+        if kind not in self._reader.kept_kinds([min(index, MAX_TREE_SIZE)]).get(index, ()):
+            self._kept_payload(index, kind)
+
+    def payload(self, index: int, kind: str) -> tuple[bytes, bytes]:
+        """The salt and the plaintext of a payload; `DataLossError` when they are not what the leaf commits to."""
+        entry, row = self._kept_payload(index, kind)
+        key = self._reader.key(row.key_id)
+        if key is None or self._kek is None or row.ciphertext is None:
+            raise NotFoundError(f"the key of {kind} of entry {index} is not here", reason="SUBJECT_ERASED")
+        salt, data = open_payload(self._kek.unwrap(key), entry.idem, kind, row.ciphertext)
+        committed = {value["kind"]: value["hmac"] for value in orjson.loads(entry.leaf)["commitments"]}
+        if not hmac.compare_digest(commit(salt, data), committed.get(kind, "")):
+            raise DataLossError(
+                f"the payload {kind} of entry {index} is not the one that its leaf commits to"
+            )
+        return salt, data
 
     def checkpoint(self, size: int | None) -> tuple[int, str]:
         """The newest signed checkpoint, or the one of this size, with its size; `NotFoundError` otherwise."""
@@ -85,32 +111,43 @@ class LogReading:
         return consistency_proof(old_size, size, TileReader(size, self._reader.hashes).node), size, note
 
     def query(self, question: Question) -> Page:
-        """One page; all pages of a query see the tree size of its first."""
+        """One page; all pages of a query see the tree size of its first.
+
+        A page may hold fewer entries than asked for, even none, when looking for them took its time; the last has no
+        token.
+        """
         asked = (question.recorded_from, question.recorded_until, question.descending)
         digest = digest_of(question.conditions, *asked)
         token = self._token(question.page_token, digest)
         size = token.snapshot_size if token else self._reader.head().size
-        first, last = 0, size
-        if question.recorded_from is not None:
-            first = self._reader.index_at(question.recorded_from)
-        if question.recorded_until is not None:
-            last = min(last, self._reader.index_at(question.recorded_until))
+        first, last = self._range(question, size)
         if token is not None:
             first, last = (
                 (first, min(last, token.index)) if question.descending else (max(first, token.index), last)
             )
-        rows = self._reader.query(
+        # One more than asked tells whether another page follows.
+        found = self._scanner.scan(
             question.conditions,
             first=first,
             last=last,
             limit=question.page_size + 1,
             descending=question.descending,
         )
-        rest = rows[question.page_size :]
-        rows = rows[: question.page_size]
-        next_index = rows[-1].index + (0 if question.descending else 1) if rest else 0
-        next_token = PageToken(size, next_index, digest).text() if rest else ""
-        return Page([self._found(row) for row in rows], next_token, size)
+        rows, position, is_last = found.rows[: question.page_size], found.position, found.is_done
+        if len(found.rows) > question.page_size:
+            position, is_last = rows[-1].index + (0 if question.descending else 1), False
+        next_token = "" if is_last else PageToken(size, position, digest).text()
+        kept = self._reader.kept_kinds([row.index for row in rows])
+        return Page([FoundEntry(row, kept.get(row.index, ())) for row in rows], next_token, size)
+
+    def _range(self, question: Question, size: int) -> tuple[int, int]:
+        """The indexes [first, last) that were recorded in the question's span of time, in a tree of this size."""
+        first, last = 0, size
+        if question.recorded_from is not None:
+            first = self._reader.index_at(question.recorded_from)
+        if question.recorded_until is not None:
+            last = min(last, self._reader.index_at(question.recorded_until))
+        return first, last
 
     def gaps(
         self, conditions: Sequence[Condition] = (), *, intents_before: int, page_size: int, page_token: str
@@ -149,8 +186,21 @@ class LogReading:
         return token
 
     def _found(self, entry: StoredEntry, proof: str = "") -> FoundEntry:
-        kept = [row.kind for row in self._reader.payloads(entry.index) if is_kept(row.ciphertext)]
-        return FoundEntry(entry, kept, proof)
+        return FoundEntry(entry, self._reader.kept_kinds([entry.index]).get(entry.index, ()), proof)
+
+    def _kept_payload(self, index: int, kind: str) -> tuple[StoredEntry, PayloadRow]:
+        entry = self._reader.entry(index) if index <= MAX_TREE_SIZE else None
+        if entry is None:
+            raise NotFoundError(f"the log has no entry {index}")
+        rows = [row for row in self._reader.payloads(index) if row.kind == kind]
+        if not rows:
+            raise NotFoundError(f"entry {index} has no payload {kind!r}")
+        if not is_kept(rows[0].ciphertext):
+            raise NotFoundError(
+                f"the content of {kind!r} of entry {index} was erased, expired or never kept",
+                reason="PAYLOAD_NOT_KEPT",
+            )
+        return entry, rows[0]
 
     def _prove(self, entry: StoredEntry) -> str:
         size, note = self.checkpoint(None)

@@ -135,7 +135,7 @@ class Signer:
         return f"{PRIVATE_MARK}{self.verifier.name}+{self.verifier.key_id.hex()}+{secret}"
 
     def followed_by(self, following: Signer) -> Signer:
-        """This signer with another key of the same name beside it; raises `VerificationError` for any other pair."""
+        """The signer that lets another key of the same name sign beside it; raises `VerificationError` for any other pair."""
         if following.verifier.name != self.verifier.name or following.verifier == self.verifier:
             raise VerificationError(
                 f"the key that follows must be another one of the same name, {self.verifier.name}"

@@ -129,10 +129,9 @@ class BatchWriter:
         """Appends each submission whole or not at all; the outcomes are in the same order."""
         known: Mapping[bytes, StoredEntry] = {}
         for _ in range(MAX_TRIES):
-            if self._is_stale:
-                self._reload()
-            plan = self._plan(submissions, known)
             try:
+                self._catch_up()
+                plan = self._plan(submissions, known)
                 note = self._commit(plan)
             except DuplicateKeyError:
                 # Rolled back first: a look-up inside the failed transaction would see its own uncommitted rows.
@@ -142,6 +141,8 @@ class BatchWriter:
                 continue
             except StoreFailedError as error:
                 raise UnavailableError(error.message, reason="AUDIT_UNAVAILABLE") from error
+            finally:
+                self._writer.end_turn()
             outcomes = self._answer(submissions, plan, note)
             self._edge.settle()
             self._is_stale = False
@@ -149,6 +150,12 @@ class BatchWriter:
         raise UnavailableError(
             "the log's head moved too often", reason="AUDIT_UNAVAILABLE", retry_after_seconds=1.0
         )
+
+    def _catch_up(self) -> None:
+        """Reads the head and the edge anew, if they may not be what is committed."""
+        head = self._writer.take_turn()
+        if self._is_stale or (head is not None and head != self._head):
+            self._reload()
 
     def _plan(self, submissions: Sequence[Submission], known: Mapping[bytes, StoredEntry]) -> _Plan:
         plan = _Plan(self._head.size, max(self._clock(), self._head.recorded_at), known=known)
@@ -190,8 +197,9 @@ class BatchWriter:
     def _commit(self, plan: _Plan) -> str:
         """Writes the plan, if there is anything to write; returns the checkpoint that covers it."""
         if not plan.built:
-            newest = self._reader.note(None)
-            return "" if newest is None else newest[1]
+            # Of this size: another writer may have signed a larger one, which the proofs made here would not fit.
+            found = self._reader.note(self._head.size)
+            return "" if found is None else found[1]
         edge = self._edge
         before = self._head
         head = Head(

@@ -31,6 +31,7 @@ from services.audit.store import (
     PayloadRow,
     StoredEntry,
     StoreFailedError,
+    require_own_log,
 )
 
 LOG_ID: Final = 1
@@ -151,6 +152,13 @@ class SqliteWriter:
         except sqlite3.Error as error:
             raise StoreFailedError(f"the database cannot write: {error}") from error
 
+    def take_turn(self) -> Head | None:
+        """None: there is no other writer."""
+        return None
+
+    def end_turn(self) -> None:
+        """Nothing to do."""
+
     def settle(self) -> None:
         """Writes the WAL back into the file and empties it; does nothing while a reader is in the way or the disk is full."""
         self._db.execute("PRAGMA busy_timeout = 0")
@@ -209,12 +217,8 @@ class SqliteWriter:
                     "INSERT INTO log VALUES (?, ?, ?, ?)", (LOG_ID, origin, vkey, time.time_ns() // 1_000)
                 )
                 db.execute("INSERT INTO head VALUES (?, 0, ?, ?, 0, 0, 0)", (LOG_ID, b"", EMPTY_ROOT))
-            elif row[0] != origin:
-                raise FailedPreconditionError(f"this database holds the log {row[0]!r}, not {origin!r}")
-            elif row[1] != vkey:
-                raise FailedPreconditionError(
-                    f"this log is signed by {row[1]!r}, and the key file holds {vkey!r}"
-                )
+            else:
+                require_own_log((row[0], row[1]), origin, vkey)
             db.execute("UPDATE head SET epoch = epoch + 1 WHERE log_id = ?", (LOG_ID,))
             return read_head(db).epoch
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kala.errors import KalaError
+from kala.errors import FailedPreconditionError, KalaError
 from services.audit.edge import Tile
 from services.audit.payloads import WrappedKey
 from services.audit.query import Condition
@@ -98,8 +98,16 @@ class GapRow:
     recorded_at: int
 
 
+def require_own_log(found: tuple[str, str], origin: str, vkey: str) -> None:
+    """Raises `FailedPreconditionError` unless the log row (origin and key) is that of the log we sign."""
+    if found[0] != origin:
+        raise FailedPreconditionError(f"this database holds the log {found[0]!r}, not {origin!r}")
+    if found[1] != vkey:
+        raise FailedPreconditionError(f"this log is signed by {found[1]!r}, and the key file holds {vkey!r}")
+
+
 class LogWriter(Protocol):
-    """The one writing side. Every method blocks; one thread calls them."""
+    """The writing side. Every method blocks; one thread calls them."""
 
     def head(self) -> Head:
         """The head as committed."""
@@ -111,6 +119,17 @@ class LogWriter(Protocol):
 
     def live_key(self, subject: str) -> WrappedKey | None:
         """The subject's data key that is not erased."""
+        ...
+
+    def take_turn(self) -> Head | None:
+        """Waits for other writers of the log, if there are any; the head as it then is, or None without a turn.
+
+        They in turn wait until `commit` or `end_turn`. Only less work is done in vain by it: `commit` is safe without.
+        """
+        ...
+
+    def end_turn(self) -> None:
+        """Ends a turn in which nothing was committed."""
         ...
 
     def settle(self) -> None:

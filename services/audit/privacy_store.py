@@ -1,0 +1,364 @@
+"""Erasures and legal holds in the log's database, the same on SQLite and PostgreSQL.
+
+Every erasure moves the head row's `key_epoch` in the transaction that destroys a key: a writer whose data keys are from
+before then commits nothing with them, in this process or another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from kala.audit import canonical
+from kala.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError, UnavailableError
+from services.audit.schema import ENTRY, ERASURE, HEAD, LEGAL_HOLD, PAYLOAD, SUBJECT_KEY
+
+# Rows of one transaction that empties ciphertexts: it holds the database for some milliseconds.
+STEP_ROWS: Final = 500
+# How long a reader may keep the old pages of the WAL before an erasure says that it is not finished.
+SCRUB_SECONDS: Final = 5.0
+_PAUSE_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What an erasure has done so far; times in microseconds since 1970.
+
+    `covers` is the log's size when the last key was destroyed.
+    """
+
+    tenant: str
+    erased_at: int
+    covers: int = 0
+    keys: Sequence[str] = ()
+    items: Mapping[str, int] = field(default_factory=dict)
+    remaining: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """As the database keeps it."""
+        return canonical.encode(
+            {
+                "tenant": self.tenant,
+                "erased_at": self.erased_at,
+                "covers": self.covers,
+                "keys": list(self.keys),
+                "items": dict(self.items),
+                "remaining": {store: list(names) for store, names in self.remaining.items()},
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Progress:
+        """Reads what `to_bytes` wrote."""
+        value: Any = canonical.decode(data)  # Any: parsed JSON that `to_bytes` spelled
+        return cls(**value)
+
+    def plus(self, reports: Sequence[StoreReport]) -> Progress:
+        """With what more stores reported added to it."""
+        items, remaining = dict(self.items), dict(self.remaining)
+        for report in reports:
+            items[report.store] = items.get(report.store, 0) + report.items
+            names = {*remaining.get(report.store, ()), *report.remaining}
+            remaining[report.store] = sorted(names)
+        return replace(self, items=items, remaining=remaining)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    """What one store erased; `remaining` names what an operator must still decide about."""
+
+    store: str
+    items: int
+    remaining: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ErasureRow:
+    """An erasure as stored. It is sealed once it has a signature; the entry comes last."""
+
+    request_id: bytes
+    subject: str
+    certificate: bytes
+    signature: str | None
+    index: int | None
+
+    @property
+    def progress(self) -> Progress:
+        """What was done so far; only of an erasure that is not sealed."""
+        return Progress.from_bytes(self.certificate)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A legal hold; it holds while `released_at` is None."""
+
+    hold_id: str
+    subject: str
+    released_at: int | None
+
+
+class PrivacyStore:
+    """Erasures and holds of one log; blocking."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        log_id: int,
+        *,
+        clock: Callable[[], int],
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`clock` gives microseconds since 1970."""
+        self._engine = engine
+        self._log_id = log_id
+        self._clock = clock
+        self._pause = pause
+
+    def tenant_of(self, subject: str) -> str | None:
+        """The tenant whose content the subject's living key seals; None when nothing is sealed."""
+        query = (
+            select(ENTRY.c.tenant)
+            .join(PAYLOAD, (PAYLOAD.c.log_id == ENTRY.c.log_id) & (PAYLOAD.c.idx == ENTRY.c.idx))
+            .join(SUBJECT_KEY, SUBJECT_KEY.c.key_id == PAYLOAD.c.key_id)
+            .where(
+                SUBJECT_KEY.c.subject == subject,
+                SUBJECT_KEY.c.erased_at.is_(None),
+                ENTRY.c.log_id == self._log_id,
+            )
+            .limit(1)
+        )
+        with self._reading() as connection:
+            return connection.execute(query).scalar()
+
+    def erasure(self, request_id: bytes) -> ErasureRow | None:
+        """The erasure that was asked for under this id."""
+        with self._reading() as connection:
+            return _erasure(connection, request_id)
+
+    def begin(self, request_id: bytes, subject: str, tenant: str) -> ErasureRow:
+        """Enters an erasure, or gives the one of this id; `AlreadyExistsError` when that is of another subject."""
+        now = self._clock()
+        row = {"request_id": request_id, "subject": subject, "erased_at": now}
+        try:
+            with self._changing() as connection:
+                connection.execute(
+                    insert(ERASURE).values(**row, certificate=Progress(tenant, now).to_bytes())
+                )
+        except AlreadyExistsError:
+            pass
+        found = self.erasure(request_id)
+        if found is None or found.subject != subject:
+            raise AlreadyExistsError(
+                f"request_id {request_id.hex()} is taken by an erasure of another subject",
+                reason="REQUEST_ID_TAKEN",
+            )
+        return found
+
+    def destroy(self, request_id: bytes, elsewhere: Sequence[StoreReport]) -> ErasureRow:
+        """Destroys the subject's living key and adds up what was erased; `FailedPreconditionError` names a hold.
+
+        One transaction: the key is gone for every writer when it is gone for one, or nothing happened.
+        """
+        with self._changing() as connection:
+            size = self._lock_head(connection)
+            row = _erasure(connection, request_id)
+            if row is None:
+                raise NotFoundError("this erasure was never begun")
+            if row.signature is not None:
+                return row
+            _require_free(connection, row.subject)
+            progress = self._destroy_keys(connection, row, size).plus(elsewhere)
+            changed = {"certificate": progress.to_bytes(), "erased_at": progress.erased_at}
+            connection.execute(update(ERASURE).where(ERASURE.c.request_id == request_id).values(**changed))
+            return replace(row, certificate=progress.to_bytes())
+
+    def empty_ciphertexts(self, keys: Sequence[str]) -> int:
+        """Deletes what destroyed keys sealed, in short transactions; returns how many payloads that were."""
+        emptied = 0
+        for key_id in keys:
+            with self._reading() as connection:
+                rows = connection.execute(
+                    select(PAYLOAD.c.idx)
+                    .where(PAYLOAD.c.key_id == key_id, PAYLOAD.c.ciphertext.is_not(None))
+                    .distinct()
+                ).scalars()
+                places = sorted(rows)
+            for start in range(0, len(places), STEP_ROWS):
+                emptied += self._empty(key_id, places[start : start + STEP_ROWS])
+        return emptied
+
+    def seal(self, request_id: bytes, certificate: bytes, signature: str) -> ErasureRow:
+        """Keeps the signed certificate; the first one stays. Gives the erasure as it is then."""
+        with self._changing() as connection:
+            connection.execute(
+                update(ERASURE)
+                .where(ERASURE.c.request_id == request_id, ERASURE.c.signature.is_(None))
+                .values(certificate=certificate, signature=signature)
+            )
+            row = _erasure(connection, request_id)
+        if row is None:
+            raise NotFoundError("this erasure was never begun")
+        return row
+
+    def finish(self, request_id: bytes, index: int) -> None:
+        """Notes the entry of the erasure: its certificate may now be given."""
+        with self._changing() as connection:
+            connection.execute(update(ERASURE).where(ERASURE.c.request_id == request_id).values(idx=index))
+
+    def place_hold(self, hold_id: str, subject: str) -> None:
+        """Forbids erasure and expiry of the subject's content from now on."""
+        with self._changing() as connection:
+            # An erasure holds the same row: it is over before the hold begins, or sees the hold.
+            self._lock_head(connection)
+            connection.execute(
+                insert(LEGAL_HOLD).values(hold_id=hold_id, subject=subject, placed_at=self._clock())
+            )
+
+    def forget_hold(self, hold_id: str) -> None:
+        """Takes back a hold that could not be logged."""
+        with self._changing() as connection:
+            connection.execute(delete(LEGAL_HOLD).where(LEGAL_HOLD.c.hold_id == hold_id))
+
+    def hold(self, hold_id: str) -> Hold | None:
+        """A hold, released or not."""
+        query = select(LEGAL_HOLD.c.hold_id, LEGAL_HOLD.c.subject, LEGAL_HOLD.c.released_at).where(
+            LEGAL_HOLD.c.hold_id == hold_id
+        )
+        with self._reading() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else Hold(*row)
+
+    def release_hold(self, hold_id: str) -> None:
+        """Ends a hold; the first end stays."""
+        with self._changing() as connection:
+            connection.execute(
+                update(LEGAL_HOLD)
+                .where(LEGAL_HOLD.c.hold_id == hold_id, LEGAL_HOLD.c.released_at.is_(None))
+                .values(released_at=self._clock())
+            )
+
+    def require_free(self, subject: str) -> None:
+        """Raises `FailedPreconditionError` naming a hold that forbids the subject's erasure."""
+        with self._reading() as connection:
+            _require_free(connection, subject)
+
+    def scrub(self) -> None:
+        """Makes the database's own files forget destroyed keys, as far as they are this process's to change.
+
+        SQLite: old pages leave the WAL; freed bytes are overwritten anyway (`secure_delete`). `UnavailableError` while a
+        reader keeps them. PostgreSQL: the table of keys is written anew, without dead rows, where the role may.
+        """
+        if self._engine.dialect.name == "sqlite":
+            self._scrub_wal()
+        else:
+            self._rewrite_keys()
+
+    def _destroy_keys(self, connection: Connection, row: ErasureRow, size: int) -> Progress:
+        before = row.progress
+        living = connection.execute(
+            select(SUBJECT_KEY.c.key_id).where(
+                SUBJECT_KEY.c.subject == row.subject, SUBJECT_KEY.c.erased_at.is_(None)
+            )
+        ).scalars()
+        keys = list(living)
+        now = self._clock()
+        progress = replace(before, erased_at=now, covers=size)
+        if not keys:
+            return progress.plus([StoreReport("audit.keys", 0), StoreReport("audit.payloads", 0)])
+        lost = connection.execute(
+            select(func.count()).where(PAYLOAD.c.key_id.in_(keys), PAYLOAD.c.ciphertext.is_not(None))
+        ).scalar_one()
+        connection.execute(
+            update(SUBJECT_KEY).where(SUBJECT_KEY.c.key_id.in_(keys)).values(wrapped=None, erased_at=now)
+        )
+        done = [StoreReport("audit.keys", len(keys)), StoreReport("audit.payloads", lost)]
+        return replace(progress, keys=[*before.keys, *keys]).plus(done)
+
+    def _empty(self, key_id: str, places: Sequence[int]) -> int:
+        with self._changing() as connection:
+            return connection.execute(
+                update(PAYLOAD)
+                .where(
+                    PAYLOAD.c.log_id == self._log_id,
+                    PAYLOAD.c.idx.in_(places),
+                    PAYLOAD.c.key_id == key_id,
+                    PAYLOAD.c.ciphertext.is_not(None),
+                )
+                .values(ciphertext=None)
+            ).rowcount
+
+    def _lock_head(self, connection: Connection) -> int:
+        """Shuts out every writer until this transaction ends, and all keys that writers remember; the log's size."""
+        connection.execute(
+            update(HEAD).where(HEAD.c.log_id == self._log_id).values(key_epoch=HEAD.c.key_epoch + 1)
+        )
+        size: int = connection.execute(select(HEAD.c.size).where(HEAD.c.log_id == self._log_id)).scalar_one()
+        return size
+
+    def _scrub_wal(self) -> None:
+        deadline = self._clock() + int(SCRUB_SECONDS * 1_000_000)
+        while True:
+            with self._reading() as connection:
+                busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one()
+            if not busy:
+                return
+            if self._clock() >= deadline:
+                raise UnavailableError(
+                    "a reader still keeps pages from before the erasure; repeat the request with the same request_id",
+                    reason="ERASURE_UNFINISHED",
+                )
+            self._pause(_PAUSE_SECONDS)
+
+    def _rewrite_keys(self) -> None:
+        raise NotImplementedError
+
+    @contextmanager
+    def _changing(self) -> Iterator[Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except IntegrityError as error:
+            raise AlreadyExistsError("the row exists already") from error
+        except SQLAlchemyError as error:
+            raise _away() from error
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection.execution_options(isolation_level="AUTOCOMMIT")
+        except SQLAlchemyError as error:
+            raise _away() from error
+
+
+def _erasure(connection: Connection, request_id: bytes) -> ErasureRow | None:
+    query = select(
+        ERASURE.c.request_id, ERASURE.c.subject, ERASURE.c.certificate, ERASURE.c.signature, ERASURE.c.idx
+    ).where(ERASURE.c.request_id == request_id)
+    row = connection.execute(query).first()
+    return None if row is None else ErasureRow(*row)
+
+
+def _require_free(connection: Connection, subject: str) -> None:
+    query = (
+        select(LEGAL_HOLD.c.hold_id)
+        .where(LEGAL_HOLD.c.subject == subject, LEGAL_HOLD.c.released_at.is_(None))
+        .order_by(LEGAL_HOLD.c.placed_at)
+        .limit(1)
+    )
+    held_by = connection.execute(query).scalar()
+    if held_by is not None:
+        raise FailedPreconditionError(
+            f"the subject's content is held by holds/{held_by}; release it first", reason="LEGAL_HOLD"
+        )
+
+
+def _away() -> UnavailableError:
+    # Not the driver's words: they may hold a URL.
+    return UnavailableError("the log's database does not answer", reason="AUDIT_UNAVAILABLE")

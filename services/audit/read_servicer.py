@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.errors import InvalidArgumentError
+from services.audit.pipelines import PipelineRuns, Pipelines
 from services.audit.query import Condition, page_size_of
 from services.audit.reading import FoundEntry, LogReading, Question
 from services.audit.records import OUTCOME_NAMES
@@ -33,9 +34,12 @@ _T = TypeVar("_T")
 class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
     """Reads the log in a thread of its own, so that a long query delays no append."""
 
-    def __init__(self, reading: LogReading, *, vkey: str, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, reading: LogReading, *, pipelines: Pipelines, vkey: str, clock: Callable[[], int]
+    ) -> None:
         """`clock` gives microseconds since 1970."""
         self._reading = reading
+        self._pipelines = pipelines
         self._vkey = vkey
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, "audit-reader")
@@ -95,11 +99,7 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
     async def Summary(self, request: audit_pb2.SummaryRequest, context: Context) -> audit_pb2.SummaryResponse:
         """Counts over a window."""
         del context
-        seconds = request.window.ToSeconds() if request.HasField("window") else DEFAULT_WINDOW_SECONDS
-        if seconds <= 0:
-            raise InvalidArgumentError("window", "must be positive")
-        conditions = _timeless_conditions(request.filter)
-        since = self._clock() - seconds * 1_000_000
+        since, conditions = self._window(request)
         size, counts = await self._read(self._reading.summary, since, conditions)
         listed = {
             column: [audit_pb2.Count(label=label, count=count) for label, count in values]
@@ -112,6 +112,14 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
             laws=listed["law"],
             models=listed["model"],
         )
+
+    async def PipelineStatus(
+        self, request: audit_pb2.PipelineStatusRequest, context: Context
+    ) -> audit_pb2.PipelineStatusResponse:
+        """How each backend and tool fared over a window."""
+        del context
+        runs = await self._read(self._pipelines.since, *self._window(request))
+        return audit_pb2.PipelineStatusResponse(pipelines=map(_pipeline, runs))
 
     async def ListGaps(
         self, request: audit_pb2.ListGapsRequest, context: Context
@@ -130,6 +138,15 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
         )
         return audit_pb2.ListGapsResponse(gaps=map(_gap, rows), next_page_token=token)
 
+    def _window(
+        self, request: audit_pb2.SummaryRequest | audit_pb2.PipelineStatusRequest
+    ) -> tuple[int, list[Condition]]:
+        """Since when to count, in microseconds since 1970, and what."""
+        seconds = request.window.ToSeconds() if request.HasField("window") else DEFAULT_WINDOW_SECONDS
+        if seconds <= 0:
+            raise InvalidArgumentError("window", "must be positive")
+        return self._clock() - seconds * 1_000_000, _timeless_conditions(request.filter)
+
     async def _read(self, method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: method(*args, **kwargs))
 
@@ -143,6 +160,15 @@ def _entry(found: FoundEntry) -> audit_pb2.Entry:
         leaf_hash=entry.leaf_hash,
         payload_kinds=found.payload_kinds,
     )
+
+
+def _pipeline(runs: PipelineRuns) -> audit_pb2.Pipeline:
+    status = "ok" if runs.is_last_ok else "error"
+    pipeline = audit_pb2.Pipeline(
+        name=runs.name, succeeded=runs.succeeded, failed=runs.failed, last_status=status
+    )
+    pipeline.last_run_at.FromMicroseconds(runs.last_run_at)
+    return pipeline
 
 
 def _gap(row: GapRow) -> audit_pb2.Gap:

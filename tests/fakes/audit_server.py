@@ -15,11 +15,13 @@ from kala.audit.v1 import audit_pb2_grpc
 from services.audit.config import AuditSettings
 from services.audit.log import Log
 from services.audit.own_records import OwnRecords
+from services.audit.pipelines import Pipelines
 from services.audit.read_servicer import AuditReadServicer
 from services.audit.reading import LogReading
 from services.audit.servicer import AuditServicer, may_call
-from services.audit.sqlite_store import SqliteReader
+from services.audit.sqlite_store import LOG_ID, SqliteReader
 from services.common.channel import open_channel
+from services.common.database import connectable
 from services.common.interceptors import CallPolicy
 from services.common.server import serving
 from tests.fakes.audit_log import NOW, LogFile
@@ -51,10 +53,14 @@ async def served_log(
     """Serves the log at `path` until the context is left."""
     file = LogFile(path)
     reader = SqliteReader(path)
+    engine = connectable(str(path), variable="KALA_AUDIT_DATABASE")
     log = Log(file.batches, max_pending=max_pending)
     log.start()
     reads = AuditReadServicer(
-        LogReading(reader), vkey=str(file.signer.verifier), clock=lambda: NOW + 10_000_000
+        LogReading(reader),
+        pipelines=Pipelines(engine, LOG_ID),
+        vkey=str(file.signer.verifier),
+        clock=lambda: NOW + 10_000_000,
     )  # type: ignore[abstract] # as the service does
     registrations = [
         partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log)),
@@ -73,4 +79,5 @@ async def served_log(
     await log.stop()
     await reads.close()
     reader.close()
+    engine.dispose()
     file.close()

@@ -30,11 +30,13 @@ from kala.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from services.audit.batch import BatchWriter
 from services.audit.log import Log, system_clock
 from services.audit.payloads import KeyEncryptionKey
+from services.audit.pipelines import Pipelines
 from services.audit.read_servicer import AuditReadServicer
 from services.audit.reading import LogReading
 from services.audit.servicer import AuditServicer
-from services.audit.sqlite_store import SqliteReader, SqliteWriter
+from services.audit.sqlite_store import LOG_ID, SqliteReader, SqliteWriter
 from services.common.clearance import ClearanceVerifier, guard_for
+from services.common.database import connectable
 from services.common.interceptors import CallPolicy
 from services.common.keys import key_id
 from services.common.pages import Pages
@@ -74,7 +76,11 @@ class AuditProcess:
         log = Log(batches, max_pending=1000)
         log.start()
         stack.push_async_callback(log.stop)
-        reads = AuditReadServicer(LogReading(readers[1]), vkey=vkey, clock=system_clock)
+        engine = connectable(str(path), variable="KALA_AUDIT_DATABASE")
+        stack.callback(engine.dispose)
+        reads = AuditReadServicer(
+            LogReading(readers[1]), pipelines=Pipelines(engine, LOG_ID), vkey=vkey, clock=system_clock
+        )
         stack.push_async_callback(reads.close)
         server = await stack.enter_async_context(
             serving(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -14,11 +15,14 @@ from sqlalchemy import Engine, create_engine, event, insert, text
 
 from kala.audit.v1 import audit_pb2
 from kala.common.v1 import decision_pb2
+from kala.errors import InvalidArgumentError
 from services.audit.migrations.versions.v0003_agent_run import VIEWS
 from services.audit.pipelines import PipelineRuns, Pipelines
 from services.audit.query import Condition
 from services.audit.schema import ENTRY, HEAD, METADATA
+from services.common.status import translated
 from tests.fakes.audit_log import NOW, open_log
+from tests.fakes.audit_server import served_log
 
 CALL = {
     "prompt_length": "15",
@@ -247,3 +251,28 @@ def test_a_status_counts_each_pipeline_and_tells_how_its_last_run_ended(
         "mlx",
     ]
     assert pipelines.since(NOW + 4_000) == []
+
+
+async def test_the_rpc_answers_for_a_window_and_a_tenant(tmp_path: Path) -> None:
+    async with served_log(tmp_path / "audit.db") as served:
+        served.file.clock = itertools.chain([NOW - 10**12], itertools.repeat(NOW))
+        served.file.append(run(0, ("mlx", "")))  # eleven days ago
+        served.file.append(run(1, ("lmstudio", "TIMEOUT"), ("mlx", "")))
+        served.file.append(run(2, ("mlx", ""), tenant="other"))
+        request = audit_pb2.PipelineStatusRequest()
+        named = {one.name: one for one in (await served.read.PipelineStatus(request)).pipelines}
+        assert list(named) == ["lm_studio", "mlx"]
+        assert (named["mlx"].succeeded, named["mlx"].failed, named["mlx"].last_status) == (2, 0, "ok")
+        assert (named["lm_studio"].failed, named["lm_studio"].last_status) == (1, "error")
+        assert named["mlx"].last_run_at.ToMicroseconds() == NOW
+        request.filter.tenant = "other"
+        (only,) = (await served.read.PipelineStatus(request)).pipelines
+        assert (only.name, only.succeeded) == ("mlx", 1)
+        request = audit_pb2.PipelineStatusRequest(filter=audit_pb2.EntryFilter(tool="mlx"))
+        request.window.FromSeconds(14 * 86_400)
+        (only,) = (await served.read.PipelineStatus(request)).pipelines
+        assert only.succeeded == 3
+        for seconds in (0, -1):
+            request.window.FromSeconds(seconds)
+            with pytest.raises(InvalidArgumentError, match="window"), translated():
+                await served.read.PipelineStatus(request)

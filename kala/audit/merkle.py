@@ -67,6 +67,17 @@ class CompactRange:
         hashes.append(digest)
         self.size = size + 1
 
+    def append_subtree(self, level: int, digest: bytes) -> None:
+        """Adds the root of the complete subtree of `1 << level` leaves that begins here; it must fit here."""
+        if self.size & ((1 << level) - 1):
+            raise VerificationError(f"no subtree of {1 << level} leaves begins at leaf {self.size}")
+        place = self.size >> level
+        while place & 1:
+            digest = sha256(NODE_PREFIX + self.hashes.pop() + digest).digest()
+            place >>= 1
+        self.hashes.append(digest)
+        self.size += 1 << level
+
     def root(self) -> bytes:
         """The root of the tree so far; the hash of nothing for an empty tree."""
         if not self.hashes:

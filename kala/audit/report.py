@@ -18,13 +18,13 @@ PAYLOAD_KEY_ID_BYTES: Final = 16
 class TamperedError(VerificationError):
     """The log is not what was signed; `first_bad_index` is the first entry that cannot be relied on.
 
-    It is None when no entry is concerned: the damage lies in an index of the database, say.
+    It is None when no entry is concerned, and `place` says what is: an index of the database, a checkpoint.
     """
 
     default_reason = "LOG_TAMPERED"
 
-    def __init__(self, first_bad_index: int | None, problem: str) -> None:
-        where = "the database" if first_bad_index is None else f"entry {first_bad_index}"
+    def __init__(self, first_bad_index: int | None, problem: str, *, place: str = "the database") -> None:
+        where = place if first_bad_index is None else f"entry {first_bad_index}"
         super().__init__(f"{where}: {problem}")
         self.first_bad_index = first_bad_index
 
@@ -45,6 +45,8 @@ class LogReport:
     checkpoints: int
     payloads: int
     payloads_erased: int
+    # Entries before this one were not read again: a pinned checkpoint vouches for them.
+    resumed_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)

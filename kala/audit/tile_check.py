@@ -12,6 +12,23 @@ from kala.audit.report import TILE_WIDTH, TamperedError
 _TILE: Final = "SELECT width, data FROM tile WHERE log_id = 1 AND level = ? AND n = ?"
 
 
+def require_tile(level: int, number: int, expected: bytes, stored: bytes | None) -> None:
+    """Raises `TamperedError` naming the first entry below the first hash that a stored tile has wrong."""
+    if stored == expected:
+        return
+    stored = stored or b""
+    same = next(
+        (
+            i
+            for i in range(0, len(expected), HASH_BYTES)
+            if stored[i : i + HASH_BYTES] != expected[i : i + HASH_BYTES]
+        ),
+        0,
+    )
+    first = (number * TILE_WIDTH + same // HASH_BYTES) * TILE_WIDTH**level
+    raise TamperedError(first, f"the tile {level}/{number} does not hold the entries' hashes")
+
+
 class TileCheck:
     """Takes every hash of every tile level in order; compares each tile when it is full, the rest at the end."""
 
@@ -32,19 +49,8 @@ class TileCheck:
 
     def _check(self, level: int, number: int, expected: bytes) -> None:
         row = self._db.execute(_TILE, (level, number)).fetchone()
-        if row is not None and row[0] == len(expected) // HASH_BYTES and row[1] == expected:
-            return
-        stored = row[1] if row is not None and isinstance(row[1], bytes) else b""
-        same = next(
-            (
-                i
-                for i in range(0, len(expected), HASH_BYTES)
-                if stored[i : i + HASH_BYTES] != expected[i : i + HASH_BYTES]
-            ),
-            0,
-        )
-        first = (number * TILE_WIDTH + same // HASH_BYTES) * TILE_WIDTH**level
-        raise TamperedError(first, f"the tile {level}/{number} does not hold the entries' hashes")
+        has_width = row is not None and row[0] == len(expected) // HASH_BYTES
+        require_tile(level, number, expected, row[1] if has_width and isinstance(row[1], bytes) else None)
 
     def finish(self) -> None:
         """Compares the tiles that still grow: those above level 0 are stored, that of level 0 is not.

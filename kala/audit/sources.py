@@ -1,0 +1,128 @@
+"""Where a mirrored log is read from: a directory of tiles, or the address of a tile API (c2sp.org/tlog-tiles).
+
+A source is never trusted: what it gives is held against the log's signature. It tells apart what is not there, which
+is None, from what cannot be asked for, which is `UnverifiableError`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+from kala.audit.report import TILE_WIDTH, UnverifiableError
+
+# 256 entries of 65,535 bytes, each with its length before it.
+MAX_BUNDLE_BYTES: Final = TILE_WIDTH * (2 + 65_535)
+CONNECT_SECONDS: Final = 10.0
+"""Also the longest silence while a tile is read."""
+TRIES: Final = 5
+LONGEST_PAUSE_SECONDS: Final = 20.0
+FIRST_PAUSE_SECONDS: Final = 0.25
+
+_RETRIED: Final = frozenset({429, 502, 503, 504})
+_DENIED: Final = frozenset({401, 403})
+_ABSENT: Final = frozenset({404, 410})
+
+
+class TileSource(Protocol):
+    """Gives the files of a mirrored log by their paths."""
+
+    def read(self, path: str) -> bytes | None:
+        """The file at this path, None when it is not there; raises `UnverifiableError` when that cannot be told."""
+
+
+class DirectorySource:
+    """A log mirrored into a directory."""
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise UnverifiableError(f"{root} is not a directory")
+        self._root = root
+
+    def read(self, path: str) -> bytes | None:
+        """The file at this path; one that is too large to be a part of a log is read no further."""
+        try:
+            with (self._root / path).open("rb") as file:
+                return file.read(MAX_BUNDLE_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise UnverifiableError(f"{self._root / path} cannot be read: {error.strerror}") from error
+
+
+class HttpSource:
+    """A log behind an HTTP address, read over one connection that is kept open; close it, or use it in `closing`.
+
+    It follows no redirects and asks no proxy: a token goes to the host that was named and nowhere else.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise UnverifiableError(f"{url} is not an address: {error}") from error
+        if parts.scheme not in {"http", "https"} or not host or parts.query or parts.fragment:
+            raise UnverifiableError(
+                f"{url} is not an address of a log: http:// or https://, a host and a path"
+            )
+        made = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = made(host, port, timeout=CONNECT_SECONDS)
+        self._prefix = parts.path.rstrip("/")
+        self._headers = {"accept": "*/*", "accept-encoding": "identity", **(headers or {})}
+        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{self._prefix}"
+        self._sleep = sleep
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._connection.close()
+
+    def read(self, path: str) -> bytes | None:
+        """The file at this path; waits and asks again while the server says that it is busy."""
+        problem = ""
+        for attempt in range(TRIES):
+            try:
+                status, body, asked = self._once(f"{self._prefix}/{path}")
+            except (OSError, http.client.HTTPException) as error:
+                # A kept connection may have been closed meanwhile: the next try opens a new one.
+                self._connection.close()
+                problem, asked = str(error) or type(error).__name__, None
+            else:
+                if status == http.HTTPStatus.OK:
+                    return body
+                if status in _ABSENT:
+                    return None
+                if status in _DENIED:
+                    raise UnverifiableError(
+                        f"{self._shown}/{path} may not be read ({status}): give a key with the scope audit.read"
+                    )
+                problem = f"the server answers {status}"
+                if status not in _RETRIED:
+                    break
+            if attempt + 1 < TRIES:
+                self._sleep(min(_pause(asked, attempt), LONGEST_PAUSE_SECONDS))
+        raise UnverifiableError(f"{self._shown}/{path} cannot be read: {problem}")
+
+    def _once(self, path: str) -> tuple[int, bytes, str | None]:
+        self._connection.request("GET", path, headers=self._headers)
+        response = self._connection.getresponse()
+        body = response.read(MAX_BUNDLE_BYTES + 1)
+        if not response.isclosed():
+            self._connection.close()
+        return response.status, body, response.getheader("retry-after")
+
+
+def _pause(asked: str | None, attempt: int) -> float:
+    if asked is not None and asked.isdecimal():
+        return float(asked)
+    return FIRST_PAUSE_SECONDS * (1 << attempt)

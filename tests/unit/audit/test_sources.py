@@ -1,0 +1,160 @@
+"""A tile API is read over one connection, patiently, and never trusted with more than it was named for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from kala.audit.mirror import verify_tiles
+from kala.audit.report import TamperedError, UnverifiableError
+from kala.audit.sources import MAX_BUNDLE_BYTES, HttpSource
+from tests.fakes.audit_log import signer
+from tests.fakes.mirrors import Mirror
+
+TRUSTED = [signer().verifier]
+
+
+@dataclass
+class Served:
+    """A mirror behind HTTP; `answers` come first, one per request, as status and headers."""
+
+    mirror: Mirror
+    answers: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
+    connections: int = 0
+    body: bytes | None = None
+
+
+@contextmanager
+def serving(served: Served) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            served.connections += 1
+            super().setup()
+
+        def do_GET(self) -> None:
+            served.requests.append((self.path, self.headers.get("authorization")))
+            status, headers = served.answers.pop(0) if served.answers else (200, {})
+            data = served.body or served.mirror.files.get(self.path.removeprefix("/log/"))
+            if status == 200 and data is None:
+                status = 404
+            body = data if status == 200 and data is not None else b"no"
+            self.send_response(status)
+            for name, value in {"content-length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/log/"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def leaves(count: int) -> list[bytes]:
+    return [b"entry %d" % number for number in range(count)]
+
+
+def test_a_log_behind_an_address_is_verified_over_one_connection_with_its_token() -> None:
+    served = Served(Mirror(leaves(700)))
+    with serving(served) as url, closing(HttpSource(url, {"authorization": "Bearer t"})) as source:
+        assert verify_tiles(source, TRUSTED).entries == 700
+    assert served.connections == 1
+    assert {token for _, token in served.requests} == {"Bearer t"}
+
+
+def test_what_the_server_does_not_have_is_missing_from_the_log() -> None:
+    served = Served(Mirror(leaves(300)))
+    del served.mirror.files["tile/entries/001.p/44"]
+    with (
+        serving(served) as url,
+        closing(HttpSource(url)) as source,
+        pytest.raises(TamperedError, match="entry 256"),
+    ):
+        verify_tiles(source, TRUSTED)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_server_that_wants_a_key_is_no_verdict_on_the_log(status: int) -> None:
+    served = Served(Mirror(leaves(3)), [(status, {})])
+    with (
+        serving(served) as url,
+        closing(HttpSource(url)) as source,
+        pytest.raises(UnverifiableError, match=r"audit\.read"),
+    ):
+        verify_tiles(source, TRUSTED)
+
+
+def test_a_busy_server_is_asked_again_when_it_says() -> None:
+    served = Served(
+        Mirror(leaves(3)), [(429, {"retry-after": "7"}), (503, {}), (429, {"retry-after": "900"})]
+    )
+    waited: list[float] = []
+    with serving(served) as url, closing(HttpSource(url, sleep=waited.append)) as source:
+        assert verify_tiles(source, TRUSTED).entries == 3
+    assert waited == [7.0, 0.5, 20.0]
+
+
+@pytest.mark.parametrize(("status", "tries"), [(503, 5), (500, 1), (302, 1)])
+def test_a_server_that_fails_is_no_verdict_on_the_log(status: int, tries: int) -> None:
+    elsewhere = {"location": "http://127.0.0.1:9/"}
+    served = Served(Mirror(leaves(3)), [(status, elsewhere)] * 5)
+    with (
+        serving(served) as url,
+        closing(HttpSource(url, sleep=lambda _: None)) as source,
+        pytest.raises(UnverifiableError, match=f"the server answers {status}"),
+    ):
+        verify_tiles(source, TRUSTED)
+    assert len(served.requests) == tries
+
+
+def test_a_connection_that_was_closed_meanwhile_is_opened_again() -> None:
+    served = Served(Mirror(leaves(3)), [(200, {"connection": "close"})])
+    with serving(served) as url, closing(HttpSource(url, sleep=lambda _: None)) as source:
+        assert verify_tiles(source, TRUSTED).entries == 3
+    assert served.connections == 2
+
+
+def test_nobody_there_is_no_verdict_on_the_log() -> None:
+    with serving(Served(Mirror([]))) as url:
+        pass
+    with closing(HttpSource(url, sleep=lambda _: None)) as source, pytest.raises(UnverifiableError):
+        source.read("checkpoint")
+
+
+def test_an_answer_without_end_is_read_no_further_than_the_largest_bundle() -> None:
+    served = Served(Mirror(leaves(3)), body=b"x" * (MAX_BUNDLE_BYTES + 100_000))
+    with serving(served) as url, closing(HttpSource(url)) as source:
+        assert len(source.read("checkpoint") or b"") == MAX_BUNDLE_BYTES + 1
+        assert len(source.read("checkpoint") or b"") == MAX_BUNDLE_BYTES + 1
+
+
+@pytest.mark.parametrize(
+    "url", ["", "ftp://a/", "http://", "http://a:b/", "http://[/", "http://a/?q", "http://a/#f", "/etc"]
+)
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(UnverifiableError, match="is not an address"):
+        HttpSource(url)
+
+
+def test_a_password_in_an_address_is_not_told() -> None:
+    source = HttpSource("http://user:secret@127.0.0.1:9/log", sleep=lambda _: None)
+    with pytest.raises(UnverifiableError) as caught:
+        source.read("checkpoint")
+    assert "secret" not in caught.value.message

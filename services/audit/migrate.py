@@ -1,17 +1,26 @@
-"""Brings a log's database to the schema of this release."""
+"""Brings a log's database to the schema of this release; `python -m services.audit.migrate` does it beforehand."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kala.errors import FailedPreconditionError
+from services.audit.postgres_schema import VERSION_TABLE
+
+if TYPE_CHECKING:  # imported only where something is to be migrated: starting stays quick
+    from alembic.config import Config
+    from sqlalchemy import Connection
+
+    from services.audit.postgres import Postgres
 
 # The newest migration; a database of another revision is migrated at start or, if newer, refused.
 HEAD_REVISION: Final = "0004"
+# A new index over a large log takes minutes.
+MIGRATE_SECONDS: Final = 3_600
 
 
 def _forbid(table: str, event: str) -> str:
@@ -46,24 +55,79 @@ def migrate_sqlite(path: Path) -> None:
 
 
 def _upgrade(path: Path) -> None:
-    from alembic import command
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
     from sqlalchemy import create_engine
 
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    revision = _revision(path)
-    if revision is not None and revision not in known:
-        raise FailedPreconditionError(f"{path} has schema {revision}, which is of a newer release of KALA")
+    _require_known(_revision(path), str(path))
     engine = create_engine(f"sqlite:///{path}")
     try:
         with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            _run(connection)
     finally:
         engine.dispose()
+
+
+def migrate_postgres(database: Postgres) -> None:
+    """Creates or upgrades the log's tables, in one transaction; when they are current they are left alone.
+
+    Raises `FailedPreconditionError` when they are of a newer release, or when this role may not change them.
+    Replicas that start at once wait for the first. What the roles may do is for `postgres_roles.py` to say.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    with closing(database.connect()) as connection:
+        if _postgres_revision(connection.execute) == HEAD_REVISION:
+            return
+    engine = database.engine(statement_seconds=MIGRATE_SECONDS, lock_seconds=MIGRATE_SECONDS)
+    try:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                "SELECT pg_advisory_xact_lock(hashtextextended('kala.audit.migrate', 0))"
+            )
+            revision = _postgres_revision(connection.exec_driver_sql)
+            _require_known(revision, "the database")
+            if revision != HEAD_REVISION:
+                _run(connection, version_table=VERSION_TABLE)
+    except DBAPIError as error:
+        raise FailedPreconditionError(
+            f"the log's tables are not those of this release and cannot be changed: "
+            f"{str(error.orig).partition(chr(10))[0]}; run `python -m services.audit.migrate` as their owner"
+        ) from error
+    finally:
+        engine.dispose()
+
+
+def _postgres_revision(
+    execute: Callable[[str], Any],
+) -> str | None:  # `Any`: psycopg's or SQLAlchemy's cursor
+    if execute(f"SELECT to_regclass('{VERSION_TABLE}')").fetchone()[0] is None:
+        return None
+    row = execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()  # noqa: S608 - a constant
+    return None if row is None else str(row[0])
+
+
+def _require_known(revision: str | None, name: str) -> None:
+    """Raises `FailedPreconditionError` for a revision that is not among ours."""
+    from alembic.script import ScriptDirectory
+
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise FailedPreconditionError(f"{name} has schema {revision}, which is of a newer release of KALA")
+
+
+def _run(connection: Connection, **attributes: str) -> None:
+    from alembic import command
+
+    config = _config()
+    config.attributes.update(attributes, connection=connection)
+    command.upgrade(config, "head")
+
+
+def _config() -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
 
 
 def require_triggers(connection: sqlite3.Connection) -> None:

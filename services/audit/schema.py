@@ -1,6 +1,8 @@
 """The log's tables, as SQLAlchemy metadata; the migrations create them, the hot path speaks SQL to them.
 
 One SQLite file holds one log, so `log_id` is 1 there; PostgreSQL may hold several.
+In PostgreSQL `entry` is partitioned by `idx`, has no index `entry_idem`, and the table `idem` (log_id, idem, idx) keeps
+keys unique instead (`postgres_schema.py`): look an entry up by its key there.
 Times are microseconds since 1970, UTC. Never alter `entry` or `checkpoint` in alembic's batch mode on SQLite: it
 rebuilds the table and silently drops the triggers; start-up compares them with `migrate.TRIGGERS` and refuses.
 """
@@ -66,9 +68,24 @@ ENTRY: Final = Table(
     Column("record_digest", LargeBinary, nullable=False),
 )
 Index("entry_idem", ENTRY.c.log_id, ENTRY.c.idem, unique=True)
-Index("entry_trace", ENTRY.c.trace_id, sqlite_where=ENTRY.c.trace_id.is_not(None))
-Index("entry_intent", ENTRY.c.intent, sqlite_where=ENTRY.c.intent.is_not(None))
-Index("entry_actor", ENTRY.c.actor, sqlite_where=ENTRY.c.actor.is_not(None))
+Index(
+    "entry_trace",
+    ENTRY.c.trace_id,
+    sqlite_where=ENTRY.c.trace_id.is_not(None),
+    postgresql_where=ENTRY.c.trace_id.is_not(None),
+)
+Index(
+    "entry_intent",
+    ENTRY.c.intent,
+    sqlite_where=ENTRY.c.intent.is_not(None),
+    postgresql_where=ENTRY.c.intent.is_not(None),
+)
+Index(
+    "entry_actor",
+    ENTRY.c.actor,
+    sqlite_where=ENTRY.c.actor.is_not(None),
+    postgresql_where=ENTRY.c.actor.is_not(None),
+)
 
 CHECKPOINT: Final = Table(
     "checkpoint",
@@ -102,7 +119,13 @@ SUBJECT_KEY: Final = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("erased_at", BigInteger),
 )
-Index("subject_key_live", SUBJECT_KEY.c.subject, unique=True, sqlite_where=SUBJECT_KEY.c.erased_at.is_(None))
+Index(
+    "subject_key_live",
+    SUBJECT_KEY.c.subject,
+    unique=True,
+    sqlite_where=SUBJECT_KEY.c.erased_at.is_(None),
+    postgresql_where=SUBJECT_KEY.c.erased_at.is_(None),
+)
 
 # C2SP tiles of 256 hashes: level 0 only when full (its growing tile is `entry.leaf_hash`), the others as they grow.
 TILE: Final = Table(

@@ -8,7 +8,10 @@ from services.audit.schema import METADATA
 
 # Batch mode stays off: on SQLite it would rebuild tables and drop the triggers that protect them.
 context.configure(
-    connection=context.config.attributes["connection"], target_metadata=METADATA, render_as_batch=False
+    connection=context.config.attributes["connection"],
+    target_metadata=METADATA,
+    render_as_batch=False,
+    version_table=context.config.attributes.get("version_table", "alembic_version"),
 )
 with context.begin_transaction():
     context.run_migrations()

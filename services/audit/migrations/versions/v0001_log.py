@@ -7,6 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from services.audit import postgres_schema
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -17,9 +19,14 @@ PROTECTED = ("entry", "checkpoint")
 
 def upgrade() -> None:
     """Creates everything; there is no way down from a log."""
+    is_postgres = op.get_bind().dialect.name == "postgresql"
     _create_log_and_head()
-    _create_entry()
+    _create_entry(is_partitioned=is_postgres)
     _create_rest()
+    if is_postgres:
+        for statement in postgres_schema.CREATE:
+            op.execute(statement)
+        return
     for table in PROTECTED:
         for event in ("UPDATE", "DELETE"):
             op.execute(
@@ -31,6 +38,13 @@ def upgrade() -> None:
 def _key(name: str, kind: type[sa.BigInteger | sa.Integer | sa.Text] = sa.BigInteger) -> sa.Column[Any]:
     # `Any`: a column of whichever kind.
     return sa.Column(name, kind(), primary_key=True, autoincrement=False)
+
+
+def _create_partial_index(
+    name: str, table: str, column: str, condition: str, *, unique: bool = False
+) -> None:
+    where = sa.text(condition)
+    op.create_index(name, table, [column], unique=unique, sqlite_where=where, postgresql_where=where)
 
 
 def _create_log_and_head() -> None:
@@ -52,7 +66,7 @@ def _create_log_and_head() -> None:
     )
 
 
-def _create_entry() -> None:
+def _create_entry(*, is_partitioned: bool) -> None:
     op.create_table(
         "entry",
         _key("log_id", sa.Integer),
@@ -73,10 +87,12 @@ def _create_entry() -> None:
         sa.Column("occurred_at", sa.BigInteger, nullable=False),
         sa.Column("recorded_at", sa.BigInteger, nullable=False),
         sa.Column("record_digest", sa.LargeBinary, nullable=False),
+        postgresql_partition_by="RANGE (idx)",
     )
-    op.create_index("entry_idem", "entry", ["log_id", "idem"], unique=True)
+    if not is_partitioned:  # a unique index of a partitioned table must hold what it is partitioned by
+        op.create_index("entry_idem", "entry", ["log_id", "idem"], unique=True)
     for name, column in (("entry_trace", "trace_id"), ("entry_intent", "intent"), ("entry_actor", "actor")):
-        op.create_index(name, "entry", [column], sqlite_where=sa.text(f"{column} IS NOT NULL"))
+        _create_partial_index(name, "entry", column, f"{column} IS NOT NULL")
 
 
 def _create_rest() -> None:
@@ -104,9 +120,7 @@ def _create_rest() -> None:
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("erased_at", sa.BigInteger),
     )
-    op.create_index(
-        "subject_key_live", "subject_key", ["subject"], unique=True, sqlite_where=sa.text("erased_at IS NULL")
-    )
+    _create_partial_index("subject_key_live", "subject_key", "subject", "erased_at IS NULL", unique=True)
     op.create_table(
         "tile",
         _key("log_id", sa.Integer),

@@ -1,0 +1,216 @@
+"""Connections to PostgreSQL: with time limits, strict about durability, and made again after they broke."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import psycopg
+import sqlalchemy
+from psycopg.conninfo import conninfo_to_dict
+
+from kala.errors import FailedPreconditionError, UnavailableError
+from services.audit.postgres_schema import SELECT_TRIGGERS, SELECT_UNLOGGED, wrong_triggers
+from services.audit.schema import METADATA
+
+VARIABLE: Final = "KALA_AUDIT_DATABASE"
+CONNECT_SECONDS: Final = 5
+# A statement of the writer takes milliseconds; one of a reader may look through a whole log for gaps.
+WRITE_SECONDS: Final = 10
+READ_SECONDS: Final = 60
+# How long to wait for rivals' locks, and how long a rival that went silent may hold the lock of its turn.
+LOCK_SECONDS: Final = 5
+# Connections that a network swallowed are noticed within this time, while idle and while sending.
+SILENT_SECONDS: Final = 10
+RETRY_AFTER_SECONDS: Final = 1.0
+
+Connection = psycopg.Connection[tuple[Any, ...]]  # `Any`: columns of any type
+Result = TypeVar("Result")
+
+_NETWORK: Final[dict[str, str | int]] = {
+    "connect_timeout": CONNECT_SECONDS,
+    "keepalives": 1,
+    "keepalives_idle": 4,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": SILENT_SECONDS * 1_000,
+    "application_name": "kala-audit",
+}
+# Levels of `synchronous_commit` at which a commit that returned is on disk, here or on a standby as well.
+DURABLE_COMMITS: Final = ("on", "remote_apply")
+
+
+def parameters_of(url: str) -> dict[str, Any]:  # `Any`: as psycopg has them
+    """The connection parameters of a URL, with ours where it names none; the error never shows the URL."""
+    try:
+        # SQLAlchemy's spelling of the driver is accepted too.
+        given = conninfo_to_dict(url.replace("postgresql+psycopg://", "postgresql://", 1))
+    except psycopg.Error:
+        # Not its text: a URL may hold a password.
+        raise FailedPreconditionError(
+            f"{VARIABLE}: is neither a path nor a URL such as postgresql://user@host/database"
+        ) from None
+    return {**_NETWORK, **given}
+
+
+class Postgres:
+    """How to connect to one database."""
+
+    def __init__(self, url: str) -> None:
+        self._parameters = parameters_of(url)
+
+    def connect(
+        self,
+        *,
+        statement_seconds: int = WRITE_SECONDS,
+        lock_seconds: int = LOCK_SECONDS,
+        is_read_only: bool = False,
+    ) -> Connection:
+        """A connection without transactions of its own, to a server that takes writes unless `is_read_only`."""
+        target = "any" if is_read_only else "read-write"
+        connection = psycopg.connect(
+            **{"target_session_attrs": target, **self._parameters},
+            autocommit=True,
+        )
+        try:
+            connection.execute(
+                f"SET statement_timeout = '{statement_seconds}s'; SET lock_timeout = '{lock_seconds}s';"
+                f"SET idle_in_transaction_session_timeout = '{WRITE_SECONDS}s';"
+                f"SET default_transaction_read_only = {'on' if is_read_only else 'off'};"
+                "SET default_transaction_isolation = 'read committed'".encode()
+            )
+            level = connection.execute("SHOW synchronous_commit").fetchone()
+            if level is None or level[0] not in DURABLE_COMMITS:
+                connection.execute("SET synchronous_commit = on")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def engine(
+        self, *, statement_seconds: int = WRITE_SECONDS, lock_seconds: int = LOCK_SECONDS
+    ) -> sqlalchemy.Engine:
+        """The cold paths' way in, by SQLAlchemy; its transactions are READ COMMITTED."""
+
+        def creator() -> Connection:
+            connection = self.connect(statement_seconds=statement_seconds, lock_seconds=lock_seconds)
+            # SQLAlchemy expects a driver that begins transactions.
+            connection.autocommit = False
+            return connection
+
+        return sqlalchemy.create_engine(
+            "postgresql+psycopg://", creator=creator, pool_pre_ping=True, hide_parameters=True
+        )
+
+
+class Session:
+    """One connection for one thread, which is made again when it broke."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        prepare: Callable[[Connection], None] | None = None,
+    ) -> None:
+        """`prepare` is called with each new connection; what it raises is raised to the caller."""
+        self._connect = connect
+        self._prepare = prepare
+        self._connection: Connection | None = None
+
+    def connection(self) -> Connection:
+        """The connection, made anew if there is none; raises `psycopg.Error` when there can be none."""
+        if self._connection is not None and not self._connection.broken and not self._connection.closed:
+            return self._connection
+        self.close()
+        connection = self._connect()
+        try:
+            if self._prepare is not None:
+                self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        return connection
+
+    def read(self, question: Callable[[Connection], Result]) -> Result:
+        """The answer to a question that may be asked twice: over a new connection when the old one broke.
+
+        Raises `UnavailableError` when the database does not answer.
+        """
+        for is_last in (False, True):
+            try:
+                return question(self.connection())
+            except psycopg.OperationalError as error:
+                if is_last or (self._connection is not None and not self._connection.broken):
+                    raise unavailable(error) from error
+            except psycopg.Error as error:
+                raise unavailable(error) from error
+        raise AssertionError  # pragma: no cover - the last try returns or raises
+
+    def is_in_transaction(self) -> bool:
+        """Whether a transaction is open in which nothing failed."""
+        connection = self._connection
+        return (
+            connection is not None
+            and connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+        )
+
+    def roll_back(self) -> None:
+        """Ends the transaction that is open, if any; a connection that cannot is given up."""
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                connection.execute("ROLLBACK")
+        except psycopg.Error:
+            self.close()
+
+    def close(self) -> None:
+        """Closes the connection; the next question makes a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def unavailable(error: psycopg.Error) -> UnavailableError:
+    """What a caller is told when the database fails."""
+    return UnavailableError(
+        f"the log's database does not answer: {first_line(error)}",
+        reason="AUDIT_UNAVAILABLE",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )
+
+
+def first_line(error: psycopg.Error) -> str:
+    """An error's message without its detail, which may quote a row."""
+    return error.diag.message_primary or str(error).partition("\n")[0] or type(error).__name__
+
+
+def require_durable(connection: Connection) -> None:
+    """Raises `FailedPreconditionError` when a commit that returned could be lost, or a torn page kept."""
+    for setting in ("fsync", "full_page_writes"):
+        row = connection.execute(f"SHOW {setting}".encode()).fetchone()
+        if row is None or row[0] != "on":
+            raise FailedPreconditionError(
+                f"the database has {setting} = {row and row[0]}, and the log needs 'on'"
+            )
+    level = connection.execute("SHOW synchronous_commit").fetchone()
+    if level is None or level[0] not in DURABLE_COMMITS:
+        raise FailedPreconditionError(
+            f"the database answers synchronous_commit = {level and level[0]}, and the log needs 'on'"
+        )
+    tables = [*METADATA.tables, "idem"]
+    unlogged = [row[0] for row in connection.execute(SELECT_UNLOGGED, [tables])]
+    if unlogged:
+        raise FailedPreconditionError(
+            f"a crash empties tables that are not logged: ALTER TABLE {unlogged[0]} SET LOGGED"
+        )
+
+
+def require_triggers(connection: Connection) -> None:
+    """Raises `FailedPreconditionError` unless the triggers that protect the log are exactly the expected ones."""
+    wrong = wrong_triggers(connection.execute(SELECT_TRIGGERS).fetchall())
+    if wrong:
+        raise FailedPreconditionError(
+            f"the triggers that protect the log are not as they should be: {', '.join(wrong)}"
+        )

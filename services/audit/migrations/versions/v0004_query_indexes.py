@@ -1,12 +1,33 @@
-"""Adds the indexes that filtered queries need."""
+"""Adds the indexes that filtered queries need.
+
+Each ends in `idx`, so that a page is read in the order of the log and no further than it needs.
+"""
 
 from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
 
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+ALWAYS_SET = ("tenant", "type")
+OFTEN_NULL = ("actor", "outcome", "law", "model", "tool")
+
 
 def upgrade() -> None:
-    """Creates the indexes."""
+    """Creates the indexes; the one on actors takes the place of the one that did not end in `idx`."""
+    op.drop_index("entry_actor", table_name="entry")
+    for column in ALWAYS_SET:
+        op.create_index(f"entry_by_{column}", "entry", ["log_id", column, "idx"])
+    for column in OFTEN_NULL:
+        is_set = sa.text(f"{column} IS NOT NULL")
+        op.create_index(
+            f"entry_by_{column}",
+            "entry",
+            ["log_id", column, "idx"],
+            sqlite_where=is_set,
+            postgresql_where=is_set,
+        )

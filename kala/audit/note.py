@@ -134,6 +134,11 @@ class Signer:
         secret = base64.b64encode(ED25519_TYPE + self._key.private_bytes_raw()).decode()
         return f"{PRIVATE_MARK}{self.verifier.name}+{self.verifier.key_id.hex()}+{secret}"
 
+    @property
+    def verifiers(self) -> tuple[Verifier, ...]:
+        """The keys by which a note of this signer may be known: its own, and the one that follows."""
+        return (self.verifier,) if self.following is None else (self.verifier, self.following.verifier)
+
     def followed_by(self, following: Signer) -> Signer:
         """The signer that lets another key of the same name sign beside it; raises `VerificationError` for any other pair."""
         if following.verifier.name != self.verifier.name or following.verifier == self.verifier:

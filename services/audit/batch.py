@@ -286,7 +286,7 @@ class BatchWriter:
         if found is None:
             raise DataLossError(f"no checkpoint signs the {head.size} entries that the log's head claims")
         try:
-            signed = open_checkpoint(found[1], [self._signer.verifier])
+            signed = open_checkpoint(found[1], self._signer.verifiers)
         except VerificationError as error:
             raise DataLossError(f"the checkpoint of size {head.size}: {error.message}") from error
         if (signed.size, signed.root) != (head.size, head.root):

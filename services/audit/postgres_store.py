@@ -28,6 +28,7 @@ from services.audit.postgres import (
     Postgres,
     Session,
     first_line,
+    read_head,
     require_durable,
     require_triggers,
     unavailable,
@@ -84,7 +85,6 @@ _KINDS: Final[dict[str, Callable[[list[Any]], Any]]] = {
     **dict.fromkeys(("sequence", "occurred_at", "recorded_at"), arrays.int8),
     "law": arrays.int4,
 }
-_SELECT_HEAD: Final = 'SELECT size, "range", root, epoch, recorded_at, key_epoch FROM head WHERE log_id = %s'
 _TURN: Final = "SELECT pg_advisory_xact_lock(hashtextextended('kala.audit.turn', %s))"
 
 log = structlog.get_logger()
@@ -289,14 +289,6 @@ class PostgresWriter:
         return values
 
 
-def read_head(connection: Connection, log_id: int) -> Head:
-    """The head row; raises `FailedPreconditionError` when the database holds no such log."""
-    row = connection.execute(_SELECT_HEAD, (log_id,)).fetchone()
-    if row is None:
-        raise FailedPreconditionError("the database holds no log")
-    return Head(*row)
-
-
 def _open_log(connection: Connection, origin: str, vkey: str) -> int:
     """The number of the log of this origin, made on first use."""
     with connection.transaction():
@@ -306,7 +298,11 @@ def _open_log(connection: Connection, origin: str, vkey: str) -> int:
             "SELECT log_id, origin, vkey FROM log WHERE origin = %s", (origin,)
         ).fetchone()
         if row is not None:
-            require_own_log((row[1], row[2]), origin, vkey)
+            newest = connection.execute(
+                "SELECT note FROM checkpoint WHERE log_id = %s ORDER BY size DESC LIMIT 1", (row[0],)
+            ).fetchone()
+            if require_own_log((row[1], row[2]), origin, vkey, None if newest is None else newest[0]):
+                connection.execute("UPDATE log SET vkey = %s WHERE log_id = %s", (vkey, row[0]))
             return int(row[0])
         row = connection.execute("SELECT coalesce(max(log_id), 0) + 1 FROM log").fetchone()
         log_id = 1 if row is None else int(row[0])

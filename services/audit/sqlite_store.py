@@ -218,7 +218,9 @@ class SqliteWriter:
                 )
                 db.execute("INSERT INTO head VALUES (?, 0, ?, ?, 0, 0, 0)", (LOG_ID, b"", EMPTY_ROOT))
             else:
-                require_own_log((row[0], row[1]), origin, vkey)
+                newest = db.execute("SELECT note FROM checkpoint ORDER BY size DESC LIMIT 1").fetchone()
+                if require_own_log((row[0], row[1]), origin, vkey, None if newest is None else newest[0]):
+                    db.execute("UPDATE log SET vkey = ? WHERE log_id = ?", (vkey, LOG_ID))
             db.execute("UPDATE head SET epoch = epoch + 1 WHERE log_id = ?", (LOG_ID,))
             return read_head(db).epoch
 

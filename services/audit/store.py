@@ -8,6 +8,7 @@ from typing import Protocol
 
 from kala.errors import FailedPreconditionError, KalaError
 from services.audit.edge import Tile
+from services.audit.keys import require_successor
 from services.audit.payloads import WrappedKey
 from services.audit.query import Condition
 
@@ -98,12 +99,17 @@ class GapRow:
     recorded_at: int
 
 
-def require_own_log(found: tuple[str, str], origin: str, vkey: str) -> None:
-    """Raises `FailedPreconditionError` unless the log row (origin and key) is that of the log we sign."""
+def require_own_log(found: tuple[str, str], origin: str, vkey: str, newest: str | None) -> bool:
+    """Raises `FailedPreconditionError` unless the log row (origin and key) is that of the log we sign.
+
+    True when the row must name our key from now on, for it is being replaced; `newest` is the newest checkpoint's note.
+    """
     if found[0] != origin:
         raise FailedPreconditionError(f"this database holds the log {found[0]!r}, not {origin!r}")
-    if found[1] != vkey:
-        raise FailedPreconditionError(f"this log is signed by {found[1]!r}, and the key file holds {vkey!r}")
+    if found[1] == vkey:
+        return False
+    require_successor(vkey, stored=found[1], newest=newest)
+    return True
 
 
 class LogWriter(Protocol):

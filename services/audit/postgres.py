@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 from kala.errors import FailedPreconditionError, UnavailableError
 from services.audit.postgres_schema import SELECT_TRIGGERS, SELECT_UNLOGGED, wrong_triggers
 from services.audit.schema import METADATA
+from services.audit.store import Head
 
 VARIABLE: Final = "KALA_AUDIT_DATABASE"
 CONNECT_SECONDS: Final = 5
@@ -24,6 +25,8 @@ LOCK_SECONDS: Final = 5
 SILENT_SECONDS: Final = 10
 RETRY_AFTER_SECONDS: Final = 1.0
 
+_SELECT_HEAD: Final = 'SELECT size, "range", root, epoch, recorded_at, key_epoch FROM head WHERE log_id = %s'
+
 Connection = psycopg.Connection[tuple[Any, ...]]  # `Any`: columns of any type
 Result = TypeVar("Result")
 
@@ -35,6 +38,8 @@ _NETWORK: Final[dict[str, str | int]] = {
     "keepalives_count": 3,
     "tcp_user_timeout": SILENT_SECONDS * 1_000,
     "application_name": "kala-audit",
+    # Of several hosts the one that takes writes; a standby may lag behind what was acknowledged.
+    "target_session_attrs": "read-write",
 }
 # Levels of `synchronous_commit` at which a commit that returned is on disk, here or on a standby as well.
 DURABLE_COMMITS: Final = ("on", "remote_apply")
@@ -66,12 +71,8 @@ class Postgres:
         lock_seconds: int = LOCK_SECONDS,
         is_read_only: bool = False,
     ) -> Connection:
-        """A connection without transactions of its own, to a server that takes writes unless `is_read_only`."""
-        target = "any" if is_read_only else "read-write"
-        connection = psycopg.connect(
-            **{"target_session_attrs": target, **self._parameters},
-            autocommit=True,
-        )
+        """A connection without transactions of its own."""
+        connection = psycopg.connect(**self._parameters, autocommit=True)
         try:
             connection.execute(
                 f"SET statement_timeout = '{statement_seconds}s'; SET lock_timeout = '{lock_seconds}s';"
@@ -214,3 +215,11 @@ def require_triggers(connection: Connection) -> None:
         raise FailedPreconditionError(
             f"the triggers that protect the log are not as they should be: {', '.join(wrong)}"
         )
+
+
+def read_head(connection: Connection, log_id: int) -> Head:
+    """The head row; raises `FailedPreconditionError` when the database holds no such log."""
+    row = connection.execute(_SELECT_HEAD, (log_id,)).fetchone()
+    if row is None:
+        raise FailedPreconditionError("the database holds no log")
+    return Head(*row)

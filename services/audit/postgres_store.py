@@ -18,7 +18,7 @@ from psycopg import errors
 
 from kala.audit.columns import DERIVED
 from kala.audit.merkle import EMPTY_ROOT
-from kala.errors import FailedPreconditionError
+from kala.errors import FailedPreconditionError, UnavailableError
 from services.audit import postgres_arrays as arrays
 from services.audit.migrate import migrate_postgres
 from services.audit.payloads import WrappedKey
@@ -26,12 +26,12 @@ from services.audit.postgres import (
     DURABLE_COMMITS,
     Connection,
     Postgres,
+    Result,
     Session,
     first_line,
     read_head,
     require_durable,
     require_triggers,
-    unavailable,
 )
 from services.audit.postgres_schema import PARTITION_WIDTH
 from services.audit.store import (
@@ -120,11 +120,11 @@ class PostgresWriter:
 
     def head(self) -> Head:
         """The head as committed."""
-        return self._session.read(lambda connection: read_head(connection, self.log_id))
+        return self._ask(lambda connection: read_head(connection, self.log_id))
 
     def live_key(self, subject: str) -> WrappedKey | None:
         """The subject's data key that is not erased."""
-        row = self._session.read(
+        row = self._ask(
             lambda connection: connection.execute(
                 "SELECT key_id, subject, kek_id, wrapped FROM subject_key "
                 "WHERE subject = %s AND erased_at IS NULL",
@@ -152,7 +152,7 @@ class PostgresWriter:
             return None
         except psycopg.Error as error:
             self._session.roll_back()
-            raise unavailable(error) from error
+            raise StoreFailedError(f"the database does not answer: {first_line(error)}") from error
 
     def end_turn(self) -> None:
         """Lets others go on, if a turn was taken and nothing was committed in it."""
@@ -189,6 +189,13 @@ class PostgresWriter:
     def close(self) -> None:
         """Closes the connection."""
         self._session.close()
+
+    def _ask(self, question: Callable[[Connection], Result]) -> Result:
+        try:
+            return self._session.read(question)
+        except UnavailableError as error:
+            # It fails the whole batch, and not the one record that it is asked for.
+            raise StoreFailedError(error.message) from error
 
     def _begin(self) -> Connection:
         """Begins a transaction; over a new connection when the old one broke, since nothing was said in it yet."""

@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event
 
 from kala.audit.note import Signer
-from kala.errors import FailedPreconditionError
 from services.audit.config import AuditSettings
 from services.audit.sqlite_store import LOG_ID, SqliteReader, SqliteWriter
 from services.audit.store import LogReader, LogWriter
@@ -52,10 +51,28 @@ class LogStore:
 def open_log_store(settings: AuditSettings, signer: Signer) -> LogStore:
     """Creates or opens the log of `signer`; raises `FailedPreconditionError` when its database would weaken it."""
     if "://" in settings.database:
-        raise FailedPreconditionError(
-            "KALA_AUDIT_DATABASE: logs in a database server come with the next step"
-        )
+        return _open_postgres(settings.database, signer)
     return _open_sqlite(Path(settings.database).expanduser(), signer)
+
+
+def _open_postgres(url: str, signer: Signer) -> LogStore:
+    from services.audit.postgres import Postgres
+    from services.audit.postgres_reader import PostgresReader
+    from services.audit.postgres_store import PostgresWriter
+
+    database = Postgres(url)
+    writer = PostgresWriter(database, origin=signer.verifier.name, vkey=str(signer.verifier))
+    engine = database.engine()
+    stack = ExitStack()
+    stack.callback(writer.close)
+    stack.callback(engine.dispose)
+    return LogStore(
+        writer=writer,
+        engine=engine,
+        log_id=writer.log_id,
+        open_reader=lambda: PostgresReader(database, log_id=writer.log_id),
+        stack=stack,
+    )
 
 
 def _open_sqlite(path: Path, signer: Signer) -> LogStore:

@@ -40,12 +40,15 @@ class LogView(Protocol):
 
     def newest(self) -> str:
         """The note of the newest checkpoint."""
+        ...
 
     def prove(self, old_size: int, new_size: int) -> Sequence[bytes]:
         """The hashes of the consistency proof between two sizes (RFC 6962 section 2.1.2)."""
+        ...
 
     def root(self, size: int) -> bytes | None:
         """The root that this view has at a size; None when it cannot say."""
+        ...
 
 
 class TileView:

@@ -6,12 +6,13 @@ is None, from what cannot be asked for, which is `UnverifiableError`.
 
 from __future__ import annotations
 
+import base64
 import http.client
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from kala.audit.report import TILE_WIDTH, UnverifiableError
 
@@ -33,6 +34,7 @@ class TileSource(Protocol):
 
     def read(self, path: str) -> bytes | None:
         """The file at this path, None when it is not there; raises `UnverifiableError` when that cannot be told."""
+        ...
 
 
 class DirectorySource:
@@ -80,6 +82,9 @@ class HttpSource:
         self._connection = made(host, port, timeout=CONNECT_SECONDS)
         self._prefix = parts.path.rstrip("/")
         self._headers = {"accept": "*/*", "accept-encoding": "identity", **(headers or {})}
+        if parts.password is not None:
+            user = f"{unquote(parts.username or '')}:{unquote(parts.password)}"
+            self._headers["authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{self._prefix}"
         self._sleep = sleep
 
@@ -104,7 +109,7 @@ class HttpSource:
                     return None
                 if status in _DENIED:
                     raise UnverifiableError(
-                        f"{self._shown}/{path} may not be read ({status}): give a key with the scope audit.read"
+                        f"{self._shown}/{path} may not be read ({status}): give the token of the log's tiles"
                     )
                 problem = f"the server answers {status}"
                 if status not in _RETRIED:

@@ -49,8 +49,9 @@ class TileCheck:
 
     def _check(self, level: int, number: int, expected: bytes) -> None:
         row = self._db.execute(_TILE, (level, number)).fetchone()
-        has_width = row is not None and row[0] == len(expected) // HASH_BYTES
-        require_tile(level, number, expected, row[1] if has_width and isinstance(row[1], bytes) else None)
+        width, data = row or (0, None)
+        fits = width == len(expected) // HASH_BYTES and isinstance(data, bytes)
+        require_tile(level, number, expected, data if fits else None)
 
     def finish(self) -> None:
         """Compares the tiles that still grow: those above level 0 are stored, that of level 0 is not.

@@ -96,7 +96,7 @@ def test_a_server_that_wants_a_key_is_no_verdict_on_the_log(status: int) -> None
     with (
         serving(served) as url,
         closing(HttpSource(url)) as source,
-        pytest.raises(UnverifiableError, match=r"audit\.read"),
+        pytest.raises(UnverifiableError, match="give the token"),
     ):
         verify_tiles(source, TRUSTED)
 
@@ -151,6 +151,13 @@ def test_an_answer_without_end_is_read_no_further_than_the_largest_bundle() -> N
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(UnverifiableError, match="is not an address"):
         HttpSource(url)
+
+
+def test_a_token_in_the_address_goes_to_the_server() -> None:
+    served = Served(Mirror(leaves(3)))
+    with serving(served) as url, closing(HttpSource(url.replace("//", "//reader:a%2Fb@"))) as source:
+        assert verify_tiles(source, TRUSTED).entries == 3
+    assert {token for _, token in served.requests} == {"Basic cmVhZGVyOmEvYg=="}
 
 
 def test_a_password_in_an_address_is_not_told() -> None:

@@ -15,7 +15,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from kala.adapters.lm_studio_state import ERROR, LM_OFF, NOT_CONFIGURED, Health, health_through
+from kala.adapters.lm_studio_state import (
+    ERROR,
+    NOT_CONFIGURED,
+    SWITCHED_OFF,
+    Health,
+    health_through,
+    switched_off,
+)
 from kala.adapters.settings import (
     KEY_NAME,
     LMStudioSettings,
@@ -42,7 +49,6 @@ __all__ = [
     "lm_studio_health",
 ]
 
-SWITCHED_OFF: Final = "LM_STUDIO_SWITCHED_OFF"
 MODEL_NOT_SET: Final = "LM_STUDIO_MODEL_NOT_SET"
 
 _GONE: Final = frozenset({"GATEWAY_UNREACHABLE", "CONNECTION_LOST"})
@@ -100,7 +106,7 @@ def lm_studio_health(*, at: Target | None = None) -> Result:
     try:
         settings = lm_studio_settings()
         if not settings.is_enabled:
-            return _switched_off(settings).as_dict()
+            return switched_off(settings).as_dict()
         return _health(settings, at).as_dict()
     except KalaError as error:
         return Health(ERROR, error.reason, error.message).as_dict()
@@ -135,17 +141,6 @@ def _running_target() -> Target | None:
         return find_target()
     except KalaError:
         return None
-
-
-def _switched_off(settings: LMStudioSettings) -> Health:
-    return Health(
-        LM_OFF,
-        SWITCHED_OFF,
-        "LM Studio is switched off by USE_LM_STUDIO",
-        cure="set USE_LM_STUDIO=1, or unset it",
-        base_url=settings.base_url,
-        model=settings.model,
-    )
 
 
 def _eligible(settings: LMStudioSettings, model: str | None) -> str:

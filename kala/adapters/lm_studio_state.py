@@ -22,6 +22,7 @@ ERROR: Final = "error"
 SLOWEST_SECONDS: Final = 5.0
 """RFC-080 section 2: a health check that takes longer makes LM Studio not eligible."""
 
+SWITCHED_OFF: Final = "LM_STUDIO_SWITCHED_OFF"
 NOT_CONFIGURED: Final = "NOT_CONFIGURED"
 TOO_SLOW: Final = "TOO_SLOW"
 
@@ -72,8 +73,23 @@ class Health:
         }
 
 
-def health_through(client: KalaClient, settings: LMStudioSettings) -> Health:
-    """Ask a suite for LM Studio's state; raises the KalaError of a suite that does not answer."""
+def switched_off(settings: LMStudioSettings) -> Health:
+    """Say that nobody wants it used."""
+    return Health(
+        LM_OFF,
+        SWITCHED_OFF,
+        "LM Studio is switched off by USE_LM_STUDIO",
+        cure="set USE_LM_STUDIO=1, or unset it",
+        base_url=settings.base_url,
+        model=settings.model,
+    )
+
+
+def health_through(client: KalaClient, settings: LMStudioSettings, *, is_tested: bool = True) -> Health:
+    """Ask a suite for LM Studio's state, and have it tested now unless told otherwise.
+
+    Raises the KalaError of a suite that does not answer.
+    """
     found = _lm_studio(client.backends(), settings)
     if found is None:
         return Health(
@@ -86,6 +102,8 @@ def health_through(client: KalaClient, settings: LMStudioSettings) -> Health:
             base_url=settings.base_url,
             model=settings.model,
         )
+    if not is_tested:
+        return _health(found, (), settings)
     try:
         tested = client.call(
             "POST",

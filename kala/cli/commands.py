@@ -13,6 +13,7 @@ from kala.cli import (
     audit,
     bench,
     chat,
+    control,
     data,
     ethics,
     evaluate,
@@ -46,6 +47,7 @@ application.command("status")(suite.status)
 application.command("logs")(logs.logs)
 application.command("chat")(chat.chat)
 application.add_typer(health.group, name="health")
+application.add_typer(control.group, name="control")
 application.add_typer(models.group, name="models")
 application.add_typer(tools.group, name="tools")
 application.add_typer(data.group, name="data")

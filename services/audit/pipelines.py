@@ -24,6 +24,7 @@ from sqlalchemy import (
     func,
     select,
 )
+from sqlalchemy.exc import DBAPIError
 
 from kala.errors import InvalidArgumentError, UnavailableError
 from services.audit.query import Condition
@@ -64,7 +65,18 @@ class Pipelines:
         self._log_id = log_id
 
     def since(self, recorded_at: int, conditions: Sequence[Condition] = ()) -> list[PipelineRuns]:
-        """The runs of the entries recorded at or after this time that meet all conditions, by name."""
+        """The runs of the entries recorded at or after this time that meet all conditions, by name.
+
+        Raises `UnavailableError` while the database does not answer.
+        """
+        try:
+            return self._since(recorded_at, conditions)
+        except DBAPIError as error:
+            raise UnavailableError(
+                "the log's database does not answer", reason="AUDIT_UNAVAILABLE"
+            ) from error
+
+    def _since(self, recorded_at: int, conditions: Sequence[Condition]) -> list[PipelineRuns]:
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             size = self._size(connection)
             first = self._index_at(connection, recorded_at, size)

@@ -232,12 +232,32 @@ def postgres_url(postgres_databases: Databases) -> Iterator[str]:
     postgres_databases.drop(url)
 
 
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_databases: Databases) -> Iterator[str]:
+    """The name of a database with the log's tables and no log, to be a template; made once."""
+    from services.audit.migrate import migrate_postgres
+    from services.audit.postgres import Postgres
+
+    url = postgres_databases.create()
+    migrate_postgres(Postgres(url))
+    yield name_of(url)
+    postgres_databases.drop(url)
+
+
+@pytest.fixture
+def postgres_log_url(postgres_databases: Databases, migrated_postgres: str) -> Iterator[str]:
+    """The URL of a database for this test that has the log's tables and no log."""
+    url = postgres_databases.create(template=migrated_postgres)
+    yield url
+    postgres_databases.drop(url)
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def log_database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """What `KALA_AUDIT_DATABASE` holds: a file that is not there yet, and then an empty PostgreSQL database."""
+    """What `KALA_AUDIT_DATABASE` holds: a file that is not there yet, and then a PostgreSQL database without a log."""
     if request.param == "sqlite":
         return str(tmp_path / "audit.db")
-    url: str = request.getfixturevalue("postgres_url")
+    url: str = request.getfixturevalue("postgres_log_url")
     return url
 
 

@@ -11,14 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sqlalchemy import Engine
+
 from kala.audit.note import Signer
 from kala.audit.v1 import audit_pb2
 from kala.errors import KalaError
 from services.audit.batch import BatchWriter, Logged, Submission
 from services.audit.migrate import migrate_sqlite
 from services.audit.payloads import KeyEncryptionKey
+from services.audit.postgres import Postgres
+from services.audit.postgres_reader import PostgresReader
+from services.audit.postgres_store import PostgresWriter
 from services.audit.records import entry_of
-from services.audit.sqlite_store import SqliteReader, SqliteWriter
+from services.audit.sqlite_store import LOG_ID, SqliteReader, SqliteWriter
+from services.audit.store import LogReader
+from services.common.database import connectable
 
 ORIGIN = "kala.test/audit"
 SEED = b"s" * 32
@@ -96,6 +103,31 @@ class LogFile:
             clock=lambda: next(self.clock),
         )
 
+    def _open_writer(self) -> SqliteWriter | PostgresWriter:
+        vkey = str(self.signer.verifier)
+        if is_url(self.path):
+            return PostgresWriter(Postgres(str(self.path)), origin=ORIGIN, vkey=vkey)
+        path = Path(self.path)
+        if not path.exists():
+            path.write_bytes(_migrated())
+        return SqliteWriter(path, origin=ORIGIN, vkey=vkey)
+
+    def open_reader(self) -> LogReader:
+        """A further reader; whoever asks for it closes it."""
+        if isinstance(self.writer, PostgresWriter):
+            return PostgresReader(Postgres(str(self.path)), log_id=self.writer.log_id)
+        return SqliteReader(Path(self.path))
+
+    @property
+    def log_id(self) -> int:
+        return self.writer.log_id if isinstance(self.writer, PostgresWriter) else LOG_ID
+
+    def open_engine(self) -> Engine:
+        """An engine for the cold paths; whoever asks for it disposes of it."""
+        if isinstance(self.writer, PostgresWriter):
+            return Postgres(str(self.path)).engine()
+        return connectable(str(self.path), variable="KALA_AUDIT_DATABASE")
+
     def append(self, *records: audit_pb2.Record, with_proof: bool = True) -> Sequence[Logged]:
         (outcome,) = self.write([records], with_proof=with_proof)
         if isinstance(outcome, KalaError):
@@ -118,7 +150,7 @@ class LogFile:
 
 
 @contextmanager
-def open_log(path: Path, seed: bytes = SEED) -> Iterator[LogFile]:
+def open_log(path: Path | str, seed: bytes = SEED) -> Iterator[LogFile]:
     log = LogFile(path, seed)
     try:
         yield log
@@ -126,12 +158,16 @@ def open_log(path: Path, seed: bytes = SEED) -> Iterator[LogFile]:
         log.close()
 
 
-def fill(path: Path, sizes: Sequence[int], *, payloads: int = 0) -> None:
+def fill(path: Path | str, sizes: Sequence[int], *, payloads: int = 0) -> None:
     """Makes a log of batches of these sizes."""
     with open_log(path) as log:
         numbers = itertools.count()
         for size in sizes:
             log.append(*(record(next(numbers), payloads=payloads) for _ in range(size)), with_proof=False)
+
+
+def is_url(path: Path | str) -> bool:
+    return "://" in str(path)
 
 
 def fresh_key() -> bytes:

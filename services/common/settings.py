@@ -23,7 +23,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from kala.errors import InvalidArgumentError
 from services.common.addresses import parse_address
-from services.common.peers import PART_NAMES
+from services.common.peers import PART_NAMES, WITNESS
 from services.common.settings_sources import Known, Layer, Sourced, from_environment, from_flags, from_yaml
 from services.common.tls import TlsFiles
 
@@ -299,7 +299,7 @@ def _yaml_layer(known: Sequence[Known], section: str, environ: Mapping[str, str]
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgumentError(str(path), "cannot be read as text") from error
-    return from_yaml(text, known, section=section, sections=PART_NAMES, path=named or CONFIG_FILE)
+    return from_yaml(text, known, section=section, sections=(*PART_NAMES, WITNESS), path=named or CONFIG_FILE)
 
 
 def _env_file(cwd: Path) -> dict[str, str]:

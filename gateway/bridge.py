@@ -100,7 +100,7 @@ class Bridge:
         caller = self._gate.caller(key)
         message = await self._read(exchange, binding, variables, caller)
         self._require_deployed(binding)
-        if binding.part == GATEWAY:
+        if binding.rpc in self._local:
             # A key must be revocable when there is no room left; what was logged as done is done, also for nobody.
             await self._serve_own(exchange, binding, message, caller)
             return

@@ -48,8 +48,8 @@ class Pseudonyms:
 
     def caller(self, key: ApiKey, person: str = "") -> Caller:
         """Name the holder of a key, and the person it acts for: the request's identifier, else the key itself."""
-        actor = self._name("key", key.tenant, key.id)
-        subject = self._name("person", key.tenant, person) if person else actor
+        actor = self.key(key.tenant, key.id)
+        subject = self.person(key.tenant, person) if person else actor
         principal = clearance_pb2.Principal(
             id=f"keys/{key.id}",
             tenant=key.tenant,
@@ -58,6 +58,14 @@ class Pseudonyms:
             subject=subject,
         )
         return Caller(principal, actor)
+
+    def key(self, tenant: str, key_id: str) -> str:
+        """Name the holder of a key; 64 hex characters."""
+        return self._name("key", tenant, key_id)
+
+    def person(self, tenant: str, person: str) -> str:
+        """Name a person that requests of a tenant name; 64 hex characters."""
+        return self._name("person", tenant, person)
 
     def seal(self, data: bytes) -> bytes:
         """Authenticate what goes out to a client and must come back unchanged; 32 bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.app import build_app
 from gateway.background import Background
-from gateway.bridge import Bridge
+from gateway.bridge import Bridge, LocalHandler
 from gateway.bridge_routes import Binding, Routes, bindings_of, contract_files
 from gateway.chat import ChatCompletions, ChatLimits
 from gateway.chat_tools import ChatTools
@@ -21,6 +21,7 @@ from gateway.checkpoint_pin import CheckpointPin, load_verifiers
 from gateway.completions import Completions
 from gateway.connection_test import ConnectionTest
 from gateway.destination import Destinations
+from gateway.erasure import Eraser, Erasures, spool_eraser
 from gateway.gate import Gate
 from gateway.guarded import GuardedCalls
 from gateway.health import Health
@@ -34,12 +35,13 @@ from gateway.ledger import Ledger
 from gateway.models import Models
 from gateway.moderations import Moderations
 from gateway.openapi import OpenApi
+from gateway.part_erasers import tools_eraser, trainer_eraser
 from gateway.pipeline import Pipeline
 from gateway.readings import Readings
 from gateway.text_tasks import EMBEDDINGS, RERANK, Method, Request, TextTask, TextTasks
 from gateway.tool_loop import LoopLimits
 from gateway.tool_runs import EXECUTE_RPC, ToolRuns
-from kala.audit.v1.audit_pb2_grpc import AuditReadServiceStub
+from kala.audit.v1.audit_pb2_grpc import AuditPrivacyServiceStub, AuditReadServiceStub
 from kala.errors import InvalidArgumentError
 from kala.ethics.v1.ethics_pb2_grpc import EthicsServiceStub
 from kala.inference.v1.inference_pb2_grpc import InferenceServiceStub
@@ -99,6 +101,9 @@ async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncI
             max_concurrent=settings.max_concurrent_requests,
             clock=time.monotonic,
         )
+        erasures = Erasures(
+            AuditPrivacyServiceStub(channels[AUDIT]), pseudonyms, _erasers(settings, channels, writer)
+        )
         keys = KeysService(
             store=store,
             ring=ring,
@@ -107,7 +112,8 @@ async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncI
             now=_now,
             randomness=secrets.token_bytes,
         )
-        yield _app(settings, telemetry, channels, gate=gate, ledger=ledger, keys=keys, background=background)
+        own = keys.handlers | erasures.handlers
+        yield _app(settings, telemetry, channels, gate=gate, ledger=ledger, own=own, background=background)
 
 
 def _app(
@@ -117,7 +123,7 @@ def _app(
     *,
     gate: Gate,
     ledger: Ledger,
-    keys: KeysService,
+    own: Mapping[str, LocalHandler],
     background: Background,
 ) -> FastAPI:
     ethics_stub = EthicsServiceStub(channels[ETHICS])
@@ -174,7 +180,7 @@ def _app(
             guarded=guarded,
             readings=Readings(ethics=ethics, ledger=ledger),
             channels=channels,
-            keys=keys,
+            own=own,
         ),
         openapi=OpenApi(bindings, version=_version()),
         telemetry=telemetry.rpc,
@@ -241,7 +247,7 @@ def _bridge(
     guarded: GuardedCalls,
     readings: Readings,
     channels: dict[str, grpc.aio.Channel],
-    keys: KeysService,
+    own: Mapping[str, LocalHandler],
 ) -> Bridge:
     return Bridge(
         routes=Routes(bindings),
@@ -250,7 +256,7 @@ def _bridge(
         guarded=guarded,
         readings=readings,
         channels=channels,
-        local=keys.handlers,
+        local=own,
         body_timeout_seconds=settings.body_timeout_seconds,
         max_act_seconds=settings.max_act_seconds,
         may_spool=desk.may_spool,
@@ -278,6 +284,18 @@ def _writer(settings: GatewaySettings, channel: grpc.aio.Channel, stack: AsyncEx
         stack.callback(spool.close)
     # Answers name their receipts; a proof is fetched by its id.
     return AuditWriter(channel, producer_id=settings.producer_id, spool=spool, with_proof=False)
+
+
+def _erasers(
+    settings: GatewaySettings, channels: dict[str, grpc.aio.Channel], writer: AuditWriter
+) -> dict[str, Eraser]:
+    """The parts that keep something of a person, beside the log."""
+    parts = {"gateway": spool_eraser(writer)}
+    if settings.tools_address is not None:
+        parts[TOOLS] = tools_eraser(settings.tools_address, settings.tls)
+    if TRAINER in channels:
+        parts[TRAINER] = trainer_eraser(channels[TRAINER])
+    return parts
 
 
 def _pin(settings: GatewaySettings, channel: grpc.aio.Channel, writer: AuditWriter) -> CheckpointPin | None:

@@ -108,6 +108,9 @@ class ScriptedTools(tools_pb2_grpc.ToolsServiceServicer):
     reads: list[pb.ReadFileRequest] = field(default_factory=list)
     principals: list[clearance_pb2.Principal] = field(default_factory=list)
     """On whose behalf unguarded calls came."""
+    erased: list[tuple[str, str]] = field(default_factory=list)
+    """Tenant and subject of every erasure."""
+    erase_failure: KalaError | None = None
     began: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -194,6 +197,15 @@ class ScriptedTools(tools_pb2_grpc.ToolsServiceServicer):
             files=[self._info(path) for path in sorted(self.files)[begin:end]],
             next_page_token=str(end) if end < len(self.files) else "",
         )
+
+    async def EraseSubject(  # noqa: N802 - the contract's name
+        self, request: pb.EraseSubjectRequest, context: Context
+    ) -> pb.EraseSubjectResponse:
+        if self.erase_failure is not None:
+            await abort(context, self.erase_failure)
+        is_first = (request.tenant, request.subject) not in self.erased
+        self.erased.append((request.tenant, request.subject))
+        return pb.EraseSubjectResponse(workspaces=2, runs=3) if is_first else pb.EraseSubjectResponse()
 
     def _info(self, path: str) -> pb.FileInfo:
         content = self.files[path]

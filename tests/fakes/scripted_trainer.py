@@ -29,6 +29,7 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
     failure: KalaError | None = None
     created: list[pb.CreateTrainingJobAction] = field(default_factory=list)
     principals: list[clearance_pb2.Principal] = field(default_factory=list)
+    erase_failure: KalaError | None = None
     watch_seconds: float = 0.0
     """How long the last watch may take."""
 
@@ -83,6 +84,15 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
             elif isinstance(event, job_pb2.TrainingProgress):
                 response.progress.CopyFrom(event)
             yield response
+
+    async def EraseSubject(  # noqa: N802 - the contract's name
+        self, request: pb.EraseSubjectRequest, context: Context
+    ) -> pb.EraseSubjectResponse:
+        if self.erase_failure is not None:
+            await abort(context, self.erase_failure)
+        return pb.EraseSubjectResponse(
+            datasets=["datasets/d@1"], rows=7, jobs=[JOB], adapters=["adapters/a@1"]
+        )
 
 
 def _job(state: job_pb2.JobState) -> job_pb2.TrainingJob:

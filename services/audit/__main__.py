@@ -17,7 +17,7 @@ from services.audit.pipelines import Pipelines
 from services.audit.privacy import Privacy
 from services.audit.privacy_servicer import AuditPrivacyServicer
 from services.audit.privacy_store import PrivacyStore
-from services.audit.read_servicer import AuditReadServicer
+from services.audit.read_servicer import reads_of
 from services.audit.reading import LogReading
 from services.audit.reconciler import Reconciler, reconciling
 from services.audit.servicer import AuditServicer, may_call
@@ -35,7 +35,6 @@ async def main() -> None:
     settings = load(AuditSettings, section=SECTION)
     signer = load_signer(settings.log_key_file)
     kek = KeyEncryptionKey(load_secret_key(settings.kek_file))
-    vkey = str(signer.verifier)
     async with AsyncExitStack() as stack:
         telemetry = stack.enter_context(process_telemetry(SECTION, settings))
         store = stack.enter_context(closing(open_log_store(settings, signer)))
@@ -45,14 +44,12 @@ async def main() -> None:
         log = Log(batches, max_pending=settings.max_pending_records)
         log.start()
         stack.push_async_callback(log.stop)
-        reads = AuditReadServicer(  # type: ignore[abstract] # the rest is UNIMPLEMENTED
-            LogReading(store.open_reader()),
-            pipelines=Pipelines(store.engine, store.log_id),
-            vkey=vkey,
-            clock=system_clock,
+        own = OwnRecords(log, clock=system_clock)
+        pipelines = Pipelines(store.engine, store.log_id)
+        reads = reads_of(
+            store.open_reader, pipelines=pipelines, own=own, signer=signer, kek=kek, clock=system_clock
         )
         stack.push_async_callback(reads.close)
-        own = OwnRecords(log, clock=system_clock)
         kept = PrivacyStore(store.engine, store.log_id, clock=system_clock)
         privacy = Privacy(kept, LogReading(store.open_reader()), own, signer)
         stack.push_async_callback(privacy.close)
@@ -68,6 +65,8 @@ async def main() -> None:
         server = await stack.enter_async_context(
             serving(settings, registrations, policy=policy, telemetry=telemetry.rpc)
         )
+        # Before the server drains: a watch would use the whole drain.
+        stack.push_async_callback(reads.stop_watches)
         await server.set_serving()
         await server.run_until_signalled()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
@@ -95,7 +95,7 @@ class ContentReads:
 
     async def export(
         self, request: audit_pb2.ExportRequest, context: Context
-    ) -> AsyncIterator[audit_pb2.ExportResponse]:
+    ) -> AsyncGenerator[audit_pb2.ExportResponse, None]:
         """Whole lines, then the manifest."""
         plan = plan_of(request)
         reader = reader_of(context)
@@ -119,7 +119,7 @@ class ContentReads:
 
     async def watch_entries(
         self, request: audit_pb2.WatchEntriesRequest, context: Context
-    ) -> AsyncIterator[audit_pb2.WatchEntriesResponse]:
+    ) -> AsyncGenerator[audit_pb2.WatchEntriesResponse, None]:
         """Entries as they are logged; the watcher's own queries and watches are not shown."""
         conditions = timeless_conditions(request.filter)
         reader = reader_of(context)
@@ -136,7 +136,9 @@ class ContentReads:
             async for found in self._watches.entries(conditions, first, is_shown=shown):
                 yield audit_pb2.WatchEntriesResponse(entry=entry_message(found))
 
-    async def watch_checkpoints(self, context: Context) -> AsyncIterator[audit_pb2.WatchCheckpointsResponse]:
+    async def watch_checkpoints(
+        self, context: Context
+    ) -> AsyncGenerator[audit_pb2.WatchCheckpointsResponse, None]:
         """The newest checkpoint and each newer one; they are public, so nothing is logged."""
         with self._watches.place(Watched.CHECKPOINTS):
             await context.send_initial_metadata(())

@@ -1,26 +1,30 @@
 # ruff: noqa: N802 - gRPC names methods in CamelCase
-"""The reading RPCs that this release serves; the base class answers UNIMPLEMENTED for the others."""
+"""The reading RPCs. What reads entries is itself logged before it is answered; proofs and checkpoints are not."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Final, ParamSpec, TypeVar
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
+from kala.audit.note import Signer
 from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.errors import InvalidArgumentError
+from services.audit.content_reads import ContentReads, entry_message
+from services.audit.filters import conditions_of, facts_of, span_of, timeless_conditions
+from services.audit.own_records import OwnRecords
+from services.audit.payloads import KeyEncryptionKey
 from services.audit.pipelines import PipelineRuns, Pipelines
 from services.audit.query import Condition, page_size_of
-from services.audit.reading import FoundEntry, LogReading, Question
-from services.audit.records import OUTCOME_NAMES
-from services.audit.store import GapRow
+from services.audit.read_records import QUERY, is_for_someone, log_read, reader_of
+from services.audit.reading import LogReading, Question
+from services.audit.store import GapRow, LogReader
+from services.audit.watching import Watches
 from services.common.peers import Context
 
-MAX_TYPES: Final = 32
 DEFAULT_WINDOW_SECONDS: Final = 86_400
 # No act lasts longer than max_act_seconds, 900 s.
 DEFAULT_INTENT_AGE_US: Final = 900_000_000
@@ -35,26 +39,48 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
     """Reads the log in a thread of its own, so that a long query delays no append."""
 
     def __init__(
-        self, reading: LogReading, *, pipelines: Pipelines, vkey: str, clock: Callable[[], int]
+        self,
+        reading: LogReading,
+        *,
+        content: ContentReads,
+        pipelines: Pipelines,
+        own: OwnRecords,
+        vkey: str,
+        clock: Callable[[], int],
     ) -> None:
-        """`clock` gives microseconds since 1970."""
+        """`clock` gives microseconds since 1970; `content` is closed with this."""
         self._reading = reading
+        self._content = content
         self._pipelines = pipelines
+        self._own = own
         self._vkey = vkey
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, "audit-reader")
 
+    async def stop_watches(self) -> None:
+        """Ends the watches; call it before the server drains, which else would wait for them."""
+        await self._content.stop_watches()
+
     async def close(self) -> None:
-        """Waits for the read that runs."""
+        """Waits for the reads that run."""
+        await self._content.close()
         await asyncio.to_thread(self._thread.shutdown)
 
     async def GetEntry(
         self, request: audit_pb2.GetEntryRequest, context: Context
     ) -> audit_pb2.GetEntryResponse:
-        """One entry with its proof."""
-        del context
-        found = await self._read(self._reading.entry, int(_match("name", request.name, _ENTRY_NAME)))
-        return audit_pb2.GetEntryResponse(entry=_entry(found), proof=found.proof)
+        """One entry with its proof; logged when it is read for somebody, not for a part's own proof."""
+        index = int(_match("name", request.name, _ENTRY_NAME))
+        found = await self._read(self._reading.entry, index)
+        if is_for_someone(context):
+            await self._log(context, "GetEntry", {"entry": str(index)})
+        return audit_pb2.GetEntryResponse(entry=entry_message(found), proof=found.proof)
+
+    async def ReadPayload(
+        self, request: audit_pb2.ReadPayloadRequest, context: Context
+    ) -> audit_pb2.ReadPayloadResponse:
+        """One payload in plain, for a reason that is logged first."""
+        return await self._content.read_payload(request, context)
 
     async def GetReceipt(
         self, request: audit_pb2.GetReceiptRequest, context: Context
@@ -87,20 +113,21 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
         return audit_pb2.GetConsistencyProofResponse(hashes=hashes, new_size=size, checkpoint=note)
 
     async def Query(self, request: audit_pb2.QueryRequest, context: Context) -> audit_pb2.QueryResponse:
-        """One page of the entries that meet a filter."""
-        del context
+        """One page of the entries that meet a filter; the first page of a query is logged."""
         page = await self._read(self._reading.query, _question(request))
+        if not request.page_token:
+            await self._log(context, "Query", facts_of(request.filter))
         return audit_pb2.QueryResponse(
-            entries=[_entry(found) for found in page.entries],
+            entries=[entry_message(found) for found in page.entries],
             next_page_token=page.next_token,
             snapshot_size=page.snapshot_size,
         )
 
     async def Summary(self, request: audit_pb2.SummaryRequest, context: Context) -> audit_pb2.SummaryResponse:
         """Counts over a window."""
-        del context
         since, conditions = self._window(request)
         size, counts = await self._read(self._reading.summary, since, conditions)
+        await self._log(context, "Summary", facts_of(request.filter))
         listed = {
             column: [audit_pb2.Count(label=label, count=count) for label, count in values]
             for column, values in counts.items()
@@ -117,26 +144,52 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
         self, request: audit_pb2.PipelineStatusRequest, context: Context
     ) -> audit_pb2.PipelineStatusResponse:
         """How each backend and tool fared over a window."""
-        del context
         runs = await self._read(self._pipelines.since, *self._window(request))
+        await self._log(context, "PipelineStatus", facts_of(request.filter))
         return audit_pb2.PipelineStatusResponse(pipelines=map(_pipeline, runs))
 
     async def ListGaps(
         self, request: audit_pb2.ListGapsRequest, context: Context
     ) -> audit_pb2.ListGapsResponse:
-        """Intents without outcome and holes in producers' numbers."""
-        del context
+        """Intents without outcome and holes in producers' numbers; the first page is logged."""
         age = request.intent_age.ToMicroseconds() if request.HasField("intent_age") else DEFAULT_INTENT_AGE_US
         if age < 0:
             raise InvalidArgumentError("intent_age", "must not be negative")
         rows, token = await self._read(
             self._reading.gaps,
-            _timeless_conditions(request.filter),
+            timeless_conditions(request.filter),
             intents_before=self._clock() - age,
             page_size=page_size_of(request.page_size),
             page_token=request.page_token,
         )
+        if not request.page_token:
+            await self._log(context, "ListGaps", facts_of(request.filter))
         return audit_pb2.ListGapsResponse(gaps=map(_gap, rows), next_page_token=token)
+
+    async def Export(
+        self, request: audit_pb2.ExportRequest, context: Context
+    ) -> AsyncIterator[audit_pb2.ExportResponse]:
+        """Entries in a standard format, then the signed manifest."""
+        async with aclosing(self._content.export(request, context)) as parts:
+            async for part in parts:
+                yield part
+
+    async def WatchEntries(
+        self, request: audit_pb2.WatchEntriesRequest, context: Context
+    ) -> AsyncIterator[audit_pb2.WatchEntriesResponse]:
+        """Entries as they are logged."""
+        async with aclosing(self._content.watch_entries(request, context)) as entries:
+            async for entry in entries:
+                yield entry
+
+    async def WatchCheckpoints(
+        self, request: audit_pb2.WatchCheckpointsRequest, context: Context
+    ) -> AsyncIterator[audit_pb2.WatchCheckpointsResponse]:
+        """The newest checkpoint and each newer one."""
+        del request
+        async with aclosing(self._content.watch_checkpoints(context)) as checkpoints:
+            async for checkpoint in checkpoints:
+                yield checkpoint
 
     def _window(
         self, request: audit_pb2.SummaryRequest | audit_pb2.PipelineStatusRequest
@@ -145,20 +198,42 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
         seconds = request.window.ToSeconds() if request.HasField("window") else DEFAULT_WINDOW_SECONDS
         if seconds <= 0:
             raise InvalidArgumentError("window", "must be positive")
-        return self._clock() - seconds * 1_000_000, _timeless_conditions(request.filter)
+        return self._clock() - seconds * 1_000_000, timeless_conditions(request.filter)
+
+    async def _log(self, context: Context, rpc: str, facts: Mapping[str, str]) -> None:
+        """Logs a query; what was found may be answered when this returns, and not before."""
+        await log_read(self._own, QUERY, rpc, reader_of(context), facts)
 
     async def _read(self, method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: method(*args, **kwargs))
 
 
-def _entry(found: FoundEntry) -> audit_pb2.Entry:
-    entry = found.entry
-    return audit_pb2.Entry(
-        name=f"entries/{entry.index}",
-        index=entry.index,
-        leaf=entry.leaf,
-        leaf_hash=entry.leaf_hash,
-        payload_kinds=found.payload_kinds,
+def reads_of(
+    open_reader: Callable[[], LogReader],
+    *,
+    pipelines: Pipelines,
+    own: OwnRecords,
+    signer: Signer,
+    kek: KeyEncryptionKey,
+    clock: Callable[[], int],
+) -> AuditReadServicer:
+    """The servicer of a log, with a reader for each of its threads; whoever opened the readers closes them."""
+    reader = open_reader()
+    content = ContentReads(
+        payloads=LogReading(reader, kek),
+        exports=reader,
+        watches=Watches(open_reader()),
+        own=own,
+        signer=signer,
+        clock=clock,
+    )
+    return AuditReadServicer(
+        LogReading(open_reader()),
+        content=content,
+        pipelines=pipelines,
+        own=own,
+        vkey=str(signer.verifier),
+        clock=clock,
     )
 
 
@@ -185,56 +260,16 @@ def _gap(row: GapRow) -> audit_pb2.Gap:
     return gap
 
 
-def _timeless_conditions(wanted: audit_pb2.EntryFilter) -> list[Condition]:
-    """The conditions of a request that says its span of time otherwise."""
-    if wanted.HasField("from") or wanted.HasField("until"):
-        raise InvalidArgumentError("filter", "takes no times here")
-    return _conditions(wanted)
-
-
-def _conditions(wanted: audit_pb2.EntryFilter) -> list[Condition]:
-    if len(wanted.types) > MAX_TYPES:
-        raise InvalidArgumentError("filter.types", f"at most {MAX_TYPES}")
-    conditions = [
-        Condition(column, (value,))
-        for column, value in (
-            ("actor", wanted.actor),
-            ("model", wanted.model),
-            ("tool", wanted.tool),
-            ("trace_id", wanted.trace_id),
-            ("tenant", wanted.tenant),
-        )
-        if value
-    ]
-    if wanted.types:
-        conditions.append(Condition("type", tuple(wanted.types)))
-    if wanted.outcomes:
-        conditions.append(Condition("outcome", tuple(_outcome(outcome) for outcome in wanted.outcomes)))
-    if wanted.HasField("law"):
-        conditions.append(Condition("law", (wanted.law,)))
-    return conditions
-
-
 def _question(request: audit_pb2.QueryRequest) -> Question:
-    wanted = request.filter
+    span = span_of(request.filter)
     return Question(
-        _conditions(wanted),
-        _microseconds(getattr(wanted, "from")) if wanted.HasField("from") else None,
-        _microseconds(wanted.until) if wanted.HasField("until") else None,
+        conditions_of(request.filter),
+        span.recorded_from,
+        span.recorded_until,
         page_size_of(request.page_size),
         request.page_token,
         request.descending,
     )
-
-
-def _outcome(outcome: int) -> str:
-    if outcome not in OUTCOME_NAMES:
-        raise InvalidArgumentError("filter.outcomes", "holds an outcome that does not exist")
-    return OUTCOME_NAMES[outcome]
-
-
-def _microseconds(time: Timestamp) -> int:
-    return time.seconds * 1_000_000 + time.nanos // 1_000
 
 
 def _match(field: str, text: str, pattern: re.Pattern[str]) -> str:

@@ -11,11 +11,28 @@ from kala.errors import InvalidArgumentError
 from services.audit.batch import Logged
 from services.audit.log import Log
 from services.audit.records import entry_of
-from services.common.peers import ETHICS, GATEWAY, INFERENCE, TOOLS, TRAINER, Context, Peer, peer_of
+from services.common.peers import (
+    CLI,
+    CONSOLE,
+    ETHICS,
+    GATEWAY,
+    INFERENCE,
+    TOOLS,
+    TRAINER,
+    Context,
+    Peer,
+    peer_of,
+)
 
 # Who acts, writes. The others only read: a reader holds no right to add to what it reads.
 WRITERS: Final = frozenset({GATEWAY, ETHICS, INFERENCE, TOOLS, TRAINER})
 WRITING_SERVICE: Final = "/kala.audit.v1.AuditService/"
+READING_SERVICE: Final = "/kala.audit.v1.AuditReadService/"
+# Who shows people what is in the log. The others need proofs alone, and get no entries by the thousand, and no content.
+READERS: Final = frozenset({GATEWAY, CONSOLE, CLI})
+PROVING: Final = frozenset(
+    {"GetEntry", "GetReceipt", "GetCheckpoint", "GetConsistencyProof", "WatchCheckpoints"}
+)
 # Erasure goes through the gateway, which knows who may ask for it.
 PRIVACY_SERVICE: Final = "/kala.audit.v1.AuditPrivacyService/"
 
@@ -85,6 +102,8 @@ def may_call(method: str, peer: Peer) -> bool:
     """Whether this part may use this RPC: privileges follow services."""
     if method.startswith(WRITING_SERVICE):
         return peer.part in WRITERS
+    if method.startswith(READING_SERVICE):
+        return peer.part in READERS or method.removeprefix(READING_SERVICE) in PROVING
     return not method.startswith(PRIVACY_SERVICE) or peer.part == GATEWAY
 
 

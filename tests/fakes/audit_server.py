@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,16 +15,14 @@ from kala.audit.v1 import audit_pb2_grpc
 from services.audit.config import AuditSettings
 from services.audit.log import Log
 from services.audit.own_records import OwnRecords
+from services.audit.payloads import KeyEncryptionKey
 from services.audit.pipelines import Pipelines
-from services.audit.read_servicer import AuditReadServicer
-from services.audit.reading import LogReading
+from services.audit.read_servicer import reads_of
 from services.audit.servicer import AuditServicer, may_call
-from services.audit.sqlite_store import LOG_ID, SqliteReader
 from services.common.channel import open_channel
-from services.common.database import connectable
 from services.common.interceptors import CallPolicy
 from services.common.server import serving
-from tests.fakes.audit_log import NOW, LogFile
+from tests.fakes.audit_log import KEK, NOW, LogFile
 
 
 @dataclass
@@ -48,25 +46,27 @@ class ServedLog:
 
 @asynccontextmanager
 async def served_log(
-    path: Path, *, max_pending: int = 4_096, address: str = "127.0.0.1:0"
+    path: Path | str, *, max_pending: int = 4_096, address: str = "127.0.0.1:0"
 ) -> AsyncIterator[ServedLog]:
     """Serves the log at `path` until the context is left."""
     file = LogFile(path)
-    reader = SqliteReader(path)
-    engine = connectable(str(path), variable="KALA_AUDIT_DATABASE")
+    engine = file.open_engine()
     log = Log(file.batches, max_pending=max_pending)
     log.start()
-    reads = AuditReadServicer(
-        LogReading(reader),
-        pipelines=Pipelines(engine, LOG_ID),
-        vkey=str(file.signer.verifier),
+    own = OwnRecords(log, clock=lambda: NOW)
+    readers = ExitStack()
+    reads = reads_of(
+        lambda: readers.enter_context(closing(file.open_reader())),
+        pipelines=Pipelines(engine, file.log_id),
+        own=own,
+        signer=file.signer,
+        kek=KeyEncryptionKey(KEK),
         clock=lambda: NOW + 10_000_000,
-    )  # type: ignore[abstract] # as the service does
+    )
     registrations = [
         partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log)),
         partial(audit_pb2_grpc.add_AuditReadServiceServicer_to_server, reads),
     ]
-    own = OwnRecords(log, clock=lambda: NOW)
     settings = AuditSettings(address=address, metrics_port=None, drain_seconds=0.2)
     async with (
         serving(
@@ -76,8 +76,9 @@ async def served_log(
     ):
         await server.set_serving()
         yield ServedLog(file, log, server.address, channel, file.signer.verifier)
+        await reads.stop_watches()
     await log.stop()
     await reads.close()
-    reader.close()
+    readers.close()
     engine.dispose()
     file.close()

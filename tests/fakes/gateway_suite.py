@@ -28,15 +28,19 @@ from kala.inference.v1 import inference_pb2, inference_pb2_grpc
 from kala.tools.v1 import tools_pb2, tools_pb2_grpc
 from kala.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from services.audit.batch import BatchWriter
+from services.audit.config import AuditSettings
 from services.audit.log import Log, system_clock
+from services.audit.own_records import OwnRecords
 from services.audit.payloads import KeyEncryptionKey
 from services.audit.pipelines import Pipelines
-from services.audit.read_servicer import AuditReadServicer
+from services.audit.privacy import Privacy
+from services.audit.privacy_servicer import AuditPrivacyServicer
+from services.audit.privacy_store import PrivacyStore
+from services.audit.read_servicer import reads_of
 from services.audit.reading import LogReading
 from services.audit.servicer import AuditServicer
-from services.audit.sqlite_store import LOG_ID, SqliteReader, SqliteWriter
+from services.audit.stores import open_log_store
 from services.common.clearance import ClearanceVerifier, guard_for
-from services.common.database import connectable
 from services.common.interceptors import CallPolicy
 from services.common.keys import key_id
 from services.common.pages import Pages
@@ -67,27 +71,37 @@ class AuditProcess:
     async def start(self) -> None:
         key, path = signer(), self.directory / "audit.db"
         self._stack = stack = AsyncExitStack()
-        vkey = str(key.verifier)
-        writer = stack.enter_context(closing(SqliteWriter(path, origin=key.verifier.name, vkey=vkey)))
-        readers = [stack.enter_context(closing(SqliteReader(path))) for _ in range(2)]
+        store = stack.enter_context(closing(open_log_store(AuditSettings(database=str(path)), key)))
+        kek = KeyEncryptionKey(KEK)
         batches = BatchWriter(
-            writer=writer, reader=readers[0], signer=key, kek=KeyEncryptionKey(KEK), clock=system_clock
+            writer=store.writer, reader=store.open_reader(), signer=key, kek=kek, clock=system_clock
         )
         log = Log(batches, max_pending=1000)
         log.start()
         stack.push_async_callback(log.stop)
-        engine = connectable(str(path), variable="KALA_AUDIT_DATABASE")
-        stack.callback(engine.dispose)
-        reads = AuditReadServicer(
-            LogReading(readers[1]), pipelines=Pipelines(engine, LOG_ID), vkey=vkey, clock=system_clock
+        own = OwnRecords(log, clock=system_clock)
+        reads = reads_of(
+            store.open_reader,
+            pipelines=Pipelines(store.engine, store.log_id),
+            own=own,
+            signer=key,
+            kek=kek,
+            clock=system_clock,
         )
         stack.push_async_callback(reads.close)
+        kept = PrivacyStore(store.engine, store.log_id, clock=system_clock)
+        privacy = Privacy(kept, LogReading(store.open_reader()), own, key)
+        stack.push_async_callback(privacy.close)
         server = await stack.enter_async_context(
             serving(
                 GrpcServerSettings(address=self.address, allowed_peers=("gateway",), drain_seconds=0.2),
                 [
                     partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log)),
                     partial(audit_pb2_grpc.add_AuditReadServiceServicer_to_server, reads),
+                    partial(
+                        audit_pb2_grpc.add_AuditPrivacyServiceServicer_to_server,
+                        AuditPrivacyServicer(privacy),
+                    ),
                 ],
             )
         )

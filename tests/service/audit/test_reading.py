@@ -7,7 +7,6 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
 import pytest
 
 from kala.audit.checkpoint import open_checkpoint
@@ -331,9 +330,3 @@ async def test_a_log_whose_clock_once_jumped_ahead_still_names_old_intents(tmp_p
 async def test_a_whole_log_has_no_gaps(served: ServedLog) -> None:
     response = await served.read.ListGaps(audit_pb2.ListGapsRequest())
     assert not response.gaps
-
-
-async def test_what_a_later_release_brings_is_unimplemented(served: ServedLog) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await anext(aiter(served.read.Export(audit_pb2.ExportRequest())))
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -59,7 +59,7 @@ class Submission:
     with_proof: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one for each record: freezing would triple its cost
 class Logged:
     """Where a record is in the log; `created` is false when its key was there before.
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from kala.audit.columns import derived
-from kala.audit.leaf import MAX_LEAF_BYTES, MAX_SKEW, SCHEMA
+from kala.audit.leaf import MAX_LEAF_BYTES, MAX_SKEW
 from kala.audit.merkle import leaf_hash
 from kala.audit.times import format_time
 from kala.errors import InvalidArgumentError
@@ -23,8 +22,7 @@ _MAX_SKEW_US: Final = MAX_SKEW.total_seconds() * 1_000_000
 _COMMON_SUBJECT: Final = "tenant:"
 
 
-@dataclass(frozen=True, slots=True)
-class PlainPayload:
+class PlainPayload(NamedTuple):
     """Content as its producer sent it."""
 
     kind: str
@@ -32,16 +30,16 @@ class PlainPayload:
     store: bool
 
 
-@dataclass(frozen=True, slots=True)
-class NewEntry:
+class NewEntry(NamedTuple):
     """A validated record: the leaf's fields that its producer decides, and the content that belongs to it.
 
-    `record_digest` covers everything but the content's bytes: two records with the same key and digest are one.
+    `fields` are those of the leaf but the ones that `build` stamps. `record_digest` covers everything but the content's
+    bytes: two records with the same key and digest are one.
     """
 
     key: bytes
     # `Any`: values of canonical JSON; `kala.audit.leaf.FIELDS` says which.
-    fields: Mapping[str, Any]
+    fields: dict[str, Any]
     occurred_at: int
     record_digest: bytes
     payloads: Sequence[PlainPayload]
@@ -53,8 +51,7 @@ class NewEntry:
         return subject
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltEntry:
+class BuiltEntry(NamedTuple):
     """An entry with its place: the row to store and its sealed payloads."""
 
     row: EntryRow
@@ -66,17 +63,15 @@ def build(entry: NewEntry, index: int, recorded_at: int, sealer: PayloadSealer) 
 
     `recorded_at` is in microseconds since 1970. Raises `InvalidArgumentError` when the leaf would be too long.
     """
-    subject = entry.subject if entry.payloads else ""
-    sealed = [sealer.seal(subject, entry.key, p.kind, p.data, store=p.store) for p in entry.payloads]
-    value = {
-        **entry.fields,
-        "schema": SCHEMA,
-        "occurred_at": time_text(entry.occurred_at),
-        "recorded_at": time_text(recorded_at),
-        "skew_flag": abs(recorded_at - entry.occurred_at) > _MAX_SKEW_US,
-        "commitments": [payload.leaf_value() for payload in sealed],
-        "record_digest": entry.record_digest.hex(),
-    }
+    sealed: Sequence[SealedPayload] = ()
+    if entry.payloads:
+        seal, subject, key = sealer.seal, entry.subject, entry.key
+        sealed = [seal(subject, key, kind, data, store=store) for kind, data, store in entry.payloads]
+    # Stamped anew at every try: the entry may get another place and another time.
+    value = entry.fields
+    value["recorded_at"] = _stamp_text(recorded_at)
+    value["skew_flag"] = abs(recorded_at - entry.occurred_at) > _MAX_SKEW_US
+    value["commitments"] = [payload.leaf_value() for payload in sealed]
     # Equal to kala.audit.canonical for every value a record can hold (a property test says so), and 8 times as fast.
     leaf = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     if len(leaf) > MAX_LEAF_BYTES:
@@ -94,6 +89,10 @@ def time_text(microseconds: int) -> str:
     return f"{_second_text(second)}{fraction:06d}Z"
 
 
+# The entries of one transaction share their time.
+_stamp_text: Final = lru_cache(maxsize=4)(time_text)
+
+
 @lru_cache(maxsize=64)
 def _second_text(second: int) -> str:
     return format_time(second * 1_000_000)[:-7]
@@ -101,8 +100,7 @@ def _second_text(second: int) -> str:
 
 def digest_of_record(record: bytes, payloads: Sequence[PlainPayload]) -> bytes:
     """The digest of a producer's record: its bytes without the content, then each payload's kind, length and fate."""
-    shapes = b"".join(
-        b"%c%c%s%s" % (p.store, len(p.kind), p.kind.encode(), len(p.data).to_bytes(8, "big"))
-        for p in payloads
-    )
+    shapes = b""
+    for kind, data, store in payloads:
+        shapes += b"%c%c%s%s" % (store, len(kind), kind.encode(), len(data).to_bytes(8, "big"))
     return sha256(len(record).to_bytes(8, "big") + record + shapes).digest()

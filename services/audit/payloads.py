@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -45,8 +45,7 @@ class WrappedKey:
     wrapped: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class SealedPayload:
+class SealedPayload(NamedTuple):
     """A payload as stored, with what its leaf says about it and the salt for its producer."""
 
     kind: str
@@ -119,15 +118,16 @@ class PayloadSealer:
         self._max_cached = max_cached
         self._find_live = find_live
         self._random = random
-        self._live: dict[str, tuple[str, AESGCM]] = {}
+        self._live: dict[str, tuple[str, bytes, AESGCM]] = {}
         self._new: list[WrappedKey] = []
 
     def seal(self, subject: str, entry_key: bytes, kind: str, data: bytes, *, store: bool) -> SealedPayload:
         """Encrypts and commits to one payload; with `store` false the ciphertext holds the salt alone."""
-        key_id, aead = self._live.get(subject) or self._open(subject)
-        salt, nonce = self._random(SALT_BYTES), self._random(NONCE_BYTES)
+        key_id, raw_id, aead = self._live.get(subject) or self._open(subject)
+        drawn = self._random(SALT_BYTES + NONCE_BYTES)
+        salt, nonce = drawn[:SALT_BYTES], drawn[SALT_BYTES:]
         plaintext = salt + data if store else salt
-        header = (STORED_FLAG if store else SALT_FLAG) + bytes.fromhex(key_id)
+        header = (STORED_FLAG if store else SALT_FLAG) + raw_id
         label = _PAYLOAD_LABEL + header + entry_key + kind.encode()
         ciphertext = header + nonce + aead.encrypt(nonce, plaintext, label)
         return SealedPayload(kind, key_id, ciphertext, commit(salt, data), len(data), salt)
@@ -145,7 +145,7 @@ class PayloadSealer:
         self._new.clear()
         self._live.clear()
 
-    def _open(self, subject: str) -> tuple[str, AESGCM]:
+    def _open(self, subject: str) -> tuple[str, bytes, AESGCM]:
         row = self._find_live(subject)
         if row is None:
             row, key = self._kek.create(subject)
@@ -156,7 +156,7 @@ class PayloadSealer:
             # A key that is not stored yet must stay known: the subject would get a second one.
             unsettled = {new.subject for new in self._new}
             self._live = {name: opened for name, opened in self._live.items() if name in unsettled}
-        opened = self._live[subject] = (row.key_id, AESGCM(key))
+        opened = self._live[subject] = (row.key_id, bytes.fromhex(row.key_id), AESGCM(key))
         return opened
 
 

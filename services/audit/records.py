@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final, Never
 
 from kala.audit.canonical import MAX_INTEGER
+from kala.audit.leaf import SCHEMA
 from kala.audit.v1 import audit_pb2
 from kala.common.v1 import decision_pb2, measurement_pb2
 from kala.errors import InvalidArgumentError
-from services.audit.entries import NewEntry, PlainPayload, digest_of_record
+from services.audit.entries import NewEntry, PlainPayload, digest_of_record, time_text
 
 MAX_ATTRIBUTES: Final = 64
 MAX_PAYLOADS: Final = 8
@@ -32,6 +34,9 @@ STATUSES: Final = frozenset({"ok", "refused", "cancelled", "error"})
 _NAME: Final = re.compile(r"[a-z0-9_.]{1,64}")
 _HEX32: Final = re.compile(r"[0-9a-f]{32}")
 _HEX64: Final = re.compile(r"[0-9a-f]{64}")
+_is_name: Final = _NAME.fullmatch
+_is_hex32: Final = _HEX32.fullmatch
+_is_hex64: Final = _HEX64.fullmatch
 # Timestamps outside these years (0001 to 9999 in protobuf) are a producer's fault, not history.
 _FIRST_SECOND: Final = 0
 _LAST_SECOND: Final = 253_402_300_799
@@ -43,66 +48,77 @@ Fields = dict[str, Any]
 def entry_of(record: audit_pb2.Record, recorded_by: str) -> NewEntry:
     """The entry that a record asks for; raises `InvalidArgumentError` naming the first wrong field.
 
-    `record` is consumed: its payloads are moved out of it.
+    `record` is consumed: its payloads are moved out of it. This is the hot path: what is rare is looked at last, and
+    what is unset costs no call.
     """
-    payloads = _payloads(record)
-    del record.payloads[:]
+    has = record.HasField
+    payloads: Sequence[PlainPayload] = ()
+    if record.payloads:
+        payloads = _payloads(record)
+        del record.payloads[:]
     digest = digest_of_record(record.SerializeToString(deterministic=True), payloads)
+    key, kind = record.idempotency_key, record.type
+    actor, subject, trace_id = record.actor, record.subject_key_id, record.trace_id
     fields: Fields = {
-        "type": _match("type", record.type, _NAME),
-        "idempotency_key": _bytes("idempotency_key", record.idempotency_key, KEY_BYTES).hex(),
-        "producer": _producer(record),
+        "schema": SCHEMA,
+        "type": kind if _is_name(kind) else _mismatch("type", _NAME),
+        "idempotency_key": _bytes("idempotency_key", key, KEY_BYTES).hex(),
+        "producer": _producer(record.producer),
         "recorded_by": recorded_by,
+        "occurred_at": time_text(occurred_at := _occurred_at(record)),
+        "record_digest": digest.hex(),
         "tenant": _required("tenant", record.tenant, 64),
-        "actor": _match("actor", record.actor, _HEX64) if record.actor else None,
-        "subject_key_id": _match("subject_key_id", record.subject_key_id, _HEX64)
-        if record.subject_key_id
+        "actor": (actor if _is_hex64(actor) else _mismatch("actor", _HEX64)) if actor else None,
+        "subject_key_id": (subject if _is_hex64(subject) else _mismatch("subject_key_id", _HEX64))
+        if subject
         else None,
-        "trace_id": _match("trace_id", record.trace_id, _HEX32) if record.trace_id else None,
+        "trace_id": (trace_id if _is_hex32(trace_id) else _mismatch("trace_id", _HEX32))
+        if trace_id
+        else None,
         "intent": _maybe_bytes("intent", record.intent, KEY_BYTES),
-        "action": _action(record.action) if record.HasField("action") else None,
-        "decision": _decision(record.decision) if record.HasField("decision") else None,
-        "model": _model(record.model) if record.HasField("model") else None,
-        "result": _result(record.result) if record.HasField("result") else None,
+        "action": _action(record.action) if has("action") else None,
+        "decision": _decision(record.decision) if has("decision") else None,
+        "model": _model(record.model) if has("model") else None,
+        "result": _result(record.result) if has("result") else None,
         "execution_id": _maybe_bytes("execution_id", record.execution_id, KEY_BYTES),
-        "gate": _gate(record.gate) if record.HasField("gate") else None,
+        "gate": _gate(record.gate) if has("gate") else None,
         "references": _each("references", record.references, _reference),
         "attributes": _attributes(record),
     }
-    return NewEntry(record.idempotency_key, fields, _occurred_at(record), digest, payloads)
+    return NewEntry(key, fields, occurred_at, digest, payloads)
 
 
 def _payloads(record: audit_pb2.Record) -> list[PlainPayload]:
-    if not record.payloads:
-        return []
     if len(record.payloads) > MAX_PAYLOADS:
         raise InvalidArgumentError("payloads", f"at most {MAX_PAYLOADS}")
     payloads = [
         PlainPayload(_match("payloads.kind", p.kind, _NAME), p.data, p.store) for p in record.payloads
     ]
-    if len({p.kind for p in payloads}) != len(payloads):
+    if len(payloads) > 1 and len({p.kind for p in payloads}) != len(payloads):
         raise InvalidArgumentError("payloads.kind", "must be unique in the record")
     return payloads
 
 
-def _producer(record: audit_pb2.Record) -> Fields:
-    producer = record.producer
-    if not 1 <= producer.sequence <= MAX_INTEGER:
+def _producer(producer: audit_pb2.Producer) -> Fields:
+    sequence = producer.sequence
+    if not 1 <= sequence <= MAX_INTEGER:
         raise InvalidArgumentError("producer.sequence", "starts at 1 and stays below 2^53")
     return {
         "id": _required("producer.id", producer.id, 128),
         "boot": _bytes("producer.boot", producer.boot, BOOT_BYTES).hex(),
-        "seq": producer.sequence,
+        "seq": sequence,
     }
 
 
 def _occurred_at(record: audit_pb2.Record) -> int:
     time = record.occurred_at
-    if not record.HasField("occurred_at") or not _FIRST_SECOND <= time.seconds <= _LAST_SECOND:
+    seconds, nanos = time.seconds, time.nanos
+    # Unset reads as zero.
+    if not _FIRST_SECOND <= seconds <= _LAST_SECOND or not (seconds or record.HasField("occurred_at")):
         raise InvalidArgumentError("occurred_at", "must be set, between 1970 and 9999")
-    if not 0 <= time.nanos < NANOS_PER_SECOND:
+    if not 0 <= nanos < NANOS_PER_SECOND:
         raise InvalidArgumentError("occurred_at", "has nanoseconds outside 0 to 999,999,999")
-    return time.seconds * 1_000_000 + time.nanos // 1_000
+    return seconds * 1_000_000 + nanos // 1_000
 
 
 def _action(action: audit_pb2.RecordAction) -> Fields:
@@ -114,9 +130,10 @@ def _action(action: audit_pb2.RecordAction) -> Fields:
 
 
 def _decision(decision: audit_pb2.RecordDecision) -> Fields:
+    name = decision.id
     return {
-        "id": _match("decision.id", decision.id, _HEX32),
-        "outcome": _outcome("decision.outcome", decision.outcome),
+        "id": name if _is_hex32(name) else _mismatch("decision.id", _HEX32),
+        "outcome": OUTCOME_NAMES.get(decision.outcome) or _unset("decision.outcome"),
         "law": _bounded("decision.law", decision, "law", MAX_LAW),
         "category": _optional("decision.category", decision.category),
         "constitution_digest": _maybe_bytes("decision.constitution_digest", decision.constitution_digest),
@@ -128,7 +145,7 @@ def _judge(judge: audit_pb2.RecordJudge) -> Fields:
     return {
         "name": _required("name", judge.name),
         "version": _required("version", judge.version),
-        "outcome": _outcome("outcome", judge.outcome),
+        "outcome": OUTCOME_NAMES.get(judge.outcome) or _unset("outcome"),
         "law": _bounded("law", judge, "law", MAX_LAW),
         "score": _bounded("score_millionths", judge, "score_millionths", MAX_SCORE),
     }
@@ -145,10 +162,11 @@ def _model(model: audit_pb2.RecordModel) -> Fields:
 
 
 def _result(result: audit_pb2.RecordResult) -> Fields:
-    if result.status not in STATUSES:
+    status = result.status
+    if status not in STATUSES:
         raise InvalidArgumentError("result.status", f"must be one of {', '.join(sorted(STATUSES))}")
     return {
-        "status": result.status,
+        "status": status,
         "code": _optional("result.code", result.code),
         "finish_reason": _optional("result.finish_reason", result.finish_reason),
         "attempts": _each("result.attempts", result.attempts, _attempt),
@@ -202,6 +220,8 @@ def _reference(reference: Any) -> Fields:
 # `Any`: repeated messages of several types, each read by its own function.
 def _each(field: str, messages: Any, convert: Callable[[Any], Fields]) -> list[Fields]:
     """Converts each message; an error names its place. Names are put together only then: this is the hot path."""
+    if not messages:
+        return []
     converted: list[Fields] = []
     try:
         for message in messages:
@@ -213,28 +233,32 @@ def _each(field: str, messages: Any, convert: Callable[[Any], Fields]) -> list[F
 
 
 def _attributes(record: audit_pb2.Record) -> list[list[str]]:
-    if not record.attributes:
+    attributes = record.attributes
+    if not attributes:
         return []
-    if len(record.attributes) > MAX_ATTRIBUTES:
+    if len(attributes) > MAX_ATTRIBUTES:
         raise InvalidArgumentError("attributes", f"at most {MAX_ATTRIBUTES}")
-    pairs = sorted(
-        [_match("attributes.key", a.key, _NAME), _text("attributes.value", a.value)]
-        for a in record.attributes
-    )
-    if len({key for key, _ in pairs}) != len(pairs):
-        raise InvalidArgumentError("attributes.key", "must be unique in the record")
+    pairs: list[list[str]] = []
+    for attribute in attributes:
+        key, value = attribute.key, attribute.value
+        if not _is_name(key):
+            _mismatch("attributes.key", _NAME)
+        if len(value) > MAX_TEXT_CHARS:
+            _too_long("attributes.value")
+        pairs.append([key, value])
+    if len(pairs) > 1:
+        pairs.sort()
+        if any(one[0] == other[0] for one, other in pairwise(pairs)):
+            raise InvalidArgumentError("attributes.key", "must be unique in the record")
     return pairs
 
 
-def _outcome(field: str, outcome: int) -> str:
-    name = OUTCOME_NAMES.get(outcome)
-    if name is None:
-        raise InvalidArgumentError(field, "must be set")
-    return name
-
-
 def _bounded(field: str, message: Any, name: str, top: int = MAX_INTEGER) -> int | None:
-    return _within(field, getattr(message, name), top) if message.HasField(name) else None
+    if not message.HasField(name):
+        return None
+    # `int`: the numbers of the contract that this is asked for.
+    value: int = getattr(message, name)
+    return value if value <= top else _within(field, value, top)
 
 
 def _within(field: str, value: int, top: int) -> int:
@@ -244,15 +268,7 @@ def _within(field: str, value: int, top: int) -> int:
 
 
 def _match(field: str, text: str, pattern: re.Pattern[str]) -> str:
-    if pattern.fullmatch(text) is None:
-        raise InvalidArgumentError(field, f"must match {pattern.pattern}")
-    return text
-
-
-def _text(field: str, text: str) -> str:
-    if len(text) > MAX_TEXT_CHARS:
-        raise InvalidArgumentError(field, f"must be at most {MAX_TEXT_CHARS} characters")
-    return text
+    return text if pattern.fullmatch(text) is not None else _mismatch(field, pattern)
 
 
 def _required(field: str, text: str, longest: int = MAX_TEXT_CHARS) -> str:
@@ -262,7 +278,9 @@ def _required(field: str, text: str, longest: int = MAX_TEXT_CHARS) -> str:
 
 
 def _optional(field: str, text: str) -> str | None:
-    return _text(field, text) or None
+    if not text:
+        return None
+    return text if len(text) <= MAX_TEXT_CHARS else _too_long(field)
 
 
 def _bytes(field: str, data: bytes, length: int = DIGEST_BYTES) -> bytes:
@@ -272,4 +290,18 @@ def _bytes(field: str, data: bytes, length: int = DIGEST_BYTES) -> bytes:
 
 
 def _maybe_bytes(field: str, data: bytes, length: int = DIGEST_BYTES) -> str | None:
-    return _bytes(field, data, length).hex() if data else None
+    if not data:
+        return None
+    return data.hex() if len(data) == length else _bytes(field, data, length).hex()
+
+
+def _mismatch(field: str, pattern: re.Pattern[str]) -> Never:
+    raise InvalidArgumentError(field, f"must match {pattern.pattern}")
+
+
+def _too_long(field: str) -> Never:
+    raise InvalidArgumentError(field, f"must be at most {MAX_TEXT_CHARS} characters")
+
+
+def _unset(field: str) -> Never:
+    raise InvalidArgumentError(field, "must be set")

@@ -39,7 +39,7 @@ class Head:
     key_epoch: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one for each record: freezing would triple its cost
 class EntryRow:
     """An entry to store; `columns` are those of `kala.audit.columns.DERIVED`."""
 
@@ -49,7 +49,7 @@ class EntryRow:
     columns: tuple[Column, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one for each record: freezing would triple its cost
 class PayloadRow:
     """A payload to store or as stored; `ciphertext` is None after erasure."""
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import sqlite3
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from kala.errors import FailedPreconditionError
-from services.audit.postgres_schema import VERSION_TABLE
+from kala.errors import FailedPreconditionError, KalaError
+from services.audit.postgres_schema import ROLES, VERSION_TABLE, role_statements
 
 if TYPE_CHECKING:  # imported only where something is to be migrated: starting stays quick
     from alembic.config import Config
@@ -96,6 +98,17 @@ def migrate_postgres(database: Postgres) -> None:
         engine.dispose()
 
 
+def grant_roles(database: Postgres) -> None:
+    """Makes the roles of `postgres_schema.ROLES` where they are missing, and gives each exactly its rights."""
+    with closing(database.connect()) as connection, connection.transaction():
+        rows = connection.execute(
+            "SELECT relname FROM pg_class "
+            "WHERE relkind IN ('r', 'p', 'v') AND relnamespace = current_schema()::regnamespace"
+        )
+        for statement in role_statements({row[0] for row in rows}):
+            connection.execute(statement.encode())
+
+
 def _postgres_revision(
     execute: Callable[[str], Any],
 ) -> str | None:  # `Any`: psycopg's or SQLAlchemy's cursor
@@ -148,3 +161,31 @@ def _revision(path: Path) -> str | None:
         tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone()
         row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if tables else None
     return None if row is None else str(row[0])
+
+
+def main() -> None:
+    """Migrate the database that KALA_AUDIT_DATABASE names: before the service starts, or as the tables' owner."""
+    from services.audit.config import SECTION, AuditSettings
+    from services.audit.postgres import Postgres
+    from services.common.settings import load
+
+    parser = argparse.ArgumentParser(prog="python -m services.audit.migrate", description=main.__doc__)
+    parser.add_argument(
+        "--roles", action="store_true", help=f"make the roles {', '.join(ROLES)} and grant their rights"
+    )
+    asked = parser.parse_args()
+    url = load(AuditSettings, section=SECTION).database
+    if "://" not in url:
+        migrate_sqlite(Path(url).expanduser())
+        return
+    database = Postgres(url)
+    migrate_postgres(database)
+    if asked.roles:
+        grant_roles(database)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KalaError as problem:
+        sys.exit(problem.message)

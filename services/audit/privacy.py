@@ -129,7 +129,7 @@ class Privacy:
                 "hold.placed", PLACE_RPC, hold_id.encode(), subject, asker, reason, hold_id
             )
         except KalaError:
-            await self._run(self._store.forget_hold, hold_id)
+            await self._run(self._store.release_hold, hold_id)
             raise
         return hold_id, entry
 

@@ -9,6 +9,7 @@ from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import select
 
@@ -31,14 +32,15 @@ from services.audit.schema import PAYLOAD, SUBJECT_KEY
 from services.common.status import translated
 from tests.fakes.audit_log import signer
 from tests.fakes.audit_privacy import PrivateLog, principal, private_log, spoken
+from tests.postgres import Databases, own_postgres
 
 ALICE, BOB = "a" * 64, "b" * 64
 TRUSTED = [signer().verifier]
 
 
 @pytest.fixture
-async def log(audit_database: str) -> AsyncIterator[PrivateLog]:
-    async with private_log(audit_database) as opened:
+async def log(log_database: str) -> AsyncIterator[PrivateLog]:
+    async with private_log(log_database) as opened:
         yield opened
 
 
@@ -331,3 +333,29 @@ async def test_no_key_and_no_word_is_left_in_the_files_of_sqlite(tmp_path: Path)
     assert not [data for data in sealed if data[-40:] in left]
     assert b"canary" not in left
     assert verify_database(path, TRUSTED, pinned=None).entries == 402
+
+
+async def test_no_key_is_left_in_the_files_of_postgresql_once_its_wal_is_gone() -> None:
+    """The table of keys is written anew; what the WAL still holds goes with the next checkpoint (wal_recycle = off)."""
+    with own_postgres(wal_recycle="off", min_wal_size="32MB") as server:
+        Databases(server.url()).run("CREATE DATABASE kept")
+        async with private_log(server.url("kept")) as log:
+            for start in range(0, 200, 40):
+                await log.append(
+                    *(
+                        spoken(number, ALICE if number % 10 == 0 else f"{number:064x}")
+                        for number in range(start, start + 40)
+                    )
+                )
+            with log.store.engine.connect() as connection:
+                rows = connection.execute(select(SUBJECT_KEY.c.subject, SUBJECT_KEY.c.wrapped)).all()
+            keys = {row.subject: bytes(row.wrapped) for row in rows}
+            await log.erase(ALICE)
+        with psycopg.connect(server.url("kept"), autocommit=True) as connection:
+            connection.execute("SELECT pg_switch_wal()")
+            connection.execute("CHECKPOINT")
+        left = everything_in(server.data)
+    assert keys[f"{1:064x}"] in left
+    assert keys[ALICE] not in left
+    assert keys[ALICE][12:44] not in left
+    assert b"canary" not in left

@@ -17,6 +17,7 @@ from services.audit.pipelines import Pipelines
 from services.audit.privacy import Privacy
 from services.audit.privacy_servicer import AuditPrivacyServicer
 from services.audit.privacy_store import PrivacyStore
+from services.audit.publishing import publishing, say_key_change
 from services.audit.read_servicer import reads_of
 from services.audit.reading import LogReading
 from services.audit.reconciler import Reconciler, reconciling
@@ -33,7 +34,7 @@ from services.common.telemetry import process_telemetry
 async def main() -> None:
     """Opens the log, serves it until SIGTERM, then writes what waits and closes it."""
     settings = load(AuditSettings, section=SECTION)
-    signer = load_signer(settings.log_key_file)
+    signer = load_signer(settings.log_key_file, settings.next_log_key_file)
     kek = KeyEncryptionKey(load_secret_key(settings.kek_file))
     async with AsyncExitStack() as stack:
         telemetry = stack.enter_context(process_telemetry(SECTION, settings))
@@ -58,7 +59,9 @@ async def main() -> None:
             partial(audit_pb2_grpc.add_AuditReadServiceServicer_to_server, reads),
             partial(audit_pb2_grpc.add_AuditPrivacyServiceServicer_to_server, AuditPrivacyServicer(privacy)),
         ]
+        await say_key_change(store, own, signer)
         await own.started()
+        await stack.enter_async_context(publishing(settings, store, own, signer, telemetry))
         reconciler = Reconciler(store.engine, store.log_id, registry=telemetry.registry, clock=system_clock)
         await stack.enter_async_context(reconciling(reconciler))
         policy = CallPolicy(may_call=may_call, on_denied=own.denied)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from kala.errors import InvalidArgumentError
 from services.audit.log import MAX_PENDING
+from services.audit.witness_policy import parse_witnesses
 from services.common.peers import (
     AUDIT,
     CLI,
@@ -43,9 +45,40 @@ class AuditSettings(GrpcServerSettings):
     kek_file: Annotated[
         Path, Field(description="Key that wraps the subjects' keys: 32 bytes, mode 0600.")
     ] = _STATE / "keys" / "audit-kek.key"
+    next_log_key_file: Annotated[
+        Path | None,
+        Field(description="A key of the same origin that signs beside the log's own while it is replaced."),
+    ] = None
+    log_ml_dsa_key_file: Annotated[
+        Path | None,
+        Field(
+            description="The log's ML-DSA-44 key, with which it cosigns the checkpoints that it publishes."
+        ),
+    ] = None
+    tile_token_file: Annotated[
+        Path | None,
+        Field(description="Token that readers of /tile show, mode 0600; unset: no tile is served over HTTP."),
+    ] = None
+    witnesses: Annotated[
+        tuple[str, ...], Field(description="Witnesses to ask for cosignatures, `<url> <vkey>` each.")
+    ] = ()
+    witnesses_required: Annotated[
+        int, Field(ge=0, description="How many must have cosigned a checkpoint before /checkpoint shows it.")
+    ] = 0
+    witness_interval_seconds: Annotated[
+        float, Field(ge=0.1, description="How often the witnesses are asked while the log grows.")
+    ] = 1.0
     max_pending_records: Annotated[
         int,
         Field(
             ge=1, description="Records that may wait for their transaction before callers are pushed back."
         ),
     ] = MAX_PENDING
+
+    @model_validator(mode="after")
+    def _check_witnesses(self) -> Self:
+        try:
+            parse_witnesses(self.witnesses, self.witnesses_required)
+        except InvalidArgumentError as error:
+            raise ValueError(error.message) from error
+        return self

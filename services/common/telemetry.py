@@ -57,6 +57,7 @@ ISOLATION_STRENGTH: Final = "kala_tools_isolation_strength"
 TRAINER_OPERATIONS: Final = "kala_trainer_operations_total"
 TRAINER_PRESENT: Final = "kala_trainer_operations_present"
 AUDIT_GAPS: Final = "kala_audit_gaps"
+WITNESSED_SIZE: Final = "kala_audit_witnessed_entries"
 
 LABEL_METHOD: Final = "method"
 """`/kala.<svc>.v1.<Service>/<Rpc>`: as many values as the process has RPCs."""
@@ -76,6 +77,9 @@ LABEL_TOOL: Final = "tool"
 LABEL_STATUS: Final = "status"
 """How a call of a tool, or long work of the trainer, ended: as many values as the contract has."""
 
+LABEL_WITNESS: Final = "witness"
+"""A witness's name; as many as the settings name."""
+
 LABEL_KIND: Final = "kind"
 """A kind of the trainer's long work: train, build, evaluate, export."""
 
@@ -94,6 +98,7 @@ METRICS: Final = {
     ISOLATION_STRENGTH: "What keeps runs inside: 0 nothing, 1 weak, 2 standard, 3 strong",
     TRAINER_OPERATIONS: "Long work of the trainer that ended, by kind and by how it ended",
     TRAINER_PRESENT: "Long work of the trainer that waits or runs, by kind",
+    WITNESSED_SIZE: "Entries of the newest checkpoint that a witness cosigned, by witness",
     AUDIT_GAPS: "What is missing in the log: intents without outcome, and holes in producers' numbers",
     CONSTITUTION_REVIEW: "Unix time in seconds at which the review date of the constitution in force is over; 0 without one",
 }

@@ -134,7 +134,7 @@ GRANTS: Final[Mapping[str, Mapping[str, str]]] = {
     "idem": {WRITER: "SELECT, INSERT", READER: "SELECT", ERASER: "SELECT"},
     "checkpoint": {WRITER: "SELECT, INSERT", READER: "SELECT", ERASER: "SELECT"},
     "tile": {WRITER: "SELECT, INSERT, UPDATE (width, data)", READER: "SELECT", ERASER: "SELECT"},
-    "cosignature": {WRITER: "SELECT, INSERT, UPDATE (line)", READER: "SELECT", ERASER: "SELECT"},
+    "cosignature": {WRITER: "SELECT, INSERT, DELETE", READER: "SELECT", ERASER: "SELECT"},
     "payload": {WRITER: "SELECT, INSERT", ERASER: "SELECT, UPDATE (ciphertext)"},
     "subject_key": {WRITER: "SELECT, INSERT", ERASER: "SELECT, UPDATE (wrapped, erased_at)"},
     "legal_hold": {WRITER: "SELECT", READER: "SELECT", ERASER: "SELECT, INSERT, UPDATE"},

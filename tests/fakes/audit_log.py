@@ -84,17 +84,15 @@ def _migrated() -> bytes:
 class LogFile:
     """A log on disk and the one process that writes it."""
 
-    path: Path
+    path: Path | str
     seed: bytes = SEED
     clock: Iterator[int] = field(default_factory=lambda: itertools.count(NOW, 1_000))
     keys: Signer | None = None
 
     def __post_init__(self) -> None:
         self.signer = self.keys or Signer.of(ORIGIN, self.seed)
-        if not self.path.exists():
-            self.path.write_bytes(_migrated())
-        self.writer = SqliteWriter(self.path, origin=ORIGIN, vkey=str(self.signer.verifier))
-        self.reader = SqliteReader(self.path)
+        self.writer = self._open_writer()
+        self.reader = self.open_reader()
         self.batches = BatchWriter(
             writer=self.writer,
             reader=self.reader,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -13,6 +14,9 @@ from kala.cli.output import note, show, show_json
 
 if TYPE_CHECKING:
     from kala.replies import ChatReply
+
+LOG_NAME: Final = "chat"
+"""All questions of the command line share one log, so that its size stays bounded."""
 
 
 def chat(
@@ -28,6 +32,13 @@ def chat(
     save_receipt: Annotated[
         Path | None, typer.Option(help="Write the receipt to this file.", show_default=False)
     ] = None,
+    log_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Append a line with the receipt, without words, to session_chat.jsonl in this directory.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
     state: StateOption = None,
     url: UrlOption = None,
@@ -35,23 +46,29 @@ def chat(
 ) -> None:
     """Ask one question; a refusal is an answer too, and its text says why."""
     from kala.client import KalaClient
+    from kala.session_log import SessionLog
     from kala.target import find_target
 
+    log = None if log_dir is None else SessionLog(log_dir, LOG_NAME)
     text = sys.stdin.read() if message == "-" else message
     parameters: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
     with KalaClient(find_target(url=url, key=key, state=state)) as client:
+        started = time.monotonic()
         with client.stream([{"role": "user", "content": text}], model=model, **parameters) as answer:
             for piece in answer:
                 if not as_json:
                     sys.stdout.write(piece)
                     sys.stdout.flush()
         reply = answer.reply
+        latency_ms = (time.monotonic() - started) * 1000
         if as_json:
             show_json(_as_json(reply))
         elif reply.text and not reply.text.endswith("\n"):
             show("")
         if verbose and not as_json:
             _explain(reply)
+        if log is not None:
+            log.write(client, text, reply, latency_ms=latency_ms)
         if save_receipt is not None and reply.receipt is not None:
             save_receipt.write_text(client.receipt(reply.receipt.id), encoding="utf-8")
             note(f"receipt saved; verify it with `kala audit receipt {save_receipt}`")

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from kala.core.connection import Connection
     from kala.core.inference import InferenceConfig
     from kala.core.lmstudio_adapter import LMStudioConfig
-    from kala.core.session_log import SessionLog
     from kala.core.session_tools import SessionTools
     from kala.replies import ChatReply
+    from kala.session_log import SessionLog
     from kala.tool_replies import ToolResult
 
 REMEMBERED_OUTCOMES: Final = ("ALLOW", "ASK_CLARIFICATION")
@@ -57,7 +57,7 @@ class UnifiedKALASession:
         self.enable_tools = enable_tools
         self._lmstudio_config, self._inference_config = lmstudio_config, inference_config
         self._url, self._api_key = url, api_key
-        self._log_dir = None if log_dir is None else Path(log_dir)
+        self._log = None if log_dir is None else _session_log(Path(log_dir), self.session_id)
         # Any: a call of a tool is more than text.
         self._messages: list[dict[str, Any]] = (
             [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
@@ -79,8 +79,13 @@ class UnifiedKALASession:
 
     def close(self) -> None:
         """End the session; stops the private suite, if one was started."""
-        self._closed = True
-        self._finalizer()
+        try:
+            if self._log is not None and self._connection is not None and not self._closed:
+                # While the suite can still be asked for what it had only spooled.
+                self._log.settle(self._connection.client)
+        finally:
+            self._closed = True
+            self._finalizer()
 
     def chat(
         self,
@@ -111,8 +116,8 @@ class UnifiedKALASession:
         if _is_remembered(reply):
             between = (reply.tools or {}).get("messages") or ()
             self._messages += [asked, *between, {"role": "assistant", "content": reply.text}]
-        if (log := self._log()) is not None:
-            log.write(connection.client, message, reply, latency_ms=latency_ms)
+        if self._log is not None:
+            self._log.write(connection.client, message, reply, latency_ms=latency_ms)
         return reply.text
 
     @property
@@ -136,8 +141,8 @@ class UnifiedKALASession:
         result = tools.execute(name, arguments)
         self._requests += 1
         self._blocks += not result.ethics_approved
-        if (log := self._log()) is not None:
-            log.write_tool(tools.client, name, arguments, result)
+        if self._log is not None:
+            self._log.write_tool(tools.client, name, arguments, result)
         return result
 
     def list_tools(self) -> tuple[str, ...]:
@@ -168,8 +173,8 @@ class UnifiedKALASession:
         ]
         if self._last is not None and self._last.receipt is not None:
             lines.append(f"  last receipt      {self._last.receipt.id} ({self._last.receipt.status})")
-        if (log := self._log()) is not None:
-            lines.append(f"  log               {log.path}")
+        if self._log is not None:
+            lines.append(f"  log               {self._log.path}")
         return "\n".join(lines)
 
     def _opened(self) -> Connection:
@@ -208,12 +213,11 @@ class UnifiedKALASession:
         self._blocks += not reply.allowed
         self._tokens += reply.output_tokens if reply.allowed else 0
 
-    def _log(self) -> SessionLog | None:
-        if self._log_dir is None:
-            return None
-        from kala.core.session_log import SessionLog
 
-        return SessionLog(self._log_dir, self.session_id)
+def _session_log(directory: Path, session_id: str) -> SessionLog:
+    from kala.session_log import SessionLog
+
+    return SessionLog(directory, session_id)
 
 
 def _is_remembered(reply: ChatReply) -> bool:

@@ -279,7 +279,7 @@ def test_the_log_has_one_line_per_request_and_no_words(use: Use, tmp_path: Path)
     (line,) = (tmp_path / "session_s1.jsonl").read_text().splitlines()
     logged = json.loads(line)
     assert (logged["outcome"], logged["receipt"]) == ("ALLOW", RECEIPT_ID)
-    assert (tmp_path / logged["receipt_file"]).read_text().startswith("c2sp.org/tlog-proof")
+    assert logged["proof"].startswith("c2sp.org/tlog-proof")
     assert "Secret" not in line
 
 

@@ -93,13 +93,17 @@ class LogFile:
         self.signer = self.keys or Signer.of(ORIGIN, self.seed)
         self.writer = self._open_writer()
         self.reader = self.open_reader()
-        self.batches = BatchWriter(
-            writer=self.writer,
-            reader=self.reader,
-            signer=self.signer,
-            kek=KeyEncryptionKey(KEK),
-            clock=lambda: next(self.clock),
-        )
+        try:
+            self.batches = BatchWriter(
+                writer=self.writer,
+                reader=self.reader,
+                signer=self.signer,
+                kek=KeyEncryptionKey(KEK),
+                clock=lambda: next(self.clock),
+            )
+        except KalaError:
+            self.close()
+            raise
 
     def _open_writer(self) -> SqliteWriter | PostgresWriter:
         vkey = str(self.signer.verifier)

@@ -1,9 +1,11 @@
-"""The log on SQLite: strict about durability, safe against rivals, and able to go on after a failed write."""
+"""What is SQLite's alone: strict about durability, one process at a time, and able to go on after a failed write.
+
+What holds in either database is in tests/service/audit/test_stores.py.
+"""
 
 from __future__ import annotations
 
 import itertools
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,26 +17,18 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 
 import services.audit
-from kala.audit import canonical
-from kala.audit.checkpoint import Checkpoint
-from kala.audit.columns import DERIVED, derived
 from kala.audit.database import verify_database
-from kala.audit.merkle import CompactRange, leaf_hash
-from kala.audit.note import Signer
 from kala.audit.receipt import verify_receipt
 from kala.audit.verify import TamperedError
 from kala.errors import (
-    AlreadyExistsError,
     DataLossError,
     FailedPreconditionError,
-    InvalidArgumentError,
     UnavailableError,
 )
 from services.audit import sqlite_store
 from services.audit.migrate import HEAD_REVISION, TRIGGERS, migrate_sqlite, require_triggers
 from services.audit.schema import METADATA
-from services.audit.sqlite_store import SqliteReader, SqliteWriter
-from tests.fakes import audit_log
+from services.audit.sqlite_store import SqliteWriter
 from tests.fakes.audit_log import NOW, ORIGIN, LogFile, open_log, record, signer
 
 
@@ -167,93 +161,6 @@ def test_a_log_is_not_opened_under_another_name(path: Path) -> None:
         SqliteWriter(path, origin="other.test", vkey="")
 
 
-def test_a_log_is_not_opened_with_another_key_of_its_name(path: Path) -> None:
-    """It would sign on, and everyone who holds the first key would then call the log tampered with."""
-    with open_log(path) as log:
-        log.append(record(0))
-    with pytest.raises(FailedPreconditionError, match="is signed by"):
-        LogFile(path, seed=b"z" * 32)
-
-
-def test_a_log_is_not_opened_with_another_key_encryption_key(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would start, and then fail every record of every subject it knows."""
-    with open_log(path) as log:
-        log.append(record(0, payloads=1))
-    monkeypatch.setattr(audit_log, "KEK", b"z" * 32)
-    with pytest.raises(FailedPreconditionError, match="wrapped by key"):
-        LogFile(path)
-
-
-def forge_an_entry(path: Path) -> None:
-    """Adds an entry and moves the head to it, as whoever can write the file but cannot sign."""
-    with closing(sqlite3.connect(path)) as database, database:
-        size, edge, leaf = database.execute(
-            'SELECT size, "range", leaf FROM head JOIN entry ON idx = size - 1'
-        ).fetchone()
-        value = {**json.loads(leaf), "idempotency_key": "ff" * 16, "actor": "ab" * 32}
-        forged = canonical.encode(value)
-        tree = CompactRange.from_bytes(size, edge)
-        tree.append(leaf_hash(forged))
-        row = (1, size, forged, leaf_hash(forged), *derived(value))
-        columns = ", ".join(("log_id", "idx", "leaf", "leaf_hash", *DERIVED))
-        database.execute(f"INSERT INTO entry ({columns}) VALUES ({', '.join('?' * len(row))})", row)
-        database.execute(
-            'UPDATE head SET size = ?, root = ?, "range" = ?', (tree.size, tree.root(), tree.to_bytes())
-        )
-
-
-def test_an_entry_added_beside_the_log_is_never_signed_at_a_start(path: Path) -> None:
-    with open_log(path) as log:
-        log.append(record(0))
-    forge_an_entry(path)
-    with pytest.raises(DataLossError, match="no checkpoint signs the 2 entries"):
-        LogFile(path)
-
-
-def test_an_entry_added_beside_a_running_log_is_never_signed(log: LogFile, path: Path) -> None:
-    log.append(record(0))
-    forge_an_entry(path)
-    for number in (1, 2):
-        with pytest.raises(DataLossError, match="no checkpoint signs"):
-            log.append(record(number))
-    assert log.reader.head().size == 2
-
-
-@pytest.mark.parametrize(
-    ("note", "problem"),
-    [
-        ("no note", "not a signed note"),
-        (signer().sign(Checkpoint(ORIGIN, 1, bytes(32)).text()), "does not sign the log's head"),
-        (Signer.of(ORIGIN, b"z" * 32).sign(Checkpoint(ORIGIN, 2, bytes(32)).text()), "not signed by"),
-    ],
-    ids=["nonsense", "another head", "another key"],
-)
-def test_a_head_under_a_checkpoint_that_does_not_sign_it_is_refused(
-    path: Path, note: str, problem: str
-) -> None:
-    with open_log(path) as log:
-        log.append(record(0))
-    forge_an_entry(path)
-    with closing(sqlite3.connect(path)) as database, database:
-        database.execute("INSERT INTO checkpoint SELECT 1, 2, root, ? FROM head", (note,))
-    with pytest.raises(DataLossError, match=problem):
-        LogFile(path)
-
-
-def test_one_subject_s_damaged_key_does_not_stop_the_records_of_others(path: Path) -> None:
-    with open_log(path) as log:
-        log.append(record(0, payloads=1))
-    with closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE subject_key SET wrapped = zeroblob(60)")
-    with open_log(path) as log:
-        damaged, other = log.write([[record(1, payloads=1)], [record(2)]])
-    assert isinstance(damaged, DataLossError)
-    assert damaged.reason == "AUDIT_RECORD_REFUSED"
-    assert [answer.index for answer in other] == [1]  # type: ignore[union-attr] # not an error
-
-
 def test_a_writer_that_was_taken_over_never_writes_again(log: LogFile, path: Path) -> None:
     """The file lock may fail on a network disk; the epoch in the head row does not."""
     log.append(record(0))
@@ -263,26 +170,6 @@ def test_a_writer_that_was_taken_over_never_writes_again(log: LogFile, path: Pat
         with pytest.raises(UnavailableError, match="took the log over"):
             log.append(record(number))
     assert log.reader.head().size == 1
-
-
-def test_a_rival_s_append_is_noticed_before_anything_is_written(log: LogFile, path: Path) -> None:
-    log.append(record(0))
-    with closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE head SET size = 5")
-    with pytest.raises(DataLossError):
-        log.append(record(1))
-
-
-def test_a_repeat_in_a_group_is_found_after_the_rollback_not_inside_the_failed_transaction(
-    log: LogFile,
-) -> None:
-    """A look-up inside the failed transaction sees its own uncommitted rows and acknowledges what is then lost."""
-    log.append(record(1))
-    outcomes = log.write([[record(0)], [record(1)], [record(2)]])
-    answers = [outcome[0] for outcome in outcomes]  # type: ignore[index] # none failed
-    assert [(one.index, one.created) for one in answers] == [(1, True), (0, False), (2, True)]
-    assert log.reader.head().size == 3
-    assert all(log.reader.entry(one.index) is not None for one in answers)
 
 
 def test_a_full_disk_loses_nothing_that_was_acknowledged_and_the_log_goes_on(
@@ -352,18 +239,3 @@ def test_a_checkpoint_of_one_size_is_signed_once(log: LogFile, path: Path) -> No
     log.append(record(0))
     with closing(sqlite3.connect(path)) as database, pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
         database.execute("INSERT INTO checkpoint SELECT * FROM checkpoint")
-
-
-def test_a_record_refused_for_its_key_leaves_its_neighbours_in_place(log: LogFile) -> None:
-    log.append(record(0))
-    clash = record(7, key=(0).to_bytes(16, "big"))
-    first, second, third = log.write([[record(1)], [record(2), clash], [record(3)]])
-    assert isinstance(second, AlreadyExistsError)
-    assert [answers[0].index for answers in (first, third)] == [1, 2]  # type: ignore[index] # not errors
-    assert log.append(record(2))[0].created
-
-
-def test_a_column_that_is_not_derived_is_not_counted(path: Path, log: LogFile) -> None:
-    log.append(record(0))
-    with closing(SqliteReader(path)) as reader, pytest.raises(InvalidArgumentError, match="derived"):
-        reader.counts("leaf; DROP TABLE entry", 0)

@@ -21,6 +21,7 @@ from services.audit.edge import split_hashes
 from services.audit.migrate import migrate_sqlite, require_triggers
 from services.audit.payloads import STORED_FLAG, WrappedKey
 from services.audit.query import Condition
+from services.audit.sqlite_queries import SELECT_GAPS, clauses_of, index_for
 from services.audit.store import (
     Commit,
     DuplicateKeyError,
@@ -49,28 +50,9 @@ _MOVE_HEAD: Final = (
     'UPDATE head SET size = ?, "range" = ?, root = ?, recorded_at = ? '
     "WHERE log_id = ? AND size = ? AND epoch = ? AND key_epoch = ?"
 )
-_SELECT_ENTRY: Final = "SELECT idx, leaf, leaf_hash, record_digest, idem FROM entry WHERE log_id = 1"
+_READ_COLUMNS: Final = "idx, leaf, leaf_hash, record_digest, idem"
+_SELECT_ENTRY: Final = f"SELECT {_READ_COLUMNS} FROM entry WHERE log_id = 1"  # noqa: S608 - constants only
 _SELECT_KEY: Final = "SELECT key_id, subject, kek_id, wrapped FROM subject_key"
-
-# A producer numbers its records from 1 at each boot; 0 stands before the first. An intent is old when either clock says
-# so: after a jump of the log's clock into the future, `recorded_at` would not let one become old for years.
-_SELECT_GAPS: Final = """
-WITH numbered AS (
-    SELECT idx, producer, boot, sequence, recorded_at, type, tenant, actor, trace_id, tool, outcome, law, model,
-           lag(sequence, 1, 0) OVER (PARTITION BY producer, boot ORDER BY sequence) AS before
-    FROM entry WHERE log_id = :log AND idx < :last
-)
-SELECT idx, 0, producer, boot, before, sequence, recorded_at FROM numbered
-WHERE sequence > before + 1{conditions}
-UNION ALL
-SELECT idx, 1, producer, boot, 0, sequence, recorded_at FROM entry AS asked
-WHERE log_id = :log AND idx < :last AND type LIKE '%.intent' AND min(recorded_at, occurred_at) < :before{conditions}
-  AND NOT EXISTS (
-    SELECT 1 FROM entry AS outcome
-    WHERE outcome.intent = asked.idem AND outcome.type LIKE '%.outcome' AND outcome.log_id = :log
-  )
-ORDER BY 1, 2 LIMIT :limit OFFSET :offset
-"""
 
 
 class WriterLock:
@@ -301,10 +283,14 @@ class SqliteReader:
         self, conditions: Sequence[Condition], *, first: int, last: int, limit: int, descending: bool
     ) -> list[StoredEntry]:
         """The entries of [first, last) that meet all conditions, in order of index, at most `limit`."""
-        clauses, values = _where(conditions)
-        sql = f"{_SELECT_ENTRY} AND idx >= ? AND idx < ?{clauses}"
+        clauses, values = clauses_of(conditions)
+        index = index_for(self._db, conditions, log_id=LOG_ID, first=first, last=last)
         order = "DESC" if descending else "ASC"
-        rows = self._db.execute(f"{sql} ORDER BY idx {order} LIMIT ?", (first, last, *values, limit))
+        rows = self._db.execute(
+            f"SELECT {_READ_COLUMNS} FROM entry{index} WHERE log_id = 1 AND idx >= ? AND idx < ?{clauses} "  # noqa: S608 - constants only
+            f"ORDER BY idx {order} LIMIT ?",
+            (first, last, *values, limit),
+        )
         return [StoredEntry(*row) for row in rows]
 
     def index_at(self, recorded_at: int) -> int:
@@ -343,14 +329,14 @@ class SqliteReader:
             names = [f"c{number}_{place}" for place in range(len(condition.values))]
             values.update(zip(names, condition.values, strict=True))
             clauses += f" AND {condition.column} IN ({', '.join(f':{name}' for name in names)})"
-        rows = self._db.execute(_SELECT_GAPS.format(conditions=clauses), values)
+        rows = self._db.execute(SELECT_GAPS.format(conditions=clauses), values)
         return [GapRow(row[0], bool(row[1]), *row[2:]) for row in rows]
 
     def counts(self, column: str, first: int, conditions: Sequence[Condition] = ()) -> list[tuple[str, int]]:
         """How many entries from index `first` on have each value of a derived column; nulls are left out."""
         if column not in DERIVED:
             raise InvalidArgumentError("column", f"{column} is not a derived column")
-        clauses, values = _where(conditions)
+        clauses, values = clauses_of(conditions)
         rows = self._db.execute(
             f"SELECT {column}, count(*) FROM entry "  # noqa: S608 - the names are of DERIVED
             f"WHERE log_id = ? AND idx >= ? AND {column} IS NOT NULL{clauses} GROUP BY 1 ORDER BY 1",
@@ -371,12 +357,6 @@ def read_head(db: sqlite3.Connection) -> Head:
     if row is None:
         raise FailedPreconditionError("the database holds no log")
     return Head(*row)
-
-
-def _where(conditions: Sequence[Condition]) -> tuple[str, list[int | str]]:
-    """The conditions as SQL to put after others, and the values of its question marks."""
-    clauses = "".join(f" AND {c.column} IN ({', '.join('?' * len(c.values))})" for c in conditions)
-    return clauses, [value for c in conditions for value in c.values]
 
 
 def _entry_values(row: EntryRow) -> tuple[int | str | bytes | None, ...]:

@@ -64,11 +64,12 @@ def verify_database(
         raise UnverifiableError(f"{path} is not a file")
     if not trusted:
         raise UnverifiableError("a log is verified with its public key: none was given")
-    with _unreadable(lambda: 0), closing(_connect(path)) as connection:
+    with _unreadable(lambda: 0), closing(connect(path)) as connection:
         return _DatabaseCheck(connection, trusted, pinned, on_progress).run(check_integrity=check_integrity)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write, to a log that may be in use."""
     # Without a WAL no process has the log open: `immutable` then reads even from a read-only directory and leaves no
     # files. With one, possibly of a live log, SQLite must see it.
     mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"

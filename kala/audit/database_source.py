@@ -1,0 +1,51 @@
+"""The tiles of a log kept in SQLite, as any other source of tiles gives them."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from kala.audit.database import LOG_ID, connect
+from kala.audit.merkle import HASH_BYTES
+from kala.audit.report import UnverifiableError
+from kala.audit.tile_paths import CHECKPOINT_PATH, TilePath, bundle
+
+_NOTE: Final = f"SELECT note FROM checkpoint WHERE log_id = {LOG_ID} ORDER BY size DESC LIMIT 1"  # noqa: S608 - constants only
+_ENTRIES: Final = "FROM entry WHERE log_id = ? AND idx >= ? AND idx < ? ORDER BY idx"
+_TILE: Final = "SELECT data FROM tile WHERE log_id = ? AND level = ? AND n = ?"
+
+
+class DatabaseSource:
+    """Reads the file directly and never writes it; close it. The log may be in use."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise UnverifiableError(f"{path} is not a file")
+        self._db = connect(path)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._db.close()
+
+    def read(self, path: str) -> bytes | None:
+        """The tile, bundle or checkpoint of this path; of the tiles that grow, as far as they go."""
+        try:
+            return self._checkpoint() if path == CHECKPOINT_PATH else self._tile(TilePath.parse(path))
+        except (sqlite3.DatabaseError, TypeError) as error:
+            raise UnverifiableError(f"the database gives no {path}: {error}") from error
+
+    def _checkpoint(self) -> bytes | None:
+        row = self._db.execute(_NOTE).fetchone()
+        return None if row is None else str(row[0]).encode()
+
+    def _tile(self, tile: TilePath) -> bytes | None:
+        if tile.level:
+            row = self._db.execute(_TILE, (LOG_ID, tile.level, tile.number)).fetchone()
+            return None if row is None else bytes(row[0])[: tile.width * HASH_BYTES]
+        column = "leaf" if tile.level is None else "leaf_hash"
+        rows = self._db.execute(f"SELECT {column} {_ENTRIES}", (LOG_ID, tile.first, tile.last))
+        found = [bytes(row[0]) for row in rows]
+        if len(found) < tile.width:
+            return None
+        return bundle(found) if tile.level is None else b"".join(found)

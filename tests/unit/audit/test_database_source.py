@@ -1,0 +1,66 @@
+"""A log kept in SQLite gives the same tiles as a mirror of it."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from kala.audit.compare import Relation, TileView, compare
+from kala.audit.database_source import DatabaseSource
+from kala.audit.mirror import read_checkpoint, verify_tiles
+from kala.audit.report import UnverifiableError
+from tests.fakes.audit_log import fill, signer
+from tests.fakes.mirrors import Mirror
+
+TRUSTED = [signer().verifier]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    fill(tmp_path / "audit.db", [300, 300])
+    return tmp_path / "audit.db"
+
+
+def test_every_file_of_a_mirror_comes_from_the_database_too(log: Path) -> None:
+    with closing(sqlite3.connect(log)) as database:
+        leaves = [bytes(row[0]) for row in database.execute("SELECT leaf FROM entry ORDER BY idx")]
+    with closing(DatabaseSource(log)) as source:
+        for path, data in Mirror(leaves).files.items():
+            assert source.read(path) == data, path
+        assert verify_tiles(source, TRUSTED).entries == 600
+
+
+def test_a_checkpoint_of_before_is_compared_with_the_log_itself(log: Path) -> None:
+    with closing(sqlite3.connect(log)) as database, closing(DatabaseSource(log)) as source:
+        (note,) = database.execute("SELECT note FROM checkpoint WHERE size = 300").fetchone()
+        newest, _ = read_checkpoint(source, TRUSTED)
+        older, _ = read_checkpoint(_Shown(note), TRUSTED)
+        assert compare(older, newest, TileView(source)).relation is Relation.CONSISTENT
+
+
+class _Shown:
+    def __init__(self, note: str) -> None:
+        self._note = note.encode()
+
+    def read(self, _path: str) -> bytes:
+        return self._note
+
+
+def test_what_the_database_does_not_have_is_not_there(log: Path) -> None:
+    with closing(DatabaseSource(log)) as source:
+        for path in ("tile/0/002.p/89", "tile/entries/003", "tile/3/000.p/1"):
+            assert source.read(path) is None
+
+
+def test_a_file_that_is_no_log_is_unverifiable(tmp_path: Path) -> None:
+    with pytest.raises(UnverifiableError, match="not a file"):
+        DatabaseSource(tmp_path / "missing")
+    (tmp_path / "x.db").write_bytes(b"SQLite format 3\0" + b"x" * 2_000)
+    with (
+        pytest.raises(UnverifiableError, match="gives no checkpoint"),
+        closing(DatabaseSource(tmp_path / "x.db")) as source,
+    ):
+        source.read("checkpoint")

@@ -11,6 +11,7 @@ from services.audit.batch import BatchWriter
 from services.audit.config import SECTION, AuditSettings
 from services.audit.keys import load_signer
 from services.audit.log import Log, system_clock
+from services.audit.once import OnceRecords
 from services.audit.own_records import OwnRecords
 from services.audit.payloads import KeyEncryptionKey
 from services.audit.pipelines import Pipelines
@@ -52,7 +53,9 @@ async def main() -> None:
         )
         stack.push_async_callback(reads.close)
         kept = PrivacyStore(store.engine, store.log_id, clock=system_clock)
-        privacy = Privacy(kept, LogReading(store.open_reader()), own, signer)
+        once = OnceRecords(own, LogReading(store.open_reader()))
+        stack.push_async_callback(once.close)
+        privacy = Privacy(kept, once, signer)
         stack.push_async_callback(privacy.close)
         registrations = [
             partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log)),

@@ -16,16 +16,13 @@ from hashlib import sha256
 from typing import Final, ParamSpec, TypeVar
 
 from kala.audit.erasure import SCHEMA, certificate_of, parse_certificate, sign_certificate
-from kala.audit.leaf import parse_leaf
 from kala.audit.note import Signer
 from kala.audit.times import format_time
 from kala.audit.v1 import audit_pb2
-from kala.errors import AlreadyExistsError, FailedPreconditionError, KalaError, NotFoundError
-from services.audit.own_records import OwnRecords
-from services.audit.privacy_store import ErasureRow, PrivacyStore, Progress, StoreReport
-from services.audit.reading import LogReading
-from services.audit.records import KEY_BYTES
-from services.common.peers import AUDIT
+from kala.errors import AlreadyExistsError, KalaError, NotFoundError
+from services.audit.erasures import ErasureRow, Progress, StoreReport
+from services.audit.once import LoggedOnce, OnceRecords, key_of
+from services.audit.privacy_store import PrivacyStore
 
 HOLD_BYTES: Final = 16
 ERASE_RPC: Final = "/kala.audit.v1.AuditPrivacyService/EraseSubject"
@@ -56,17 +53,6 @@ class ErasureOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class LoggedOnce:
-    """An entry that happens once, with its receipt; `created` is false when an earlier call logged it."""
-
-    key: bytes
-    index: int
-    leaf_hash: bytes
-    proof: str
-    created: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Erased:
     """How far an erasure is; certificate, signature and entry only when it is finished."""
 
@@ -82,16 +68,13 @@ class Privacy:
     def __init__(
         self,
         store: PrivacyStore,
-        reading: LogReading,
-        own: OwnRecords,
+        once: OnceRecords,
         signer: Signer,
         *,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        """`reading` is this object's own: one thread at a time."""
         self._store = store
-        self._reading = reading
-        self._own = own
+        self._once = once
         self._signer = signer
         self._random = random
         self._thread = ThreadPoolExecutor(1, "audit-privacy")
@@ -155,7 +138,7 @@ class Privacy:
         if row.signature is None:
             record = _record("erasure.intent", ERASE_RPC, order.subject, asker)
             facts = {**_facts(asker, order.reason), "request_id": order.request_id.hex()}
-            await self._append_once(record, facts, _key("erasure.intent", order.request_id))
+            await self._once.append(record, facts, key_of("erasure.intent", order.request_id))
             row = await self._run(self._store.destroy, order.request_id, order.elsewhere)
         if row.signature is None:
             await self._run(self._store.empty_ciphertexts, row.progress.keys)
@@ -177,7 +160,7 @@ class Privacy:
                     {"store": one.store, "items": one.items, "remaining": list(one.remaining)}
                     for one in _reports(progress)
                 ],
-                "receipt": f"rcpt_{_key('erasure.outcome', row.request_id).hex()}",
+                "receipt": f"rcpt_{key_of('erasure.outcome', row.request_id).hex()}",
             }
         )
         signature = sign_certificate(certificate, self._signer)
@@ -189,13 +172,13 @@ class Privacy:
         value = parse_certificate(row.certificate)
         stores = [StoreReport(one["store"], one["items"], one["remaining"]) for one in value["stores"]]
         record = _record("erasure.outcome", ERASE_RPC, row.subject, asker)
-        record.intent = _key("erasure.intent", row.request_id)
+        record.intent = key_of("erasure.intent", row.request_id)
         name = f"certificates/{row.request_id.hex()}"
         digest = sha256(row.certificate).digest()
         record.references.add(name=name, sha256=digest, bytes=len(row.certificate))
         facts = {"by": asker.id, "request_id": row.request_id.hex()}
         facts.update({f"items.{one.store}": str(one.items) for one in stores})
-        entry = await self._append_once(record, facts, _key("erasure.outcome", row.request_id))
+        entry = await self._once.append(record, facts, key_of("erasure.outcome", row.request_id))
         if row.index is None:
             await self._run(self._store.finish, row.request_id, entry.index)
         return Erased(stores, row.certificate, row.signature or "", entry)
@@ -204,42 +187,13 @@ class Privacy:
         self, kind: str, rpc: str, name: bytes, subject: str, asker: Asker, reason: str, hold_id: str
     ) -> LoggedOnce:
         facts = {**_facts(asker, reason), "hold": f"holds/{hold_id}"}
-        return await self._append_once(_record(kind, rpc, subject, asker), facts, _key(kind, name))
-
-    async def _append_once(self, record: audit_pb2.Record, facts: dict[str, str], key: bytes) -> LoggedOnce:
-        """Logs a record under a key that follows from what it is about, or finds what an earlier call logged."""
-        found = await self._find(key, record.type)
-        if found is not None:
-            return found
-        try:
-            logged = await self._own.append(record, facts, key=key, with_proof=True)
-        except AlreadyExistsError:
-            # Another replica was quicker.
-            found = await self._find(key, record.type)
-            if found is None:
-                raise
-            return found
-        return LoggedOnce(key, logged.index, logged.leaf_hash, logged.proof, logged.created)
-
-    async def _find(self, key: bytes, kind: str) -> LoggedOnce | None:
-        try:
-            found = await self._run(self._reading.by_key, key)
-        except NotFoundError:
-            return None
-        leaf = parse_leaf(found.entry.leaf).value
-        if (leaf["type"], leaf["recorded_by"]) != (kind, AUDIT):
-            raise FailedPreconditionError(
-                f"entry {found.entry.index} took the place of this {kind}, and the log did not write it"
-            )
-        return LoggedOnce(key, found.entry.index, found.entry.leaf_hash, found.proof, created=False)
+        return await self._once.append(_record(kind, rpc, subject, asker), facts, key_of(kind, name))
 
     async def _require_placed_by(self, hold_id: str, tenant: str) -> None:
         """Raises `NotFoundError` for a hold of another tenant: its entry says whose it is."""
-        try:
-            found = await self._run(self._reading.by_key, _key("hold.placed", hold_id.encode()))
-        except NotFoundError:
-            return  # killed before it was logged: anybody who knows its id may end it
-        if parse_leaf(found.entry.leaf).value["tenant"] != tenant:
+        # One that was killed before it was logged may be ended by anybody who knows its id.
+        placed = await self._once.find(key_of("hold.placed", hold_id.encode()), "hold.placed")
+        if placed is not None and placed.leaf["tenant"] != tenant:
             raise NotFoundError(f"there is no holds/{hold_id}")
 
     def _require_own(self, subject: str, asker: Asker) -> None:
@@ -269,11 +223,6 @@ def _record(kind: str, rpc: str, subject: str, asker: Asker) -> audit_pb2.Record
 
 def _facts(asker: Asker, reason: str) -> dict[str, str]:
     return {"by": asker.id, "reason": reason}
-
-
-def _key(kind: str, name: bytes) -> bytes:
-    """The idempotency key of the one entry of this kind about this thing."""
-    return sha256(b"kala.audit.privacy.v1\0" + kind.encode() + b"\0" + name).digest()[:KEY_BYTES]
 
 
 def _reports(progress: Progress) -> list[StoreReport]:

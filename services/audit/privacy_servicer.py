@@ -11,8 +11,9 @@ from kala.audit.canonical import MAX_INTEGER
 from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.common.v1 import options_pb2
 from kala.errors import InvalidArgumentError, PermissionDeniedError
-from services.audit.privacy import Asker, ErasureOrder, LoggedOnce, Privacy
-from services.audit.privacy_store import StoreReport
+from services.audit.erasures import StoreReport
+from services.audit.once import LoggedOnce
+from services.audit.privacy import Asker, ErasureOrder, Privacy
 from services.audit.records import KEY_BYTES
 from services.common.peers import Context
 from services.common.principals import principal_of

@@ -7,18 +7,18 @@ before then commits nothing with them, in this process or another.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
 import structlog
 from sqlalchemy import Connection, Engine, func, insert, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from kala.audit import canonical
 from kala.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError, UnavailableError
-from services.audit.schema import ENTRY, ERASURE, HEAD, LEGAL_HOLD, PAYLOAD, SUBJECT_KEY
+from services.audit.erasures import ErasureRow, Hold, Progress, StoreReport
+from services.audit.schema import ENTRY, ERASURE, HEAD, LEGAL_HOLD, PAYLOAD, SINK_CURSOR, SUBJECT_KEY
 
 # Rows of one transaction that empties ciphertexts: it holds the database for some milliseconds.
 STEP_ROWS: Final = 500
@@ -31,84 +31,10 @@ _SELECT_KEYS_TABLE: Final = """
 SELECT pg_has_role(relowner, 'USAGE'), pg_table_size(oid) FROM pg_class WHERE oid = 'subject_key'::regclass
 """
 
+# Where retention has got to, kept among the sinks' cursors; no sink's name begins so.
+EXPIRY_CURSOR: Final = "kala.retention.payloads"
+
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What an erasure has done so far; times in microseconds since 1970.
-
-    `covers` is the log's size when the last key was destroyed.
-    """
-
-    tenant: str
-    erased_at: int
-    covers: int = 0
-    keys: Sequence[str] = ()
-    items: Mapping[str, int] = field(default_factory=dict)
-    remaining: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    def to_bytes(self) -> bytes:
-        """As the database keeps it."""
-        return canonical.encode(
-            {
-                "tenant": self.tenant,
-                "erased_at": self.erased_at,
-                "covers": self.covers,
-                "keys": list(self.keys),
-                "items": dict(self.items),
-                "remaining": {store: list(names) for store, names in self.remaining.items()},
-            }
-        )
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Progress:
-        """Reads what `to_bytes` wrote."""
-        value: Any = canonical.decode(data)  # Any: parsed JSON that `to_bytes` spelled
-        return cls(**value)
-
-    def plus(self, reports: Sequence[StoreReport]) -> Progress:
-        """With what more stores reported added to it."""
-        items, remaining = dict(self.items), dict(self.remaining)
-        for report in reports:
-            items[report.store] = items.get(report.store, 0) + report.items
-            names = {*remaining.get(report.store, ()), *report.remaining}
-            remaining[report.store] = sorted(names)
-        return replace(self, items=items, remaining=remaining)
-
-
-@dataclass(frozen=True, slots=True)
-class StoreReport:
-    """What one store erased; `remaining` names what an operator must still decide about."""
-
-    store: str
-    items: int
-    remaining: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ErasureRow:
-    """An erasure as stored. It is sealed once it has a signature; the entry comes last."""
-
-    request_id: bytes
-    subject: str
-    certificate: bytes
-    signature: str | None
-    index: int | None
-
-    @property
-    def progress(self) -> Progress:
-        """What was done so far; only of an erasure that is not sealed."""
-        return Progress.from_bytes(self.certificate)
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """A legal hold; it holds while `released_at` is None."""
-
-    hold_id: str
-    subject: str
-    released_at: int | None
 
 
 class PrivacyStore:
@@ -174,7 +100,7 @@ class PrivacyStore:
         One transaction: the key is gone for every writer when it is gone for one, or nothing happened.
         """
         with self._changing() as connection:
-            size = self._lock_head(connection)
+            size = self._end_keys(connection)
             row = _erasure(connection, request_id)
             if row is None:
                 raise NotFoundError("this erasure was never begun")
@@ -222,8 +148,8 @@ class PrivacyStore:
     def place_hold(self, hold_id: str, subject: str) -> None:
         """Forbids erasure and expiry of the subject's content from now on."""
         with self._changing() as connection:
-            # An erasure holds the same row: it is over before the hold begins, or sees the hold.
-            self._lock_head(connection)
+            # Erasure and expiry hold the same row: they are over before the hold begins, or see the hold.
+            lock_head(connection, self._log_id)
             connection.execute(
                 insert(LEGAL_HOLD).values(hold_id=hold_id, subject=subject, placed_at=self._clock())
             )
@@ -240,11 +166,14 @@ class PrivacyStore:
     def release_hold(self, hold_id: str) -> None:
         """Ends a hold; the first end stays."""
         with self._changing() as connection:
-            connection.execute(
+            lock_head(connection, self._log_id)
+            ended = connection.execute(
                 update(LEGAL_HOLD)
                 .where(LEGAL_HOLD.c.hold_id == hold_id, LEGAL_HOLD.c.released_at.is_(None))
                 .values(released_at=self._clock())
-            )
+            ).rowcount
+            if ended:
+                self._expire_again(connection, hold_id)
 
     def require_free(self, subject: str) -> None:
         """Raises `FailedPreconditionError` naming a hold that forbids the subject's erasure."""
@@ -296,7 +225,23 @@ class PrivacyStore:
                 .values(ciphertext=None)
             ).rowcount
 
-    def _lock_head(self, connection: Connection) -> int:
+    def _expire_again(self, connection: Connection, hold_id: str) -> None:
+        """Lets retention come back for the content that it left to this hold."""
+        first = (
+            select(func.min(PAYLOAD.c.idx))
+            .join(SUBJECT_KEY, SUBJECT_KEY.c.key_id == PAYLOAD.c.key_id)
+            .join(LEGAL_HOLD, LEGAL_HOLD.c.subject == SUBJECT_KEY.c.subject)
+            .where(LEGAL_HOLD.c.hold_id == hold_id, SUBJECT_KEY.c.erased_at.is_(None))
+        )
+        place = connection.execute(first.where(PAYLOAD.c.log_id == self._log_id)).scalar()
+        if place is not None:
+            connection.execute(
+                update(SINK_CURSOR)
+                .where(SINK_CURSOR.c.sink == EXPIRY_CURSOR, SINK_CURSOR.c.idx > place)
+                .values(idx=place)
+            )
+
+    def _end_keys(self, connection: Connection) -> int:
         """Shuts out every writer until this transaction ends, and all keys that writers remember; the log's size."""
         connection.execute(
             update(HEAD).where(HEAD.c.log_id == self._log_id).values(key_epoch=HEAD.c.key_epoch + 1)
@@ -346,6 +291,11 @@ class PrivacyStore:
                 yield connection.execution_options(isolation_level="AUTOCOMMIT")
         except SQLAlchemyError as error:
             raise _away() from error
+
+
+def lock_head(connection: Connection, log_id: int) -> None:
+    """Makes this transaction take turns with every other that does so; SQLite's take turns anyway."""
+    connection.execute(select(HEAD.c.log_id).where(HEAD.c.log_id == log_id).with_for_update())
 
 
 def _erasure(connection: Connection, request_id: bytes) -> ErasureRow | None:

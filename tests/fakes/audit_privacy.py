@@ -17,6 +17,7 @@ from kala.common.v1 import clearance_pb2, options_pb2
 from services.audit.batch import BatchWriter
 from services.audit.config import AuditSettings
 from services.audit.log import Log
+from services.audit.once import OnceRecords
 from services.audit.own_records import OwnRecords
 from services.audit.payloads import KeyEncryptionKey
 from services.audit.privacy import Privacy
@@ -128,7 +129,8 @@ async def private_log(database: str) -> AsyncIterator[PrivateLog]:
         own = OwnRecords(log, clock=clock)
         kept = PrivacyStore(store.engine, store.log_id, clock=clock)
         reading = LogReading(store.open_reader())
-        privacy = Privacy(kept, LogReading(store.open_reader()), own, key)
+        once = OnceRecords(own, LogReading(store.open_reader()))
+        privacy = Privacy(kept, once, key)
         registrations = [
             partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log)),
             partial(audit_pb2_grpc.add_AuditPrivacyServiceServicer_to_server, AuditPrivacyServicer(privacy)),
@@ -143,4 +145,5 @@ async def private_log(database: str) -> AsyncIterator[PrivateLog]:
                 yield PrivateLog(store, log, kept, privacy, reading, server.address, channel, now)
         finally:
             await privacy.close()
+            await once.close()
             await log.stop()

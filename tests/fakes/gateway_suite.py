@@ -30,6 +30,7 @@ from kala.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from services.audit.batch import BatchWriter
 from services.audit.config import AuditSettings
 from services.audit.log import Log, system_clock
+from services.audit.once import OnceRecords
 from services.audit.own_records import OwnRecords
 from services.audit.payloads import KeyEncryptionKey
 from services.audit.pipelines import Pipelines
@@ -90,7 +91,9 @@ class AuditProcess:
         )
         stack.push_async_callback(reads.close)
         kept = PrivacyStore(store.engine, store.log_id, clock=system_clock)
-        privacy = Privacy(kept, LogReading(store.open_reader()), own, key)
+        once = OnceRecords(own, LogReading(store.open_reader()))
+        stack.push_async_callback(once.close)
+        privacy = Privacy(kept, once, key)
         stack.push_async_callback(privacy.close)
         server = await stack.enter_async_context(
             serving(

@@ -74,6 +74,20 @@ def test_chat_as_json_is_one_object(use: Use, capsys: pytest.CaptureFixture[str]
     assert (parsed["text"], parsed["receipt"]["id"]) == ("Hello.", RECEIPT_ID)
 
 
+def test_chat_keeps_a_line_without_words_and_with_the_receipt(
+    use: Use, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(FakeGateway([stream("A secret", " answer."), stream("Again.")]))
+    logs = tmp_path / "logs"
+    for _ in range(2):
+        assert main(["chat", "A secret question?", "--log-dir", str(logs), *AT]) == 0
+    assert capsys.readouterr().out == "A secret answer.\nAgain.\n"
+    first, second = map(json.loads, (logs / "session_chat.jsonl").read_text().splitlines())
+    assert (first["outcome"], first["receipt"], second["receipt"]) == ("ALLOW", RECEIPT_ID, RECEIPT_ID)
+    assert first["proof"].startswith("c2sp.org/tlog-proof")
+    assert "secret" not in json.dumps(first)
+
+
 def test_chat_saves_its_receipt(use: Use, tmp_path: Path) -> None:
     use(FakeGateway([stream("Hello.")]))
     assert main(["chat", "hi", "--save-receipt", str(tmp_path / "r.txt"), *AT]) == 0

@@ -22,6 +22,8 @@ from services.audit.publishing import publishing, say_key_change
 from services.audit.read_servicer import reads_of
 from services.audit.reading import LogReading
 from services.audit.reconciler import Reconciler, reconciling
+from services.audit.retention import Clocks, Retention, retaining
+from services.audit.retention_store import RetentionStore
 from services.audit.servicer import AuditServicer, may_call
 from services.audit.stores import open_log_store
 from services.common.event_loop import run
@@ -57,6 +59,9 @@ async def main() -> None:
         stack.push_async_callback(once.close)
         privacy = Privacy(kept, once, signer)
         stack.push_async_callback(privacy.close)
+        clocks = Clocks(settings.payload_retention_days, settings.entry_retention_days)
+        expiring = RetentionStore(store.engine, store.log_id, clock=system_clock)
+        retention = Retention(expiring, once, clocks, clock=system_clock)
         registrations = [
             partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log)),
             partial(audit_pb2_grpc.add_AuditReadServiceServicer_to_server, reads),
@@ -64,6 +69,7 @@ async def main() -> None:
         ]
         await say_key_change(store, own, signer)
         await own.started()
+        await stack.enter_async_context(retaining(retention))
         await stack.enter_async_context(publishing(settings, store, own, signer, telemetry))
         reconciler = Reconciler(store.engine, store.log_id, registry=telemetry.registry, clock=system_clock)
         await stack.enter_async_context(reconciling(reconciler))

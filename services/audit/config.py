@@ -28,6 +28,9 @@ from services.common.settings import AllowedPeers, GrpcServerSettings, ListenAdd
 SECTION: Final = AUDIT
 _STATE: Final = Path("~/.local/state/kala").expanduser()
 
+# Regulation (EU) 2024/1689, articles 19 and 26(6): providers and deployers keep logs for at least six months.
+LEGAL_FLOOR_DAYS: Final = 180
+
 
 class AuditSettings(GrpcServerSettings):
     """What the audit service can be told."""
@@ -74,6 +77,33 @@ class AuditSettings(GrpcServerSettings):
             ge=1, description="Records that may wait for their transaction before callers are pushed back."
         ),
     ] = MAX_PENDING
+
+    payload_retention_days: Annotated[
+        int, Field(ge=1, description="Age at which content is deleted; subjects under a legal hold keep it.")
+    ] = 30
+    entry_retention_days: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Age at which entries may be dropped, whole partitions of PostgreSQL at a time; 0 keeps them for ever.",
+        ),
+    ] = LEGAL_FLOOR_DAYS
+    allow_below_legal_floor: Annotated[bool, Field(description="Accept fewer than 180 days for entries.")] = (
+        False
+    )
+
+    @model_validator(mode="after")
+    def _check_retention(self) -> Self:
+        kept = self.entry_retention_days
+        if 0 < kept < LEGAL_FLOOR_DAYS and not self.allow_below_legal_floor:
+            raise ValueError(
+                f"entry_retention_days is {kept}; below {LEGAL_FLOOR_DAYS} it needs allow_below_legal_floor=true"
+            )
+        if 0 < kept < self.payload_retention_days:
+            raise ValueError(
+                f"payload_retention_days is {self.payload_retention_days}, longer than the {kept} days of entries"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_witnesses(self) -> Self:

@@ -45,6 +45,7 @@ class PrivateLog:
     log: Log
     privacy_store: PrivacyStore
     privacy: Privacy
+    once: OnceRecords
     reading: LogReading
     address: str
     channel: grpc.aio.Channel
@@ -142,7 +143,7 @@ async def private_log(database: str) -> AsyncIterator[PrivateLog]:
                 open_channel(server.address, peer_name="gateway") as channel,
             ):
                 await server.set_serving()
-                yield PrivateLog(store, log, kept, privacy, reading, server.address, channel, now)
+                yield PrivateLog(store, log, kept, privacy, once, reading, server.address, channel, now)
         finally:
             await privacy.close()
             await once.close()

@@ -155,7 +155,8 @@ def _look(
 ) -> tuple[int, str | None]:
     """Look once: the exit code of it, and the checkpoint to keep."""
     from kala.audit.monitor import look
-    from kala.audit.report import TamperedError, UnverifiableError
+    from kala.audit.report import TamperedError
+    from kala.errors import KalaError
 
     try:
         with _view(log, token_file, at) as view:
@@ -163,7 +164,7 @@ def _look(
     except TamperedError as error:
         say_tampered(error, as_json=as_json)
         return EXIT_TAMPERED, None
-    except UnverifiableError as error:
+    except KalaError as error:
         say_bad("unverifiable", error, as_json=as_json)
         return EXIT_UNVERIFIABLE, None
     if sight.note != before:

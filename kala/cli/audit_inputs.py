@@ -129,15 +129,16 @@ def tiles_at(log: str, token_file: Path | None) -> Iterator[TileSource]:
 
 
 def judged(check: Callable[[], int], *, as_json: bool) -> int:
-    """Run a check and give its exit code: 1 when the log was tampered with, 2 when that cannot be told."""
-    from kala.audit.report import TamperedError, UnverifiableError
+    """Run a check and give its exit code: 1 when the log was tampered with, 2 when that cannot be told, for any reason."""
+    from kala.audit.report import TamperedError
+    from kala.errors import KalaError
 
     try:
         return check()
     except TamperedError as error:
         say_tampered(error, as_json=as_json)
         return EXIT_TAMPERED
-    except UnverifiableError as error:
+    except KalaError as error:
         say_bad("unverifiable", error, as_json=as_json)
         return EXIT_UNVERIFIABLE
 

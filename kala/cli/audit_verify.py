@@ -96,16 +96,16 @@ def verify(
     as_json: JsonOption = False,
 ) -> int:
     """Check every entry of a log; names the first bad one. A log in use may be checked too."""
-    if log is not None and database is not None:
-        raise InvalidArgumentError("--db", "is the same as the argument; give one of them")
-    if checkpoint is not None and keep is not None:
-        raise InvalidArgumentError("--remember", "and --checkpoint both pin the log; give one of them")
     layout = layout_of(state)
     ours = log is None and database is None
     kept = layout.last_checkpoint if ours and checkpoint is None and keep is None else keep
     started = time.process_time()
 
     def check() -> int:
+        if log is not None and database is not None:
+            raise InvalidArgumentError("--db", "is the same as the argument; give one of them")
+        if checkpoint is not None and keep is not None:
+            raise InvalidArgumentError("--remember", "and --checkpoint both pin the log; give one of them")
         pinned = remembered(kept) if checkpoint is None else read_text(checkpoint)
         asked = _Asked(
             log or str(database or layout.audit_database),
@@ -248,7 +248,10 @@ def _spent(started: float) -> dict[str, float]:
 
 @contextmanager
 def _bar() -> Iterator[OnProgress]:
-    """A bar on standard error while entries go by."""
+    """A bar on standard error while entries go by; none where nobody would see it move."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
     from rich.progress import Progress
 
     from kala.cli.output import console

@@ -1,0 +1,356 @@
+"""Outsiders check the log with code that is not ours: Go's sumdb packages over the tile API, and pymerkle."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import http.server
+import json
+import random
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+from pymerkle import InmemoryTree
+
+from kala.audit.checkpoint import open_checkpoint
+from kala.audit.cosignature import cosignatures
+from kala.audit.merkle import CompactRange, consistency_proof, inclusion_proof, leaf_hash, node_hash
+from kala.audit.proof import verify_consistency, verify_inclusion
+from kala.audit.tile_paths import TilePath, bundles_of, tiles_of, unbundle
+from kala.audit.v1 import audit_pb2, audit_pb2_grpc
+from kala.errors import VerificationError
+from services.common.channel import open_channel
+from tests.fakes.audit_log import record
+from tests.fakes.audit_process import AuditProcess
+from tests.fakes.witness_process import WitnessProcess
+
+pytestmark = [pytest.mark.e2e]
+ROOT = Path(__file__).parents[2]
+TOKEN = "t" * 43
+# Three full tiles and a partial one, and a level above them.
+ENTRIES = 1_000
+CASES = 10_000
+
+
+@pytest.fixture(scope="session")
+def checker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Go's checker, built from tests/go by the script that installs what it needs."""
+    path = tmp_path_factory.mktemp("go") / "checker"
+    subprocess.run([ROOT / "scripts" / "go_checker.sh", path], check=True, timeout=600)
+    return path
+
+
+@dataclass
+class Published:
+    """A running log with its HTTP."""
+
+    audit: AuditProcess
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def url_with_token(self) -> str:
+        return f"http://reader:{TOKEN}@127.0.0.1:{self.port}"
+
+    async def append(self, *numbers: int) -> None:
+        async with open_channel(self.audit.address, peer_name="gateway") as channel:
+            request = audit_pb2.AppendBatchRequest(records=[record(number) for number in numbers])
+            await audit_pb2_grpc.AuditServiceStub(channel).AppendBatch(
+                request, timeout=30, wait_for_ready=True
+            )
+
+    def get(self, path: str) -> bytes:
+        reply = httpx.get(f"{self.url_with_token}/{path}")
+        assert reply.status_code == 200, reply.text
+        return reply.content
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def publish(directory: Path, settings: dict[str, str] | None = None) -> Published:
+    port = free_port()
+    audit = AuditProcess(directory)
+    token = directory / "tiles.token"
+    token.touch(mode=0o600)
+    token.write_text(TOKEN)
+    audit.environment = {
+        "KALA_AUDIT_METRICS_PORT": str(port),
+        "KALA_AUDIT_TILE_TOKEN_FILE": str(token),
+        **(settings or {}),
+    }
+    audit.start()
+    return Published(audit, port)
+
+
+@pytest.fixture
+async def log(tmp_path: Path) -> AsyncIterator[Published]:
+    published = publish(tmp_path / "audit")
+    await published.append(*range(ENTRIES))
+    yield published
+    assert published.audit.stop() == 0, published.audit.output()
+
+
+def go(checker: Path, url: str, vkey: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [checker, "mirror", url, vkey], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+async def test_go_mirrors_a_live_log_and_finds_every_entry_signed(checker: Path, log: Published) -> None:
+    found = go(checker, log.url_with_token, str(log.audit.verifier))
+    assert found.returncode == 0, found.stderr
+    report = json.loads(found.stdout)
+    checkpoint = open_checkpoint(log.get("checkpoint").decode(), [log.audit.verifier])
+    # The log's own start comes first; that Go read the tiles is in the log after the checkpoint that it verified.
+    assert report["entries"] in {ENTRIES + 1, ENTRIES + 2}
+    assert checkpoint.size == ENTRIES + 2
+    without = go(checker, log.url, str(log.audit.verifier))
+    assert without.returncode == 1
+    assert "401" in without.stderr
+
+
+async def test_that_entries_are_read_by_tiles_is_in_the_log_once(log: Published) -> None:
+    for path in ("tile/entries/000", "tile/entries/001", "tile/entries/000"):
+        log.get(path)
+    size = open_checkpoint(log.get("checkpoint").decode(), [log.audit.verifier]).size
+    assert size == ENTRIES + 2
+    *_, last = unbundle(log.get(str(TilePath(None, size // 256, size % 256))))
+    leaf = json.loads(last)
+    assert (leaf["type"], leaf["attributes"]) == ("audit.tiles", [["reader", "127.0.0.1"]])
+
+
+@contextmanager
+def serving(directory: Path) -> Iterator[str]:
+    """Any static host can serve a mirror."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(directory)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def mirror(log: Published, directory: Path) -> int:
+    """Copies everything that the checkpoint covers into files of the same paths."""
+    note = log.get("checkpoint")
+    size = open_checkpoint(note.decode(), [log.audit.verifier]).size
+    for path in ["checkpoint", *map(str, tiles_of(size)), *map(str, bundles_of(size))]:
+        file = directory / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(note if path == "checkpoint" else log.get(path))
+    return size
+
+
+async def test_go_finds_what_was_changed_in_a_static_mirror(
+    checker: Path, log: Published, tmp_path: Path
+) -> None:
+    size = mirror(log, tmp_path / "mirror")
+    vkey = str(log.audit.verifier)
+    with serving(tmp_path / "mirror") as url:
+        good = go(checker, url, vkey)
+        assert good.returncode == 0, good.stderr
+        assert json.loads(good.stdout)["entries"] == size
+    damages = {
+        "tile/entries/002": "entry 600 is not what was signed",
+        "tile/0/001": "",
+        "tile/1/000.p/3": "",
+        "checkpoint": "",
+    }
+    for number, (path, problem) in enumerate(damages.items()):
+        copy = tmp_path / f"mirror{number}"
+        shutil.copytree(tmp_path / "mirror", copy)
+        data = bytearray((copy / path).read_bytes())
+        place = sum(2 + len(leaf) for leaf in unbundle(bytes(data))[:88]) + 40 if "entries" in path else 40
+        data[place] ^= 1
+        (copy / path).write_bytes(data)
+        with serving(copy) as url:
+            bad = go(checker, url, vkey)
+        assert bad.returncode == 1, f"{path} was changed unnoticed"
+        assert problem in bad.stderr
+
+
+async def test_pymerkle_finds_the_same_root(log: Published) -> None:
+    checkpoint = open_checkpoint(log.get("checkpoint").decode(), [log.audit.verifier])
+    tree = InmemoryTree(algorithm="sha256")
+    for path in bundles_of(checkpoint.size):
+        for leaf in unbundle(log.get(str(path))):
+            tree.append_entry(leaf)
+    assert tree.get_root(checkpoint.size) == checkpoint.root
+
+
+async def test_witnesses_of_other_processes_cosign_what_is_published(tmp_path: Path, checker: Path) -> None:
+    first = AuditProcess(tmp_path / "audit")
+    witness = WitnessProcess(tmp_path / "witness", [first.verifier])
+    witness.start()
+    keys = " ".join(map(str, witness.witnesses))
+    published = Published(first, free_port())
+    token = tmp_path / "tiles.token"
+    token.touch(mode=0o600)
+    token.write_text(TOKEN)
+    first.environment = {
+        "KALA_AUDIT_METRICS_PORT": str(published.port),
+        "KALA_AUDIT_TILE_TOKEN_FILE": str(token),
+        "KALA_AUDIT_WITNESSES": f"{witness.url} {keys}",
+        "KALA_AUDIT_WITNESSES_REQUIRED": "1",
+        "KALA_AUDIT_WITNESS_INTERVAL_SECONDS": "0.1",
+    }
+    first.start()
+    await published.append(*range(300))
+    note = await cosigned(published, 301)
+    assert set(cosignatures(note, witness.witnesses)) == set(witness.witnesses)
+    found = go(checker, published.url_with_token, str(first.verifier))
+    assert found.returncode == 0, found.stderr
+    # Go's reading of entries made one more. Without its witness the log goes on, and publishes no more.
+    await cosigned(published, 302)
+    witness.stop()
+    await published.append(300)
+    note = published.get("checkpoint").decode()
+    assert open_checkpoint(note, [first.verifier]).size == 302
+    assert first.stop() == 0, first.output()
+
+
+async def cosigned(published: Published, size: int) -> str:
+    """The published checkpoint once it covers so many entries."""
+    async with asyncio.timeout(30), httpx.AsyncClient() as client:
+        while True:
+            reply = await client.get(f"{published.url}/checkpoint")
+            if reply.status_code == 200:
+                if open_checkpoint(reply.text, [published.audit.verifier]).size >= size:
+                    return reply.text
+            else:
+                assert reply.status_code == 503
+            await asyncio.sleep(0.05)
+
+
+class Tree:
+    """All nodes of a tree of numbered leaves, and its roots by size."""
+
+    def __init__(self, size: int) -> None:
+        self.levels = [[leaf_hash(str(number).encode()) for number in range(size)]]
+        while len(row := self.levels[-1]) > 1:
+            self.levels.append([node_hash(row[i], row[i + 1]) for i in range(0, len(row) - 1, 2)])
+        grown = CompactRange()
+        self.roots = [grown.root()]
+        for digest in self.levels[0]:
+            grown.append(digest)
+            self.roots.append(grown.root())
+
+    def node(self, level: int, index: int) -> bytes:
+        return self.levels[level][index]
+
+
+@dataclass
+class Case:
+    """One proof for both judges."""
+
+    kind: str
+    first: int
+    size: int
+    hash: bytes
+    root: bytes
+    proof: list[bytes]
+
+    def line(self) -> str:
+        def text(digest: bytes) -> str:
+            return base64.b64encode(digest).decode()
+
+        return json.dumps(
+            {
+                "Kind": self.kind,
+                "A": self.first,
+                "Size": self.size,
+                "Hash": text(self.hash),
+                "Root": text(self.root),
+                "Proof": [text(step) for step in self.proof],
+            }
+        )
+
+    def holds_for_us(self) -> bool:
+        try:
+            if self.kind == "inclusion":
+                verify_inclusion(self.hash, self.first, self.size, self.proof, self.root)
+            else:
+                verify_consistency(self.first, self.size, self.proof, self.hash, self.root)
+        except VerificationError:
+            return False
+        return True
+
+
+def make_case(tree: Tree, dice: random.Random) -> Case:
+    size = dice.randint(1, len(tree.levels[0]))
+    first = dice.randrange(size)
+    if dice.random() < 0.5:
+        proof = inclusion_proof(first, size, tree.node)
+        case = Case("inclusion", first, size, tree.levels[0][first], tree.roots[size], proof)
+    else:
+        first += 1
+        proof = consistency_proof(first, size, tree.node)
+        case = Case("consistency", first, size, tree.roots[first], tree.roots[size], proof)
+    if dice.random() < 0.5:
+        corrupt(case, dice)
+    return case
+
+
+def corrupt(case: Case, dice: random.Random) -> None:
+    """Changes one thing, as an attacker or a bug might."""
+
+    def flipped(digest: bytes) -> bytes:
+        return (int.from_bytes(digest, "big") ^ 1 << dice.randrange(256)).to_bytes(32, "big")
+
+    match dice.randrange(8):
+        case 0:
+            case.hash = flipped(case.hash)
+        case 1:
+            case.root = flipped(case.root)
+        case 2:
+            case.first += dice.choice((-2, -1, 1, 2))
+        case 3:
+            case.size += dice.choice((-2, -1, 1, 2))
+        case 4:
+            case.proof = case.proof[:-1]
+        case 5:
+            case.proof = [*case.proof, dice.randbytes(32)]
+        case 6:
+            dice.shuffle(case.proof)
+        case 7 if case.proof:
+            place = dice.randrange(len(case.proof))
+            case.proof[place] = flipped(case.proof[place])
+
+
+def test_go_and_we_judge_ten_thousand_proofs_alike(checker: Path) -> None:
+    dice = random.Random(20_261_121)
+    tree = Tree(700)
+    cases = [make_case(tree, dice) for _ in range(CASES)]
+    lines = "".join(f"{case.line()}\n" for case in cases)
+    judged = subprocess.run(
+        [checker, "judge"], input=lines, capture_output=True, text=True, timeout=120, check=True
+    )
+    go_says = [word == "true" for word in judged.stdout.split()]
+    we_say = [case.holds_for_us() for case in cases]
+    different = [case.line() for case, go, we in zip(cases, go_says, we_say, strict=True) if go is not we]
+    assert not different, different[:3]
+    assert CASES * 0.4 < sum(we_say) < CASES * 0.7

@@ -71,9 +71,7 @@ def erase(
 ) -> None:
     """Destroy a person's content everywhere, for ever, and keep the signed certificate of it. All proofs stay valid."""
     identity = _request_id(request_id)
-    for path in (out, _signature_file(out)):
-        if path.exists():
-            raise FailedPreconditionError(f"{path} exists; name another file with --out")
+    _require_free(out)
     with gateway(url, key, state) as client:
         name = _subject(client, subject, person, of_key)
         if not yes:
@@ -156,6 +154,15 @@ def release_hold(
     with gateway(url, key, state) as client:
         reply = client.call("POST", f"{AUDIT}/{name}:release", body={"reason": reason})
     _show_hold(reply, "released", as_json=as_json)
+
+
+def _require_free(out: Path) -> None:
+    """Refuse before anything is erased where the certificate could not be kept."""
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise FailedPreconditionError(f"{out.parent} is not a directory to write in; name another with --out")
+    for path in (out, _signature_file(out)):
+        if path.exists():
+            raise FailedPreconditionError(f"{path} exists; name another file with --out")
 
 
 def _request_id(given: str | None) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import secrets
 from collections.abc import Callable
@@ -81,6 +82,16 @@ class Keyring:
         return self.public / "audit.vkey"
 
     @property
+    def next_audit_log_key(self) -> Path:
+        """The signer that is to follow it; only there while the log's key is being replaced."""
+        return self.private / "audit-log-next.key"
+
+    @property
+    def audit_tile_token(self) -> Path:
+        """The token with which mirrors read the log's tiles."""
+        return self.private / "audit-tiles.token"
+
+    @property
     def audit_kek(self) -> Path:
         """32 bytes: wraps the keys of stored payloads."""
         return self.private / "audit-kek.key"
@@ -128,6 +139,10 @@ def make_keyring(
         keyring.gateway_pepper,
         *(keyring.spool_key(part) for part in SPOOLING_PARTS),
     ]
+    if not keyring.audit_tile_token.exists():
+        token = base64.urlsafe_b64encode(randomness(SYMMETRIC_KEY_BYTES)).rstrip(b"=")
+        write_private_file(keyring.audit_tile_token, token + b"\n")
+        made.append(keyring.audit_tile_token)
     for path in symmetric:
         if not path.exists():
             write_private_file(path, randomness(SYMMETRIC_KEY_BYTES))
@@ -163,7 +178,12 @@ def _make_log_keys(keyring: Keyring, log_name: str, randomness: Randomness) -> l
         write_private_file(keyring.audit_log_key, f"{signer.private_text()}\n".encode())
         made.append(keyring.audit_log_key)
     signer = Signer.parse(_read(keyring.audit_log_key).decode().strip())
-    return made + _publish(keyring.audit_vkey, f"{signer.verifier}\n".encode())
+    if not keyring.audit_vkey.exists():
+        return made + _publish(keyring.audit_vkey, f"{signer.verifier}\n".encode())
+    # Keys that were replaced stay: what they signed is verified with them.
+    if str(signer.verifier) not in _read(keyring.audit_vkey).decode().split():
+        raise _exchanged(keyring.audit_vkey)
+    return made
 
 
 def _publish(path: Path, content: bytes) -> list[Path]:
@@ -172,10 +192,14 @@ def _publish(path: Path, content: bytes) -> list[Path]:
         write_private_file(path, content, mode=0o644)
         return [path]
     if _read(path) != content:
-        raise FailedPreconditionError(
-            f"{path} does not belong to the private key beside it; restore the right one from your backup"
-        )
+        raise _exchanged(path)
     return []
+
+
+def _exchanged(path: Path) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"{path} does not belong to the private key beside it; restore the right one from your backup"
+    )
 
 
 def _read(path: Path) -> bytes:

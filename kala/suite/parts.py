@@ -162,6 +162,12 @@ def _wires(wiring: Wiring, name: str) -> Mapping[str, str]:
                 "DATABASE": str(wiring.layout.audit_database),
                 "LOG_KEY_FILE": str(keyring.audit_log_key),
                 "KEK_FILE": str(keyring.audit_kek),
+                "TILE_TOKEN_FILE": str(keyring.audit_tile_token),
+                **(
+                    {"NEXT_LOG_KEY_FILE": str(keyring.next_audit_log_key)}
+                    if keyring.next_audit_log_key.exists()
+                    else {}
+                ),
             }
         case "ethics":
             return {

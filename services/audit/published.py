@@ -65,6 +65,8 @@ class PublishedLog:
             rows = self._reader.query(
                 [], first=path.first, last=path.last, limit=path.width, descending=False
             )
+            if not rows:
+                raise NotFoundError(f"the entries of {path} were dropped by retention; their hashes are kept")
             content = [row.leaf for row in rows]
         else:
             content = self._reader.hashes(path.level, path.first, path.last)

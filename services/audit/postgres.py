@@ -19,7 +19,7 @@ CONNECT_SECONDS: Final = 5
 # A statement of the writer takes milliseconds; one of a reader may look through a whole log for gaps.
 WRITE_SECONDS: Final = 10
 READ_SECONDS: Final = 60
-# How long to wait for rivals' locks, and how long a rival that went silent may hold the lock of its turn.
+# How long to wait for rivals' locks.
 LOCK_SECONDS: Final = 5
 # Connections that a network swallowed are noticed within this time, while idle and while sending.
 SILENT_SECONDS: Final = 10
@@ -68,15 +68,16 @@ class Postgres:
         self,
         *,
         statement_seconds: int = WRITE_SECONDS,
-        lock_seconds: int = LOCK_SECONDS,
+        lock_seconds: int | None = None,
+        idle_seconds: int = WRITE_SECONDS,
         is_read_only: bool = False,
     ) -> Connection:
         """A connection without transactions of its own."""
         connection = psycopg.connect(**self._parameters, autocommit=True)
         try:
             connection.execute(
-                f"SET statement_timeout = '{statement_seconds}s'; SET lock_timeout = '{lock_seconds}s';"
-                f"SET idle_in_transaction_session_timeout = '{WRITE_SECONDS}s';"
+                f"SET statement_timeout = '{statement_seconds}s'; SET lock_timeout = '{lock_seconds or LOCK_SECONDS}s';"
+                f"SET idle_in_transaction_session_timeout = '{idle_seconds}s';"
                 f"SET default_transaction_read_only = {'on' if is_read_only else 'off'};"
                 "SET default_transaction_isolation = 'read committed'".encode()
             )
@@ -89,7 +90,7 @@ class Postgres:
         return connection
 
     def engine(
-        self, *, statement_seconds: int = WRITE_SECONDS, lock_seconds: int = LOCK_SECONDS
+        self, *, statement_seconds: int = WRITE_SECONDS, lock_seconds: int | None = None
     ) -> sqlalchemy.Engine:
         """The cold paths' way in, by SQLAlchemy; its transactions are READ COMMITTED."""
 
@@ -217,9 +218,10 @@ def require_triggers(connection: Connection) -> None:
         )
 
 
-def read_head(connection: Connection, log_id: int) -> Head:
-    """The head row; raises `FailedPreconditionError` when the database holds no such log."""
-    row = connection.execute(_SELECT_HEAD, (log_id,)).fetchone()
+def read_head(connection: Connection, log_id: int, *, for_update: bool = False) -> Head:
+    """The head row, locked until the transaction ends if told; `FailedPreconditionError` when there is no such log."""
+    lock = " FOR UPDATE" if for_update else ""
+    row = connection.execute((_SELECT_HEAD + lock).encode(), (log_id,)).fetchone()
     if row is None:
         raise FailedPreconditionError("the database holds no log")
     return Head(*row)

@@ -2,8 +2,8 @@
 
 One statement moves the head, if it is still where this writer saw it, and writes everything that hangs on the move.
 Its row lock makes rivals wait, and whoever comes second writes nothing and builds its batch anew. That alone is the
-safety argument. A writer that met a rival also takes turns with it, by an advisory lock, before it builds: nothing
-depends on that but less work done in vain.
+safety argument. A writer that met a rival takes that lock before it builds, for a while: so they take turns, and no
+batch is built in vain.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ from services.audit.store import (
 
 # After a rival was met, this many batches take turns.
 TURNS: Final = 256
+# How long a writer may be silent in its turn, stopped or cut off, before the database ends its transaction. Others wait
+# no longer than that, which is less than they wait for a lock.
+TURN_SECONDS: Final = 3
 
 _COLUMNS: Final = ("idx", "leaf", "leaf_hash", *DERIVED)
 _ARRAYS: Final = ", ".join(f"%({name})b" for name in _COLUMNS)
@@ -85,7 +88,6 @@ _KINDS: Final[dict[str, Callable[[list[Any]], Any]]] = {
     **dict.fromkeys(("sequence", "occurred_at", "recorded_at"), arrays.int8),
     "law": arrays.int4,
 }
-_TURN: Final = "SELECT pg_advisory_xact_lock(hashtextextended('kala.audit.turn', %s))"
 
 log = structlog.get_logger()
 
@@ -97,7 +99,9 @@ class PostgresWriter:
         self, database: Postgres, *, origin: str, vkey: str, partition_width: int = PARTITION_WIDTH
     ) -> None:
         """Opens or creates the log; raises `FailedPreconditionError` when the database would weaken it."""
-        self._session = Session(database.connect, self._require_trustworthy)
+        self._session = Session(
+            lambda: database.connect(idle_seconds=TURN_SECONDS), self._require_trustworthy
+        )
         self._partition_width = partition_width
         # The first index that no partition takes yet, as far as this writer knows.
         self._bound = 0
@@ -143,13 +147,7 @@ class PostgresWriter:
         self._turns -= 1
         try:
             self._make_room(self._size)
-            connection = self._begin()
-            connection.execute(_TURN, (self.log_id,))
-            return read_head(connection, self.log_id)
-        except errors.LockNotAvailable:
-            # A rival is slow or stuck: go without a turn, the compare-and-swap decides.
-            self._session.roll_back()
-            return None
+            return read_head(self._begin(), self.log_id, for_update=True)
         except psycopg.Error as error:
             self._session.roll_back()
             raise StoreFailedError(f"the database does not answer: {first_line(error)}") from error
@@ -249,7 +247,10 @@ class PostgresWriter:
         """Raises what it means that not every entry was written."""
         if written:
             raise StoreFailedError(f"the database took only {written} of the entries")
-        require_durable(connection)
+        try:
+            require_durable(connection)
+        except FailedPreconditionError as error:
+            raise StoreFailedError(error.message) from error
         self._turns = TURNS
         raise HeadMovedError("another writer moved the log's head")
 

@@ -1,0 +1,255 @@
+"""Exports over gRPC from either database: whole lines, a signed manifest, and nothing that does not verify offline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kala.audit.export import manifest_path, verify_export
+from kala.audit.export_manifest import Manifest, parse_manifest
+from kala.audit.report import TamperedError
+from kala.audit.v1 import audit_pb2
+from kala.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError, UnavailableError
+from services.audit import exporting
+from services.common.status import translated
+from tests.fakes.audit_log import NOW, record
+from tests.fakes.audit_server import ServedLog, served_log
+
+TOTAL = 300
+FORMATS = {
+    "jsonl": audit_pb2.EXPORT_FORMAT_JSONL,
+    "ocsf": audit_pb2.EXPORT_FORMAT_OCSF,
+    "cef": audit_pb2.EXPORT_FORMAT_CEF,
+    "otlp": audit_pb2.EXPORT_FORMAT_OTLP,
+}
+
+
+@pytest.fixture
+async def served(log_database: str) -> AsyncIterator[ServedLog]:
+    async with served_log(log_database) as log:
+        for start in range(0, TOTAL, 100):
+            log.file.append(*(record(number) for number in range(start, start + 100)), with_proof=False)
+        yield log
+
+
+async def export(served: ServedLog, **request: Any) -> tuple[bytes, bytes]:
+    """The data and the manifest of an export."""
+    parts = [part async for part in served.read.Export(audit_pb2.ExportRequest(**request))]
+    assert [part.WhichOneof("part") for part in parts] == ["data"] * (len(parts) - 1) + ["manifest"]
+    for part in parts[:-1]:
+        assert part.data.endswith(b"\n")
+        assert len(part.data) <= 1024 * 1024
+    return b"".join(part.data for part in parts[:-1]), parts[-1].manifest
+
+
+def verified(served: ServedLog, directory: Path, exported: tuple[bytes, bytes]) -> Manifest:
+    """What an outsider finds who has the two files and the public key."""
+    data = directory / "export"
+    data.write_bytes(exported[0])
+    manifest_path(data).write_bytes(exported[1])
+    return verify_export(data, [served.verifier]).manifest
+
+
+@pytest.mark.parametrize("name", FORMATS)
+async def test_an_export_of_the_whole_log_is_verified_offline(
+    served: ServedLog, tmp_path: Path, name: str
+) -> None:
+    exported = await export(served, format=FORMATS[name])
+    manifest = verified(served, tmp_path, exported)
+    assert manifest.is_whole
+    assert (manifest.format, manifest.count, manifest.checkpoint.size) == (name, TOTAL, TOTAL)
+    assert (manifest.size_bytes, manifest.sha256) == (len(exported[0]), sha256(exported[0]).hexdigest())
+    assert (manifest.hashes == []) is (name == "jsonl")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "indexes"),
+    [
+        (audit_pb2.EntryFilter(law=3), range(3, TOTAL, 5)),
+        (audit_pb2.EntryFilter(law=3, model="model-1"), range(13, TOTAL, 15)),
+        (audit_pb2.EntryFilter(trace_id=f"{299:032x}"), [299]),
+        (audit_pb2.EntryFilter(trace_id=f"{0:032x}"), [0]),
+        (audit_pb2.EntryFilter(tenant="nobody"), []),
+    ],
+    ids=["law", "law and model", "the last", "the first", "none"],
+)
+async def test_an_export_of_some_entries_proves_each_of_them(
+    served: ServedLog, tmp_path: Path, wanted: audit_pb2.EntryFilter, indexes: range
+) -> None:
+    exported = await export(served, filter=wanted)
+    manifest = verified(served, tmp_path, exported)
+    listed = [index for first, length in manifest.runs for index in range(first, first + length)]
+    assert listed == list(indexes)
+    traces = [json.loads(line)["trace_id"] for line in exported[0].splitlines()]
+    assert traces == [f"{index:032x}" for index in indexes]
+
+
+async def test_an_export_of_a_span_of_time_says_so(served: ServedLog, tmp_path: Path) -> None:
+    wanted = audit_pb2.EntryFilter(tenant="default", types=["chat.outcome"])
+    getattr(wanted, "from").FromMicroseconds(NOW + 1_000)
+    wanted.until.FromMicroseconds(NOW + 2_000)
+    manifest = verified(served, tmp_path, await export(served, filter=wanted))
+    assert manifest.runs == [(100, 100)]
+    assert manifest.filter == {
+        "from": "2026-09-21T14:13:20.001000Z",
+        "tenant": "default",
+        "types": ["chat.outcome"],
+        "until": "2026-09-21T14:13:20.002000Z",
+    }
+
+
+async def test_an_export_names_its_own_entry_which_is_not_part_of_it(
+    served: ServedLog, tmp_path: Path
+) -> None:
+    manifest = verified(served, tmp_path, await export(served))
+    receipt = await served.read.GetReceipt(audit_pb2.GetReceiptRequest(name=f"receipts/{manifest.receipt}"))
+    assert receipt.receipt.index == TOTAL == manifest.count
+
+
+@pytest.mark.parametrize("place", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize(
+    "wanted", [audit_pb2.EntryFilter(), audit_pb2.EntryFilter(law=3)], ids=["all", "some"]
+)
+async def test_one_changed_bit_of_the_data_is_found(
+    served: ServedLog, tmp_path: Path, wanted: audit_pb2.EntryFilter, place: float
+) -> None:
+    data, manifest = await export(served, filter=wanted)
+    changed = bytearray(data)
+    changed[int(place * len(data))] ^= 1
+    with pytest.raises(TamperedError):
+        verified(served, tmp_path, (bytes(changed), manifest))
+
+
+async def test_entries_that_are_left_out_or_swapped_are_found(served: ServedLog, tmp_path: Path) -> None:
+    data, manifest = await export(served)
+    lines = data.splitlines(keepends=True)
+    for changed in (lines[:-1], lines[1:], [lines[1], lines[0], *lines[2:]], [*lines, lines[0]]):
+        with pytest.raises(TamperedError):
+            verified(served, tmp_path, (b"".join(changed), manifest))
+
+
+async def test_entries_logged_during_an_export_are_not_in_it(served: ServedLog, tmp_path: Path) -> None:
+    stream = served.read.Export(audit_pb2.ExportRequest())
+    parts = [await anext(aiter(stream))]
+    served.file.append(*(record(TOTAL + number) for number in range(10)))
+    parts += [part async for part in stream]
+    data = b"".join(part.data for part in parts[:-1])
+    assert verified(served, tmp_path, (data, parts[-1].manifest)).count == TOTAL
+
+
+async def test_an_ocsf_event_is_an_api_activity_that_carries_its_leaf_and_its_fingerprint(
+    served: ServedLog,
+) -> None:
+    data, _ = await export(served, format=audit_pb2.EXPORT_FORMAT_OCSF)
+    events = [json.loads(line) for line in data.splitlines()]
+    event = events[1]  # n % 4 == 1: refused
+    assert (event["class_uid"], event["category_uid"], event["type_uid"]) == (6003, 6, 600399)
+    assert event["metadata"]["version"] == "1.9.0"
+    assert event["metadata"]["profiles"] == ["ai_operation", "record_integrity"]
+    assert event["ai_model"] == {"name": "model-1", "ai_provider": "pythia"}
+    assert event["message_context"]["completion_tokens"] == 1
+    assert event["status_detail"] == "REFUSE by law 1"
+    assert event["severity_id"] == 3
+    entry = served.file.reader.entry(1)
+    assert entry is not None
+    assert event["raw_data"].encode() == entry.leaf
+    # The record_integrity profile: the digest of the event's RFC 8785 form without its fingerprint.
+    value = event["attestation"].pop("fingerprint")["value"]
+    canonical = json.dumps(event, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    assert sha256(canonical).hexdigest() == value
+    # What the class and its profiles require of every event.
+    for one in events:
+        assert one.keys() >= {
+            "activity_id", "category_uid", "class_uid", "type_uid", "time", "severity_id", "metadata", "actor",
+            "api", "src_endpoint", "attestation", "ai_model",
+        }  # fmt: skip
+        assert one["api"]["operation"] == "Chat"
+        assert one["actor"]["user"]["uid"]
+
+
+async def test_a_cef_line_escapes_what_would_end_its_fields(served: ServedLog) -> None:
+    made = record(TOTAL)
+    made.model.served = "a|b=c\\d\ne"
+    served.file.append(made)
+    data, _ = await export(
+        served, format=audit_pb2.EXPORT_FORMAT_CEF, filter=audit_pb2.EntryFilter(model="a|b=c\\d\ne")
+    )
+    (line,) = data.decode().splitlines()
+    assert line.startswith("CEF:0|KALA|audit|1|chat.outcome|chat.outcome|2|rt=")
+    assert r"cs4=a|b\=c\\d\ne cs4Label=model" in line
+    assert f"externalId={TOTAL} " in line
+
+
+async def test_an_otlp_line_is_a_request_that_its_own_parser_takes(served: ServedLog) -> None:
+    from google.protobuf.json_format import Parse
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+    data, _ = await export(served, format=audit_pb2.EXPORT_FORMAT_OTLP)
+    records = []
+    for line in data.splitlines():
+        value = json.loads(line)
+        for one in value["resourceLogs"][0]["scopeLogs"][0]["logRecords"]:
+            # OTLP's JSON spells ids in hex, where protobuf's own takes base64.
+            assert len(bytes.fromhex(one.pop("traceId"))) == 16
+        request = Parse(json.dumps(value), ExportLogsServiceRequest())
+        records += request.resource_logs[0].scope_logs[0].log_records
+    assert len(records) == TOTAL
+    entry = served.file.reader.entry(7)
+    assert entry is not None
+    assert records[7].body.string_value.encode() == entry.leaf
+    assert records[7].time_unix_nano == (NOW + 7) * 1_000
+
+
+async def test_a_filter_that_no_manifest_could_prove_ends_without_one(
+    served: ServedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "MAX_RUNS", 10)
+    with pytest.raises(InvalidArgumentError, match="export in parts"), translated():
+        await export(served, filter=audit_pb2.EntryFilter(law=3))
+    monkeypatch.setattr(exporting, "MAX_RUNS", 1_000)
+    monkeypatch.setattr(exporting, "MAX_PROOF_HASHES", 10)
+    with pytest.raises(InvalidArgumentError, match="export in parts"), translated():
+        await export(served, filter=audit_pb2.EntryFilter(law=3))
+
+
+async def test_an_unknown_format_and_an_empty_log_are_refused(served: ServedLog, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="format"), translated():
+        await export(served, format=9)
+    async with served_log(tmp_path / "empty.db") as empty:
+        with pytest.raises(NotFoundError, match="empty"), translated():
+            await export(empty)
+
+
+async def test_only_so_many_exports_run_at_once(served: ServedLog) -> None:
+    streams = [served.read.Export(audit_pb2.ExportRequest()) for _ in range(4)]
+    for stream in streams:
+        await anext(aiter(stream))
+    # Whether the four still run depends on how far they were sent ahead; a fifth is either served or told to wait.
+    try:
+        with translated():
+            await export(served)
+    except ResourceExhaustedError as error:
+        assert error.reason == "AUDIT_TOO_MANY_EXPORTS"  # noqa: PT017 - either outcome is right
+    for stream in streams:
+        stream.cancel()
+
+
+async def test_an_export_that_cannot_be_logged_sends_nothing(served: ServedLog) -> None:
+    await served.log.stop()
+    with pytest.raises(UnavailableError), translated():
+        await anext(aiter(served.read.Export(audit_pb2.ExportRequest())))
+
+
+async def test_a_manifest_of_another_key_is_refused(served: ServedLog, tmp_path: Path) -> None:
+    _, manifest = await export(served)
+    value = json.loads(manifest)
+    value["count"] = TOTAL - 1
+    forged = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    with pytest.raises(TamperedError, match="not the one that was signed"):
+        verified(served, tmp_path, (b"", forged))
+    assert parse_manifest(manifest, [served.verifier]).count == TOTAL

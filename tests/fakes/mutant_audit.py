@@ -97,10 +97,17 @@ def _move_without_comparing() -> None:
     PostgresWriter._explain = lambda *_arguments: None  # type: ignore[method-assign,assignment] # broken
 
 
+def _commit_without_waiting() -> None:
+    postgres_store._BEGIN = dict.fromkeys(  # type: ignore[misc] # broken
+        postgres_store._BEGIN, b"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off"
+    )
+
+
 MUTATIONS: dict[str, Callable[[], None]] = {
     "early": _acknowledge_early,
     "lookup_inside": _look_up_inside,
     "no_compare": _move_without_comparing,
+    "no_wait": _commit_without_waiting,
 }
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from hashlib import sha256
 from typing import Final
 
 from kala.audit.checkpoint import Checkpoint, open_checkpoint
-from kala.audit.merkle import HASH_BYTES, LEAF_PREFIX, NODE_PREFIX, CompactRange
+from kala.audit.merkle import HASH_BYTES, LEAF_PREFIX, NODE_PREFIX, CompactRange, consistency_proof
 from kala.audit.note import Verifier
+from kala.audit.proof import verify_consistency
 from kala.audit.report import TILE_LEVELS, TILE_WIDTH, LogReport, TamperedError, UnverifiableError
 from kala.audit.sources import TileSource
 from kala.audit.tile_check import require_tile
-from kala.audit.tile_nodes import open_tiles
+from kala.audit.tile_nodes import TileReader, open_tiles
 from kala.audit.tile_paths import CHECKPOINT_PATH, LENGTH_BYTES, TilePath
 from kala.errors import VerificationError
 
@@ -54,13 +55,15 @@ def verify_tiles(
     *,
     pinned: str | None = None,
     resume: bool = False,
+    first: int = 0,
     on_progress: OnProgress | None = None,
     on_entry: OnEntry | None = None,
 ) -> LogReport:
     """Returns what the log behind `source` proves, or raises `TamperedError` naming the first bad entry.
 
     `pinned` is a signed checkpoint of an earlier run, kept elsewhere. With `resume`, entries that it covers are not
-    read again: they are proved to be the ones that were verified then, not to be still readable now.
+    read again: they are proved to be the ones that were verified then, not to be still readable now. Entries before
+    `first` are not read either, for a log that dropped them: of these only the hashes are held against the signed root.
     """
     known = None if pinned is None else open_pinned(pinned, trusted)
     if resume and known is None:
@@ -73,6 +76,9 @@ def verify_tiles(
         )
     tiles = StoredTiles(source, checkpoint.size)
     start = known.size & ~_MASK if resume and known is not None else 0
+    start = min(max(start, first + _MASK & ~_MASK), checkpoint.size & ~_MASK)
+    if known is not None and 0 < known.size < start:
+        _require_continued(known, checkpoint, tiles)
     walk = _Walk(tiles, known, start)
     for number in range(start >> TILE_LEVELS, checkpoint.size + _MASK >> TILE_LEVELS):
         walk.take(number, on_entry)
@@ -80,6 +86,19 @@ def verify_tiles(
             on_progress(walk.size, checkpoint.size)
     walk.finish(checkpoint)
     return LogReport(checkpoint, note, checkpoint.size, 1, 0, 0, resumed_from=start)
+
+
+def _require_continued(known: Checkpoint, checkpoint: Checkpoint, tiles: StoredTiles) -> None:
+    try:
+        hashes = consistency_proof(
+            known.size, checkpoint.size, TileReader(checkpoint.size, tiles.hashes).node
+        )
+        verify_consistency(known.size, checkpoint.size, hashes, known.root, checkpoint.root)
+    except VerificationError as error:
+        raise TamperedError(
+            0,
+            f"nothing leads from the pinned checkpoint of {known.size} entries to this log: {error.message}",
+        ) from error
 
 
 def open_pinned(note: str, trusted: Sequence[Verifier]) -> Checkpoint:

@@ -49,6 +49,7 @@ class _Asked:
     trusted: list[Verifier]
     pinned: str | None
     resume: bool
+    first: int
     leaves: bool
     manifest: Path | None
     token_file: Path | None
@@ -81,6 +82,14 @@ def verify(
         bool,
         typer.Option("--resume", help="Of tiles, read only what came after the checkpoint kept from before."),
     ] = False,
+    first: Annotated[
+        int,
+        typer.Option(
+            "--from-entry",
+            min=0,
+            help="Of tiles, the first entry to read: for a log that dropped older ones.",
+        ),
+    ] = 0,
     leaves: Annotated[
         bool,
         typer.Option(
@@ -113,6 +122,7 @@ def verify(
             trusted_of(vkey, layout),
             pinned,
             resume,
+            first,
             leaves,
             manifest,
             token_file,
@@ -141,9 +151,14 @@ def _facts(asked: _Asked) -> tuple[dict[str, Any], str | None]:
 def _database(path: Path, asked: _Asked, on_progress: OnProgress) -> LogReport:
     from kala.audit.database import verify_database
 
-    if asked.resume:
-        raise InvalidArgumentError("--resume", "is for tiles and addresses; a file is checked whole")
+    _require_whole(asked, "a file")
     return verify_database(path, asked.trusted, pinned=asked.pinned, on_progress=on_progress)
+
+
+def _require_whole(asked: _Asked, what: str) -> None:
+    for option, is_given in (("--resume", asked.resume), ("--from-entry", asked.first)):
+        if is_given:
+            raise InvalidArgumentError(option, f"is for tiles and addresses; {what} is checked whole")
 
 
 def _tiles(asked: _Asked, on_progress: OnProgress) -> LogReport:
@@ -156,6 +171,7 @@ def _tiles(asked: _Asked, on_progress: OnProgress) -> LogReport:
             asked.trusted,
             pinned=asked.pinned,
             resume=asked.resume,
+            first=asked.first,
             on_progress=on_progress,
             on_entry=LeafCheck().take if asked.leaves else None,
         )
@@ -165,8 +181,7 @@ def _export(path: Path, asked: _Asked, on_progress: OnProgress) -> ExportReport:
     from kala.audit.export import manifest_path, verify_export
     from kala.audit.report import UnverifiableError
 
-    if asked.resume:
-        raise InvalidArgumentError("--resume", "is for tiles and addresses; an export is checked whole")
+    _require_whole(asked, "an export")
     described = asked.manifest or manifest_path(path)
     if not path.is_file() or not described.is_file():
         raise UnverifiableError(
@@ -220,7 +235,7 @@ def _show(facts: Mapping[str, Any], *, as_json: bool) -> None:  # Any: JSON
     entries, origin = facts["entries"], facts["origin"]
     if facts["kind"] == "log":
         start = facts["resumed_from"]
-        read = f", those from {start} on read again" if start else ""
+        read = f", read from entry {start} on" if start else ""
         show(f"good: {entries} entries of {origin}{read}, {facts['checkpoints']} signed checkpoints")
     else:
         part = "the whole log" if facts["is_whole_log"] else f"part of its {facts['tree_size']}"

@@ -91,6 +91,25 @@ def test_resuming_on_changed_tiles_is_noticed(old: int) -> None:
     assert first_bad(mirror, pinned=pinned, resume=True) == 0
 
 
+@pytest.mark.parametrize("pinned", [None, 0, 100, 512, 600])
+def test_a_log_that_dropped_its_first_entries_is_verified_from_there_on(pinned: int | None) -> None:
+    mirror = Mirror(small_leaves(700))
+    del mirror.files["tile/entries/000"], mirror.files["tile/entries/001"]
+    kept = None if pinned is None else mirror.note(pinned)
+    assert first_bad(mirror, pinned=kept) == 0
+    report = verify_tiles(mirror, TRUSTED, pinned=kept, first=512)
+    assert (report.entries, report.resumed_from) == (700, 512)
+    assert verify_tiles(mirror, TRUSTED, first=400).resumed_from == 512
+    mirror.files["tile/1/000.p/2"] = mirror.files["tile/1/000.p/2"][:40] + bytes(24)
+    assert first_bad(mirror, pinned=kept, first=512) is not None
+
+
+def test_a_pinned_checkpoint_of_dropped_entries_still_shows_a_fork() -> None:
+    mirror, fork = Mirror(small_leaves(700)), Mirror([b"another", *small_leaves(699, 1)])
+    assert first_bad(fork, pinned=mirror.note(100), first=512) == 0
+    assert first_bad(fork, pinned=mirror.note(100), first=9_999) == 0
+
+
 def test_resuming_needs_a_checkpoint() -> None:
     with pytest.raises(UnverifiableError, match="give the checkpoint"):
         verify_tiles(Mirror(small_leaves(3)), TRUSTED, resume=True)

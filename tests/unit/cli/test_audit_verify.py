@@ -101,6 +101,16 @@ def test_a_checkpoint_is_remembered_and_the_log_held_to_it(tmp_path: Path, capsy
     assert pin.read_text() == Mirror(leaves(700)).note(700)
 
 
+def test_a_log_that_dropped_old_entries_is_verified_from_the_first_that_it_keeps(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    log = mirror(tmp_path / "log", 700)
+    (log / "tile/entries/000").unlink()
+    assert main(["audit", "verify", str(log), *KEY]) == 1
+    assert main(["audit", "verify", str(log), "--from-entry", "256", *KEY]) == 0
+    assert "read from entry 256 on" in capsys.readouterr().out
+
+
 def test_a_log_as_a_file_is_verified_where_it_is_named(tmp_path: Path, capsys: Captured) -> None:
     fill(tmp_path / "audit.db", [20])
     for named in (["--db", str(tmp_path / "audit.db")], [str(tmp_path / "audit.db")]):
@@ -145,6 +155,7 @@ def test_options_that_do_not_go_together_are_named(tmp_path: Path, capsys: Captu
         [str(tmp_path), "--checkpoint", str(pin), "--remember", str(pin)],
         [str(tmp_path / "audit.db"), "--resume"],
         [str(tmp_path / "e.jsonl"), "--resume"],
+        [str(tmp_path / "e.jsonl"), "--from-entry", "256"],
     ):
         assert main(["audit", "verify", *given, *KEY]) == 2
         assert capsys.readouterr().err.startswith("unverifiable: --")

@@ -20,6 +20,7 @@ from kala.cli import (
     health,
     init,
     keys,
+    log_keys,
     logs,
     models,
     suite,
@@ -55,6 +56,8 @@ application.add_typer(train.group, name="train")
 application.command("eval")(evaluate.evaluate)
 application.add_typer(adapters.group, name="adapters")
 application.add_typer(bench.group, name="bench")
+keys.group.command("rotate-log")(log_keys.rotate_log)
+keys.group.command("cosigner")(log_keys.cosigner)
 application.add_typer(keys.group, name="keys")
 application.add_typer(audit.group, name="audit")
 application.add_typer(ethics.group, name="ethics")

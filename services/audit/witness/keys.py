@@ -19,7 +19,7 @@ def load_cosigners(path: Path) -> Sequence[Cosigner]:
     except (VerificationError, UnicodeDecodeError) as error:
         # Not its text, which could be part of a key.
         raise FailedPreconditionError(
-            f"{path} holds no keys of a witness; `kala keys witness` makes them"
+            f"{path} holds no keys of a witness; `kala keys cosigner` makes them"
         ) from error
     if len({cosigner.witness.name for cosigner in cosigners}) != 1:
         raise FailedPreconditionError(f"{path} must hold the keys of one name, and at least one")

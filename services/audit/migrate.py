@@ -165,23 +165,28 @@ def _revision(path: Path) -> str | None:
 
 def main() -> None:
     """Migrate the database that KALA_AUDIT_DATABASE names: before the service starts, or as the tables' owner."""
+    import psycopg
+
     from services.audit.config import SECTION, AuditSettings
-    from services.audit.postgres import Postgres
+    from services.audit.postgres import Postgres, first_line
     from services.common.settings import load
 
     parser = argparse.ArgumentParser(prog="python -m services.audit.migrate", description=main.__doc__)
     parser.add_argument(
         "--roles", action="store_true", help=f"make the roles {', '.join(ROLES)} and grant their rights"
     )
-    asked = parser.parse_args()
-    url = load(AuditSettings, section=SECTION).database
+    asked, flags = parser.parse_known_args()
+    url = load(AuditSettings, section=SECTION, argv=flags).database
     if "://" not in url:
         migrate_sqlite(Path(url).expanduser())
         return
     database = Postgres(url)
-    migrate_postgres(database)
-    if asked.roles:
-        grant_roles(database)
+    try:
+        migrate_postgres(database)
+        if asked.roles:
+            grant_roles(database)
+    except psycopg.Error as error:
+        raise FailedPreconditionError(f"the database refuses: {first_line(error)}") from error
 
 
 if __name__ == "__main__":

@@ -46,6 +46,9 @@ MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 """As the largest chat request; larger content travels as references."""
 
 LONG_CALLS: Final = {
+    "/kala.audit.v1.AuditReadService/Export": 6 * 3600.0,
+    "/kala.audit.v1.AuditReadService/WatchCheckpoints": 24 * 3600.0,
+    "/kala.audit.v1.AuditReadService/WatchEntries": 24 * 3600.0,
     "/kala.inference.v1.InferenceService/PullModel": 24 * 3600.0,
     "/kala.tools.v1.ToolsService/SelfTest": 600.0,
     "/kala.trainer.v1.TrainerService/CheckDataset": 900.0,
@@ -53,7 +56,16 @@ LONG_CALLS: Final = {
     "/kala.trainer.v1.TrainerService/WatchLogs": 24 * 3600.0,
 }
 """Calls that are no acts and may take long, in seconds: a large file on a slow line; every sandbox on a busy machine; a
-million rows; a job, which whoever follows it for longer asks for again."""
+million rows; a log of a hundred million entries on a slow line; a job or the log, which whoever follows it for longer asks
+for again."""
+
+WATCHES: Final = frozenset(
+    {
+        "/kala.audit.v1.AuditReadService/WatchCheckpoints",
+        "/kala.audit.v1.AuditReadService/WatchEntries",
+    }
+)
+"""Streams that say when they stand, before their first message."""
 
 LARGE_BYTES: Final = 256 * 1024
 """Messages from here on are written beside the event loop."""
@@ -180,7 +192,8 @@ class Bridge:
     ) -> None:
         entry = entry_of_payload(message)
         if entry is not None:
-            require_own(await self._ask(GET_ENTRY, entry, caller), caller)
+            # Asked by the gateway for itself: the log records the reading of the payload, not this look before it.
+            require_own(await self._ask(GET_ENTRY, entry, None), caller)
         ask = partial(self._ask, binding.rpc, caller=caller)
         response = await ask(message)
         require_own(response, caller)
@@ -193,12 +206,11 @@ class Bridge:
             return
         await exchange.send_json(200, write_message(response))
 
-    async def _ask(self, rpc: str, message: Message, caller: Caller) -> Message:
+    async def _ask(self, rpc: str, message: Message, caller: Caller | None) -> Message:
         seconds = LONG_CALLS.get(rpc, UNARY_SECONDS)
+        metadata = None if caller is None else principal_metadata(caller.principal)
         try:
-            response: Message = await self._calls[rpc](
-                message, timeout=seconds, metadata=principal_metadata(caller.principal)
-            )
+            response: Message = await self._calls[rpc](message, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:
             raise from_error(error) from error
         return response
@@ -212,6 +224,11 @@ class Bridge:
             message, timeout=seconds, metadata=principal_metadata(caller.principal)
         )
         try:
+            if binding.rpc in WATCHES:
+                # Whoever watches hears that the watch stands, however long the first message takes.
+                await call.initial_metadata()
+                if not call.done():
+                    await exchange.begin_stream(framing.content_type)
             async for response in call:
                 if not exchange.has_begun:
                     await exchange.begin_stream(framing.content_type)

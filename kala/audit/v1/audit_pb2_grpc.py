@@ -254,6 +254,11 @@ class AuditReadServiceStub:
                 request_serializer=kala_dot_audit_dot_v1_dot_audit__pb2.WatchEntriesRequest.SerializeToString,
                 response_deserializer=kala_dot_audit_dot_v1_dot_audit__pb2.WatchEntriesResponse.FromString,
                 _registered_method=True)
+        self.GetLogResource = channel.unary_unary(
+                '/kala.audit.v1.AuditReadService/GetLogResource',
+                request_serializer=kala_dot_audit_dot_v1_dot_audit__pb2.GetLogResourceRequest.SerializeToString,
+                response_deserializer=kala_dot_audit_dot_v1_dot_audit__pb2.GetLogResourceResponse.FromString,
+                _registered_method=True)
         self.WatchCheckpoints = channel.unary_stream(
                 '/kala.audit.v1.AuditReadService/WatchCheckpoints',
                 request_serializer=kala_dot_audit_dot_v1_dot_audit__pb2.WatchCheckpointsRequest.SerializeToString,
@@ -342,6 +347,14 @@ class AuditReadServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLogResource(self, request, context):
+        """Returns one resource of the log as tlog clients read it (c2sp.org/tlog-tiles). Not bridged: the gateway serves the
+        bytes themselves below this path, so that a mirror needs nothing but an API key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchCheckpoints(self, request, context):
         """Streams each new signed checkpoint.
         """
@@ -406,6 +419,11 @@ def add_AuditReadServiceServicer_to_server(servicer, server):
                     servicer.WatchEntries,
                     request_deserializer=kala_dot_audit_dot_v1_dot_audit__pb2.WatchEntriesRequest.FromString,
                     response_serializer=kala_dot_audit_dot_v1_dot_audit__pb2.WatchEntriesResponse.SerializeToString,
+            ),
+            'GetLogResource': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLogResource,
+                    request_deserializer=kala_dot_audit_dot_v1_dot_audit__pb2.GetLogResourceRequest.FromString,
+                    response_serializer=kala_dot_audit_dot_v1_dot_audit__pb2.GetLogResourceResponse.SerializeToString,
             ),
             'WatchCheckpoints': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchCheckpoints,
@@ -711,6 +729,33 @@ class AuditReadService:
             '/kala.audit.v1.AuditReadService/WatchEntries',
             kala_dot_audit_dot_v1_dot_audit__pb2.WatchEntriesRequest.SerializeToString,
             kala_dot_audit_dot_v1_dot_audit__pb2.WatchEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLogResource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kala.audit.v1.AuditReadService/GetLogResource',
+            kala_dot_audit_dot_v1_dot_audit__pb2.GetLogResourceRequest.SerializeToString,
+            kala_dot_audit_dot_v1_dot_audit__pb2.GetLogResourceResponse.FromString,
             options,
             channel_credentials,
             insecure,

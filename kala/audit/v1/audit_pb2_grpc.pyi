@@ -110,6 +110,10 @@ class AuditReadServiceStub:
     """Shows success and failure per backend and tool over a window."""
     WatchEntries: _grpc.UnaryStreamMultiCallable[_audit_pb2.WatchEntriesRequest, _audit_pb2.WatchEntriesResponse]
     """Streams entries as they are logged."""
+    GetLogResource: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetLogResourceRequest, _audit_pb2.GetLogResourceResponse]
+    """Returns one resource of the log as tlog clients read it (c2sp.org/tlog-tiles). Not bridged: the gateway serves the
+    bytes themselves below this path, so that a mirror needs nothing but an API key.
+    """
     WatchCheckpoints: _grpc.UnaryStreamMultiCallable[_audit_pb2.WatchCheckpointsRequest, _audit_pb2.WatchCheckpointsResponse]
     """Streams each new signed checkpoint."""
 
@@ -140,6 +144,10 @@ class AuditReadServiceAsyncStub(AuditReadServiceStub):
     """Shows success and failure per backend and tool over a window."""
     WatchEntries: _aio.UnaryStreamMultiCallable[_audit_pb2.WatchEntriesRequest, _audit_pb2.WatchEntriesResponse]  # type: ignore[assignment]
     """Streams entries as they are logged."""
+    GetLogResource: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetLogResourceRequest, _audit_pb2.GetLogResourceResponse]  # type: ignore[assignment]
+    """Returns one resource of the log as tlog clients read it (c2sp.org/tlog-tiles). Not bridged: the gateway serves the
+    bytes themselves below this path, so that a mirror needs nothing but an API key.
+    """
     WatchCheckpoints: _aio.UnaryStreamMultiCallable[_audit_pb2.WatchCheckpointsRequest, _audit_pb2.WatchCheckpointsResponse]  # type: ignore[assignment]
     """Streams each new signed checkpoint."""
 
@@ -233,6 +241,16 @@ class AuditReadServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_audit_pb2.WatchEntriesResponse], _abc.AsyncIterator[_audit_pb2.WatchEntriesResponse]]:
         """Streams entries as they are logged."""
+
+    @_abc_1.abstractmethod
+    def GetLogResource(
+        self,
+        request: _audit_pb2.GetLogResourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetLogResourceResponse, _abc.Awaitable[_audit_pb2.GetLogResourceResponse]]:
+        """Returns one resource of the log as tlog clients read it (c2sp.org/tlog-tiles). Not bridged: the gateway serves the
+        bytes themselves below this path, so that a mirror needs nothing but an API key.
+        """
 
     @_abc_1.abstractmethod
     def WatchCheckpoints(

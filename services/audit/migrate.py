@@ -76,8 +76,8 @@ def migrate_postgres(database: Postgres) -> None:
     """
     from sqlalchemy.exc import DBAPIError
 
-    with closing(database.connect()) as connection:
-        if _postgres_revision(connection.execute) == HEAD_REVISION:
+    with closing(database.connect()) as present:
+        if _postgres_revision(lambda sql: present.execute(sql.encode())) == HEAD_REVISION:
             return
     engine = database.engine(statement_seconds=MIGRATE_SECONDS, lock_seconds=MIGRATE_SECONDS)
     try:

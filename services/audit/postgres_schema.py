@@ -100,7 +100,7 @@ TriggerRow = tuple[str, str | None, int | None, str | None, str | None, str | No
 def wrong_triggers(rows: list[TriggerRow]) -> list[str]:
     """The triggers that are missing, changed or not ours, by name; none on a log as the migrations made it."""
     found = {(row[0], row[1]): row[2:] for row in rows if row[1] is not None}
-    expected: dict[tuple[str, str | None], tuple[int, str, str, str]] = {}
+    expected: dict[tuple[str, str], tuple[int, str, str, str]] = {}
     for relation in {row[0] for row in rows}:
         table = "checkpoint" if relation == "checkpoint" else "entry"
         for name, events in _EVENTS.items():

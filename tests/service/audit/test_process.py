@@ -14,6 +14,7 @@ from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from services.common.channel import open_channel
 from tests.fakes.audit_log import record
 from tests.fakes.audit_process import AuditProcess
+from tests.postgres import own_postgres
 
 
 async def test_a_stopped_process_leaves_one_verifiable_file(tmp_path: Path) -> None:
@@ -69,3 +70,40 @@ def test_a_process_that_cannot_keep_its_promise_does_not_start(
     last = audit.output().strip()
     assert problem in last
     assert "Traceback" not in last
+
+
+async def test_two_replicas_of_one_log_in_postgresql_answer_for_each_other(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    first = AuditProcess(tmp_path / "first", url=postgres_url)
+    second = AuditProcess(tmp_path / "second", url=postgres_url, keys_of=first)
+    for replica in (first, second):
+        replica.start()
+    async with (
+        open_channel(first.address, peer_name="gateway") as one,
+        open_channel(second.address, peer_name="gateway") as other,
+    ):
+        for number in range(6):
+            stub = audit_pb2_grpc.AuditServiceStub(one if number % 2 else other)
+            request = audit_pb2.AppendRequest(record=record(number, payloads=1), with_proof=True)
+            response = await stub.Append(request, timeout=20, wait_for_ready=True)
+            name = f"entries/{verify_receipt(response.receipt.proof, [first.verifier]).index}"
+            for channel in (one, other):
+                reads = audit_pb2_grpc.AuditReadServiceStub(channel)
+                found = await reads.GetEntry(
+                    audit_pb2.GetEntryRequest(name=name), timeout=20, wait_for_ready=True
+                )
+                assert found.entry.leaf_hash == response.receipt.leaf_hash
+                assert verify_receipt(found.proof, [first.verifier]).leaf.hash == found.entry.leaf_hash
+    for replica in (first, second):
+        assert replica.stop() == 0, replica.output()
+
+
+@pytest.mark.parametrize("setting", ["fsync", "full_page_writes"])
+def test_a_process_over_a_server_that_loses_commits_does_not_start(tmp_path: Path, setting: str) -> None:
+    with own_postgres(**{setting: "off"}) as server:
+        audit = AuditProcess(tmp_path / "audit", url=server.url())
+        audit.start()
+        assert audit.process is not None
+        assert audit.process.wait(20) == 2
+    assert audit.output().strip() == f"the database has {setting} = off, and the log needs 'on'"

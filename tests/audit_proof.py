@@ -11,8 +11,8 @@ import itertools
 import os
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 
 import grpc
@@ -131,21 +131,39 @@ async def some_more(journal: Journal, seconds: float = 60) -> None:
     await asyncio.wait_for(journal.acknowledged.wait(), seconds)
 
 
+@contextmanager
+def started(*replicas: AuditProcess) -> Iterator[None]:
+    """Starts them; kills those that still run at the end, which after a test that passed are none."""
+    try:
+        for replica in replicas:
+            replica.start()
+        yield
+    finally:
+        for replica in replicas:
+            if replica.process is not None:
+                replica.kill()
+
+
+async def stopped(*replicas: AuditProcess) -> None:
+    """Stops them in order."""
+    for replica in replicas:
+        status = await asyncio.to_thread(replica.stop)
+        assert status == 0, replica.output()
+
+
 async def kill_under_load(replicas: Sequence[AuditProcess], kills: int) -> Journal:
     """Kills one replica after another while callers append; stops all in order at the end."""
     rng = random.Random(11)
-    for replica in replicas:
-        replica.start()
-    async with load(replicas) as journal:
-        for _ in range(kills):
+    with started(*replicas):
+        async with load(replicas) as journal:
+            for _ in range(kills):
+                await some_more(journal)
+                await asyncio.sleep(rng.uniform(0.05, 0.35))
+                victim = rng.choice(replicas)
+                await asyncio.to_thread(victim.kill)
+                victim.start()
             await some_more(journal)
-            await asyncio.sleep(rng.uniform(0.05, 0.35))
-            victim = rng.choice(replicas)
-            await asyncio.to_thread(victim.kill)
-            victim.start()
-        await some_more(journal)
-    for replica in replicas:
-        await asyncio.to_thread(replica.stop)
+        await stopped(*replicas)
     return journal
 
 

@@ -92,8 +92,8 @@ class PostgresServer:
         arguments = [part for name, value in given.items() for part in ("-c", f"{name}={value}")]
         with (self.directory / "server.log").open("ab") as output:
             self.process = subprocess.Popen(
-                [self._bin / "postgres", "-D", self.data, *arguments],
-                stdout=output, stderr=output, stdin=subprocess.DEVNULL, **self._as_user(),
+                [*self._as_user(), self._bin / "postgres", "-D", self.data, *arguments],
+                stdout=output, stderr=output, stdin=subprocess.DEVNULL, **self._place(),
             )  # fmt: skip
         self._wait_until_it_answers()
 
@@ -147,20 +147,25 @@ class PostgresServer:
                 time.sleep(0.02)
 
     def _run(self, name: str, *arguments: str) -> None:
-        done = subprocess.run(
-            [self._bin / name, *arguments], check=False, capture_output=True, text=True, **self._as_user()
-        )
+        command = [*self._as_user(), self._bin / name, *arguments]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, **self._place())
         if done.returncode:
             pytest.fail(f"{name} failed: {done.stderr or done.stdout}", pytrace=False)
 
-    def _as_user(self) -> dict[str, Any]:
+    def _place(self) -> dict[str, Any]:
         # In a session of its own: an interrupt at the terminal is for the tests.
-        place: dict[str, Any] = {"cwd": self.directory, "start_new_session": True}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        place["env"] = {**environment, "LC_ALL": "C"}
+        return {"cwd": self.directory, "start_new_session": True, "env": {**environment, "LC_ALL": "C"}}
+
+    def _as_user(self) -> list[str]:
+        """The beginning of a command that runs as the unprivileged user.
+
+        Not Popen's own `user`: with it Python forks instead of calling vfork, and a fork beside gRPC's threads can break.
+        """
         if self._user is None:
-            return place
-        return place | {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
+            return []
+        user = self._user
+        return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--"]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.audit_proof import Journal, load, problems_of, some_more
+from tests.audit_proof import Journal, load, problems_of, some_more, started, stopped
 from tests.fakes.audit_process import AuditProcess
 from tests.postgres import PostgresServer, own_postgres
 
@@ -29,15 +29,15 @@ def server() -> Iterator[PostgresServer]:
 
 async def kill_database(server: PostgresServer, audit: AuditProcess, kills: int) -> Journal:
     """Kills every process of the database while callers append; the log itself lives through it."""
-    audit.start()
-    async with load([audit]) as journal:
-        for _ in range(kills):
+    with started(audit):
+        async with load([audit]) as journal:
+            for _ in range(kills):
+                await some_more(journal)
+                await asyncio.sleep(0.3)
+                await asyncio.to_thread(server.kill)
+                await asyncio.to_thread(server.start)
             await some_more(journal)
-            await asyncio.sleep(0.3)
-            await asyncio.to_thread(server.kill)
-            await asyncio.to_thread(server.start)
-        await some_more(journal)
-    assert await asyncio.to_thread(audit.stop) == 0, audit.output()
+        await stopped(audit)
     return journal
 
 
@@ -67,13 +67,12 @@ async def test_a_log_whose_commits_do_not_wait_for_the_disk_is_caught(
 async def test_the_log_lives_through_restarts_of_its_database(tmp_path: Path, server: PostgresServer) -> None:
     first = AuditProcess(tmp_path / "audit-0", url=server.url())
     second = AuditProcess(tmp_path / "audit-1", url=server.url(), keys_of=first)
-    first.start()
-    second.start()
-    async with load([first, second]) as journal:
-        for how in (signal.SIGINT, signal.SIGQUIT, signal.SIGINT):
+    with started(first, second):
+        async with load([first, second]) as journal:
+            for how in (signal.SIGINT, signal.SIGQUIT, signal.SIGINT):
+                await some_more(journal)
+                await asyncio.to_thread(server.stop, how)
+                await asyncio.to_thread(server.start)
             await some_more(journal)
-            await asyncio.to_thread(server.stop, how)
-            await asyncio.to_thread(server.start)
-        await some_more(journal)
-    assert [first.stop(), second.stop()] == [0, 0], first.output() + second.output()
+        await stopped(first, second)
     assert problems_of(journal, first) == []

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.completions import Completions
     from gateway.connection_test import ConnectionTest
     from gateway.health import Health
+    from gateway.log_mirror import LogMirror
     from gateway.models import Models
     from gateway.moderations import Moderations
     from gateway.openapi import OpenApi
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from services.common.telemetry import RpcTelemetry
 
 REST_PREFIX: Final = "/kala/v1/"
+LOG_PREFIX: Final = "/kala/v1/audit/log/"
 
 
 def build_app(
@@ -42,6 +44,7 @@ def build_app(
     connections: ConnectionTest,
     health: Health,
     bridge: Bridge,
+    mirror: LogMirror,
     openapi: OpenApi,
     telemetry: RpcTelemetry,
 ) -> FastAPI:
@@ -72,6 +75,7 @@ def build_app(
         route("/readyz", health.ready, "GET", "HEAD"),
         route("/metrics", health.metrics, "GET", "HEAD"),
         route("/openapi.json", openapi.serve, "GET", "HEAD"),
+        route(LOG_PREFIX + "{path:path}", mirror.serve, "GET", "HEAD", error_body=google_body),
         route(REST_PREFIX + "{path:path}", bridge.serve, *every, error_body=google_body),
         route("/{path:path}", _unknown, *every),
     ]

@@ -32,6 +32,7 @@ from gateway.key_ring import KeyRing
 from gateway.key_store import KeyStore
 from gateway.keys_service import KeysService
 from gateway.ledger import Ledger
+from gateway.log_mirror import LogMirror
 from gateway.models import Models
 from gateway.moderations import Moderations
 from gateway.openapi import OpenApi
@@ -182,6 +183,7 @@ def _app(
             channels=channels,
             own=own,
         ),
+        mirror=LogMirror(gate=gate, audit=AuditReadServiceStub(channels[AUDIT])),
         openapi=OpenApi(bindings, version=_version()),
         telemetry=telemetry.rpc,
     )

@@ -22,6 +22,7 @@ from services.audit.publishing import publishing, say_key_change
 from services.audit.read_servicer import reads_of
 from services.audit.reading import LogReading
 from services.audit.reconciler import Reconciler, reconciling
+from services.audit.redaction import PersonalDataFinder
 from services.audit.retention import Clocks, Retention, retaining
 from services.audit.retention_store import RetentionStore
 from services.audit.servicer import AuditServicer, may_call
@@ -63,14 +64,14 @@ async def main() -> None:
         expiring = RetentionStore(store.engine, store.log_id, clock=system_clock)
         retention = Retention(expiring, once, clocks, clock=system_clock)
         registrations = [
-            partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log)),
+            partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log, _finder(settings))),
             partial(audit_pb2_grpc.add_AuditReadServiceServicer_to_server, reads),
             partial(audit_pb2_grpc.add_AuditPrivacyServiceServicer_to_server, AuditPrivacyServicer(privacy)),
         ]
         await say_key_change(store, own, signer)
         await own.started()
         await stack.enter_async_context(retaining(retention))
-        await stack.enter_async_context(publishing(settings, store, own, signer, telemetry))
+        reads.show(await stack.enter_async_context(publishing(settings, store, own, signer, telemetry)))
         reconciler = Reconciler(store.engine, store.log_id, registry=telemetry.registry, clock=system_clock)
         await stack.enter_async_context(reconciling(reconciler))
         policy = CallPolicy(may_call=may_call, on_denied=own.denied)
@@ -81,6 +82,15 @@ async def main() -> None:
         stack.push_async_callback(reads.stop_watches)
         await server.set_serving()
         await server.run_until_signalled()
+
+
+def _finder(settings: AuditSettings) -> PersonalDataFinder | None:
+    if not settings.redact_pii:
+        return None
+    # Seconds of importing, and an extra of its own.
+    from services.audit.presidio_finder import PresidioFinder
+
+    return PresidioFinder()
 
 
 if __name__ == "__main__":

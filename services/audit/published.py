@@ -57,6 +57,10 @@ class PublishedLog:
         size, note = found
         return note + "".join(self._cosignatures.lines(size))
 
+    def lines(self, size: int) -> Sequence[str]:
+        """The cosignatures of the checkpoint of this size, a line each."""
+        return self._cosignatures.lines(size)
+
     def resource(self, path: TilePath) -> bytes:
         """The tile or bundle at this path; raises `NotFoundError` for one that the log does not have (yet)."""
         if not path.is_in(self._reader.head().size):

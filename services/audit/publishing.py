@@ -20,7 +20,7 @@ from services.audit.cosignature_store import CosignatureStore
 from services.audit.keys import key_change
 from services.audit.published import PublishedLog
 from services.audit.tile_api import TileApi, load_token
-from services.audit.tile_reads import TileReads
+from services.audit.tile_reads import PublishedReads, TileReads
 from services.audit.witness_policy import parse_witnesses
 from services.audit.witnessing import Witnessing
 from services.common.secret_keys import read_private_file
@@ -48,10 +48,10 @@ async def say_key_change(store: LogStore, own: OwnRecords, signer: Signer) -> No
 @asynccontextmanager
 async def publishing(
     settings: AuditSettings, store: LogStore, own: OwnRecords, signer: Signer, telemetry: Telemetry
-) -> AsyncIterator[PublishedLog]:
+) -> AsyncIterator[PublishedReads]:
     """Serves `/checkpoint` and `/tile` beside the metrics and asks the witnesses, until the context is left.
 
-    Gives what the RPC for tiles reads from.
+    Gives what the RPCs show of it.
     """
     witnesses = parse_witnesses(settings.witnesses, settings.witnesses_required)
     second = _second_key(settings.log_ml_dsa_key_file, signer)
@@ -82,7 +82,9 @@ async def publishing(
                 show=lambda name, size: gauge.labels(name).set(size),
             )
             await stack.enter_async_context(_running(witnessing, settings.witness_interval_seconds))
-        yield PublishedLog(store.open_reader(), cosigned)
+        published = PublishedReads(PublishedLog(store.open_reader(), cosigned), reads)
+        stack.push_async_callback(published.close)
+        yield published
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from kala.audit.note import Signer
 from kala.audit.v1 import audit_pb2, audit_pb2_grpc
-from kala.errors import InvalidArgumentError
+from kala.errors import InvalidArgumentError, UnavailableError
 from services.audit.content_reads import ContentReads, entry_message
 from services.audit.filters import conditions_of, facts_of, span_of, timeless_conditions
 from services.audit.own_records import OwnRecords
@@ -22,6 +22,7 @@ from services.audit.query import Condition, page_size_of
 from services.audit.read_records import QUERY, is_for_someone, log_read, reader_of
 from services.audit.reading import LogReading, Question
 from services.audit.store import GapRow, LogReader
+from services.audit.tile_reads import PublishedReads
 from services.audit.watching import Watches
 from services.common.peers import Context
 
@@ -55,7 +56,12 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
         self._own = own
         self._vkey = vkey
         self._clock = clock
+        self._published: PublishedReads | None = None
         self._thread = ThreadPoolExecutor(1, "audit-reader")
+
+    def show(self, published: PublishedReads) -> None:
+        """Serve from now on what the log publishes, and its witnesses' cosignatures with each checkpoint."""
+        self._published = published
 
     async def stop_watches(self) -> None:
         """Ends the watches; call it before the server drains, which else would wait for them."""
@@ -100,8 +106,18 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
         """The newest checkpoint, or the one of a given size."""
         del context
         size = request.size if request.HasField("size") else None
-        _, note = await self._read(self._reading.checkpoint, size)
+        found, note = await self._read(self._reading.checkpoint, size)
+        if self._published is not None:
+            note = await self._published.cosigned(found, note)
         return audit_pb2.GetCheckpointResponse(checkpoint=note, verifier_key=self._vkey)
+
+    async def GetLogResource(
+        self, request: audit_pb2.GetLogResourceRequest, context: Context
+    ) -> audit_pb2.GetLogResourceResponse:
+        """The published checkpoint, a tile or a bundle of entries; that entries are read is logged once an hour."""
+        if self._published is None:
+            raise UnavailableError("this log publishes nothing yet", reason="AUDIT_UNAVAILABLE")
+        return await self._published.get(request.path, context)
 
     async def GetConsistencyProof(
         self, request: audit_pb2.GetConsistencyProofRequest, context: Context

@@ -132,7 +132,7 @@ async def test_that_entries_are_read_by_tiles_is_in_the_log_once(log: Published)
     assert size == ENTRIES + 2
     *_, last = unbundle(log.get(str(TilePath(None, size // 256, size % 256))))
     leaf = json.loads(last)
-    assert (leaf["type"], leaf["attributes"]) == ("audit.tiles", [["reader", "127.0.0.1"]])
+    assert (leaf["type"], leaf["attributes"]) == ("audit.tiles", [["peer", "http:127.0.0.1"]])
 
 
 @contextmanager

@@ -37,10 +37,12 @@ from services.audit.pipelines import Pipelines
 from services.audit.privacy import Privacy
 from services.audit.privacy_servicer import AuditPrivacyServicer
 from services.audit.privacy_store import PrivacyStore
+from services.audit.published import NoCosignatures, PublishedLog
 from services.audit.read_servicer import reads_of
 from services.audit.reading import LogReading
 from services.audit.servicer import AuditServicer
 from services.audit.stores import open_log_store
+from services.audit.tile_reads import PublishedReads, TileReads
 from services.common.clearance import ClearanceVerifier, guard_for
 from services.common.interceptors import CallPolicy
 from services.common.keys import key_id
@@ -90,6 +92,9 @@ class AuditProcess:
             clock=system_clock,
         )
         stack.push_async_callback(reads.close)
+        published = PublishedReads(PublishedLog(store.open_reader(), NoCosignatures()), TileReads(own))
+        stack.push_async_callback(published.close)
+        reads.show(published)
         kept = PrivacyStore(store.engine, store.log_id, clock=system_clock)
         once = OnceRecords(own, LogReading(store.open_reader()))
         stack.push_async_callback(once.close)

@@ -81,6 +81,22 @@ def test_no_flipped_bit_of_the_file_changes_content_unnoticed(tmp_path: Path) ->
     assert noticed > FLIPS // 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(8))
+def test_no_flipped_bit_in_any_byte_of_a_file_changes_content_unnoticed(tmp_path: Path, part: int) -> None:
+    path = tmp_path / "audit.db"
+    fill(path, (1, 2, 17), payloads=1)
+    data = bytearray(path.read_bytes())
+    expected = uncovered(content_of(path))
+    rng = random.Random(part)
+    for place in range(part, len(data), 8):
+        bit = 1 << rng.randrange(8)
+        data[place] ^= bit
+        path.write_bytes(data)
+        data[place] ^= bit
+        assert not is_accepted(path) or uncovered(content_of(path)) == expected, f"byte {place}, bit {bit}"
+
+
 def test_a_damaged_wal_loses_the_newest_entries_and_the_pinned_checkpoint_shows_it(tmp_path: Path) -> None:
     path, copy = tmp_path / "audit.db", tmp_path / "copy.db"
     with open_log(path) as log:

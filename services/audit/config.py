@@ -88,6 +88,12 @@ class AuditSettings(GrpcServerSettings):
             description="Age at which entries may be dropped, whole partitions of PostgreSQL at a time; 0 keeps them for ever.",
         ),
     ] = LEGAL_FLOOR_DAYS
+    redact_pii: Annotated[
+        bool,
+        Field(
+            description="Mask e-mail addresses, telephone and card numbers and the like in content that is kept; needs the extra audit-pii."
+        ),
+    ] = False
     allow_below_legal_floor: Annotated[bool, Field(description="Accept fewer than 180 days for entries.")] = (
         False
     )

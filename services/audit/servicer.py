@@ -9,8 +9,10 @@ from typing import Final
 from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.errors import InvalidArgumentError
 from services.audit.batch import Logged
+from services.audit.entries import NewEntry
 from services.audit.log import Log
 from services.audit.records import entry_of
+from services.audit.redaction import PersonalDataFinder, redact
 from services.common.peers import (
     CLI,
     CONSOLE,
@@ -46,13 +48,15 @@ _Waiting = asyncio.Queue[asyncio.Future[Sequence[Logged]] | None]
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     """Appends records for the parts of the suite; stamps each with the name of the peer that delivered it."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, finder: PersonalDataFinder | None = None) -> None:
+        """`finder` says what to mask in content before it is kept; nothing when None."""
         self._log = log
+        self._finder = finder
 
     async def Append(self, request: audit_pb2.AppendRequest, context: Context) -> audit_pb2.AppendResponse:
         """Appends one record."""
-        entry = entry_of(request.record, peer_of(context).name)
-        (logged,) = await self._log.submit([entry], with_proof=request.with_proof)
+        entries = await self._redacted([entry_of(request.record, peer_of(context).name)])
+        (logged,) = await self._log.submit(entries, with_proof=request.with_proof)
         return audit_pb2.AppendResponse(receipt=receipt_of(logged))
 
     async def AppendBatch(
@@ -62,7 +66,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         if not 1 <= len(request.records) <= MAX_BATCH_RECORDS:
             raise InvalidArgumentError("records", f"must be 1 to {MAX_BATCH_RECORDS}")
         peer = peer_of(context).name
-        entries = [entry_of(record, peer) for record in request.records]
+        entries = await self._redacted([entry_of(record, peer) for record in request.records])
         logged = await self._log.submit(entries, with_proof=request.with_proof)
         return audit_pb2.AppendBatchResponse(
             receipts=[receipt_of(one) for one in logged], checkpoint=logged[-1].note
@@ -91,11 +95,17 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     ) -> None:
         try:
             async for request in requests:
-                entry = entry_of(request.record, peer)
-                await waiting.put(self._log.submit([entry], with_proof=request.with_proof))
+                entries = await self._redacted([entry_of(request.record, peer)])
+                await waiting.put(self._log.submit(entries, with_proof=request.with_proof))
         finally:
             # The answers before a malformed record are still due; then the task's own error ends the stream.
             await waiting.put(None)
+
+    async def _redacted(self, entries: list[NewEntry]) -> list[NewEntry]:
+        finder = self._finder
+        if finder is None or not any(entry.payloads for entry in entries):
+            return entries
+        return await asyncio.to_thread(lambda: [redact(entry, finder) for entry in entries])
 
 
 def may_call(method: str, peer: Peer) -> bool:

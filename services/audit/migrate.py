@@ -72,7 +72,7 @@ def migrate_postgres(database: Postgres) -> None:
     """Creates or upgrades the log's tables, in one transaction; when they are current they are left alone.
 
     Raises `FailedPreconditionError` when they are of a newer release, or when this role may not change them.
-    Replicas that start at once wait for the first. What the roles may do is for `postgres_roles.py` to say.
+    Replicas that start at once wait for the first. Rights of roles are granted apart: `grant_roles`.
     """
     from sqlalchemy.exc import DBAPIError
 

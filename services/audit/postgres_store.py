@@ -57,10 +57,8 @@ WITH moved AS (
     WHERE log_id = %(log)s AND size = %(old_size)s AND key_epoch = %(key_epoch)s
       AND current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on'
     RETURNING log_id, size, root
-), added AS (
-    SELECT moved.log_id, u.* FROM moved, unnest({_ARRAYS}) AS u({", ".join(_COLUMNS)})
 ), known AS (
-    INSERT INTO idem (log_id, idem, idx) SELECT log_id, idem, idx FROM added
+    INSERT INTO idem (log_id, idem, idx) SELECT log_id, u.* FROM moved, unnest(%(idem)b, %(idx)b) AS u
 ), signed AS (
     INSERT INTO checkpoint (log_id, size, root, note) SELECT log_id, size, root, %(note)s FROM moved
 ), keyed AS (
@@ -74,7 +72,7 @@ WITH moved AS (
     SELECT log_id, u.* FROM moved, unnest(%(level)b, %(n)b, %(width)b, %(data)b) AS u
     ON CONFLICT (log_id, level, n) DO UPDATE SET width = excluded.width, data = excluded.data
 )
-INSERT INTO entry (log_id, {", ".join(_COLUMNS)}) SELECT * FROM added
+INSERT INTO entry (log_id, {", ".join(_COLUMNS)}) SELECT moved.log_id, u.* FROM moved, unnest({_ARRAYS}) AS u
 """  # noqa: S608 - constants only
 # Each transaction says for itself that its commit waits for the disk: neither a server's default nor a pool between
 # can weaken it.

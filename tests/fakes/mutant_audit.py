@@ -87,11 +87,11 @@ def _move_without_comparing() -> None:
     """Neither compares the head nor minds that another entry has the index already."""
     statement = postgres_store._APPEND.replace("AND size = %(old_size)s ", "")
     assert statement != postgres_store._APPEND
-    for insert in ("FROM added\n), signed", "%(note)s FROM moved", "SELECT * FROM added"):
-        head, _, rest = insert.partition("\n")
-        changed = statement.replace(insert, f"{head} ON CONFLICT DO NOTHING" + (f"\n{rest}" if rest else ""))
+    for insert in ("%(idem)b, %(idx)b) AS u", "%(note)s FROM moved"):
+        changed = statement.replace(insert, f"{insert} ON CONFLICT DO NOTHING")
         assert changed != statement
         statement = changed
+    statement += "ON CONFLICT DO NOTHING"
     postgres_store._APPEND = statement  # type: ignore[misc] # broken
 
     PostgresWriter._explain = lambda *_arguments: None  # type: ignore[method-assign,assignment] # broken

@@ -121,7 +121,8 @@ class Pipelines:
             found = connection.scalar(
                 select(ENTRY.c.recorded_at).where(ENTRY.c.log_id == self._log_id, ENTRY.c.idx == middle)
             )
-            if found is not None and found < recorded_at:
+            # An entry that is not there is one that retention dropped: older than all that are.
+            if found is None or found < recorded_at:
                 low = middle + 1
             else:
                 high = middle

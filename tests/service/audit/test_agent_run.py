@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, insert, text
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, create_engine, text
 
 from kala.audit.v1 import audit_pb2
 from kala.common.v1 import decision_pb2
-from kala.errors import InvalidArgumentError
-from services.audit.migrations.versions.v0003_agent_run import VIEWS
+from kala.errors import InvalidArgumentError, UnavailableError
+from services.audit import migrations
 from services.audit.pipelines import PipelineRuns, Pipelines
 from services.audit.query import Condition
-from services.audit.schema import ENTRY, HEAD, METADATA
 from services.common.status import translated
-from tests.fakes.audit_log import NOW, open_log
+from tests.fakes.audit_log import NOW, LogFile, open_log
 from tests.fakes.audit_server import served_log
 
 CALL = {
@@ -72,32 +73,24 @@ def run(
     return made
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """A database with the log's tables and the views, and no entry."""
-    url = f"sqlite:///{tmp_path / 'view.db'}"
-    if request.param == "postgres":
-        url = str(request.getfixturevalue("postgres_url")).replace("postgresql:", "postgresql+psycopg:")
-    made = create_engine(url)
-    if request.param == "sqlite":
-        event.listen(made, "connect", lambda connection, _: connection.execute("PRAGMA busy_timeout = 5000"))
-    with made.begin() as connection:
-        METADATA.create_all(connection)
-        for view in VIEWS[made.dialect.name]:
-            connection.exec_driver_sql(view)
+@pytest.fixture
+def log(log_database: str) -> Iterator[LogFile]:
+    """A log in either database, as its migrations make it."""
+    with open_log(log_database) as opened:
+        yield opened
+
+
+@pytest.fixture
+def engine(log: LogFile) -> Iterator[Engine]:
+    made = log.open_engine()
     yield made
     made.dispose()
 
 
-def fill(engine: Engine, directory: Path, *records: audit_pb2.Record) -> None:
-    """Put what a real log makes of the records into this database."""
-    with open_log(directory / "real.db") as log:
-        for record in records:
-            log.append(record)
-    with closing(sqlite3.connect(directory / "real.db")) as real, engine.begin() as connection:
-        real.row_factory = sqlite3.Row
-        connection.execute(insert(ENTRY), [dict(row) for row in real.execute("SELECT * FROM entry")])
-        connection.execute(insert(HEAD), [dict(row) for row in real.execute("SELECT * FROM head")])
+def fill(log: LogFile, *records: audit_pb2.Record) -> None:
+    """Log the records, a millisecond between each."""
+    for record in records:
+        log.append(record)
 
 
 def rows(engine: Engine) -> list[dict[str, Any]]:
@@ -110,8 +103,8 @@ def parsed(name: str, value: Any) -> Any:
     return json.loads(value) if name.endswith("_json") and isinstance(value, str) else value
 
 
-def test_a_run_has_exactly_the_keys_of_rfc_080(engine: Engine, tmp_path: Path) -> None:
-    fill(engine, tmp_path, run(0, ("lmstudio", "")))
+def test_a_run_has_exactly_the_keys_of_rfc_080(log: LogFile, engine: Engine) -> None:
+    fill(log, run(0, ("lmstudio", "")))
     (row,) = rows(engine)
     assert (row["tool"], row["status"], row["attempt"], row["tenant"]) == ("lm_studio", "ok", 0, "default")
     assert row["args_json"] == {
@@ -124,19 +117,19 @@ def test_a_run_has_exactly_the_keys_of_rfc_080(engine: Engine, tmp_path: Path) -
     assert row["violations_json"] == []
 
 
-def test_every_backend_goes_by_its_kind(engine: Engine, tmp_path: Path) -> None:
+def test_every_backend_goes_by_its_kind(log: LogFile, engine: Engine) -> None:
     names = ["lmstudio", "lmstudio-2", "lmstudio-embeddings", "mlx", "llamacpp-3", "ollama", "pythia", "demo", "openai"]  # fmt: skip
-    fill(engine, tmp_path, *(run(number, (name, "")) for number, name in enumerate(names)))
+    fill(log, *(run(number, (name, "")) for number, name in enumerate(names)))
     assert [row["tool"] for row in rows(engine)] == [
         "lm_studio", "lm_studio", "lm_studio", "mlx", "llamacpp", "ollama", "pythia", "demo", "openai",
     ]  # fmt: skip
 
 
 def test_a_backend_that_failed_before_another_answered_is_a_run_of_its_own(
-    engine: Engine, tmp_path: Path
+    log: LogFile, engine: Engine
 ) -> None:
     call = {**CALL, "latency_ms": "[30,200]"}
-    fill(engine, tmp_path, run(0, ("lmstudio", "CONNECTION_REFUSED"), ("llamacpp", ""), call=call))
+    fill(log, run(0, ("lmstudio", "CONNECTION_REFUSED"), ("llamacpp", ""), call=call))
     failed, answered = rows(engine)
     assert (failed["tool"], failed["status"], failed["attempt"]) == ("lm_studio", "error", 0)
     assert failed["violations_json"] == [
@@ -147,9 +140,9 @@ def test_a_backend_that_failed_before_another_answered_is_a_run_of_its_own(
     assert answered["result_json"] == {"response_length": 12, "latency_ms": 200, "tokens_per_second": 25.0}
 
 
-def test_every_attempt_of_a_chat_that_nobody_answered_is_a_failed_run(engine: Engine, tmp_path: Path) -> None:
+def test_every_attempt_of_a_chat_that_nobody_answered_is_a_failed_run(log: LogFile, engine: Engine) -> None:
     tried = (("mlx", "TIMEOUT"), ("lmstudio", "NO_MODEL_LOADED"))
-    fill(engine, tmp_path, run(0, *tried, status="error", code="ALL_BACKENDS_FAILED"))
+    fill(log, run(0, *tried, status="error", code="ALL_BACKENDS_FAILED"))
     assert [(row["tool"], row["violations_json"][0]["code"]) for row in rows(engine)] == [
         ("mlx", "TIMEOUT"),
         ("lm_studio", "NO_MODEL_LOADED"),
@@ -169,18 +162,17 @@ def test_every_attempt_of_a_chat_that_nobody_answered_is_a_failed_run(engine: En
     ids=["refused", "cancelled", "cut"],
 )  # fmt: skip
 def test_what_is_to_be_said_against_a_run_stands_in_its_violations(
-    engine: Engine, tmp_path: Path, ending: dict[str, Any], violation: dict[str, Any]
+    log: LogFile, engine: Engine, ending: dict[str, Any], violation: dict[str, Any]
 ) -> None:
-    fill(engine, tmp_path, run(0, ("pythia", ""), **ending))
+    fill(log, run(0, ("pythia", ""), **ending))
     (row,) = rows(engine)
     assert (row["tool"], row["status"], row["violations_json"]) == ("pythia", "error", [violation])
 
 
-def test_a_call_of_a_tool_has_the_same_keys(engine: Engine, tmp_path: Path) -> None:
+def test_a_call_of_a_tool_has_the_same_keys(log: LogFile, engine: Engine) -> None:
     call = {"prompt_length": "20", "response_length": "7", "latency_ms": "[40]"}
     fill(
-        engine,
-        tmp_path,
+        log,
         run(0, kind="execute.outcome", tool="shell", call=call),
         run(1, kind="execute.outcome", tool="shell", call=call, code="ERROR"),
         run(
@@ -204,10 +196,9 @@ def test_a_call_of_a_tool_has_the_same_keys(engine: Engine, tmp_path: Path) -> N
     assert all((set(row["args_json"]), set(row["result_json"])) == RUN_KEYS for row in (good, bad, refused))
 
 
-def test_only_runs_are_runs(engine: Engine, tmp_path: Path) -> None:
+def test_only_runs_are_runs(log: LogFile, engine: Engine) -> None:
     fill(
-        engine,
-        tmp_path,
+        log,
         run(0, kind="chat.intent"),
         run(1, kind="chat.refused", status="refused", outcome=decision_pb2.OUTCOME_REFUSE),
         run(2, kind="tools.claim", tool="shell"),
@@ -218,28 +209,25 @@ def test_only_runs_are_runs(engine: Engine, tmp_path: Path) -> None:
     assert rows(engine) == []
 
 
-def test_no_text_of_a_backend_or_a_client_breaks_or_forges_a_row(engine: Engine, tmp_path: Path) -> None:
+def test_no_text_of_a_backend_or_a_client_breaks_or_forges_a_row(log: LogFile, engine: Engine) -> None:
     hostile = run(0, ("mlx", ""), call={"latency_ms": "[1,", "temperature": "hot", "prompt_length": "-"})
     hostile.attributes.add(key="loop.call", value='x\x00"outcome":"failed"\\u0000')
     hostile.model.requested = '"outcome":"failed"'
-    fill(engine, tmp_path, hostile)
+    fill(log, hostile)
     (row,) = rows(engine)
     assert (row["tool"], row["status"], row["result_json"]["latency_ms"]) == ("mlx", "ok", None)
     assert (set(row["args_json"]), set(row["result_json"])) == RUN_KEYS
 
 
-def test_a_status_counts_each_pipeline_and_tells_how_its_last_run_ended(
-    engine: Engine, tmp_path: Path
-) -> None:
+def test_a_status_counts_each_pipeline_and_tells_how_its_last_run_ended(log: LogFile, engine: Engine) -> None:
     fill(
-        engine,
-        tmp_path,
+        log,
         run(0, ("lmstudio", "TIMEOUT"), ("mlx", "")),
         run(1, ("lmstudio", "")),
         run(2, ("mlx", ""), status="cancelled", code="CLIENT_CLOSED_REQUEST"),
         run(3, kind="execute.outcome", tool="shell", tenant="other"),
     )
-    pipelines = Pipelines(engine, 1)
+    pipelines = Pipelines(engine, log.log_id)
     assert pipelines.since(0) == [
         PipelineRuns("lm_studio", 1, 1, NOW + 1_000, is_last_ok=True),
         PipelineRuns("mlx", 1, 1, NOW + 2_000, is_last_ok=False),
@@ -253,8 +241,8 @@ def test_a_status_counts_each_pipeline_and_tells_how_its_last_run_ended(
     assert pipelines.since(NOW + 4_000) == []
 
 
-async def test_the_rpc_answers_for_a_window_and_a_tenant(tmp_path: Path) -> None:
-    async with served_log(tmp_path / "audit.db") as served:
+async def test_the_rpc_answers_for_a_window_and_a_tenant(log_database: str) -> None:
+    async with served_log(log_database) as served:
         served.file.clock = itertools.chain([NOW - 10**12], itertools.repeat(NOW))
         served.file.append(run(0, ("mlx", "")))  # eleven days ago
         served.file.append(run(1, ("lmstudio", "TIMEOUT"), ("mlx", "")))
@@ -276,3 +264,31 @@ async def test_the_rpc_answers_for_a_window_and_a_tenant(tmp_path: Path) -> None
             request.window.FromSeconds(seconds)
             with pytest.raises(InvalidArgumentError, match="window"), translated():
                 await served.read.PipelineStatus(request)
+
+
+def test_a_database_that_does_not_answer_is_unavailable_and_keeps_its_address() -> None:
+    away = create_engine("postgresql+psycopg://someone:secret@127.0.0.1:9/log?connect_timeout=2")
+    with pytest.raises(UnavailableError) as caught:
+        Pipelines(away, 1).since(0)
+    assert caught.value.reason == "AUDIT_UNAVAILABLE"
+    assert caught.value.message == "the log's database does not answer"
+
+
+def test_a_log_of_the_release_before_gains_the_rows_of_what_it_holds(tmp_path: Path) -> None:
+    real, old = tmp_path / "real.db", tmp_path / "old.db"
+    with open_log(real) as log:
+        log.append(run(0, ("lmstudio", "")))
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    made = create_engine(f"sqlite:///{old}")
+    with made.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+    made.dispose()
+    with closing(sqlite3.connect(old)) as before:
+        before.execute("ATTACH ? AS real", (str(real),))
+        for table in ("log", "head", "entry", "checkpoint", "tile", "payload", "subject_key"):
+            before.execute(f"INSERT INTO main.{table} SELECT * FROM real.{table}")
+        before.commit()
+    with open_log(old), closing(sqlite3.connect(old)) as after:
+        assert after.execute("SELECT tool, status FROM agent_run").fetchall() == [("lm_studio", "ok")]

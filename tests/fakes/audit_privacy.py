@@ -24,6 +24,7 @@ from services.audit.privacy import Privacy
 from services.audit.privacy_servicer import AuditPrivacyServicer
 from services.audit.privacy_store import PrivacyStore
 from services.audit.reading import LogReading
+from services.audit.redaction import PersonalDataFinder
 from services.audit.servicer import AuditServicer, may_call
 from services.audit.stores import LogStore, open_log_store
 from services.common.channel import open_channel
@@ -108,7 +109,9 @@ def spoken(number: int, subject: str, words: bytes = b"", *, tenant: str = "defa
 
 
 @asynccontextmanager
-async def private_log(database: str) -> AsyncIterator[PrivateLog]:
+async def private_log(
+    database: str, *, finder: PersonalDataFinder | None = None
+) -> AsyncIterator[PrivateLog]:
     """Opens and serves the log in `database`, a path or a URL, until the context is left."""
     key, now = signer(), [NOW]
     settings = AuditSettings(database=database, address="127.0.0.1:0", metrics_port=None, drain_seconds=0.2)
@@ -129,11 +132,11 @@ async def private_log(database: str) -> AsyncIterator[PrivateLog]:
         log.start()
         own = OwnRecords(log, clock=clock)
         kept = PrivacyStore(store.engine, store.log_id, clock=clock)
-        reading = LogReading(store.open_reader())
+        reading = LogReading(store.open_reader(), KeyEncryptionKey(KEK))
         once = OnceRecords(own, LogReading(store.open_reader()))
         privacy = Privacy(kept, once, key)
         registrations = [
-            partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log)),
+            partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log, finder)),
             partial(audit_pb2_grpc.add_AuditPrivacyServiceServicer_to_server, AuditPrivacyServicer(privacy)),
         ]
         policy = CallPolicy(may_call=may_call, on_denied=own.denied)

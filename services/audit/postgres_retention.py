@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from psycopg import errors
 from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy.exc import ProgrammingError
 
 from kala.errors import FailedPreconditionError
 from services.audit.schema import ENTRY, HEAD, PAYLOAD
@@ -33,9 +35,23 @@ def first_index(engine: Engine) -> int:
 def drop_before(engine: Engine, log_id: int, index: int) -> int:
     """Drops the entries of the partitions that lie wholly below `index`; returns the first index that is still there.
 
-    The engine's role must own the tables. Raises `FailedPreconditionError` while content of such an entry is kept, or
-    while an entry of another log would go as well. May be called again after it broke off.
+    Raises `FailedPreconditionError` while content of such an entry is kept, while an entry of another log would go as
+    well, or when the engine's user does not own the tables. May be called again after it broke off.
     """
+    try:
+        first = _drop_partitions(engine, log_id, index)
+        for table in ("payload", "idem"):
+            while _clear(engine, table, log_id, first):
+                pass
+    except ProgrammingError as error:
+        if isinstance(error.orig, errors.InsufficientPrivilege):
+            raise FailedPreconditionError("only the owner of the log's tables drops entries") from error
+        raise
+    return first
+
+
+def _drop_partitions(engine: Engine, log_id: int, index: int) -> int:
+    """Drops what lies wholly below `index`; the first index that is still there."""
     with engine.begin() as connection:
         size = connection.execute(select(HEAD.c.size).where(HEAD.c.log_id == log_id)).scalar_one()
         partitions = _partitions(connection)
@@ -45,11 +61,7 @@ def drop_before(engine: Engine, log_id: int, index: int) -> int:
             for name, _, _ in old:
                 connection.execute(text(f'ALTER TABLE entry DETACH PARTITION "{name}"'))
                 connection.execute(text(f'DROP TABLE "{name}"'))
-        first = partitions[len(old)][1]
-    for table in ("payload", "idem"):
-        while _clear(engine, table, log_id, first):
-            pass
-    return first
+        return partitions[len(old)][1]
 
 
 def _partitions(connection: Connection) -> list[tuple[str, int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,17 @@ def run(url: str, *statements: str, role: str | None = None) -> list[tuple[Any, 
         for statement in statements:
             cursor = connection.execute(statement.encode())
         return cursor.fetchall() if cursor is not None and cursor.description else []
+
+
+@pytest.fixture(scope="module")
+def refusing(postgres_databases: Databases, migrated_postgres: str) -> Iterator[str]:
+    """A log and its roles, for statements that are all refused."""
+    url = postgres_databases.create(template=migrated_postgres)
+    with open_log(url) as log:
+        log.append(record(0, payloads=2))
+    grant_roles(Postgres(url))
+    yield url
+    postgres_databases.drop(url)
 
 
 # What the migrations make.
@@ -102,12 +114,10 @@ def test_the_tables_of_another_service_may_be_in_the_same_database(postgres_url:
 @pytest.mark.parametrize("role", ["", "SET session_replication_role = replica"], ids=["owner", "replica"])
 @pytest.mark.parametrize("change", ["UPDATE {} SET log_id = 9", "DELETE FROM {}", "TRUNCATE {}"])
 def test_not_even_the_owner_changes_an_entry_or_a_checkpoint(
-    postgres_log_url: str, table: str, role: str, change: str
+    refusing: str, table: str, role: str, change: str
 ) -> None:
-    with open_log(postgres_log_url) as log:
-        log.append(record(0))
     with pytest.raises(psycopg.errors.RestrictViolation, match="never changed"):
-        run(postgres_log_url, *filter(None, [role]), change.format(table))
+        run(refusing, *filter(None, [role]), change.format(table))
 
 
 @pytest.mark.parametrize(
@@ -304,9 +314,9 @@ def test_every_table_says_what_each_role_may_do() -> None:
         (ERASER, "SELECT audit_extend_entry(1, 256)"),
     ],
 )  # fmt: skip
-def test_a_role_does_its_own_work_and_no_other(granted: str, role: str, statement: str) -> None:
+def test_a_role_does_its_own_work_and_no_other(refusing: str, role: str, statement: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        run(granted, statement, role=role)
+        run(refusing, statement, role=role)
 
 
 def test_the_reader_s_role_reads_the_log_and_the_eraser_s_destroys_keys(granted: str) -> None:
@@ -339,6 +349,18 @@ def test_the_service_needs_no_more_than_the_writer_s_role(writer_url: str) -> No
         assert log.append(*(record(number, payloads=1) for number in range(1, 300)))[0].index == 1
         log.writer._turns = 1
         assert log.append(record(300))[0].index == 300
+
+
+def test_the_service_s_role_drops_no_entries(granted: str, writer_url: str) -> None:
+    run(granted, "SELECT audit_extend_entry(2000000, 1048576)", "UPDATE payload SET ciphertext = NULL")
+    run(granted, "UPDATE head SET size = 2000000")
+    engine = Postgres(writer_url).engine()
+    try:
+        with pytest.raises(FailedPreconditionError, match="only the owner"):
+            drop_before(engine, 1, 2_000_000)
+        assert first_index(engine) == 0
+    finally:
+        engine.dispose()
 
 
 def test_a_role_that_may_not_migrate_is_told_who_may(granted: str, writer_url: str) -> None:

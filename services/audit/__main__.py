@@ -26,6 +26,8 @@ from services.audit.redaction import PersonalDataFinder
 from services.audit.retention import Clocks, Retention, retaining
 from services.audit.retention_store import RetentionStore
 from services.audit.servicer import AuditServicer, may_call
+from services.audit.sink_cursors import SinkCursors
+from services.audit.sinks import feeding
 from services.audit.stores import open_log_store
 from services.common.event_loop import run
 from services.common.interceptors import CallPolicy
@@ -72,6 +74,17 @@ async def main() -> None:
         await own.started()
         await stack.enter_async_context(retaining(retention))
         reads.show(await stack.enter_async_context(publishing(settings, store, own, signer, telemetry)))
+        cursors = SinkCursors(store.engine, store.log_id, clock=system_clock)
+        await stack.enter_async_context(
+            feeding(
+                settings.sinks,
+                open_reader=store.open_reader,
+                cursors=cursors,
+                own=own,
+                registry=telemetry.registry,
+                origin=signer.verifier.name,
+            )
+        )
         reconciler = Reconciler(store.engine, store.log_id, registry=telemetry.registry, clock=system_clock)
         await stack.enter_async_context(reconciling(reconciler))
         policy = CallPolicy(may_call=may_call, on_denied=own.denied)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kala.errors import InvalidArgumentError
 from services.audit.log import MAX_PENDING
+from services.audit.sink_settings import SinkSettings, require_sink_names
 from services.audit.witness_policy import parse_witnesses
 from services.common.peers import (
     AUDIT,
@@ -71,6 +72,13 @@ class AuditSettings(GrpcServerSettings):
     witness_interval_seconds: Annotated[
         float, Field(ge=0.1, description="How often the witnesses are asked while the log grows.")
     ] = 1.0
+    sinks: Annotated[
+        dict[str, SinkSettings],
+        Field(
+            default_factory=dict,
+            description="Where every entry is sent besides, by name: `url`, `format`, `start`, `header_file`, `batch_entries`; as JSON here, or a mapping in kala.yaml.",
+        ),
+    ]
     max_pending_records: Annotated[
         int,
         Field(
@@ -110,6 +118,12 @@ class AuditSettings(GrpcServerSettings):
                 f"payload_retention_days is {self.payload_retention_days}, longer than the {kept} days of entries"
             )
         return self
+
+    @field_validator("sinks", mode="before")
+    @classmethod
+    def _check_sinks(cls, value: object) -> object:
+        require_sink_names(value)
+        return value
 
     @model_validator(mode="after")
     def _check_witnesses(self) -> Self:

@@ -58,6 +58,10 @@ TRAINER_OPERATIONS: Final = "kala_trainer_operations_total"
 TRAINER_PRESENT: Final = "kala_trainer_operations_present"
 AUDIT_GAPS: Final = "kala_audit_gaps"
 WITNESSED_SIZE: Final = "kala_audit_witnessed_entries"
+SINK_LAG: Final = "kala_audit_sink_lag_entries"
+SINK_DELIVERED: Final = "kala_audit_sink_delivered_total"
+SINK_FAILURES: Final = "kala_audit_sink_failures_total"
+SINK_REJECTED: Final = "kala_audit_sink_rejected_total"
 
 LABEL_METHOD: Final = "method"
 """`/kala.<svc>.v1.<Service>/<Rpc>`: as many values as the process has RPCs."""
@@ -80,6 +84,9 @@ LABEL_STATUS: Final = "status"
 LABEL_WITNESS: Final = "witness"
 """A witness's name; as many as the settings name."""
 
+LABEL_SINK: Final = "sink"
+"""A sink's name; as many as the settings name."""
+
 LABEL_KIND: Final = "kind"
 """A kind of the trainer's long work: train, build, evaluate, export."""
 
@@ -99,6 +106,10 @@ METRICS: Final = {
     TRAINER_OPERATIONS: "Long work of the trainer that ended, by kind and by how it ended",
     TRAINER_PRESENT: "Long work of the trainer that waits or runs, by kind",
     WITNESSED_SIZE: "Entries of the newest checkpoint that a witness cosigned, by witness",
+    SINK_LAG: "Entries that a sink has not confirmed yet, by sink",
+    SINK_DELIVERED: "Entries that a sink has taken, repeats included, by sink",
+    SINK_FAILURES: "Deliveries that a sink did not take and that are tried again, by sink",
+    SINK_REJECTED: "Entries that a collector said it will never take, by sink",
     AUDIT_GAPS: "What is missing in the log: intents without outcome, and holes in producers' numbers",
     CONSTITUTION_REVIEW: "Unix time in seconds at which the review date of the constitution in force is over; 0 without one",
 }

@@ -40,10 +40,18 @@ class Sight:
     """The names of the witnesses that cosigned it."""
 
 
+class HistoryError(TamperedError):
+    """The log signed two histories; `note` is the checkpoint that contradicts the one from before: both are the proof."""
+
+    def __init__(self, first_bad_index: int | None, problem: str, note: str) -> None:
+        super().__init__(first_bad_index, problem, place=_PLACE)
+        self.note = note
+
+
 def look(view: LogView, policy: Policy, before: str | None, *, now: float) -> Sight:
     """Looks once. `before` is the note that was kept from the last look, `now` the seconds since 1970.
 
-    `TamperedError`: the log was forked, cut, or bears a false signature. `UnverifiableError`: it cannot be seen, too
+    `TamperedError`: the log was forked or cut, which is a `HistoryError`, or bears a false signature. `UnverifiableError`: it cannot be seen, too
     few witnesses cosigned it, or too long ago.
     """
     if not policy.trusted:
@@ -55,7 +63,7 @@ def look(view: LogView, policy: Policy, before: str | None, *, now: float) -> Si
         times = cosignatures(note, policy.witnesses)
     except VerificationError as error:
         raise TamperedError(None, error.message, place="the checkpoint") from error
-    relation = Relation.SAME if known is None else _follow(known, checkpoint, view)
+    relation = Relation.SAME if known is None else _follow(known, checkpoint, view, note)
     newest: dict[str, int] = {}
     for witness, made in times.items():
         # A witness with two keys is still one witness.
@@ -64,18 +72,16 @@ def look(view: LogView, policy: Policy, before: str | None, *, now: float) -> Si
     return Sight(checkpoint, note, relation, sorted(newest))
 
 
-def _follow(known: Checkpoint, shown: Checkpoint, view: LogView) -> Relation:
+def _follow(known: Checkpoint, shown: Checkpoint, view: LogView, note: str) -> Relation:
     if shown.size < known.size:
-        raise TamperedError(
-            shown.size, f"it shows {shown.size} entries and showed {known.size} before: cut, or an old copy"
-        )
+        problem = f"it shows {shown.size} entries and showed {known.size} before: cut, or an old copy"
+        raise HistoryError(shown.size, problem, note)
     relation = compare(known, shown, view).relation
     if relation is Relation.FORKED:
-        raise TamperedError(
-            None,
-            f"its {shown.size} entries do not continue the {known.size} that were seen before: it was forked",
-            place=_PLACE,
+        problem = (
+            f"its {shown.size} entries do not continue the {known.size} that were seen before: it was forked"
         )
+        raise HistoryError(None, problem, note)
     return relation
 
 

@@ -27,7 +27,7 @@ from kala.cli.audit_inputs import (
     vkey_text,
 )
 from kala.cli.options import JsonOption, KeyOption, StateOption, UrlOption, layout_of
-from kala.cli.output import show, show_json
+from kala.cli.output import note, show, show_json
 
 if TYPE_CHECKING:
     from kala.audit.checkpoint import Checkpoint
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kala.audit.note import Verifier
 
 DEFAULT_SECONDS: Final = 60.0
+CONFLICT_SUFFIX: Final = ".conflict"
 
 LogOption = Annotated[
     str | None,
@@ -132,7 +133,7 @@ def monitor(
         policy = _policy(vkey, witness, require, max_age, state)
         before = remembered(kept)
         while True:
-            code, seen = _look(log, token_file, (url, key, state), policy, before, as_json=as_json)
+            code, seen = _look(log, token_file, (url, key, state), policy, before, kept, as_json=as_json)
             if seen is not None and seen != before:
                 before = seen
                 if kept is not None:
@@ -150,11 +151,12 @@ def _look(
     at: tuple[str | None, str | None, Path | None],
     policy: Policy,
     before: str | None,
+    kept: Path | None,
     *,
     as_json: bool,
 ) -> tuple[int, str | None]:
     """Look once: the exit code of it, and the checkpoint to keep."""
-    from kala.audit.monitor import look
+    from kala.audit.monitor import HistoryError, look
     from kala.audit.report import TamperedError
     from kala.errors import KalaError
 
@@ -163,6 +165,10 @@ def _look(
             sight = look(view, policy, before, now=time.time())
     except TamperedError as error:
         say_tampered(error, as_json=as_json)
+        if isinstance(error, HistoryError) and kept is not None:
+            evidence = kept.with_name(f"{kept.name}{CONFLICT_SUFFIX}")
+            remember(evidence, error.note)
+            note(f"{kept} and {evidence} together prove it: keep both")
         return EXIT_TAMPERED, None
     except KalaError as error:
         say_bad("unverifiable", error, as_json=as_json)
@@ -202,13 +208,13 @@ def _witness(line: str) -> Witness:
         raise UnverifiableError(f"--witness: {error.message}") from error
 
 
-def _signed(note: str, name: str, trusted: list[Verifier]) -> Checkpoint:
+def _signed(text: str, name: str, trusted: list[Verifier]) -> Checkpoint:
     from kala.audit.checkpoint import open_checkpoint
     from kala.audit.report import UnverifiableError
     from kala.errors import VerificationError
 
     try:
-        return open_checkpoint(note, trusted)
+        return open_checkpoint(text, trusted)
     except VerificationError as error:
         raise UnverifiableError(f"{name} cannot be used: {error.message}") from error
 

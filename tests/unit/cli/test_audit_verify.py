@@ -229,6 +229,9 @@ class TestMonitor:
         assert main(["audit", "monitor", fork, *pin]) == 1
         assert main(["audit", "monitor", fork, *pin[:2], *KEY]) == 1
         assert "forked" in capsys.readouterr().err
+        # Two signed checkpoints that no log can have both of: whoever has the key sees the fork in them.
+        assert (tmp_path / "pin").read_text() == Mirror(leaves(700)).note(700)
+        assert (tmp_path / "pin.conflict").read_text() == Mirror(leaves(900, 500)).note(900)
 
     def test_it_goes_on_looking_where_it_could_not_see(
         self, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch

@@ -31,6 +31,8 @@ _SELECT_KEYS_TABLE: Final = """
 SELECT pg_has_role(relowner, 'USAGE'), pg_table_size(oid) FROM pg_class WHERE oid = 'subject_key'::regclass
 """
 
+# PostgreSQL's insufficient_privilege.
+_NOT_ALLOWED: Final = "42501"
 # Where retention has got to, kept among the sinks' cursors; no sink's name begins so.
 EXPIRY_CURSOR: Final = "kala.retention.payloads"
 
@@ -276,21 +278,30 @@ class PrivacyStore:
 
     @contextmanager
     def _changing(self) -> Iterator[Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except IntegrityError as error:
-            raise AlreadyExistsError("the row exists already") from error
-        except SQLAlchemyError as error:
-            raise _away() from error
+        with translated(), self._engine.begin() as connection:
+            yield connection
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        try:
-            with self._engine.connect() as connection:
-                yield connection.execution_options(isolation_level="AUTOCOMMIT")
-        except SQLAlchemyError as error:
-            raise _away() from error
+        with translated(), self._engine.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Says in KALA's errors what a database refuses; never in the driver's words, which may hold a URL."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise AlreadyExistsError("the row exists already") from error
+    except SQLAlchemyError as error:
+        if getattr(getattr(error, "orig", None), "sqlstate", None) == _NOT_ALLOWED:
+            raise FailedPreconditionError(
+                "the role of KALA_AUDIT_DATABASE may not do this: grant it kala_audit_eraser beside kala_audit_writer, "
+                "and the tables' ownership for entries to be dropped",
+                reason="DATABASE_ROLE",
+            ) from error
+        raise UnavailableError("the log's database does not answer", reason="AUDIT_UNAVAILABLE") from error
 
 
 def lock_head(connection: Connection, log_id: int) -> None:
@@ -318,8 +329,3 @@ def _require_free(connection: Connection, subject: str) -> None:
         raise FailedPreconditionError(
             f"the subject's content is held by holds/{held_by}; release it first", reason="LEGAL_HOLD"
         )
-
-
-def _away() -> UnavailableError:
-    # Not the driver's words: they may hold a URL.
-    return UnavailableError("the log's database does not answer", reason="AUDIT_UNAVAILABLE")

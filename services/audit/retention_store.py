@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from typing import Final
 
 from sqlalchemy import Connection, Engine, insert, select, update
-from sqlalchemy.exc import SQLAlchemyError
 
-from kala.errors import UnavailableError
-from services.audit.privacy_store import EXPIRY_CURSOR, lock_head
+from services.audit.privacy_store import EXPIRY_CURSOR, lock_head, translated
 from services.audit.schema import ENTRY, HEAD, LEGAL_HOLD, PAYLOAD, SINK_CURSOR, SUBJECT_KEY
 
 # Entries of one transaction: some milliseconds in which no writer commits.
@@ -91,24 +89,24 @@ class RetentionStore:
         """The first index whose entry is still there."""
         from services.audit.postgres_retention import first_index
 
-        with _translated():
+        with translated():
             return first_index(self._engine)
 
     def drop_entries(self, until: int) -> int:
         """Drops whole partitions of entries below `until`; the first index that is still there."""
         from services.audit.postgres_retention import drop_before
 
-        with _translated():
+        with translated():
             return drop_before(self._engine, self._log_id, until)
 
     @contextmanager
     def _changing(self) -> Iterator[Connection]:
-        with _translated(), self._engine.begin() as connection:
+        with translated(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with _translated(), self._engine.connect() as connection:
+        with translated(), self._engine.connect() as connection:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
@@ -125,12 +123,3 @@ def _cursor(connection: Connection) -> int | None:
         select(SINK_CURSOR.c.idx).where(SINK_CURSOR.c.sink == EXPIRY_CURSOR)
     ).scalar()
     return found
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except SQLAlchemyError as error:
-        # Not the driver's words: they may hold a URL.
-        raise UnavailableError("the log's database does not answer", reason="AUDIT_UNAVAILABLE") from error

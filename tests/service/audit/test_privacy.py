@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -27,12 +28,17 @@ from kala.errors import (
     UnavailableError,
     VerificationError,
 )
+from services.audit.migrate import grant_roles
+from services.audit.postgres import Postgres
+from services.audit.postgres_schema import ERASER, WRITER
 from services.audit.privacy_store import PrivacyStore
+from services.audit.retention import DAY_US, Clocks, Retention
+from services.audit.retention_store import RetentionStore
 from services.audit.schema import PAYLOAD, SUBJECT_KEY
 from services.common.status import translated
 from tests.fakes.audit_log import signer
 from tests.fakes.audit_privacy import PrivateLog, principal, private_log, spoken
-from tests.postgres import Databases, own_postgres
+from tests.postgres import Databases, name_of, own_postgres
 
 ALICE, BOB = "a" * 64, "b" * 64
 TRUSTED = [signer().verifier]
@@ -359,3 +365,40 @@ async def test_no_key_is_left_in_the_files_of_postgresql_once_its_wal_is_gone() 
     assert keys[ALICE] not in left
     assert keys[ALICE][12:44] not in left
     assert b"canary" not in left
+
+
+def role_url(databases: Databases, url: str, *roles: str) -> str:
+    """The URL of a login that is a member of these roles and owns nothing."""
+    name = f"kala_service_{len(roles)}_{secrets.token_hex(3)}"
+    grant_roles(Postgres(url))
+    databases.run(f"CREATE ROLE {name} LOGIN IN ROLE {', '.join(roles)}")
+    return databases.url(name_of(url), user=name)
+
+
+async def test_a_service_that_owns_nothing_erases_holds_and_expires(
+    postgres_log_url: str, postgres_databases: Databases
+) -> None:
+    async with private_log(postgres_log_url):
+        pass  # the owner makes the log
+    url = role_url(postgres_databases, postgres_log_url, WRITER, ERASER)
+    async with private_log(url) as log:
+        await log.append(spoken(0, ALICE), spoken(1, BOB))
+        held = await log.hold(BOB)
+        await log.erase(ALICE)
+        await log.release(held.hold)
+        log.now[0] += 31 * DAY_US
+        store = RetentionStore(log.store.engine, log.store.log_id, clock=lambda: log.now[0])
+        await Retention(store, log.once, Clocks(30, 180), clock=lambda: log.now[0]).run()
+        assert ciphertexts(log) == {}
+
+
+async def test_a_service_that_may_only_write_says_what_its_role_lacks(
+    postgres_log_url: str, postgres_databases: Databases
+) -> None:
+    async with private_log(postgres_log_url):
+        pass
+    async with private_log(role_url(postgres_databases, postgres_log_url, WRITER)) as log:
+        await log.append(spoken(0, ALICE))
+        with pytest.raises(FailedPreconditionError, match="kala_audit_eraser"):
+            await log.erase(ALICE)
+        assert ciphertexts(log) == {0: 2}

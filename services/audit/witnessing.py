@@ -80,6 +80,7 @@ class Witnessing:
         self._clock = clock
         self._show = show
         self._known: dict[str, _Known] = {}
+        self._pruned_at = 0
         # The reader has one connection.
         self._lock = threading.Lock()
 
@@ -103,7 +104,9 @@ class Witnessing:
         if self._own is not None:
             await self._sign_own(self._own, size, note)
         await asyncio.gather(*(self._ask(witness, size, note) for witness in self._witnesses))
-        await asyncio.to_thread(self._store.prune)
+        if size > self._pruned_at:
+            await asyncio.to_thread(self._store.prune)
+            self._pruned_at = size
 
     async def _sign_own(self, own: Cosigner, size: int, note: str) -> None:
         if await asyncio.to_thread(self._store.size_of, own.witness) < size:

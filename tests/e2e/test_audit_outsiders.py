@@ -29,7 +29,7 @@ from kala.audit.tile_paths import TilePath, bundles_of, tiles_of, unbundle
 from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.errors import VerificationError
 from services.common.channel import open_channel
-from tests.fakes.audit_log import record
+from tests.fakes.audit_log import is_url, record
 from tests.fakes.audit_process import AuditProcess
 from tests.fakes.witness_process import WitnessProcess
 
@@ -83,16 +83,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def publish(directory: Path, settings: dict[str, str] | None = None) -> Published:
+def publish(directory: Path, url: str | None = None) -> Published:
     port = free_port()
-    audit = AuditProcess(directory)
+    audit = AuditProcess(directory, url=url)
     token = directory / "tiles.token"
     token.touch(mode=0o600)
     token.write_text(TOKEN)
     audit.environment = {
         "KALA_AUDIT_METRICS_PORT": str(port),
         "KALA_AUDIT_TILE_TOKEN_FILE": str(token),
-        **(settings or {}),
     }
     audit.start()
     return Published(audit, port)
@@ -106,13 +105,23 @@ async def log(tmp_path: Path) -> AsyncIterator[Published]:
     assert published.audit.stop() == 0, published.audit.output()
 
 
+@pytest.fixture
+async def log_on(log_database: str, tmp_path: Path) -> AsyncIterator[Published]:
+    """The same log, once in each database."""
+    published = publish(tmp_path / "audit", log_database if is_url(log_database) else None)
+    await published.append(*range(ENTRIES))
+    yield published
+    assert published.audit.stop() == 0, published.audit.output()
+
+
 def go(checker: Path, url: str, vkey: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [checker, "mirror", url, vkey], capture_output=True, text=True, timeout=120, check=False
     )
 
 
-async def test_go_mirrors_a_live_log_and_finds_every_entry_signed(checker: Path, log: Published) -> None:
+async def test_go_mirrors_a_live_log_and_finds_every_entry_signed(checker: Path, log_on: Published) -> None:
+    log = log_on
     found = go(checker, log.url_with_token, str(log.audit.verifier))
     assert found.returncode == 0, found.stderr
     report = json.loads(found.stdout)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pymerkle import InmemoryTree
 
 from kala.audit.merkle import (
     EMPTY_ROOT,
@@ -126,6 +127,17 @@ def test_a_tree_that_grows_over_a_published_range_proves_that_it_grew(begin: int
 
 def test_the_whole_published_fuzz_corpus_is_there() -> None:
     assert len(fuzz_ranges()) == 19
+
+
+def test_pymerkle_finds_the_same_roots_and_accepts_the_same_growth() -> None:
+    """A second opinion that shares no code with ours."""
+    other, grown = InmemoryTree(algorithm="sha256"), CompactRange()
+    assert other.get_root() == grown.root()
+    for number in range(130):
+        other.append_entry(str(number).encode())
+        grown.append(leaf_hash(str(number).encode()))
+        assert other.get_root() == grown.root()
+    assert [other.get_root(size) for size in range(131)] == [Tree(size).root() for size in range(131)]
 
 
 class Tree:

@@ -38,6 +38,7 @@ Action = (
     | inference_pb2.EmbedAction
     | inference_pb2.RerankAction
     | tools_pb2.ExecuteAction
+    | tools_pb2.GenerateCodeAction
 )
 _ACTIONS: Final[dict[str, type[Action]]] = {
     str(kind.DESCRIPTOR.full_name): kind
@@ -47,17 +48,26 @@ _ACTIONS: Final[dict[str, type[Action]]] = {
         inference_pb2.EmbedAction,
         inference_pb2.RerankAction,
         tools_pb2.ExecuteAction,
+        tools_pb2.GenerateCodeAction,
     )
 }
+_EXECUTE: Final = str(tools_pb2.ExecuteAction.DESCRIPTOR.full_name)
+_OTHER_TOOLS: Final = {
+    str(tools_pb2.WriteFileAction.DESCRIPTOR.full_name): "write_file",
+    str(tools_pb2.GenerateCodeAction.DESCRIPTOR.full_name): "generate_code",
+    str(tools_pb2.RepairCodeAction.DESCRIPTOR.full_name): "repair_code",
+}
+"""As the tools service itself names them in the log."""
 
 
 def tool_of(action: AnyMessage) -> str:
     """Name the tool that an action runs; empty for every other action, and for a name that no tool can have.
 
-    A client chooses the name, and the log keeps no person's words.
+    A client chooses the name of what it executes, and the log keeps no person's words.
     """
-    if _name_of(action) != tools_pb2.ExecuteAction.DESCRIPTOR.full_name:
-        return ""
+    name = _name_of(action)
+    if name != _EXECUTE:
+        return _OTHER_TOOLS.get(name, "")
     tool = tools_pb2.ExecuteAction.FromString(action.value).tool
     return tool if _TOOL_NAME.fullmatch(tool) else ""
 
@@ -65,9 +75,9 @@ def tool_of(action: AnyMessage) -> str:
 def facts_of_call(act: Act, ending: Ending) -> dict[str, str]:
     """Give the attributes of an act's outcome; none for an act that calls neither backend nor tool."""
     action = _read(act.action)
-    if action is None:
+    if action is None and not tool_of(act.action):
         return {}
-    facts = {PROMPT_LENGTH: str(_prompt_length(action))}
+    facts = {} if action is None else {PROMPT_LENGTH: str(_prompt_length(action))}
     if isinstance(action, inference_pb2.ChatAction | inference_pb2.CompleteAction):
         sampling = action.sampling
         if sampling.HasField("temperature"):
@@ -115,6 +125,8 @@ def _prompt_length(action: Action) -> int:
             return len(action.query) + sum(map(len, action.documents))
         case tools_pb2.ExecuteAction():
             return len(action.arguments_json)
+        case tools_pb2.GenerateCodeAction():
+            return len(action.task)
 
 
 def _latencies(ending: Ending) -> list[int]:

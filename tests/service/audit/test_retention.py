@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 from sqlalchemy import select
 
+from kala.audit.database import verify_database
 from kala.audit.receipt import verify_receipt
 from kala.errors import UnavailableError
 from services.audit.config import AuditSettings
@@ -125,6 +127,15 @@ async def test_a_proof_outlives_the_content(log: PrivateLog) -> None:
     log.now[0] += 400 * DAY_US
     await retention_of(log).run()
     assert verify_receipt(log.reading.entry(0).proof, TRUSTED).leaf.hash == before.receipts[0].leaf_hash
+
+
+async def test_a_log_whose_content_expired_verifies_offline(tmp_path: Path) -> None:
+    path = tmp_path / "audit.db"
+    async with private_log(str(path)) as log:
+        await log.append(spoken(0, ALICE), spoken(1, BOB))
+        log.now[0] += 31 * DAY_US
+        await retention_of(log).run()
+    assert verify_database(path, TRUSTED, pinned=None).entries == 3
 
 
 async def test_entries_of_sqlite_are_never_dropped(log: PrivateLog) -> None:

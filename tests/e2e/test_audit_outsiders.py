@@ -202,6 +202,46 @@ async def test_go_finds_what_was_changed_in_a_static_mirror(
         assert problem in bad.stderr
 
 
+async def test_a_mirror_is_whole_at_every_checkpoint_while_the_log_grows(log: Published) -> None:
+    """Partial tiles must be there for each size that a checkpoint was shown of, however far the log is by then."""
+    sizes: list[int] = []
+    async with httpx.AsyncClient(base_url=log.url, auth=("reader", TOKEN)) as client:
+        for turn in range(4):
+            growing = asyncio.create_task(grow(log, turn))
+            checkpoint = open_checkpoint((await client.get("/checkpoint")).text, [log.audit.verifier])
+            paths = [*tiles_of(checkpoint.size), *bundles_of(checkpoint.size)]
+            replies = await asyncio.gather(*(client.get(f"/{path}") for path in paths))
+            assert {reply.status_code for reply in replies} == {200}
+            data = dict(zip(paths, (reply.content for reply in replies), strict=True))
+            leaves = [leaf for path in paths if path.level is None for leaf in unbundle(data[path])]
+            tree = CompactRange()
+            for leaf in leaves:
+                tree.append(leaf_hash(leaf))
+            assert (tree.size, tree.root()) == (checkpoint.size, checkpoint.root)
+            hashes = b"".join(data[path] for path in paths if path.level == 0)
+            assert hashes == b"".join(map(leaf_hash, leaves))
+            sizes.append(checkpoint.size)
+            await growing
+    assert sizes == sorted(set(sizes))
+
+
+async def grow(log: Published, turn: int) -> None:
+    """Ten checkpoints, so that those of the mirror are old before it has read them."""
+    for number in range(10):
+        first = ENTRIES + 70 * turn + 7 * number
+        await log.append(*range(first, first + 7))
+
+
+@pytest.mark.slow
+async def test_go_mirrors_a_log_with_three_levels_of_tiles(checker: Path, log: Published) -> None:
+    for first in range(ENTRIES, 70_000, 1_000):
+        await log.append(*range(first, first + 1_000))
+    found = go(checker, log.url_with_token, str(log.audit.verifier))
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["entries"] > 256 * 256
+    assert len(log.get("tile/2/000.p/1")) == 32
+
+
 async def test_pymerkle_finds_the_same_root(log: Published) -> None:
     checkpoint = open_checkpoint(log.get("checkpoint").decode(), [log.audit.verifier])
     tree = InmemoryTree(algorithm="sha256")

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-
 from kala.audit.cosignature import CosignatureKind, Cosigner, Witness
 from kala.audit.note import Verifier
+from services.common.tls import TlsFiles
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 30.0
@@ -29,6 +28,7 @@ class WitnessProcess:
     logs: Sequence[Verifier]
     name: str = "witness.test/w1"
     kinds: Sequence[CosignatureKind] = tuple(CosignatureKind)
+    tls: TlsFiles | None = None
     process: subprocess.Popen[bytes] | None = None
     witnesses: list[Witness] = field(init=False)
 
@@ -53,7 +53,7 @@ class WitnessProcess:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self.tls is None else 'https'}://{'127.0.0.1' if self.tls is None else 'localhost'}:{self.port}"
 
     def start(self, *, is_awaited: bool = True) -> None:
         environment = {
@@ -63,6 +63,9 @@ class WitnessProcess:
             "KALA_WITNESS_STATE_FILE": str(self.state_file),
             "KALA_WITNESS_LOG_VKEY_FILES": str(self.directory / "logs.vkey"),
         }
+        if self.tls is not None:
+            environment["KALA_WITNESS_TLS_CERT_FILE"] = str(self.tls.cert_file)
+            environment["KALA_WITNESS_TLS_KEY_FILE"] = str(self.tls.key_file)
         with (self.directory / "witness.log").open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "services.audit.witness"],
@@ -79,8 +82,8 @@ class WitnessProcess:
         until = time.monotonic() + START_SECONDS
         while True:
             try:
-                httpx.get(self.url)
-            except httpx.TransportError:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
                 assert self.process.poll() is None, self.output()
                 assert time.monotonic() < until, self.output()
                 time.sleep(0.02)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from kala.audit.cosignature import cosignatures
 from kala.audit.note import Signer
+from tests.fakes.certificates import TestAuthority
 from tests.fakes.small_log import SmallLog
 from tests.fakes.witness_process import WitnessProcess
 
@@ -87,6 +90,28 @@ def test_no_cosignature_that_was_given_is_forgotten_by_a_kill(witness: WitnessPr
         assert reply.status_code == 409
         assert int(reply.text) >= given
     assert given >= 5
+
+
+def test_a_witness_with_tls_files_speaks_tls_and_waits_for_nobodys_handshake(tmp_path: Path) -> None:
+    tls = TestAuthority(tmp_path).issue("witness", dns_names=("localhost",))
+    witness = WitnessProcess(tmp_path / "witness", [LOG.signer.verifier], tls=tls)
+    witness.start()
+    try:
+        # A client that connects and says nothing.
+        with (
+            socket.create_connection(("127.0.0.1", witness.port)),
+            httpx.Client(
+                base_url=witness.url, verify=ssl.create_default_context(cafile=tls.ca_file)
+            ) as client,
+        ):
+            replies = [client.post("/add-checkpoint", content=LOG.request(n, n + 1)) for n in range(2)]
+        assert [reply.status_code for reply in replies] == [200, 200]
+        with pytest.raises(httpx.TransportError):
+            httpx.get(witness.url.replace("https:", "http:"))
+        assert witness.stop() == 0, witness.output()
+    finally:
+        if witness.process is not None:
+            witness.kill()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""`make bench`: start-up, added latency and time to first token, beside LiteLLM proxy; what the router, batching, a judgement and training cost.
+"""`make bench`: start-up, added latency and time to first token, beside LiteLLM proxy; what the router, batching, a judgement, the log and training cost.
 
-`--only suite`, `inference`, `pythia`, `ethics`, `sandbox`, `code` or `trainer` runs one of the seven. Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
+`--only suite`, `inference`, `pythia`, `ethics`, `sandbox`, `code`, `audit` or `trainer` runs one of the eight. Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench import code, ethics, inference, pythia, sandbox, trainer, trainer_exports
+from bench import audit, code, ethics, inference, pythia, sandbox, trainer, trainer_exports
 from bench.measure import NUMBER, Arm, KeepAliveClient, interleaved
 from bench.servers import ROOT, Peer, Suite, litellm, suite
 from bench.upstream import static_model_servers
@@ -154,6 +154,12 @@ def measure_pythia() -> Section:
     return Section(pythia.lines(figures), {"pythia": pythia.document(figures)})
 
 
+def measure_audit() -> Section:
+    """What the log costs, and what a large one does."""
+    figures = audit.measure()
+    return Section(audit.lines(figures), {"audit": audit.document(figures)})
+
+
 def measure_trainer() -> Section:
     """What training costs, what a kill loses, and whether exports say what PEFT says."""
     figures, exports = trainer.measure(), trainer_exports.measure()
@@ -183,7 +189,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--only",
-        choices=("suite", "inference", "pythia", "ethics", "sandbox", "code", "trainer"),
+        choices=("suite", "inference", "pythia", "ethics", "sandbox", "code", "audit", "trainer"),
         help="measure this part only",
     )
     parser.add_argument("--rounds", type=int, default=7)
@@ -207,6 +213,8 @@ def main() -> None:
             sections.append(measure_sandbox(options.rounds, options.requests))
         if options.only in {None, "code"}:
             sections.append(measure_code(options.rounds, options.requests))
+        if options.only in {None, "audit"}:
+            sections.append(measure_audit())
         if options.only in {None, "trainer"}:
             sections.append(measure_trainer())
     finally:

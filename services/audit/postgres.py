@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 import sqlalchemy
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
 
 from kala.errors import FailedPreconditionError, UnavailableError
@@ -23,6 +24,9 @@ READ_SECONDS: Final = 60
 LOCK_SECONDS: Final = 5
 # Connections that a network swallowed are noticed within this time, while idle and while sending.
 SILENT_SECONDS: Final = 10
+# How much later than the server we end a statement.
+ANSWER_GRACE_SECONDS: Final = 5
+ANSWER_POLL_SECONDS: Final = 0.1
 RETRY_AFTER_SECONDS: Final = 1.0
 
 _SELECT_HEAD: Final = 'SELECT size, "range", root, epoch, recorded_at, key_epoch FROM head WHERE log_id = %s'
@@ -58,6 +62,27 @@ def parameters_of(url: str) -> dict[str, Any]:  # `Any`: as psycopg has them
     return {**_NETWORK, **given}
 
 
+class _LimitedConnection(psycopg.Connection[tuple[Any, ...]]):  # `Any`: columns of any type
+    """Gives up on a server that took a statement and never answers: it may be stopped, or its disk may hang.
+
+    The server's own limit ends a statement first wherever the server is well enough to do so.
+    """
+
+    answer_seconds: float = CONNECT_SECONDS
+
+    def wait(
+        self, gen: PQGen[Result], interval: float = ANSWER_POLL_SECONDS, timeout: float | None = None
+    ) -> Result:
+        try:
+            return super().wait(gen, interval, self.answer_seconds if timeout is None else timeout)
+        except psycopg.OperationalError as error:
+            if self.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+                raise
+            # What became of the statement is unknown, and so is this connection's state.
+            self.close()
+            raise psycopg.OperationalError(f"no answer within {self.answer_seconds:.0f} s") from error
+
+
 class Postgres:
     """How to connect to one database."""
 
@@ -67,17 +92,19 @@ class Postgres:
     def connect(
         self,
         *,
-        statement_seconds: int = WRITE_SECONDS,
+        statement_seconds: int | None = None,
         lock_seconds: int | None = None,
-        idle_seconds: int = WRITE_SECONDS,
+        idle_seconds: int | None = None,
         is_read_only: bool = False,
     ) -> Connection:
-        """A connection without transactions of its own."""
-        connection = psycopg.connect(**self._parameters, autocommit=True)
+        """A connection without transactions of its own; the limits are the constants above unless given."""
+        statement_seconds = statement_seconds or WRITE_SECONDS
+        connection = _LimitedConnection.connect(**self._parameters, autocommit=True)
         try:
             connection.execute(
-                f"SET statement_timeout = '{statement_seconds}s'; SET lock_timeout = '{lock_seconds or LOCK_SECONDS}s';"
-                f"SET idle_in_transaction_session_timeout = '{idle_seconds}s';"
+                f"SET statement_timeout = '{statement_seconds}s';"
+                f"SET lock_timeout = '{lock_seconds or LOCK_SECONDS}s';"
+                f"SET idle_in_transaction_session_timeout = '{idle_seconds or WRITE_SECONDS}s';"
                 f"SET default_transaction_read_only = {'on' if is_read_only else 'off'};"
                 "SET default_transaction_isolation = 'read committed'".encode()
             )
@@ -87,10 +114,11 @@ class Postgres:
         except BaseException:
             connection.close()
             raise
+        connection.answer_seconds = statement_seconds + ANSWER_GRACE_SECONDS
         return connection
 
     def engine(
-        self, *, statement_seconds: int = WRITE_SECONDS, lock_seconds: int | None = None
+        self, *, statement_seconds: int | None = None, lock_seconds: int | None = None
     ) -> sqlalchemy.Engine:
         """The cold paths' way in, by SQLAlchemy; its transactions are READ COMMITTED."""
 

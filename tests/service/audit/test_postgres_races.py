@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -214,3 +216,22 @@ def test_two_logs_in_one_database_keep_apart(postgres_log_url: str) -> None:
         with closing(other):
             assert (log.log_id, other.log_id) == (1, 2)
             assert other.head().size == 0
+
+
+def test_a_server_that_takes_a_statement_and_never_answers_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own time limits do not run while it is stopped, and TCP finds nothing wrong."""
+    for name in ("WRITE_SECONDS", "ANSWER_GRACE_SECONDS"):
+        monkeypatch.setattr(postgres, name, 1)
+    monkeypatch.setitem(postgres._NETWORK, "connect_timeout", 2)
+    with own_postgres() as server, open_log(server.url()) as log:
+        log.append(record(0))
+        stopped = [server.process.pid, *server.processes()] if server.process else []
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+        with pytest.raises(UnavailableError):
+            log.append(record(1))
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+        assert log.append(record(1))[0].index == 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -292,3 +294,24 @@ def test_a_log_of_the_release_before_gains_the_rows_of_what_it_holds(tmp_path: P
         before.commit()
     with open_log(old), closing(sqlite3.connect(old)) as after:
         assert after.execute("SELECT tool, status FROM agent_run").fetchall() == [("lm_studio", "ok")]
+
+
+async def test_a_long_count_holds_up_no_other_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> list[PipelineRuns]:
+        began.set()
+        go_on.wait(30)
+        return []
+
+    monkeypatch.setattr(Pipelines, "since", slow)
+    async with served_log(tmp_path / "audit.db") as served:
+        served.file.append(run(0, ("mlx", "")))
+        counting = asyncio.ensure_future(served.read.PipelineStatus(audit_pb2.PipelineStatusRequest()))
+        assert await asyncio.to_thread(began.wait, 30)
+        assert (await served.read.GetCheckpoint(audit_pb2.GetCheckpointRequest(), timeout=20)).checkpoint
+        assert not counting.done()
+        go_on.set()
+        assert not (await counting).pipelines

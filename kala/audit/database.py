@@ -64,7 +64,7 @@ def verify_database(
         raise UnverifiableError(f"{path} is not a file")
     if not trusted:
         raise UnverifiableError("a log is verified with its public key: none was given")
-    with _unreadable(lambda: 0), closing(connect(path)) as connection:
+    with unreadable(lambda: 0), closing(connect(path)) as connection:
         return _DatabaseCheck(connection, trusted, pinned, on_progress).run(check_integrity=check_integrity)
 
 
@@ -81,7 +81,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _unreadable(index: Callable[[], int | None]) -> Iterator[None]:
+def unreadable(index: Callable[[], int | None]) -> Iterator[None]:
     """Turns SQLite's complaint about a damaged page into the entry that was being read."""
     try:
         yield
@@ -110,11 +110,11 @@ class _DatabaseCheck:
     def run(self, *, check_integrity: bool) -> LogReport:
         self._db.execute("BEGIN")
         self._check_log_row()
-        with _unreadable(lambda: self._checker.size):
+        with unreadable(lambda: self._checker.size):
             self._walk()
             self._check_head()
         report = self._checker.finish()
-        with _unreadable(lambda: None):
+        with unreadable(lambda: None):
             self._tiles.finish()
             self._check_no_other_log()
             if check_integrity:

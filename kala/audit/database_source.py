@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import Final
 
-from kala.audit.database import LOG_ID, connect
+from kala.audit.database import LOG_ID, connect, unreadable
 from kala.audit.merkle import HASH_BYTES
 from kala.audit.report import UnverifiableError
 from kala.audit.tile_paths import CHECKPOINT_PATH, TilePath, bundle
@@ -29,11 +28,9 @@ class DatabaseSource:
         self._db.close()
 
     def read(self, path: str) -> bytes | None:
-        """The tile, bundle or checkpoint of this path; of the tiles that grow, as far as they go."""
-        try:
+        """The tile, bundle or checkpoint of this path; `TamperedError` where the database cannot be read."""
+        with unreadable(lambda: None):
             return self._checkpoint() if path == CHECKPOINT_PATH else self._tile(TilePath.parse(path))
-        except (sqlite3.DatabaseError, TypeError) as error:
-            raise UnverifiableError(f"the database gives no {path}: {error}") from error
 
     def _checkpoint(self) -> bytes | None:
         row = self._db.execute(_NOTE).fetchone()
@@ -42,10 +39,15 @@ class DatabaseSource:
     def _tile(self, tile: TilePath) -> bytes | None:
         if tile.level:
             row = self._db.execute(_TILE, (LOG_ID, tile.level, tile.number)).fetchone()
-            return None if row is None else bytes(row[0])[: tile.width * HASH_BYTES]
+            return None if row is None else _blob(row[0])[: tile.width * HASH_BYTES]
         column = "leaf" if tile.level is None else "leaf_hash"
         rows = self._db.execute(f"SELECT {column} {_ENTRIES}", (LOG_ID, tile.first, tile.last))
-        found = [bytes(row[0]) for row in rows]
+        found = [_blob(row[0]) for row in rows]
         if len(found) < tile.width:
             return None
         return bundle(found) if tile.level is None else b"".join(found)
+
+
+def _blob(value: object) -> bytes:
+    """A column's bytes; a tampered row may hold anything, and then holds no entry and no hash."""
+    return value if isinstance(value, bytes) else b""

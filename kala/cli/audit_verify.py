@@ -51,6 +51,7 @@ class _Asked:
     resume: bool
     first: int
     leaves: bool
+    quick: bool
     manifest: Path | None
     token_file: Path | None
 
@@ -80,14 +81,14 @@ def verify(
     keep: RememberOption = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Of tiles, read only what came after the checkpoint kept from before."),
+        typer.Option("--resume", help="Read only entries that came after the checkpoint kept from before."),
     ] = False,
     first: Annotated[
         int,
         typer.Option(
             "--from-entry",
             min=0,
-            help="Of tiles, the first entry to read: for a log that dropped older ones.",
+            help="The first entry to read: for a log that dropped older ones.",
         ),
     ] = 0,
     leaves: Annotated[
@@ -95,6 +96,13 @@ def verify(
         typer.Option(
             "--leaves",
             help="Of tiles, also read what each entry says. The signature covers its bytes anyway.",
+        ),
+    ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Of a file, check entries and tiles alone: not columns, payloads and older checkpoints.",
         ),
     ] = False,
     manifest: Annotated[
@@ -124,6 +132,7 @@ def verify(
             resume,
             first,
             leaves,
+            quick,
             manifest,
             token_file,
         )
@@ -151,14 +160,9 @@ def _facts(asked: _Asked) -> tuple[dict[str, Any], str | None]:
 def _database(path: Path, asked: _Asked, on_progress: OnProgress) -> LogReport:
     from kala.audit.database import verify_database
 
-    _require_whole(asked, "a file")
+    if asked.quick or asked.resume or asked.first:
+        return _tiles(asked, on_progress)
     return verify_database(path, asked.trusted, pinned=asked.pinned, on_progress=on_progress)
-
-
-def _require_whole(asked: _Asked, what: str) -> None:
-    for option, is_given in (("--resume", asked.resume), ("--from-entry", asked.first)):
-        if is_given:
-            raise InvalidArgumentError(option, f"is for tiles and addresses; {what} is checked whole")
 
 
 def _tiles(asked: _Asked, on_progress: OnProgress) -> LogReport:
@@ -181,7 +185,9 @@ def _export(path: Path, asked: _Asked, on_progress: OnProgress) -> ExportReport:
     from kala.audit.export import manifest_path, verify_export
     from kala.audit.report import UnverifiableError
 
-    _require_whole(asked, "an export")
+    for option, is_given in (("--resume", asked.resume), ("--from-entry", asked.first)):
+        if is_given:
+            raise InvalidArgumentError(option, "is for logs; an export is checked whole")
     described = asked.manifest or manifest_path(path)
     if not path.is_file() or not described.is_file():
         raise UnverifiableError(

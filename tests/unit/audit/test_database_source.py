@@ -11,7 +11,7 @@ import pytest
 from kala.audit.compare import Relation, TileView, compare
 from kala.audit.database_source import DatabaseSource
 from kala.audit.mirror import read_checkpoint, verify_tiles
-from kala.audit.report import UnverifiableError
+from kala.audit.report import TamperedError, UnverifiableError
 from tests.fakes.audit_log import fill, signer
 from tests.fakes.mirrors import Mirror
 
@@ -60,7 +60,18 @@ def test_a_file_that_is_no_log_is_unverifiable(tmp_path: Path) -> None:
         DatabaseSource(tmp_path / "missing")
     (tmp_path / "x.db").write_bytes(b"SQLite format 3\0" + b"x" * 2_000)
     with (
-        pytest.raises(UnverifiableError, match="gives no checkpoint"),
+        pytest.raises(TamperedError, match="the database: "),
         closing(DatabaseSource(tmp_path / "x.db")) as source,
     ):
         source.read("checkpoint")
+
+
+@pytest.mark.parametrize("value", ["7", "'text'", "1000000000000", "x'00'"])
+def test_a_row_that_holds_something_else_is_named(log: Path, value: str) -> None:
+    with closing(sqlite3.connect(log, isolation_level=None)) as database:
+        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            database.execute(f"DROP TRIGGER {name}")
+        database.execute(f"UPDATE entry SET leaf = {value} WHERE idx = 300")
+    with closing(DatabaseSource(log)) as source, pytest.raises(TamperedError) as caught:
+        verify_tiles(source, TRUSTED)
+    assert caught.value.first_bad_index == 300

@@ -116,6 +116,11 @@ def test_a_log_as_a_file_is_verified_where_it_is_named(tmp_path: Path, capsys: C
     for named in (["--db", str(tmp_path / "audit.db")], [str(tmp_path / "audit.db")]):
         assert main(["audit", "verify", *named, *KEY]) == 0
         assert "good: 20 entries" in capsys.readouterr().out
+    for more in (["--quick"], ["--leaves"], ["--resume", "--remember", str(tmp_path / "pin")]):
+        note_of_20 = tmp_path / "pin"
+        note_of_20.write_text(Mirror(real_leaves(300)[:20]).note(20))
+        assert main(["audit", "verify", str(tmp_path / "audit.db"), *more, *KEY]) == 0
+        assert "good: 20 entries" in capsys.readouterr().out
     (tmp_path / "audit.db").write_bytes(b"x" * 5_000)
     assert main(["audit", "verify", "--db", str(tmp_path / "audit.db"), *KEY]) == 1
 
@@ -153,7 +158,6 @@ def test_options_that_do_not_go_together_are_named(tmp_path: Path, capsys: Captu
     for given in (
         [str(tmp_path), "--db", str(tmp_path)],
         [str(tmp_path), "--checkpoint", str(pin), "--remember", str(pin)],
-        [str(tmp_path / "audit.db"), "--resume"],
         [str(tmp_path / "e.jsonl"), "--resume"],
         [str(tmp_path / "e.jsonl"), "--from-entry", "256"],
     ):

@@ -185,8 +185,23 @@ def open_note(note: str, trusted: Iterable[Verifier], signed_by: str | None = No
     keys = {(verifier.name, verifier.key_id): verifier for verifier in trusted}
     signers = [_check_line(line, text, keys) for line in lines]
     if not any(signers) or (signed_by is not None and signed_by not in signers):
-        raise VerificationError(f"the note is not signed by {signed_by or 'a trusted key'}")
+        raise VerificationError(
+            f"the note is not signed by {signed_by or 'a trusted key'}{_of_another_key(lines, signed_by)}"
+        )
     return text
+
+
+def _of_another_key(lines: Iterable[str], name: str | None) -> str:
+    """What to say when only unknown keys of this name signed: a log's key may have been replaced."""
+    prefix = f"{SIGNATURE_MARK}{name} "
+    ids = [
+        decode_base64(line.removeprefix(prefix), "a signature of the note")[:KEY_ID_BYTES].hex()
+        for line in lines
+        if line.startswith(prefix)
+    ]
+    if name is None or not ids:
+        return ""
+    return f", but by another key of that name, {', '.join(ids)}: give that key too if this one replaced it"
 
 
 def _check_line(line: str, text: str, keys: dict[tuple[str, bytes], Verifier]) -> str | None:

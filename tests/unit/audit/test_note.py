@@ -89,6 +89,12 @@ def test_signatures_of_unknown_keys_are_ignored_but_never_suffice() -> None:
         open_note(stranger.sign("text\n"), [stranger.verifier], signed_by="kala.test/log")
 
 
+def test_a_note_of_a_key_that_was_replaced_says_which_key_is_missing() -> None:
+    former = Signer.of("kala.test/log", b"4" * 32)
+    with pytest.raises(VerificationError, match=f"another key of that name, {former.verifier.key_id.hex()}"):
+        open_note(former.sign("text\n"), [SIGNER.verifier], signed_by="kala.test/log")
+
+
 def test_one_bad_signature_of_a_known_key_rejects_the_note() -> None:
     witness = Signer.of("witness.test", b"3" * 32)
     good = SIGNER.sign("text\n")

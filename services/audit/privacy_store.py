@@ -19,12 +19,13 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from kala.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError, UnavailableError
 from services.audit.erasures import ErasureRow, Hold, Progress, StoreReport
 from services.audit.schema import ENTRY, ERASURE, HEAD, LEGAL_HOLD, PAYLOAD, SINK_CURSOR, SUBJECT_KEY
+from services.common.database import BUSY_SECONDS
 
 # Rows of one transaction that empties ciphertexts: it holds the database for some milliseconds.
 STEP_ROWS: Final = 500
 # How long a reader may keep the old pages of the WAL before an erasure says that it is not finished.
 SCRUB_SECONDS: Final = 5.0
-_PAUSE_SECONDS: Final = 0.05
+_PAUSE_MILLISECONDS: Final = 50
 # A table of keys up to this size, about 300,000 of them, is written anew at once by an erasure on PostgreSQL.
 MAX_REWRITTEN_BYTES: Final = 64 * 1024 * 1024
 _SELECT_KEYS_TABLE: Final = """
@@ -55,6 +56,7 @@ class PrivacyStore:
         self._log_id = log_id
         self._clock = clock
         self._pause = pause
+        self.scrub_seconds = SCRUB_SECONDS
 
     def tenant_of(self, subject: str) -> str | None:
         """The tenant whose content the subject's living key seals; None when nothing is sealed."""
@@ -252,18 +254,23 @@ class PrivacyStore:
         return size
 
     def _scrub_wal(self) -> None:
-        deadline = self._clock() + int(SCRUB_SECONDS * 1_000_000)
+        deadline = time.monotonic() + self.scrub_seconds
         while True:
             with self._reading() as connection:
-                busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one()
+                # It keeps writers out while it waits for readers: so it hardly waits, and tries again.
+                connection.exec_driver_sql(f"PRAGMA busy_timeout = {_PAUSE_MILLISECONDS}")
+                try:
+                    busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one()
+                finally:
+                    connection.exec_driver_sql(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1_000}")
             if not busy:
                 return
-            if self._clock() >= deadline:
+            if time.monotonic() >= deadline:
                 raise UnavailableError(
                     "a reader still keeps pages from before the erasure; repeat the request with the same request_id",
                     reason="ERASURE_UNFINISHED",
                 )
-            self._pause(_PAUSE_SECONDS)
+            self._pause(_PAUSE_MILLISECONDS / 1_000)
 
     def _rewrite_keys(self) -> None:
         with self._reading() as connection:

@@ -158,6 +158,38 @@ async def test_a_person_who_comes_back_gets_a_new_key(log: PrivateLog) -> None:
     assert sorted(key.erased_at is None for key in keys) == [False, True]
 
 
+async def test_a_writer_that_remembers_a_key_from_before_seals_nothing_with_it(log: PrivateLog) -> None:
+    """Another replica destroyed the key: this one's writer never heard of it."""
+    await log.append(spoken(0, ALICE))
+    log.privacy_store.begin(b"r" * 16, ALICE, "default")
+    log.privacy_store.destroy(b"r" * 16, [])
+    await log.append(spoken(1, ALICE))
+    with log.store.engine.connect() as connection:
+        keys = connection.execute(
+            select(SUBJECT_KEY.c.wrapped)
+            .join(PAYLOAD, PAYLOAD.c.key_id == SUBJECT_KEY.c.key_id)
+            .where(PAYLOAD.c.idx == 1)
+        ).scalars()
+        assert all(keys.all())
+    assert log.reading.payload(1, "released")[1] == b"secret canary 1"
+
+
+async def test_a_reader_of_old_pages_delays_the_certificate_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "audit.db"
+    async with private_log(str(path)) as log:
+        await log.append(spoken(0, ALICE))
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM entry").fetchone()
+            log.privacy_store.scrub_seconds = 0.0
+            with pytest.raises(UnavailableError, match="same request_id") as caught:
+                await log.erase(ALICE)
+            assert caught.value.reason == "ERASURE_UNFINISHED"
+            await log.append(spoken(1, BOB))
+        assert ciphertexts(log) == {2: 2}
+        assert (await log.erase(ALICE)).certificate
+
+
 async def test_a_legal_hold_forbids_erasure_and_is_named(log: PrivateLog) -> None:
     await log.append(spoken(0, ALICE))
     held = await log.hold(ALICE)

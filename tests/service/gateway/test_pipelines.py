@@ -56,9 +56,10 @@ async def test_while_the_log_is_away_chats_go_on_and_their_runs_are_counted_late
     assert (await suite.http.get(PATH, headers=suite.bearer())).status_code == 503
     await suite.audit.start()
 
-    async def answered() -> dict[str, Any]:
+    async def counted() -> list[dict[str, Any]]:
+        # The gateway finds the log again in its own time, and the spool drains in its.
         response = await suite.http.get(PATH, headers=suite.bearer())
-        return response.json() if response.status_code == 200 else {}
+        return list(response.json()["pipelines"]) if response.status_code == 200 else []
 
-    (counted,) = (await eventually(answered))["pipelines"]
-    assert (counted["name"], int(counted["succeeded"])) == ("fake", 1)
+    (pipeline,) = await eventually(counted)
+    assert (pipeline["name"], int(pipeline["succeeded"])) == ("fake", 1)

@@ -103,6 +103,7 @@ class PostgresWriter:
         self._partition_width = partition_width
         # The first index that no partition takes yet, as far as this writer knows.
         self._bound = 0
+        self._is_open = False
         # How many batches still take turns.
         self._turns = 0
         # Of the head as last written, for making partitions ahead.
@@ -119,6 +120,7 @@ class PostgresWriter:
         except BaseException:
             self._session.close()
             raise
+        self._is_open = True
 
     def head(self) -> Head:
         """The head as committed."""
@@ -234,8 +236,14 @@ class PostgresWriter:
 
     def _require_trustworthy(self, connection: Connection) -> None:
         """What every new connection must show: the server may have been changed while we were away."""
-        require_durable(connection)
-        require_triggers(connection)
+        try:
+            require_durable(connection)
+            require_triggers(connection)
+        except FailedPreconditionError as error:
+            if not self._is_open:
+                raise
+            # Nothing is wrong with any record: callers keep theirs until the database is what it was.
+            raise StoreFailedError(error.message) from error
         arrays.register(connection)
         self._bound = 0
         row = connection.execute("SHOW synchronous_commit").fetchone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,3 +43,11 @@ def tool_suite(suite: Suite) -> Suite:
     logged = kala("logs", "tools", "--state", suite.state).stdout
     assert suite.record().parts["tools"].condition is Condition.READY, logged
     return suite
+
+
+@pytest.fixture(scope="session")
+def go_checker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Go's checker, built from tests/go by the script that installs what it needs."""
+    path = tmp_path_factory.mktemp("go") / "checker"
+    subprocess.run([HERE.parents[1] / "scripts" / "go_checker.sh", path], check=True, timeout=600)
+    return path

@@ -32,6 +32,9 @@ class DatabaseSource:
         with unreadable(lambda: None):
             return self._checkpoint() if path == CHECKPOINT_PATH else self._tile(TilePath.parse(path))
 
+    def expect(self, path: str) -> None:
+        """Does nothing: a file is quick."""
+
     def _checkpoint(self) -> bytes | None:
         row = self._db.execute(_NOTE).fetchone()
         return None if row is None else str(row[0]).encode()

@@ -23,6 +23,8 @@ from kala.audit.tile_paths import CHECKPOINT_PATH, LENGTH_BYTES, TilePath
 from kala.errors import VerificationError
 
 _MASK: Final = TILE_WIDTH - 1
+# Bundles, with their tiles, that a source may fetch before they are read: a few MB, at worst 135.
+AHEAD: Final = 8
 
 OnProgress = Callable[[int, int], None]
 # Sees every entry with its index; raises `TamperedError` when it says what it must not.
@@ -80,7 +82,12 @@ def verify_tiles(
     if known is not None and 0 < known.size < start:
         _require_continued(known, checkpoint, tiles)
     walk = _Walk(tiles, known, start)
-    for number in range(start >> TILE_LEVELS, checkpoint.size + _MASK >> TILE_LEVELS):
+    numbers = range(start >> TILE_LEVELS, checkpoint.size + _MASK >> TILE_LEVELS)
+    for number in numbers[:AHEAD]:
+        tiles.expect(number)
+    for number in numbers:
+        if number + AHEAD in numbers:
+            tiles.expect(number + AHEAD)
         walk.take(number, on_entry)
         if on_progress is not None:
             on_progress(walk.size, checkpoint.size)
@@ -150,6 +157,12 @@ class StoredTiles:
         if is_exact and len(data or b"") != sum(map(len, entries[:width])) + LENGTH_BYTES * width:
             return entries[:width], "the bundle holds more than its entries"
         return entries[:width], ""
+
+    def expect(self, number: int) -> None:
+        """Says that this bundle and its tile will be read soon."""
+        width = self.width(0, number)
+        for level in (None, 0):
+            self._source.expect(str(TilePath(level, number, width)))
 
     def width(self, level: int, number: int) -> int:
         """How many hashes the tile of this number has at the log's size."""

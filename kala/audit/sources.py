@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import http.client
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
@@ -20,6 +22,8 @@ from kala.audit.report import TILE_WIDTH, UnverifiableError
 MAX_BUNDLE_BYTES: Final = TILE_WIDTH * (2 + 65_535)
 CONNECT_SECONDS: Final = 10.0
 """Also the longest silence while a tile is read."""
+CONNECTIONS: Final = 4
+"""A log far away is bound by the network's delay; more at once would look like an attack."""
 TRIES: Final = 5
 LONGEST_PAUSE_SECONDS: Final = 20.0
 FIRST_PAUSE_SECONDS: Final = 0.25
@@ -34,6 +38,10 @@ class TileSource(Protocol):
 
     def read(self, path: str) -> bytes | None:
         """The file at this path, None when it is not there; raises `UnverifiableError` when that cannot be told."""
+        ...
+
+    def expect(self, path: str) -> None:
+        """Says that this file will be read soon; a source may fetch it meanwhile."""
         ...
 
 
@@ -55,9 +63,12 @@ class DirectorySource:
         except OSError as error:
             raise UnverifiableError(f"{self._root / path} cannot be read: {error.strerror}") from error
 
+    def expect(self, path: str) -> None:
+        """Does nothing: a disk is quick."""
+
 
 class HttpSource:
-    """A log behind an HTTP address, read over one connection that is kept open; close it, or use it in `closing`.
+    """A log behind an HTTP address, read over a few connections that are kept open; close it, or use it in `closing`.
 
     It follows no redirects and asks no proxy: a token goes to the host that was named and nowhere else.
     """
@@ -67,19 +78,19 @@ class HttpSource:
         url: str,
         headers: Mapping[str, str] | None = None,
         *,
+        connections: int = CONNECTIONS,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         try:
             parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
+            self._host, self._port = parts.hostname or "", parts.port
         except ValueError as error:
             raise UnverifiableError(f"{url} is not an address: {error}") from error
-        if parts.scheme not in {"http", "https"} or not host or parts.query or parts.fragment:
+        if parts.scheme not in {"http", "https"} or not self._host or parts.query or parts.fragment:
             raise UnverifiableError(
                 f"{url} is not an address of a log: http:// or https://, a host and a path"
             )
-        made = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = made(host, port, timeout=CONNECT_SECONDS)
+        self._is_tls = parts.scheme == "https"
         self._prefix = parts.path.rstrip("/")
         self._headers = {"accept": "*/*", "accept-encoding": "identity", **(headers or {})}
         if parts.password is not None:
@@ -87,21 +98,38 @@ class HttpSource:
             self._headers["authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{self._prefix}"
         self._sleep = sleep
+        # Each thread has a connection of its own.
+        self._threads = ThreadPoolExecutor(connections, "tiles")
+        self._local = threading.local()
+        self._open: list[http.client.HTTPConnection] = []
+        self._coming: dict[str, Future[bytes | None]] = {}
 
     def close(self) -> None:
-        """Closes the connection."""
-        self._connection.close()
+        """Gives up what was expected and not read, and closes the connections."""
+        self._threads.shutdown(cancel_futures=True)
+        for connection in self._open:
+            connection.close()
+
+    def expect(self, path: str) -> None:
+        """Begins to fetch a file that will be read soon; whoever expects many bounds how many."""
+        if path not in self._coming:
+            self._coming[path] = self._threads.submit(self._fetch, path)
 
     def read(self, path: str) -> bytes | None:
         """The file at this path; waits and asks again while the server says that it is busy."""
+        self.expect(path)
+        return self._coming.pop(path).result()
+
+    def _fetch(self, path: str) -> bytes | None:
         problem = ""
         for attempt in range(TRIES):
+            asked = None
             try:
                 status, body, asked = self._once(f"{self._prefix}/{path}")
             except (OSError, http.client.HTTPException) as error:
                 # A kept connection may have been closed meanwhile: the next try opens a new one.
-                self._connection.close()
-                problem, asked = str(error) or type(error).__name__, None
+                self._connection().close()
+                problem = str(error) or type(error).__name__
             else:
                 if status == http.HTTPStatus.OK:
                     return body
@@ -118,12 +146,21 @@ class HttpSource:
                 self._sleep(min(_pause(asked, attempt), LONGEST_PAUSE_SECONDS))
         raise UnverifiableError(f"{self._shown}/{path} cannot be read: {problem}")
 
+    def _connection(self) -> http.client.HTTPConnection:
+        found: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
+        if found is None:
+            made = http.client.HTTPSConnection if self._is_tls else http.client.HTTPConnection
+            found = self._local.connection = made(self._host, self._port, timeout=CONNECT_SECONDS)
+            self._open.append(found)
+        return found
+
     def _once(self, path: str) -> tuple[int, bytes, str | None]:
-        self._connection.request("GET", path, headers=self._headers)
-        response = self._connection.getresponse()
+        connection = self._connection()
+        connection.request("GET", path, headers=self._headers)
+        response = connection.getresponse()
         body = response.read(MAX_BUNDLE_BYTES + 1)
         if not response.isclosed():
-            self._connection.close()
+            connection.close()
         return response.status, body, response.getheader("retry-after")
 
 

@@ -48,6 +48,9 @@ class _Shown:
     def read(self, _path: str) -> bytes:
         return self._note
 
+    def expect(self, _path: str) -> None:
+        pass
+
 
 def test_what_the_database_does_not_have_is_not_there(log: Path) -> None:
     with closing(DatabaseSource(log)) as source:

@@ -12,7 +12,7 @@ import pytest
 
 from kala.audit.mirror import verify_tiles
 from kala.audit.report import TamperedError, UnverifiableError
-from kala.audit.sources import MAX_BUNDLE_BYTES, HttpSource
+from kala.audit.sources import CONNECTIONS, MAX_BUNDLE_BYTES, HttpSource
 from tests.fakes.audit_log import signer
 from tests.fakes.mirrors import Mirror
 
@@ -71,11 +71,13 @@ def leaves(count: int) -> list[bytes]:
     return [b"entry %d" % number for number in range(count)]
 
 
-def test_a_log_behind_an_address_is_verified_over_one_connection_with_its_token() -> None:
-    served = Served(Mirror(leaves(700)))
+def test_a_log_behind_an_address_is_verified_over_few_connections_with_its_token() -> None:
+    served = Served(Mirror(leaves(7_000)))
     with serving(served) as url, closing(HttpSource(url, {"authorization": "Bearer t"})) as source:
-        assert verify_tiles(source, TRUSTED).entries == 700
-    assert served.connections == 1
+        assert verify_tiles(source, TRUSTED).entries == 7_000
+    assert 1 <= served.connections <= CONNECTIONS
+    asked = [path for path, _ in served.requests]
+    assert len(asked) == len(set(asked)) == len(served.mirror.files)
     assert {token for _, token in served.requests} == {"Bearer t"}
 
 
@@ -126,7 +128,7 @@ def test_a_server_that_fails_is_no_verdict_on_the_log(status: int, tries: int) -
 
 def test_a_connection_that_was_closed_meanwhile_is_opened_again() -> None:
     served = Served(Mirror(leaves(3)), [(200, {"connection": "close"})])
-    with serving(served) as url, closing(HttpSource(url, sleep=lambda _: None)) as source:
+    with serving(served) as url, closing(HttpSource(url, connections=1)) as source:
         assert verify_tiles(source, TRUSTED).entries == 3
     assert served.connections == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socket import AF_INET, AF_INET6, socket
+from socket import AF_INET, AF_INET6, SHUT_WR, socket
 from typing import Any, Final, cast
 
 import structlog
@@ -25,6 +26,11 @@ MAX_BODY_BYTES: Final = 256 * 1024
 MAX_CONNECTIONS: Final = 64
 # An idle or slow connection is closed after this.
 IDLE_SECONDS: Final = 30.0
+
+# How much of a body that was refused is read and dropped, so that its sender hears why.
+LINGER_SECONDS: Final = 1.0
+LINGER_BYTES: Final = 4 * MAX_BODY_BYTES
+LINGER_PART_BYTES: Final = 64 * 1024
 
 _DIGITS: Final = frozenset("0123456789")
 
@@ -108,6 +114,13 @@ class _Handler(BaseHTTPRequestHandler):
         # What follows on this connection may be the rest of a body.
         self.close_connection = True
         self._send(Reply(status, f"{words}\n"))
+        # Closed with something unread, the connection would be reset and the answer lost.
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(SHUT_WR)
+            self.connection.settimeout(LINGER_SECONDS)
+            left = LINGER_BYTES
+            while left > 0 and (part := self.connection.recv(LINGER_PART_BYTES)):
+                left -= len(part)
 
     def _send(self, reply: Reply) -> None:
         body = reply.body.encode()

@@ -10,6 +10,7 @@ from kala.audit.v1 import audit_pb2_grpc
 from services.audit.batch import BatchWriter
 from services.audit.config import SECTION, AuditSettings
 from services.audit.keys import load_signer
+from services.audit.late_content import LateContent
 from services.audit.log import Log, system_clock
 from services.audit.once import OnceRecords
 from services.audit.own_records import OwnRecords
@@ -65,8 +66,10 @@ async def main() -> None:
         clocks = Clocks(settings.payload_retention_days, settings.entry_retention_days)
         expiring = RetentionStore(store.engine, store.log_id, clock=system_clock)
         retention = Retention(expiring, once, clocks, clock=system_clock)
+        late = LateContent(kept, clock=system_clock)
+        writes = AuditServicer(log, late=late, finder=_finder(settings))
         registrations = [
-            partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log, _finder(settings))),
+            partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, writes),
             partial(audit_pb2_grpc.add_AuditReadServiceServicer_to_server, reads),
             partial(audit_pb2_grpc.add_AuditPrivacyServiceServicer_to_server, AuditPrivacyServicer(privacy)),
         ]

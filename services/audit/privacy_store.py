@@ -79,6 +79,16 @@ class PrivacyStore:
         with self._reading() as connection:
             return _erasure(connection, request_id)
 
+    def erased_at(self, subjects: Sequence[str]) -> dict[str, int]:
+        """When those of the subjects that were erased last were, in microseconds since 1970."""
+        query = (
+            select(ERASURE.c.subject, func.max(ERASURE.c.erased_at))
+            .where(ERASURE.c.subject.in_(subjects), ERASURE.c.signature.is_not(None))
+            .group_by(ERASURE.c.subject)
+        )
+        with self._reading() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
     def begin(self, request_id: bytes, subject: str, tenant: str) -> ErasureRow:
         """Enters an erasure, or gives the one of this id; `AlreadyExistsError` when that is of another subject."""
         now = self._clock()

@@ -10,6 +10,7 @@ from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.errors import InvalidArgumentError
 from services.audit.batch import Logged
 from services.audit.entries import NewEntry
+from services.audit.late_content import LateContent
 from services.audit.log import Log
 from services.audit.records import entry_of
 from services.audit.redaction import PersonalDataFinder, redact
@@ -48,14 +49,17 @@ _Waiting = asyncio.Queue[asyncio.Future[Sequence[Logged]] | None]
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     """Appends records for the parts of the suite; stamps each with the name of the peer that delivered it."""
 
-    def __init__(self, log: Log, finder: PersonalDataFinder | None = None) -> None:
-        """`finder` says what to mask in content before it is kept; nothing when None."""
+    def __init__(
+        self, log: Log, *, late: LateContent | None = None, finder: PersonalDataFinder | None = None
+    ) -> None:
+        """`late` drops what must not come back; `finder` says what to mask before it is kept, nothing when None."""
         self._log = log
+        self._late = late
         self._finder = finder
 
     async def Append(self, request: audit_pb2.AppendRequest, context: Context) -> audit_pb2.AppendResponse:
         """Appends one record."""
-        entries = await self._redacted([entry_of(request.record, peer_of(context).name)])
+        entries = await self._prepared([entry_of(request.record, peer_of(context).name)])
         (logged,) = await self._log.submit(entries, with_proof=request.with_proof)
         return audit_pb2.AppendResponse(receipt=receipt_of(logged))
 
@@ -66,7 +70,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         if not 1 <= len(request.records) <= MAX_BATCH_RECORDS:
             raise InvalidArgumentError("records", f"must be 1 to {MAX_BATCH_RECORDS}")
         peer = peer_of(context).name
-        entries = await self._redacted([entry_of(record, peer) for record in request.records])
+        entries = await self._prepared([entry_of(record, peer) for record in request.records])
         logged = await self._log.submit(entries, with_proof=request.with_proof)
         return audit_pb2.AppendBatchResponse(
             receipts=[receipt_of(one) for one in logged], checkpoint=logged[-1].note
@@ -95,13 +99,16 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     ) -> None:
         try:
             async for request in requests:
-                entries = await self._redacted([entry_of(request.record, peer)])
+                entries = await self._prepared([entry_of(request.record, peer)])
                 await waiting.put(self._log.submit(entries, with_proof=request.with_proof))
         finally:
             # The answers before a malformed record are still due; then the task's own error ends the stream.
             await waiting.put(None)
 
-    async def _redacted(self, entries: list[NewEntry]) -> list[NewEntry]:
+    async def _prepared(self, entries: list[NewEntry]) -> list[NewEntry]:
+        """The entries without content that must not be kept; most have none to look at."""
+        if self._late is not None:
+            entries = await self._late.drop(entries)
         finder = self._finder
         if finder is None or not any(entry.payloads for entry in entries):
             return entries

@@ -16,6 +16,7 @@ from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.common.v1 import clearance_pb2, options_pb2
 from services.audit.batch import BatchWriter
 from services.audit.config import AuditSettings
+from services.audit.late_content import LateContent
 from services.audit.log import Log
 from services.audit.once import OnceRecords
 from services.audit.own_records import OwnRecords
@@ -136,7 +137,10 @@ async def private_log(
         once = OnceRecords(own, LogReading(store.open_reader()))
         privacy = Privacy(kept, once, key)
         registrations = [
-            partial(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(log, finder)),
+            partial(
+                audit_pb2_grpc.add_AuditServiceServicer_to_server,
+                AuditServicer(log, late=LateContent(kept, clock=clock), finder=finder),
+            ),
             partial(audit_pb2_grpc.add_AuditPrivacyServiceServicer_to_server, AuditPrivacyServicer(privacy)),
         ]
         policy = CallPolicy(may_call=may_call, on_denied=own.denied)

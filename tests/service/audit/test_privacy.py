@@ -190,6 +190,31 @@ async def test_a_reader_of_old_pages_delays_the_certificate_and_nothing_else(tmp
         assert (await log.erase(ALICE)).certificate
 
 
+async def test_words_that_waited_in_a_spool_far_away_do_not_come_back(log: PrivateLog) -> None:
+    """Another gateway was cut off: what Alice said before her erasure comes after it, and is logged without content."""
+    await log.append(spoken(0, ALICE))
+    log.now[0] += 60_000_000
+    await log.erase(ALICE)
+    log.now[0] += 60_000_000
+    late, bob, fresh = spoken(1, ALICE), spoken(2, BOB), spoken(3, ALICE)
+    fresh.occurred_at.FromMicroseconds(log.now[0])
+    (receipt, *_) = (await log.append(late, bob, fresh)).receipts
+    assert leaf_of(receipt)["commitments"] == []
+    assert ciphertexts(log) == {4: 2, 5: 2}
+    assert (await log.append(spoken(1, ALICE))).receipts[0].created is False
+
+
+async def test_an_unfinished_erasure_drops_no_late_words(log: PrivateLog) -> None:
+    """It may still be refused by a hold; the call that finishes it destroys them."""
+    await log.append(spoken(0, ALICE))
+    await log.erase(ALICE, awaited=["tools"])
+    log.now[0] += 60_000_000
+    await log.append(spoken(1, ALICE))
+    assert ciphertexts(log) == {2: 2}
+    await log.erase(ALICE)
+    assert ciphertexts(log) == {}
+
+
 async def test_a_legal_hold_forbids_erasure_and_is_named(log: PrivateLog) -> None:
     await log.append(spoken(0, ALICE))
     held = await log.hold(ALICE)

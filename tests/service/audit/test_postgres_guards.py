@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine, inspect
 
+from kala.audit.receipt import verify_receipt
+from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.errors import FailedPreconditionError, UnavailableError
 from services.audit.config import AuditSettings
 from services.audit.migrate import HEAD_REVISION, grant_roles, migrate_postgres
@@ -24,7 +27,9 @@ from services.audit.postgres_schema import ERASER, GRANTS, READER, VERSION_TABLE
 from services.audit.postgres_store import PostgresWriter
 from services.audit.schema import METADATA
 from services.audit.stores import open_log_store
+from services.common.channel import open_channel
 from tests.fakes.audit_log import ORIGIN, LogFile, open_log, record, signer
+from tests.fakes.audit_process import AuditProcess
 from tests.postgres import Databases, name_of, own_postgres
 
 ROOT = Path(__file__).parents[3]
@@ -335,12 +340,16 @@ def test_the_reader_s_role_reads_the_log_and_the_eraser_s_destroys_keys(granted:
 
 @pytest.fixture
 def writer_url(granted: str, postgres_databases: Databases) -> str:
+    return service_of(granted, postgres_databases)
+
+
+def service_of(url: str, postgres_databases: Databases) -> str:
     """The URL of a login that is a writer and an eraser, as the service should be, and owns nothing."""
     postgres_databases.run(
         "DO $$ BEGIN CREATE ROLE audit_service LOGIN PASSWORD 'audit'; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
     )
     postgres_databases.run(f"GRANT {WRITER}, {ERASER} TO audit_service")
-    return postgres_databases.url(name_of(granted), user="audit_service:audit")
+    return postgres_databases.url(name_of(url), user="audit_service:audit")
 
 
 def test_the_service_needs_no_more_than_the_writer_s_role(writer_url: str) -> None:
@@ -350,6 +359,23 @@ def test_the_service_needs_no_more_than_the_writer_s_role(writer_url: str) -> No
         assert log.append(*(record(number, payloads=1) for number in range(1, 300)))[0].index == 1
         log.writer._turns = 1
         assert log.append(record(300))[0].index == 300
+
+
+async def test_the_whole_process_runs_as_writer_and_eraser_alone(
+    postgres_log_url: str, postgres_databases: Databases, tmp_path: Path
+) -> None:
+    grant_roles(Postgres(postgres_log_url))
+    url = service_of(postgres_log_url, postgres_databases)
+    sink = {"file": {"url": f"file://{tmp_path / 'sink.jsonl'}", "start": "beginning"}}
+    audit = AuditProcess(tmp_path / "audit", url=url, environment={"KALA_AUDIT_SINKS": json.dumps(sink)})
+    audit.start()
+    async with open_channel(audit.address, peer_name="gateway") as channel:
+        stub = audit_pb2_grpc.AuditServiceStub(channel)
+        request = audit_pb2.AppendRequest(record=record(0, payloads=2), with_proof=True)
+        response = await stub.Append(request, timeout=20, wait_for_ready=True)
+    assert audit.stop() == 0, audit.output()
+    assert verify_receipt(response.receipt.proof, [audit.verifier]).index == response.receipt.index
+    assert "permission" not in audit.output()
 
 
 def test_the_service_s_role_drops_no_entries(granted: str, writer_url: str) -> None:

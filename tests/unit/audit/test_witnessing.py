@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import httpx
@@ -73,16 +74,18 @@ class Setting:
 
     @asynccontextmanager
     async def asking(self, own: Cosigner | None = None) -> AsyncIterator[Witnessing]:
-        async with httpx.AsyncClient(transport=httpx.MockTransport(self.witnesses.answer)) as client:
-            yield Witnessing(
-                reader=self.log.reader,
-                store=self.store,
-                witnesses=ADDRESSES,
-                client=client,
-                own=own,
-                clock=lambda: float(NOW),
-                show=self.shown.__setitem__,
-            )
+        transport = httpx.MockTransport(self.witnesses.answer)
+        with closing(self.log.open_reader()) as reader:
+            async with httpx.AsyncClient(transport=transport) as client:
+                yield Witnessing(
+                    reader=reader,
+                    store=self.store,
+                    witnesses=ADDRESSES,
+                    client=client,
+                    own=own,
+                    clock=lambda: float(NOW),
+                    show=self.shown.__setitem__,
+                )
 
     def cosigned(self) -> tuple[int, set[str]]:
         """The size of what is published, and who cosigned it."""
@@ -144,6 +147,21 @@ async def test_a_witness_that_remembers_more_than_the_log_does_is_told_the_proof
     setting.store = before
     assert fresh.lines(5)
     assert sorted(setting.witnesses.asked) == ["w1.test"] * 3 + ["w2.test"] * 3
+
+
+async def test_replicas_that_ask_the_same_witnesses_at_once_take_each_other_for_no_thief(
+    setting: Setting,
+) -> None:
+    async with setting.asking() as first, setting.asking() as second:
+        with capture_logs() as lines:
+            for _ in range(6):
+                setting.grow()
+                await first.advance()
+                setting.grow()
+                await asyncio.gather(first.advance(), second.advance())
+            await asyncio.gather(first.advance(), second.advance())
+    assert [line for line in lines if line["log_level"] == "error"] == []
+    assert setting.cosigned() == (12, {"w1.test", "w2.test"})
 
 
 async def test_one_witness_that_is_away_holds_back_the_publication_and_nothing_else(setting: Setting) -> None:

@@ -81,7 +81,8 @@ class Log:
         """
         if self._stopped or self._loop is None:
             raise UnavailableError("the log is not running", reason="AUDIT_UNAVAILABLE")
-        if self._pending + len(entries) > self._max_pending:
+        # A batch larger than the whole queue goes in alone: it would be turned away for ever.
+        if self._pending and self._pending + len(entries) > self._max_pending:
             raise ResourceExhaustedError(
                 f"{self._pending} records wait already",
                 reason="AUDIT_QUEUE_FULL",

@@ -27,25 +27,32 @@ def server() -> Iterator[PostgresServer]:
         yield running
 
 
-async def kill_database(server: PostgresServer, audit: AuditProcess, kills: int) -> Journal:
-    """Kills every process of the database while callers append; the log itself lives through it."""
+async def kill_database(
+    server: PostgresServer, audit: AuditProcess, kills: int, *, with_log: bool = False
+) -> Journal:
+    """Kills every process of the database while callers append; the log lives through it, or dies with it."""
     with started(audit):
         async with load([audit]) as journal:
             for _ in range(kills):
                 await some_more(journal)
                 await asyncio.sleep(0.3)
+                if with_log:
+                    await asyncio.to_thread(audit.kill)
                 await asyncio.to_thread(server.kill)
                 await asyncio.to_thread(server.start)
+                if with_log:
+                    audit.start()
             await some_more(journal)
         await stopped(audit)
     return journal
 
 
+@pytest.mark.parametrize("with_log", [False, True], ids=["alone", "with the log"])
 async def test_no_acknowledged_record_is_lost_when_the_database_is_killed(
-    tmp_path: Path, server: PostgresServer
+    tmp_path: Path, server: PostgresServer, with_log: bool
 ) -> None:
     audit = AuditProcess(tmp_path / "audit", url=server.url())
-    journal = await kill_database(server, audit, KILLS)
+    journal = await kill_database(server, audit, KILLS, with_log=with_log)
     assert problems_of(journal, audit) == [], audit.output()
     assert len(journal) > KILLS * 10
 

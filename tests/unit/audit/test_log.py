@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from kala.audit.database import verify_database
-from kala.errors import FailedPreconditionError, InternalError, KalaError, UnavailableError
+from kala.errors import (
+    FailedPreconditionError,
+    InternalError,
+    KalaError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from services.audit import batch
 from services.audit.batch import MAX_TRIES, Logged, Submission
 from services.audit.entries import NewEntry, build
@@ -69,6 +75,19 @@ async def test_a_bug_that_one_record_brings_out_does_not_fail_those_beside_it(
         first, failed, last = await asyncio.gather(*futures, return_exceptions=True)
         assert isinstance(failed, InternalError)
         assert [logged[0].index for logged in (first, last)] == [0, 1]  # type: ignore[index] # not errors
+        await log.stop()
+
+
+async def test_a_batch_larger_than_the_queue_goes_in_when_nothing_waits(tmp_path: Path) -> None:
+    """A writer's spool drains in batches; one that is always turned away would block it for ever."""
+    with open_log(tmp_path / "audit.db") as file:
+        log = Log(file.batches, max_pending=2)
+        log._loop = asyncio.get_running_loop()
+        large = log.submit(entries(*range(5)), with_proof=False)
+        with pytest.raises(ResourceExhaustedError):
+            log.submit(entries(5), with_proof=False)
+        log._thread.start()
+        assert [logged.index for logged in await large] == list(range(5))
         await log.stop()
 
 

@@ -124,9 +124,18 @@ class PostgresServer:
     def processes(self) -> list[int]:
         """The ids of the server's child processes."""
         assert self.process is not None
-        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], check=True, capture_output=True, text=True)
-        rows = (line.split() for line in listed.stdout.splitlines())
-        return [int(pid) for pid, parent in rows if int(parent) == self.process.pid]
+        if not Path("/proc/self/stat").exists():
+            listed = subprocess.run(
+                ["ps", "-A", "-o", "pid=,ppid="], check=True, capture_output=True, text=True
+            )
+            rows = [line.split() for line in listed.stdout.splitlines()]
+            return [int(pid) for pid, parent in rows if int(parent) == self.process.pid]
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # ended while we looked
+                parent = stat.read_text().rpartition(")")[2].split()[1]
+                found += [int(stat.parent.name)] if int(parent) == self.process.pid else []
+        return found
 
     def output(self) -> str:
         """What the server logged."""

@@ -156,7 +156,7 @@ class PostgresServer:
                 time.sleep(0.02)
 
     def _run(self, name: str, *arguments: str) -> None:
-        command = [*self._as_user(), self._bin / name, *arguments]
+        command = [*self._as_user(), str(self._bin / name), *arguments]
         done = subprocess.run(command, check=False, capture_output=True, text=True, **self._place())
         if done.returncode:
             pytest.fail(f"{name} failed: {done.stderr or done.stdout}", pytrace=False)

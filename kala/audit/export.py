@@ -93,6 +93,11 @@ def _require_comparable(manifest: Manifest, pinned: Checkpoint) -> None:
         )
     if pinned.size == signed.size and pinned.root != signed.root:
         raise TamperedError(0, "the export is not of the log of the pinned checkpoint: the log was forked")
+    if manifest.hashes is None and 0 < pinned.size < signed.size:
+        raise UnverifiableError(
+            f"an export as {manifest.format} cannot show that it continues the pinned checkpoint of {pinned.size}"
+            " entries: leave the checkpoint away, or compare the two with `kala audit diff`"
+        )
 
 
 def _check_digest(file: BinaryIO, manifest: Manifest) -> None:

@@ -81,13 +81,15 @@ def export(
         if path.exists():
             raise FailedPreconditionError(f"{path} exists; choose another name, or say --force")
     named = {"from": since, "until": until, "actor": actor, "model": model, "tool": tool, "trace_id": trace}
-    wanted: dict[str, Any] = {name: value for name, value in {**named, "tenant": tenant}.items() if value}
-    if types:
-        wanted["types"] = types
-    if outcomes:
-        wanted["outcomes"] = [f"OUTCOME_{outcome.upper()}" for outcome in outcomes]
-    if law is not None:
-        wanted["law"] = law
+    chosen: dict[str, Any] = {  # Any: JSON
+        **named,
+        "tenant": tenant,
+        "types": types,
+        "outcomes": [f"OUTCOME_{outcome.upper()}" for outcome in outcomes or ()],
+        "law": law,
+    }
+    # Law 0 is a law.
+    wanted = {name: value for name, value in chosen.items() if value or value == 0}
     body = {"filter": wanted, "format": f"EXPORT_FORMAT_{form.upper()}"}
     with gateway(url, key, state) as client:
         size = _write_export(client, body, file, manifest_file)

@@ -178,6 +178,11 @@ def test_another_format_is_held_against_the_signed_digest(tmp_path: Path) -> Non
     data = export_of(small_leaves(9), tmp_path / "events.cef", format="cef", proof=None)
     report = verify_export(data, TRUSTED)
     assert (report.is_proved, report.manifest.count) == (False, 9)
+    assert verify_export(data, TRUSTED, pinned=Mirror(small_leaves(9)).note(9)).manifest.count == 9
+    with pytest.raises(UnverifiableError, match="cannot show that it continues"):
+        verify_export(data, TRUSTED, pinned=Mirror(small_leaves(9)).note(4))
+    with pytest.raises(TamperedError, match="forked"):
+        verify_export(data, TRUSTED, pinned=Mirror([b"another", *small_leaves(9)[1:]]).note(9))
     data.write_bytes(data.read_bytes().replace(b"entry 4", b"entry 5"))
     with pytest.raises(TamperedError, match="the export: the data is not"):
         verify_export(data, TRUSTED)

@@ -237,3 +237,15 @@ def test_a_copy_of_a_compact_range_grows_alone() -> None:
     second = first.copy()
     second.append(leaf_hash(b""))
     assert (first.size, second.size) == (0, 1)
+
+
+def test_a_subtree_is_appended_whole_only_where_it_begins() -> None:
+    tree = Tree(300)
+    grown = CompactRange()
+    grown.append_subtree(8, tree.node(8, 0))
+    grown.append_subtree(5, tree.node(5, 8))
+    for digest in tree.hashes[288:]:
+        grown.append(digest)
+    assert grown.root() == tree.root()
+    with pytest.raises(VerificationError, match="no subtree of 8 leaves begins at leaf 300"):
+        grown.append_subtree(3, tree.hashes[0])

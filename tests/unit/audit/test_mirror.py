@@ -220,6 +220,21 @@ def test_a_fork_that_the_log_itself_signed_is_noticed_through_a_pinned_checkpoin
     assert first_bad(fork, pinned=pinned, resume=True) == 0
 
 
+def test_a_fork_of_the_pinned_size_itself_is_noticed_also_when_nothing_is_left_to_read() -> None:
+    ours, fork = Mirror(small_leaves(512)), Mirror([b"another", *small_leaves(511, 1)])
+    for resume in (False, True):
+        assert first_bad(fork, pinned=ours.note(512), resume=resume) == 0
+    assert first_bad(fork, pinned=ours.note(512), first=512) == 0
+
+
+def test_a_changed_tile_high_in_a_large_log_is_named() -> None:
+    mirror = Mirror(small_leaves(65_536 + 300))
+    data = bytearray(mirror.files["tile/1/000"])
+    data[40] ^= 1
+    mirror.files["tile/1/000"] = bytes(data)
+    assert first_bad(mirror) == 256
+
+
 def test_a_stale_or_cut_log_is_noticed_through_a_pinned_checkpoint_alone() -> None:
     pinned = Mirror(small_leaves(300)).note(300)
     old = Mirror(small_leaves(200))

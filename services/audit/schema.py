@@ -82,11 +82,10 @@ Index(
 )
 # For queries: each ends in `idx`, so that a page is read in the order of the log and no further than it needs.
 for _column in ("tenant", "type"):
-    Index(f"entry_by_{_column}", ENTRY.c.log_id, ENTRY.c[_column], ENTRY.c.idx)
+    Index(f"entry_by_{_column}", ENTRY.c[_column], ENTRY.c.idx)
 for _column in ("actor", "outcome", "law", "model", "tool"):
     Index(
         f"entry_by_{_column}",
-        ENTRY.c.log_id,
         ENTRY.c[_column],
         ENTRY.c.idx,
         sqlite_where=ENTRY.c[_column].is_not(None),

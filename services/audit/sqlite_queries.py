@@ -54,7 +54,7 @@ def clauses_of(conditions: Sequence[Condition]) -> tuple[str, list[int | str]]:
 
 
 def index_for(
-    connection: sqlite3.Connection, conditions: Sequence[Condition], *, log_id: int, first: int, last: int
+    connection: sqlite3.Connection, conditions: Sequence[Condition], *, first: int, last: int
 ) -> str:
     """The `INDEXED BY` for a query over the entries of [first, last); empty when no condition has an index."""
     usable = sorted(
@@ -64,18 +64,17 @@ def index_for(
         return ""
     best = usable[0]
     if len(usable) > 1 and best.column != "trace_id":
-        counts = [_count(connection, c, log_id=log_id, first=first, last=last) for c in usable]
+        counts = [_count(connection, c, first=first, last=last) for c in usable]
         best = usable[counts.index(min(counts))]
     return f" INDEXED BY {INDEXES[best.column]}"
 
 
-def _count(
-    connection: sqlite3.Connection, condition: Condition, *, log_id: int, first: int, last: int
-) -> int:
+def _count(connection: sqlite3.Connection, condition: Condition, *, first: int, last: int) -> int:
     clauses, values = clauses_of([condition])
+    # Without `log_id`, which no index holds: a file holds one log.
     sql = (
         f"SELECT count(*) FROM (SELECT 1 FROM entry INDEXED BY {INDEXES[condition.column]} "  # noqa: S608 - names of INDEXES
-        f"WHERE log_id = ? AND idx >= ? AND idx < ?{clauses} LIMIT ?)"
+        f"WHERE idx >= ? AND idx < ?{clauses} LIMIT ?)"
     )
-    row = connection.execute(sql, (log_id, first, last, *values, MOST_COUNTED)).fetchone()
+    row = connection.execute(sql, (first, last, *values, MOST_COUNTED)).fetchone()
     return int(row[0])

@@ -284,7 +284,7 @@ class SqliteReader:
     ) -> list[StoredEntry]:
         """The entries of [first, last) that meet all conditions, in order of index, at most `limit`."""
         clauses, values = clauses_of(conditions)
-        index = index_for(self._db, conditions, log_id=LOG_ID, first=first, last=last)
+        index = index_for(self._db, conditions, first=first, last=last)
         order = "DESC" if descending else "ASC"
         rows = self._db.execute(
             f"SELECT {_READ_COLUMNS} FROM entry{index} WHERE log_id = 1 AND idx >= ? AND idx < ?{clauses} "  # noqa: S608 - constants only

@@ -9,7 +9,7 @@ import pytest
 
 from services.audit.query import Condition
 from services.audit.scan import Scanner
-from services.audit.sqlite_queries import INDEXES, index_for
+from services.audit.sqlite_queries import INDEXES, SELECT_GAPS, index_for
 from tests.fakes.audit_log import LogFile, fill, open_log
 
 TOTAL = 300
@@ -80,10 +80,19 @@ def test_a_scan_without_time_looks_at_one_window_only(log: LogFile) -> None:
 def test_a_query_reads_the_index_that_leaves_it_least(
     log: LogFile, conditions: list[Condition], index: str
 ) -> None:
-    found = index_for(log.reader._db, conditions, log_id=1, first=0, last=TOTAL)
+    found = index_for(log.reader._db, conditions, first=0, last=TOTAL)
     assert found == (f" INDEXED BY {index}" if index else "")
 
 
 def test_every_column_that_a_filter_names_has_its_index(log: LogFile) -> None:
     rows = log.reader._db.execute("SELECT name FROM sqlite_master WHERE type = 'index'").fetchall()
     assert set(INDEXES.values()) <= {row[0] for row in rows}
+
+
+def test_looking_for_gaps_asks_for_each_outcome_by_its_intent(log: LogFile) -> None:
+    """An index that begins with `log_id` once made this question take 90 s in a log of a million entries."""
+    values = {"log": 1, "last": TOTAL, "before": 0, "limit": 1, "offset": 0}
+    plan = log.reader._db.execute(
+        f"EXPLAIN QUERY PLAN {SELECT_GAPS.format(conditions='')}", values
+    ).fetchall()
+    assert any("SEARCH outcome USING INDEX entry_intent (intent=?)" in row[3] for row in plan)

@@ -167,7 +167,9 @@ class PostgresWriter:
             if written != len(batch.entries):
                 self._session.roll_back()
                 self._explain(connection, written)
-            connection.execute("COMMIT")
+            if connection.execute("COMMIT").statusmessage != "COMMIT":
+                # So PostgreSQL answers, without an error, for a transaction that had failed.
+                raise StoreFailedError("the database rolled the entries back")
             self._size = batch.head.size
         except errors.UniqueViolation as error:
             self._session.roll_back()

@@ -8,7 +8,6 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
 from kala.audit.note import Signer
@@ -44,14 +43,19 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
         self,
         reading: LogReading,
         *,
+        counts: LogReading,
         content: ContentReads,
         pipelines: Pipelines,
         own: OwnRecords,
         vkey: str,
         clock: Callable[[], int],
     ) -> None:
-        """`clock` gives microseconds since 1970; `content` is closed with this."""
+        """`clock` gives microseconds since 1970; `content` is closed with this.
+
+        `counts` reads beside `reading`, in a thread of its own.
+        """
         self._reading = reading
+        self._counts = counts
         self._content = content
         self._pipelines = pipelines
         self._own = own
@@ -59,8 +63,8 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
         self._clock = clock
         self._published: PublishedReads | None = None
         self._thread = ThreadPoolExecutor(1, "audit-reader")
-        # Counting the runs of a long window takes seconds, which no receipt should wait for.
-        self._counting = ThreadPoolExecutor(1, "audit-pipelines")
+        # Counting over a long window takes seconds, which no receipt and no query should wait for.
+        self._counting = ThreadPoolExecutor(1, "audit-counts")
 
     def show(self, published: PublishedReads) -> None:
         """Serve from now on what the log publishes, and its witnesses' cosignatures with each checkpoint."""
@@ -146,7 +150,7 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
     async def Summary(self, request: audit_pb2.SummaryRequest, context: Context) -> audit_pb2.SummaryResponse:
         """Counts over a window."""
         since, conditions = self._window(request)
-        size, counts = await self._read(self._reading.summary, since, conditions)
+        size, counts = await self._count(self._counts.summary, since, conditions)
         await self._log(context, "Summary", facts_of(request.filter))
         listed = {
             column: [audit_pb2.Count(label=label, count=count) for label, count in values]
@@ -164,9 +168,7 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
         self, request: audit_pb2.PipelineStatusRequest, context: Context
     ) -> audit_pb2.PipelineStatusResponse:
         """How each backend and tool fared over a window."""
-        since, conditions = self._window(request)
-        counting = partial(self._pipelines.since, since, conditions)
-        runs = await asyncio.get_running_loop().run_in_executor(self._counting, counting)
+        runs = await self._count(self._pipelines.since, *self._window(request))
         await self._log(context, "PipelineStatus", facts_of(request.filter))
         return audit_pb2.PipelineStatusResponse(pipelines=map(_pipeline, runs))
 
@@ -177,8 +179,8 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
         age = request.intent_age.ToMicroseconds() if request.HasField("intent_age") else DEFAULT_INTENT_AGE_US
         if age < 0:
             raise InvalidArgumentError("intent_age", "must not be negative")
-        rows, token = await self._read(
-            self._reading.gaps,
+        rows, token = await self._count(
+            self._counts.gaps,
             timeless_conditions(request.filter),
             intents_before=self._clock() - age,
             page_size=page_size_of(request.page_size),
@@ -226,6 +228,11 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
         """Logs a query; what was found may be answered when this returns, and not before."""
         await log_read(self._own, QUERY, rpc, reader_of(context), facts)
 
+    async def _count(self, method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._counting, lambda: method(*args, **kwargs)
+        )
+
     async def _read(self, method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: method(*args, **kwargs))
 
@@ -251,6 +258,7 @@ def reads_of(
     )
     return AuditReadServicer(
         LogReading(open_reader()),
+        counts=LogReading(open_reader()),
         content=content,
         pipelines=pipelines,
         own=own,

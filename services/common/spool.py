@@ -185,7 +185,7 @@ class Spool:
         if (self._directory / _REJECTED).exists():
             with closing(self._aside()) as aside:
                 changed += aside.rewrite(change)
-        before = self.peek(self._count, self._max_bytes)
+        before = self.peek(self._count, self._bytes_used)  # all, also where the limit was lowered
         after = [change(record) for record in before]
         if before:
             self._replace(after)

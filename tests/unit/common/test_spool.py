@@ -420,3 +420,12 @@ def test_a_rewrite_that_the_disk_does_not_take_changes_nothing(
         assert spool.peek(9, 999) == [b"one", b"two", b"three"]
     with opened(tmp_path / "s") as again:
         assert again.peek(9, 999) == [b"one", b"two", b"three"]
+
+
+def test_a_rewrite_keeps_what_lies_beyond_a_limit_that_was_lowered(tmp_path: Path) -> None:
+    records = [b"record %d" % number * 20 for number in range(20)]
+    with opened(tmp_path / "s") as spool:
+        spool.append(records)
+    with opened(tmp_path / "s", max_bytes=500) as spool:
+        assert spool.rewrite(lambda record: record) == 0
+        assert spool.peek(99, ALL) == records

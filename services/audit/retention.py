@@ -110,9 +110,12 @@ class Retention:
 
 
 @asynccontextmanager
-async def retaining(retention: Retention, *, poll_seconds: float = POLL_SECONDS) -> AsyncIterator[None]:
+async def retaining(
+    retention: Retention, *, poll_seconds: float = POLL_SECONDS, retry_seconds: float = RETRY_SECONDS
+) -> AsyncIterator[None]:
     """Runs retention beside the service until the context is left."""
-    task = asyncio.create_task(_run_for_ever(retention, poll_seconds), name="audit-retention")
+    running = _run_for_ever(retention, poll_seconds, retry_seconds)
+    task = asyncio.create_task(running, name="audit-retention")
     try:
         yield
     finally:
@@ -120,14 +123,14 @@ async def retaining(retention: Retention, *, poll_seconds: float = POLL_SECONDS)
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _run_for_ever(retention: Retention, poll_seconds: float) -> None:
+async def _run_for_ever(retention: Retention, poll_seconds: float, retry_seconds: float) -> None:
     while True:
         try:
             await retention.run()
             seconds = poll_seconds
         except KalaError as error:
             log.warning("retention waits", problem=error.message)
-            seconds = RETRY_SECONDS
+            seconds = retry_seconds
         except Exception:  # the edge of the task: a bug here must not stay silent
             log.exception("retention failed")
             seconds = poll_seconds

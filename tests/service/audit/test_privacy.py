@@ -29,6 +29,7 @@ from kala.errors import (
     VerificationError,
 )
 from services.audit.migrate import grant_roles
+from services.audit.once import key_of
 from services.audit.postgres import Postgres
 from services.audit.postgres_schema import ERASER, WRITER
 from services.audit.privacy_store import PrivacyStore
@@ -459,3 +460,28 @@ async def test_a_service_that_may_only_write_says_what_its_role_lacks(
         with pytest.raises(FailedPreconditionError, match="kala_audit_eraser"):
             await log.erase(ALICE)
         assert ciphertexts(log) == {0: 2}
+
+
+async def test_a_hold_that_could_not_be_logged_is_none(log: PrivateLog) -> None:
+    await log.log.stop()
+    with pytest.raises(UnavailableError):
+        await log.hold(ALICE)
+    log.privacy_store.require_free(ALICE)
+
+
+async def test_a_hold_that_does_not_exist_is_not_released(log: PrivateLog) -> None:
+    with pytest.raises(NotFoundError, match="there is no holds/"):
+        await log.release(f"holds/{'0' * 32}")
+
+
+@pytest.mark.parametrize("kind", ["erasure.intent", "erasure.outcome"])
+async def test_an_entry_that_another_part_put_in_the_place_of_the_logs_own_stops_the_erasure(
+    log: PrivateLog, kind: str
+) -> None:
+    """Whoever knows the request_id could log beforehand, under its key, that nothing was to be erased."""
+    planted = spoken(0, BOB)
+    planted.idempotency_key, planted.type = key_of(kind, b"r" * 16), kind
+    await log.append(planted, spoken(1, ALICE))
+    with pytest.raises(FailedPreconditionError, match="the log did not write it"):
+        await log.erase(ALICE)
+    assert (ciphertexts(log) == {0: 2, 1: 2}) is (kind == "erasure.intent")

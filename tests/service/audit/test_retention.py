@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from kala.audit.database import verify_database
 from kala.audit.receipt import verify_receipt
 from kala.errors import UnavailableError
 from services.audit.config import AuditSettings
-from services.audit.retention import DAY_US, Clocks, Retention
+from services.audit.retention import DAY_US, Clocks, Retention, retaining
 from services.audit.retention_store import STEP_ENTRIES, RetentionStore
 from services.audit.schema import PAYLOAD
 from tests.fakes.audit_log import record, signer
@@ -191,3 +192,25 @@ def test_entries_may_be_kept_for_ever_and_shorter_where_somebody_says_so() -> No
     assert AuditSettings().entry_retention_days == 180
     assert AuditSettings(entry_retention_days=0).entry_retention_days == 0
     assert AuditSettings(entry_retention_days=90, allow_below_legal_floor=True).entry_retention_days == 90
+
+
+async def test_retention_runs_beside_the_service_and_outlives_a_failure(
+    log: PrivateLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await log.append(spoken(0, ALICE))
+    log.now[0] += 31 * DAY_US
+    expire, tries, is_done = RetentionStore.expire_step, [0], asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def failing_first(store: RetentionStore, until: int) -> tuple[int, int]:
+        tries[0] += 1
+        if tries[0] == 1:
+            raise UnavailableError("the database restarts")
+        result = expire(store, until)
+        loop.call_soon_threadsafe(is_done.set)
+        return result
+
+    monkeypatch.setattr(RetentionStore, "expire_step", failing_first)
+    async with retaining(retention_of(log), poll_seconds=60, retry_seconds=0):
+        await asyncio.wait_for(is_done.wait(), 20)
+    assert kept(log) == []

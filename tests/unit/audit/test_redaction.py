@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kala.errors import FailedPreconditionError
 from kala.inference.v1 import inference_pb2
 from services.audit.entries import NewEntry, PlainPayload
 from services.audit.redaction import MAX_SEARCHED_BYTES, Span, is_redacted, masked, redact
@@ -162,3 +164,11 @@ def test_presidio_finds_what_it_has_patterns_for(
 )
 def test_presidio_leaves_ordinary_text_alone(presidio: EmailFinder, harmless: str) -> None:
     assert masked(harmless.encode(), presidio) == harmless.encode()
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from services.audit.presidio_finder import PresidioFinder
+
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    with pytest.raises(FailedPreconditionError, match="audit-pii"):
+        PresidioFinder()

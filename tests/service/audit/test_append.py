@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
+import psycopg
 import pytest
 
 from kala.audit.checkpoint import open_checkpoint
@@ -25,15 +26,16 @@ from kala.errors import (
     UnavailableError,
 )
 from services.audit.batch import Logged, Submission
+from services.audit.schema import METADATA
 from services.common.channel import open_channel
 from services.common.status import translated
-from tests.fakes.audit_log import record
+from tests.fakes.audit_log import is_url, record
 from tests.fakes.audit_server import ServedLog, served_log
 
 
 @pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[ServedLog]:
-    async with served_log(tmp_path / "audit.db") as log:
+async def served(log_database: str) -> AsyncIterator[ServedLog]:
+    async with served_log(log_database) as log:
         yield log
 
 
@@ -69,7 +71,7 @@ async def test_a_batch_keeps_its_order_and_one_checkpoint_covers_it(served: Serv
 
 
 async def test_openings_prove_what_was_said_and_the_log_keeps_no_plaintext(
-    served: ServedLog, tmp_path: Path
+    served: ServedLog, log_database: str
 ) -> None:
     response = await append(served, record(7, payloads=3))
     (receipt,) = response.receipts
@@ -80,9 +82,21 @@ async def test_openings_prove_what_was_said_and_the_log_keeps_no_plaintext(
     assert set(salts) == set(commitments) == {"request", "released", "derived"}
     for kind, salt in salts.items():
         assert hmac.new(salt, b"secret canary 7", hashlib.sha256).hexdigest() == commitments[kind]["hmac"]
-    files = b"".join(map(Path.read_bytes, sorted(tmp_path.glob("audit.db*"))))  # noqa: ASYNC240 - a few KB
-    assert b"canary" not in files
-    assert salts["request"] not in files
+    stored = everything_in(log_database)
+    assert receipt.leaf_hash in stored
+    assert b"canary" not in stored
+    assert salts["request"] not in stored
+
+
+def everything_in(database: str) -> bytes:
+    """Every byte of a log's files, or of its rows."""
+    if not is_url(database):
+        path = Path(database)
+        return b"".join(map(Path.read_bytes, sorted(path.parent.glob(f"{path.name}*"))))
+    with psycopg.connect(database) as connection:
+        rows = [connection.execute(f"SELECT * FROM {table}".encode()).fetchall() for table in METADATA.tables]
+    values = [value for table in rows for row in table for value in row]
+    return b"\n".join(value if isinstance(value, bytes) else str(value).encode() for value in values)
 
 
 async def test_an_append_without_proof_has_none(served: ServedLog) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,25 +17,50 @@ from kala.common.v1 import decision_pb2
 from kala.errors import InvalidArgumentError, NotFoundError
 from services.audit.query import PageToken, digest_of
 from services.common.status import translated
-from tests.fakes.audit_log import NOW, open_log, record
+from tests.fakes.audit_log import NOW, is_url, open_log, record
 from tests.fakes.audit_server import ServedLog, served_log
+from tests.postgres import Databases, name_of
 
 TOTAL = 700
 
 
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("filled") / "audit.db"
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A log to copy: a file, or the URL of a database."""
+    if request.param == "sqlite":
+        path = str(tmp_path_factory.mktemp("filled") / "audit.db")
+        fill_log(path)
+        yield path
+        return
+    databases: Databases = request.getfixturevalue("postgres_databases")
+    url = databases.create(template=request.getfixturevalue("migrated_postgres"))
+    fill_log(url)
+    yield url
+    databases.drop(url)
+
+
+def fill_log(path: str) -> None:
     with open_log(path) as log:
         for start in range(0, TOTAL, 70):
             numbers = range(start, start + 70)
             log.append(*(record(number, payloads=number % 4) for number in numbers), with_proof=False)
-    return path
 
 
 @pytest.fixture
-async def served(filled: Path, tmp_path: Path) -> AsyncIterator[ServedLog]:
-    async with served_log(Path(shutil.copy(filled, tmp_path / "audit.db"))) as log:
+def copied(filled: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A log of 700 entries for this test."""
+    if not is_url(filled):
+        yield str(shutil.copy(filled, tmp_path / "audit.db"))
+        return
+    databases: Databases = request.getfixturevalue("postgres_databases")
+    url = databases.create(template=name_of(filled))
+    yield url
+    databases.drop(url)
+
+
+@pytest.fixture
+async def served(copied: str) -> AsyncIterator[ServedLog]:
+    async with served_log(copied) as log:
         yield log
 
 
@@ -96,8 +121,8 @@ async def test_checkpoints_are_given_by_size(served: ServedLog) -> None:
         )
 
 
-async def test_an_empty_log_has_no_checkpoint(tmp_path: Path) -> None:
-    async with served_log(tmp_path / "empty.db") as served:
+async def test_an_empty_log_has_no_checkpoint(log_database: str) -> None:
+    async with served_log(log_database) as served:
         with pytest.raises(NotFoundError, match="empty"), translated():
             await served.read.GetCheckpoint(audit_pb2.GetCheckpointRequest())
 
@@ -231,9 +256,9 @@ async def test_a_token_of_another_query_is_refused(served: ServedLog) -> None:
         )
 
 
-async def test_a_summary_and_gaps_of_one_tenant_say_nothing_of_another(tmp_path: Path) -> None:
+async def test_a_summary_and_gaps_of_one_tenant_say_nothing_of_another(log_database: str) -> None:
     """The gateway confines every request that has a filter to its caller's tenant."""
-    async with served_log(tmp_path / "audit.db") as served:
+    async with served_log(log_database) as served:
         ours, theirs = numbered(0, 1, kind="chat.intent"), numbered(1, 3, kind="chat.intent")
         ours.tenant, theirs.tenant = "ours", "theirs"
         served.file.append(ours, theirs)
@@ -272,8 +297,8 @@ def numbered(
     return made
 
 
-async def test_gaps_name_what_is_missing(tmp_path: Path) -> None:
-    async with served_log(tmp_path / "audit.db") as served:
+async def test_gaps_name_what_is_missing(log_database: str) -> None:
+    async with served_log(log_database) as served:
         answered, unanswered = numbered(0, 1, kind="chat.intent"), numbered(1, 2, kind="chat.intent")
         outcome = numbered(2, 5)
         outcome.intent = answered.idempotency_key
@@ -304,9 +329,9 @@ async def test_gaps_name_what_is_missing(tmp_path: Path) -> None:
             await served.read.ListGaps(young)
 
 
-async def test_only_an_outcome_answers_an_intent(tmp_path: Path) -> None:
+async def test_only_an_outcome_answers_an_intent(log_database: str) -> None:
     """A step inside an act, such as a tool's intent, names the act's intent and does not end it."""
-    async with served_log(tmp_path / "audit.db") as served:
+    async with served_log(log_database) as served:
         chat, tool = numbered(0, 1, kind="chat.intent"), numbered(1, 2, kind="tool.intent")
         approval, tool_outcome = numbered(2, 3, kind="tool.approved"), numbered(3, 4, kind="tool.outcome")
         tool.intent = chat.idempotency_key
@@ -317,8 +342,8 @@ async def test_only_an_outcome_answers_an_intent(tmp_path: Path) -> None:
         assert [gap.entry for gap in (await served.read.ListGaps(request)).gaps] == ["entries/0"]
 
 
-async def test_a_log_whose_clock_once_jumped_ahead_still_names_old_intents(tmp_path: Path) -> None:
-    async with served_log(tmp_path / "audit.db") as served:
+async def test_a_log_whose_clock_once_jumped_ahead_still_names_old_intents(log_database: str) -> None:
+    async with served_log(log_database) as served:
         served.file.clock = itertools.chain([NOW + 10**15], itertools.repeat(NOW))
         served.file.append(numbered(0, 1))
         served.file.append(numbered(1, 2, kind="chat.intent"))

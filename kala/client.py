@@ -231,6 +231,11 @@ class KalaClient:
             raise error_of(response.status_code, response.content, response.headers)
         return parsed
 
+    def text(self, path: str) -> str:
+        """What a path of the gateway holds that is plain text, such as the log's published checkpoint."""
+        waits = _timeouts(READ_SECONDS)
+        return self._retried(lambda: self._http.request("GET", path, timeout=waits)).text
+
     def pages(
         self, path: str, items: str, *, params: Mapping[str, str] | None = None
     ) -> list[dict[str, Any]]:

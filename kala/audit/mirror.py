@@ -152,6 +152,11 @@ class StoredTiles:
         if data is None and width != TILE_WIDTH:
             data = self._source.read(str(TilePath(None, number)))
         entries = _split(data or b"")
+        if data is None:
+            return (
+                [],
+                "the entry is not there; a log that dropped old entries is verified from the first it keeps",
+            )
         if len(entries) < width:
             return entries, "the entry is not there"
         if is_exact and len(data or b"") != sum(map(len, entries[:width])) + LENGTH_BYTES * width:

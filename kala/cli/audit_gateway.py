@@ -42,8 +42,16 @@ class GatewayView:
         self._client = client
 
     def newest(self) -> str:
-        """The note of the newest checkpoint."""
-        return str(self._ask("checkpoint", {}).get("checkpoint") or "")
+        """The note of the checkpoint that the log publishes: the newest that its witnesses cosigned, if it has some."""
+        from kala.audit.report import UnverifiableError
+
+        try:
+            return self._client.text(f"{AUDIT}/log/checkpoint")
+        except NotFoundError:
+            # A gateway that serves no tiles still knows what the log signed last.
+            return str(self._ask("checkpoint", {}).get("checkpoint") or "")
+        except KalaError as error:
+            raise UnverifiableError(f"the log cannot be asked: {error.message}") from error
 
     def prove(self, old_size: int, new_size: int) -> Sequence[bytes]:
         """The hashes of the consistency proof between two sizes."""

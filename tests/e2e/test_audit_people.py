@@ -93,6 +93,10 @@ def test_a_log_is_followed_from_another_machine_over_its_address(suite: Suite, e
     ).stdout.strip()
     public = elsewhere.run("diff", older, "--url", suite.url, "--key", key, "--json")
     assert json.loads(public.stdout)["result"] == "consistent", public.stderr
+    watched = elsewhere.run(
+        "monitor", "--once", "--url", suite.url, "--key", key, "--remember", older, "--json"
+    )
+    assert json.loads(watched.stdout)["relation"] == "consistent", watched.stderr
     assert elsewhere.run("verify", address).returncode == 2
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bench import audit_big
+from bench import audit_big, audit_outage
 from bench.audit_load import (
     APPEND,
     APPEND_BATCH,
@@ -78,6 +78,8 @@ class Figures:
 
     stores: Mapping[str, Store]
     wasted: float
+    outage: float
+    """p99 of an append while the log is dead, over that before and the spool's own."""
     receipt_bytes: Mapping[int, int]
     big: audit_big.BigFigures
 
@@ -189,8 +191,9 @@ def measure(*, rounds: int = ROUNDS, records: int = 10_000, entries: int = MILLI
             ),
         }
         wasted = measure_wasted(folder / "replicas", made, records=records * 2)
+        outage = audit_outage.measure(folder / "outage")
         big = audit_big.measure(folder / "big", entries)
-    return Figures(stores, wasted, {size: receipt_bytes(size) for size in (MILLION, BILLION)}, big)
+    return Figures(stores, wasted, outage, {size: receipt_bytes(size) for size in (MILLION, BILLION)}, big)
 
 
 def document(figures: Figures) -> dict[str, object]:
@@ -237,6 +240,7 @@ def lines(figures: Figures) -> list[str]:
         "",
         f"- G7: a receipt without its leaf, {sizes}",
         f"- G10: commits of {REPLICAS} replicas on one log that another made vain: {figures.wasted:.1%}",
+        f"- G10: p99 of an append while the log is dead, over the p99 before and that of the spool's own write: {figures.outage:.2f}",
         *audit_big.lines(figures.big),
     ]
 

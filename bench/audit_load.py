@@ -45,6 +45,7 @@ class Service:
 
     address: str
     figures_file: Path
+    pid: int
 
     def figures(self) -> dict[str, float]:
         """Everything since it started."""
@@ -74,8 +75,9 @@ def service(
         "BENCH_AUDIT_FIGURES": str(folder / "figures.json"),
         "BENCH_AUDIT_STORE": store,
     }
-    with serving("bench.audit_process", folder, settings["KALA_AUDIT_ADDRESS"], settings):
-        yield Service(settings["KALA_AUDIT_ADDRESS"], folder / "figures.json")
+    address = settings["KALA_AUDIT_ADDRESS"]
+    with serving("bench.audit_process", folder, address, settings) as (pid, _):
+        yield Service(address, folder / "figures.json", pid)
 
 
 def requests(calls: int, size: int, *, with_proof: bool = False) -> list[bytes]:

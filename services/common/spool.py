@@ -220,6 +220,7 @@ class Spool:
         except OSError as error:
             with suppress(OSError):
                 unfinished.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             raise self._unwritable(error) from error
         # Read by the next process only: this one begins a new segment behind it.
         if self._file is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from kala.cli.audit_inputs import (
 )
 from kala.cli.options import JsonOption, KeyOption, StateOption, UrlOption, layout_of
 from kala.cli.output import note, show, show_json
+from kala.target import URL_VARIABLE
 
 if TYPE_CHECKING:
     from kala.audit.checkpoint import Checkpoint
@@ -127,7 +129,8 @@ def monitor(
 
     With --once it ends with 2 when that cannot be told; without, it says so and looks again.
     """
-    kept = layout_of(state).trust / "monitored_checkpoint" if keep is None and log is None else keep
+    ours = log is None and url is None and URL_VARIABLE not in os.environ
+    kept = layout_of(state).trust / "monitored_checkpoint" if keep is None and ours else keep
 
     def check() -> int:
         policy = _policy(vkey, witness, require, max_age, state)

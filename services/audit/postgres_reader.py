@@ -206,7 +206,17 @@ class PostgresReader:
         )
 
 
-def _where(conditions: Sequence[Condition]) -> tuple[str, dict[str, list[int | str]]]:
-    """The conditions as SQL to put after others, and the values of its parameters."""
-    clauses = "".join(f" AND {c.column} = ANY(%(c{number})s)" for number, c in enumerate(conditions))
-    return clauses, {f"c{number}": list(c.values) for number, c in enumerate(conditions)}
+def _where(conditions: Sequence[Condition]) -> tuple[str, dict[str, list[int | str] | int | str]]:
+    """The conditions as SQL to put after others, and the values of its parameters.
+
+    One value is compared with `=`: only so is an index known to give its entries in the order of the log.
+    """
+    clauses: list[str] = []
+    values: dict[str, list[int | str] | int | str] = {}
+    for number, condition in enumerate(conditions):
+        is_one = len(condition.values) == 1
+        clauses.append(
+            f" AND {condition.column} = " + (f"%(c{number})s" if is_one else f"ANY(%(c{number})s)")
+        )
+        values[f"c{number}"] = condition.values[0] if is_one else list(condition.values)
+    return "".join(clauses), values

@@ -69,12 +69,6 @@ ENTRY: Final = Table(
 )
 Index("entry_idem", ENTRY.c.log_id, ENTRY.c.idem, unique=True)
 Index(
-    "entry_trace",
-    ENTRY.c.trace_id,
-    sqlite_where=ENTRY.c.trace_id.is_not(None),
-    postgresql_where=ENTRY.c.trace_id.is_not(None),
-)
-Index(
     "entry_intent",
     ENTRY.c.intent,
     sqlite_where=ENTRY.c.intent.is_not(None),
@@ -83,7 +77,7 @@ Index(
 # For queries: each ends in `idx`, so that a page is read in the order of the log and no further than it needs.
 for _column in ("tenant", "type"):
     Index(f"entry_by_{_column}", ENTRY.c[_column], ENTRY.c.idx)
-for _column in ("actor", "outcome", "law", "model", "tool"):
+for _column in ("trace_id", "actor", "outcome", "law", "model", "tool"):
     Index(
         f"entry_by_{_column}",
         ENTRY.c[_column],

@@ -14,7 +14,7 @@ from services.audit.query import Condition
 
 # By column, in the order of how few entries usually share a value.
 INDEXES: Final = {
-    "trace_id": "entry_trace",
+    "trace_id": "entry_by_trace_id",
     "tool": "entry_by_tool",
     "law": "entry_by_law",
     "actor": "entry_by_actor",

@@ -74,7 +74,7 @@ def test_a_scan_without_time_looks_at_one_window_only(log: LogFile) -> None:
         # Every entry is of this tenant and a fifth of them of this law; none is of this actor.
         ([Condition("tenant", ("default",)), Condition("law", (3,))], "entry_by_law"),
         ([Condition("law", (3,)), Condition("actor", ("nobody",))], "entry_by_actor"),
-        ([Condition("actor", ("nobody",)), Condition("trace_id", ("0" * 32,))], "entry_trace"),
+        ([Condition("actor", ("nobody",)), Condition("trace_id", ("0" * 32,))], "entry_by_trace_id"),
     ],
 )
 def test_a_query_reads_the_index_that_leaves_it_least(

@@ -15,12 +15,13 @@ branch_labels = None
 depends_on = None
 
 ALWAYS_SET = ("tenant", "type")
-OFTEN_NULL = ("actor", "outcome", "law", "model", "tool")
+OFTEN_NULL = ("trace_id", "actor", "outcome", "law", "model", "tool")
 
 
 def upgrade() -> None:
-    """Creates the indexes; the one on actors takes the place of the one that did not end in `idx`."""
-    op.drop_index("entry_actor", table_name="entry")
+    """Creates the indexes; two take the place of those that did not end in `idx`."""
+    for name in ("entry_actor", "entry_trace"):
+        op.drop_index(name, table_name="entry")
     for column in ALWAYS_SET:
         op.create_index(f"entry_by_{column}", "entry", [column, "idx"])
     for column in OFTEN_NULL:

@@ -33,6 +33,7 @@ from bench.audit_load import (
 from kala.audit.checkpoint import Checkpoint
 from kala.audit.note import Signer
 from kala.audit.receipt import receipt_text
+from services.audit.store import LogWriter
 from tests.fakes.audit_log import ORIGIN
 from tests.postgres import Databases, own_postgres
 
@@ -142,7 +143,7 @@ def _unary(figures: Store, real: Service, null: Service, made: Databases | None,
 
 
 @contextmanager
-def _empty(made: Databases | None) -> Iterator[object]:
+def _empty(made: Databases | None) -> Iterator[LogWriter]:
     url = None if made is None else made.create()
     with empty_store(url) as writer:
         yield writer

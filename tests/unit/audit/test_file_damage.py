@@ -93,7 +93,9 @@ def test_no_flipped_bit_of_the_file_changes_content_unnoticed(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
-def test_no_flipped_bit_in_any_byte_but_the_schema_s_changes_content_unnoticed(tmp_path: Path, part: int) -> None:
+def test_no_flipped_bit_in_any_byte_but_the_schema_s_changes_content_unnoticed(
+    tmp_path: Path, part: int
+) -> None:
     path = tmp_path / "audit.db"
     fill(path, (1, 2, 17), payloads=1)
     data = bytearray(path.read_bytes())

@@ -16,11 +16,14 @@ from services.audit.store import GapRow, Head, PayloadRow, StoredEntry
 
 _SELECT_ENTRY: Final = "SELECT idx, leaf, leaf_hash, record_digest, idem FROM entry WHERE log_id = %(log)s"
 _SELECT_KEY: Final = "SELECT key_id, subject, kek_id, wrapped FROM subject_key"
-# Through the table of keys: it is the one index over them, whatever number of partitions there is.
+# Through the table of keys: it is the one index over them, whatever number of partitions there is. Each key is looked up
+# by itself: of a table without statistics yet the planner would rather read the whole.
 _SELECT_BY_KEYS: Final = """
-SELECT e.idx, e.leaf, e.leaf_hash, e.record_digest, e.idem FROM unnest(%(keys)s::bytea[]) AS wanted(key)
-JOIN idem AS k ON k.log_id = %(log)s AND k.idem = wanted.key
-JOIN entry AS e ON e.log_id = k.log_id AND e.idx = k.idx
+SELECT e.* FROM unnest(%(keys)s::bytea[]) AS wanted(key)
+CROSS JOIN LATERAL (SELECT idx FROM idem WHERE log_id = %(log)s AND idem = wanted.key LIMIT 1) AS k
+CROSS JOIN LATERAL (
+    SELECT idx, leaf, leaf_hash, record_digest, idem FROM entry WHERE log_id = %(log)s AND idx = k.idx LIMIT 1
+) AS e
 """
 # As sqlite_store.py asks it.
 _SELECT_GAPS: Final = """

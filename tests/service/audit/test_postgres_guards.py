@@ -22,6 +22,7 @@ from kala.errors import FailedPreconditionError, UnavailableError
 from services.audit.config import AuditSettings
 from services.audit.migrate import HEAD_REVISION, grant_roles, migrate_postgres
 from services.audit.postgres import Postgres, require_triggers
+from services.audit.postgres_reader import _SELECT_BY_KEYS
 from services.audit.postgres_retention import drop_before, first_index
 from services.audit.postgres_schema import ERASER, GRANTS, READER, VERSION_TABLE, WRITER
 from services.audit.postgres_store import PostgresWriter
@@ -199,6 +200,21 @@ def test_a_default_that_commits_before_the_disk_has_it_does_not_reach_the_log(
         store.engine.connect() as cold,
     ):
         assert cold.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
+
+
+# Plans.
+
+
+def test_keys_are_looked_up_one_by_one_in_tables_without_statistics(postgres_log_url: str) -> None:
+    """Reading a whole table for each batch with a repeat in it took a log from 9,000 records a second to 1,700."""
+    run(
+        postgres_log_url,
+        "INSERT INTO idem SELECT 1, substr(sha256(int8send(g)), 1, 16), g FROM generate_series(0, 50000) AS g",
+    )
+    with psycopg.connect(postgres_log_url, cursor_factory=psycopg.ClientCursor) as connection:
+        keys = [os.urandom(16) for _ in range(400)]
+        plan = connection.execute(b"EXPLAIN " + _SELECT_BY_KEYS.encode(), {"keys": keys, "log": 1}).fetchall()
+    assert not [row for row in plan if "Seq Scan" in row[0]], plan
 
 
 # Partitions and retention.

@@ -230,7 +230,7 @@ class SqliteReader:
 
     def hashes(self, level: int, first: int, last: int) -> list[bytes]:
         """The hashes [first, last), all of one tile, of a tile level."""
-        if level == 0:
+        if level == 0 and last - first < TILE_WIDTH:
             rows = self._db.execute(
                 "SELECT leaf_hash FROM entry WHERE log_id = ? AND idx >= ? AND idx < ? ORDER BY idx",
                 (LOG_ID, first, last),

@@ -145,8 +145,11 @@ def started(*replicas: AuditProcess) -> Iterator[None]:
 
 
 async def stopped(*replicas: AuditProcess) -> None:
-    """Stops them in order."""
+    """Stops them in order, each once it serves: a process that is still starting dies of SIGTERM."""
     for replica in replicas:
+        async with open_channel(replica.address, peer_name="gateway") as channel:
+            reads = audit_pb2_grpc.AuditReadServiceStub(channel)
+            await reads.GetCheckpoint(audit_pb2.GetCheckpointRequest(), timeout=60, wait_for_ready=True)
         status = await asyncio.to_thread(replica.stop)
         assert status == 0, replica.output()
 

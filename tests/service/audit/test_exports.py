@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from kala.audit.export import manifest_path, verify_export
@@ -16,8 +17,9 @@ from kala.audit.report import TamperedError
 from kala.audit.v1 import audit_pb2
 from kala.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError, UnavailableError
 from services.audit import exporting
+from services.audit.postgres_retention import drop_before
 from services.common.status import translated
-from tests.fakes.audit_log import NOW, record
+from tests.fakes.audit_log import NOW, open_log, record
 from tests.fakes.audit_server import ServedLog, served_log
 
 TOTAL = 300
@@ -253,3 +255,21 @@ async def test_a_manifest_of_another_key_is_refused(served: ServedLog, tmp_path:
     with pytest.raises(TamperedError, match="not the one that was signed"):
         verified(served, tmp_path, (b"", forged))
     assert parse_manifest(manifest, [served.verifier]).count == TOTAL
+
+
+async def test_what_retention_dropped_is_a_proved_gap(postgres_url: str, tmp_path: Path) -> None:
+    with open_log(postgres_url):
+        pass
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE entry DETACH PARTITION entry_0")
+        connection.execute("DROP TABLE entry_0")
+        connection.execute("SELECT audit_extend_entry(1024, 256)")
+    async with served_log(postgres_url) as served:
+        served.file.append(*(record(number) for number in range(700)), with_proof=False)
+        engine = served.file.open_engine()
+        assert drop_before(engine, served.file.log_id, 600) == 512
+        engine.dispose()
+        manifest = verified(served, tmp_path, await export(served))
+        assert manifest.runs == [(512, 188)]
+        some = await export(served, filter=audit_pb2.EntryFilter(law=3))
+        assert verified(served, tmp_path, some).count == len(range(513, 700, 5))

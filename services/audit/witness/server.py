@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socket import AF_INET, AF_INET6, SHUT_WR, socket
+from socket import AF_INET, AF_INET6, SHUT_RDWR, SHUT_WR, socket
 from typing import Any, Final, cast
 
 import structlog
@@ -24,8 +25,12 @@ ADD_CHECKPOINT: Final = "/add-checkpoint"
 MAX_BODY_BYTES: Final = 256 * 1024
 # Logs keep one connection each; more than these wait in the kernel's queue.
 MAX_CONNECTIONS: Final = 64
-# An idle or slow connection is closed after this.
+# An idle connection is closed after this.
 IDLE_SECONDS: Final = 30.0
+# One that is older is closed after its next answer, and cut after another `IDLE_SECONDS`: strangers take turns.
+CONNECTION_SECONDS: Final = 60.0
+# While all places are taken, how often it is looked whether one is due or the witness stops.
+PLACE_SECONDS: Final = 0.1
 
 # How much of a body that was refused is read and dropped, so that its sender hears why.
 LINGER_SECONDS: Final = 1.0
@@ -37,28 +42,54 @@ _DIGITS: Final = frozenset("0123456789")
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # A stop waits for what is being answered, at most as long as a slow client may take.
+    # A stop waits for nobody: what was answered is on disk, and whoever was not answered asks again.
     block_on_close = False
 
     def __init__(self, address: TcpAddress, answer: Callable[[bytes], Reply]) -> None:
         self.address_family = AF_INET6 if ":" in address.host else AF_INET
         self.answer = answer
         self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._stopping = threading.Event()
+        # By what was accepted: what is read from, and since when it is open.
+        self._open: dict[socket, tuple[socket, float]] = {}
         super().__init__((address.host, address.port), _Handler)
 
+    def shutdown(self) -> None:
+        """Stop, also while every place is taken."""
+        self._stopping.set()
+        super().shutdown()
+
     def process_request(self, request: Any, client_address: Any) -> None:  # Any: as the base class has it
-        self._room.acquire()
+        while not self._room.acquire(timeout=PLACE_SECONDS):
+            self.service_actions()
+            if self._stopping.is_set():
+                self.shutdown_request(request)
+                return
+        self._open[request] = (request, time.monotonic())
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._room.release()
+            self._leave(request)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # Any: as above
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._room.release()
+            self._leave(request)
+
+    def service_actions(self) -> None:
+        """Cut the connections that are far too old; the base class calls it again and again."""
+        cut_before = time.monotonic() - CONNECTION_SECONDS - IDLE_SECONDS
+        for connection, opened_at in list(self._open.values()):
+            if opened_at < cut_before:
+                with contextlib.suppress(OSError):
+                    # Not that of TLS, which its own thread is using.
+                    socket.shutdown(connection, SHUT_RDWR)
+
+    def _leave(self, request: socket) -> None:
+        self._open.pop(request, None)
+        self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # Any: as above
         """A connection that broke is its client's affair; anything else is a bug of ours."""
@@ -76,13 +107,21 @@ class _TlsServer(_Server):
     def finish_request(self, request: Any, client_address: Any) -> None:  # Any: as above
         # In the connection's own thread: a client that never shakes hands delays nobody else.
         request.settimeout(IDLE_SECONDS)
-        with self._context.wrap_socket(request, server_side=True) as wrapped:
+        _, opened_at = self._open[request]
+        with self._context.wrap_socket(request, server_side=True, do_handshake_on_connect=False) as wrapped:
+            self._open[request] = (wrapped, opened_at)
+            wrapped.do_handshake()
             super().finish_request(wrapped, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = IDLE_SECONDS
+
+    def setup(self) -> None:
+        """Begin a connection."""
+        super().setup()
+        self.connection.settimeout(IDLE_SECONDS)
+        self._due_at = time.monotonic() + CONNECTION_SECONDS
 
     def do_POST(self) -> None:
         """Answer `add-checkpoint`."""
@@ -124,6 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, reply: Reply) -> None:
         body = reply.body.encode()
+        self.close_connection = self.close_connection or time.monotonic() >= self._due_at
         self.send_response(reply.status.value)
         self.send_header("Content-Type", reply.content_type)
         self.send_header("Content-Length", str(len(body)))

@@ -50,9 +50,10 @@ class HistoryError(WitnessError):
 
 @dataclass(slots=True)
 class _Known:
-    """What is remembered of one witness."""
+    """What is remembered of one witness: the size that it saw last, and the newest that it gave its cosignature for."""
 
     size: int
+    cosigned: int
     failures: int = 0
     pause: int = 0
 
@@ -117,9 +118,9 @@ class Witnessing:
         known = self._known.get(witness.name)
         if known is None:
             cosigned = await asyncio.to_thread(lambda: max(map(self._store.size_of, witness.keys)))
-            known = self._known[witness.name] = _Known(cosigned)
+            known = self._known[witness.name] = _Known(cosigned, cosigned)
             self._show(witness.name, cosigned)
-        if known.size >= size:
+        if known.cosigned >= size:
             return
         if known.pause:
             known.pause -= 1
@@ -134,20 +135,20 @@ class Witnessing:
             say("a witness did not cosign", witness=witness.name, size=size, problem=problem)
         else:
             known.failures = 0
-            self._show(witness.name, known.size)
+            self._show(witness.name, known.cosigned)
 
     async def _submit(self, witness: WitnessAddress, known: _Known, size: int, note: str) -> None:
         """Gets one cosignature, telling the witness what it saw last; asks once more when it says another size."""
         status, answer = await self._post(witness, known.size, size, note)
         if status == HTTPStatus.CONFLICT:
-            seen = parse_decimal(answer.removesuffix("\n"), "the size that the witness answers")
-            if seen == known.size:
-                raise HistoryError(f"it cosigned another tree of size {seen}: this log has two histories")
+            seen = _seen(answer, known.size)
             if seen > size:
                 await self._require_that_long(seen)
                 return
             known.size = seen
             status, answer = await self._post(witness, seen, size, note)
+        if status == HTTPStatus.CONFLICT:
+            _seen(answer, known.size)
         if status == HTTPStatus.UNPROCESSABLE_ENTITY:
             raise HistoryError(
                 "what it cosigned is not the beginning of this log: this log has two histories"
@@ -155,7 +156,7 @@ class Witnessing:
         if status != HTTPStatus.OK:
             raise WitnessError(f"it answers {status}: {' '.join(answer.split())[:200]}")
         await self._keep(witness, size, note, answer)
-        known.size = size
+        known.size = known.cosigned = size
 
     async def _require_that_long(self, seen: int) -> None:
         """Another writer may have sent its newer checkpoint first; a log that is shorter even now was cut."""
@@ -170,13 +171,26 @@ class Witnessing:
         lines = "".join(f"{base64.b64encode(digest).decode()}\n" for digest in proof)
         body = f"old {old}\n{lines}\n{note}".encode()
         url = f"{witness.url}/add-checkpoint"
-        async with self._client.stream("POST", url, content=body, timeout=TIMEOUT_SECONDS) as response:
+        try:
+            # All of it at once: one witness that sends a byte now and then would keep the others from being asked.
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                status, answer = await self._exchange(url, body)
+        except TimeoutError:
+            raise WitnessError(f"it did not answer within {TIMEOUT_SECONDS:g} seconds") from None
+        return status, answer.decode("utf-8", "replace")
+
+    async def _exchange(self, url: str, body: bytes) -> tuple[int, bytes]:
+        headers = {"accept-encoding": "identity"}
+        async with self._client.stream("POST", url, content=body, headers=headers, timeout=None) as response:
+            if response.headers.get("content-encoding", "identity") != "identity":
+                # A few compressed bytes could fill the memory before they are counted.
+                raise WitnessError("its answer is compressed, which it was not asked for")
             answer = b""
             async for part in response.aiter_bytes():
                 answer += part
                 if len(answer) > MAX_ANSWER_BYTES:
                     raise WitnessError(f"it answers more than {MAX_ANSWER_BYTES} bytes")
-        return response.status_code, answer.decode("utf-8", "replace")
+            return response.status_code, answer
 
     async def _keep(self, witness: WitnessAddress, size: int, note: str, answer: str) -> None:
         """Stores the lines of the witness's own keys, each verified; lines of other keys are passed over."""
@@ -197,6 +211,14 @@ class Witnessing:
                 return method()
 
         return await asyncio.to_thread(locked)
+
+
+def _seen(answer: str, told: int) -> int:
+    """The size that a witness says it saw last, when it was told another one; `HistoryError` when it was told this one."""
+    seen = parse_decimal(answer.removesuffix("\n"), "the size that the witness answers")
+    if seen == told:
+        raise HistoryError(f"it cosigned another tree of size {seen}: this log has two histories")
+    return seen
 
 
 def _text(note: str) -> str:

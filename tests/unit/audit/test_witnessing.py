@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -14,6 +15,7 @@ from structlog.testing import capture_logs
 from kala.audit.checkpoint import open_checkpoint
 from kala.audit.cosignature import CosignatureKind, Cosigner, cosignatures
 from kala.errors import InvalidArgumentError, UnavailableError
+from services.audit import witnessing as witnessing_module
 from services.audit.cosignature_store import KEPT_SIZES, CosignatureStore
 from services.audit.published import PublishedLog
 from services.audit.witness.add_checkpoint import AddCheckpoint
@@ -189,9 +191,58 @@ async def test_a_witness_that_keeps_failing_is_asked_less_and_less_often(setting
     assert 3 <= setting.witnesses.asked.count("w2.test") <= 8
 
 
+class Dripping(httpx.AsyncByteStream):
+    """An answer that never ends and is never silent for long."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            await asyncio.sleep(0.001)
+            yield b""
+
+
+async def test_a_witness_whose_answer_never_ends_keeps_the_other_from_nothing(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(witnessing_module, "TIMEOUT_SECONDS", 0.2)
+    setting.witnesses.broken["w2.test"] = lambda _request: httpx.Response(200, stream=Dripping())
+    setting.grow(2)
+    async with setting.asking() as witnessing:
+        with capture_logs() as lines:
+            async with asyncio.timeout(20):
+                await witnessing.advance()
+    assert ["did not answer within" in line["problem"] for line in lines] == [True]
+    assert setting.shown == {"w1.test": 2, "w2.test": 0}
+
+
+async def test_a_cosignature_that_was_lost_on_the_way_is_asked_for_again(setting: Setting) -> None:
+    """The witness cosigned and remembers; the log was killed before it had the answer, and grows no more."""
+    setting.grow(2)
+    async with setting.asking() as witnessing:
+        await witnessing.advance()
+    setting.store = CosignatureStore(
+        setting.store._engine,
+        setting.log.log_id + 7,
+        policy=[address.keys for address in ADDRESSES],
+        required=2,
+    )
+    answers = iter([httpx.Response(409, text="2\n"), httpx.Response(503)])
+    setting.witnesses.broken["w2.test"] = lambda _request: next(answers)
+    async with setting.asking() as witnessing:
+        await witnessing.advance()
+        assert setting.store.publishable() == -1
+        setting.witnesses.broken.clear()
+        await witnessing.advance()
+    assert setting.store.publishable() == 2
+
+
 def forged(_request: httpx.Request) -> httpx.Response:
     text = signer().sign(f"{ORIGIN}\n1\n{'A' * 43}=\n").rpartition("\n\n")[0] + "\n"
     return httpx.Response(200, text=KEYS["w2"].line(text, NOW))
+
+
+def bomb() -> httpx.Response:
+    """A flood that is small until it is unpacked."""
+    return httpx.Response(200, content=gzip.compress(bytes(1 << 20)), headers={"content-encoding": "gzip"})
 
 
 @pytest.mark.parametrize(
@@ -205,9 +256,21 @@ def forged(_request: httpx.Request) -> httpx.Response:
         (lambda _request: httpx.Response(404, text="unknown log"), "answers 404: unknown log"),
         (lambda _request: httpx.Response(302, headers={"location": "http://w1.test/"}), "answers 302"),
         (forged, "does not hold"),
+        (lambda _request: bomb(), "is compressed"),
         (lambda _request: httpx.Response(200, text=KEYS["w1"].line("x\n", NOW)), "no signature of its keys"),
     ],
-    ids=["empty", "words", "flood", "no text", "no size", "unknown", "redirect", "forged", "another's"],
+    ids=[
+        "empty",
+        "words",
+        "flood",
+        "no text",
+        "no size",
+        "unknown",
+        "redirect",
+        "forged",
+        "bomb",
+        "another's",
+    ],
 )
 async def test_what_is_no_cosignature_is_not_kept(
     setting: Setting, broken: Callable[[httpx.Request], httpx.Response], problem: str
@@ -228,8 +291,9 @@ async def test_what_is_no_cosignature_is_not_kept(
         ([(409, "9\n")], "was cut"),
         ([(422, "no")], "two histories"),
         ([(409, "1\n"), (422, "no")], "two histories"),
+        ([(409, "2\n"), (409, "2\n")], "two histories"),
     ],
-    ids=["another tree", "cut", "no growth", "no growth from its size"],
+    ids=["another tree", "cut", "no growth", "no growth from its size", "another tree of this size"],
 )
 async def test_a_witness_that_remembers_another_log_is_an_error(
     setting: Setting, answers: list[tuple[int, str]], problem: str

@@ -171,7 +171,7 @@ def _add_model(event: Json, leaf: Json) -> None:
 
 
 def _rpc_of(leaf: Json) -> str:
-    return leaf["action"]["rpc"] if leaf["action"] else leaf["type"]
+    return str(leaf["action"]["rpc"] if leaf["action"] else leaf["type"])
 
 
 def _activity(rpc: str) -> tuple[int, str]:

@@ -6,7 +6,6 @@ Content is not among them. They are attributes of the outcome's record, and the 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -30,7 +29,8 @@ RESPONSE_LENGTH: Final = "call.response_length"
 LATENCY: Final = "call.latency_ms"
 """Whole milliseconds until the last word, one number per attempt, as a JSON array."""
 
-_TOOL_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_TOOLS: Final = frozenset({"code_execution", "filesystem", "shell"})
+"""What the tools service runs; a client may ask it for anything."""
 
 Action = (
     inference_pb2.ChatAction
@@ -61,15 +61,16 @@ _OTHER_TOOLS: Final = {
 
 
 def tool_of(action: AnyMessage) -> str:
-    """Name the tool that an action runs; empty for every other action, and for a name that no tool can have.
+    """Name the tool that an action runs; empty for every other action, and for a name that no tool has.
 
-    A client chooses the name of what it executes, and the log keeps no person's words.
+    A client chooses the name of what it executes. The log keeps no person's words, and its control plane counts runs by
+    this name: no client may make one up, least of all a backend's.
     """
     name = _name_of(action)
     if name != _EXECUTE:
         return _OTHER_TOOLS.get(name, "")
     tool = tools_pb2.ExecuteAction.FromString(action.value).tool
-    return tool if _TOOL_NAME.fullmatch(tool) else ""
+    return tool if tool in _TOOLS else ""
 
 
 def facts_of_call(act: Act, ending: Ending) -> dict[str, str]:

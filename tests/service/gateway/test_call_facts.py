@@ -7,8 +7,12 @@ import json
 from typing import Any
 
 import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
 
+from gateway.call_facts import tool_of
 from kala.inference.v1 import inference_pb2 as pb
+from kala.tools.v1 import tools_pb2
+from services.tools.policy.loading import TOOL_NAMES
 from tests.fakes.gateway_suite import Suite
 from tests.fakes.scripted_inference import finish, route, saying, text
 from tests.fakes.scripted_tools import WORKSPACE
@@ -93,12 +97,19 @@ async def test_a_run_of_a_tool_names_it_from_intent_to_outcome(tool_suite: Suite
     assert len(json.loads(found["latency_ms"])) == 1
 
 
-@pytest.mark.parametrize("name", ["my neighbour, Mr Smith", "a" * 65, "x\u0000y"])
-async def test_a_name_that_no_tool_can_have_stays_out_of_the_log(tool_suite: Suite, name: str) -> None:
+@pytest.mark.parametrize("name", ["my neighbour, Mr Smith", "mr_smith", "lm_studio", "x\u0000y"])
+async def test_a_name_that_no_tool_has_stays_out_of_the_log(tool_suite: Suite, name: str) -> None:
     await tool_suite.post("/kala/v1/tools/execute", {"tool": name, "arguments_json": "{}"})
     leaves = await tool_suite.leaves()
     assert leaves
     assert all(leaf["action"]["tool"] is None for leaf in leaves)
+
+
+async def test_every_tool_of_the_tools_service_has_a_name() -> None:
+    for name in TOOL_NAMES:
+        action = AnyMessage()
+        action.Pack(tools_pb2.ExecuteAction(tool=name))
+        assert tool_of(action) == name
 
 
 async def test_files_that_are_written_and_code_that_is_made_are_runs_of_tools_too(tool_suite: Suite) -> None:

@@ -40,6 +40,13 @@ async def test_what_ran_through_the_gateway_is_counted_by_backend_and_tool(tool_
     assert (after["lm_studio"]["last_status"], after["shell"]["last_status"]) == ("error", "ok")
 
 
+async def test_no_client_makes_up_a_run_of_a_backend(tool_suite: Suite) -> None:
+    before = await pipelines(tool_suite)
+    for name in ("lm_studio", "mlx", "made_up"):
+        await tool_suite.post("/kala/v1/tools/execute", {"tool": name, "arguments_json": "{}"})
+    assert await pipelines(tool_suite) == before
+
+
 async def test_a_tenant_sees_its_own_runs_alone(suite: Suite) -> None:
     await suite.chat("Hi")
     assert await pipelines(suite)

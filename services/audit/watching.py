@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from kala.errors import ResourceExhaustedError, UnavailableError
+from kala.errors import KalaError, ResourceExhaustedError, UnavailableError
 from services.audit.query import Condition
 from services.audit.reading import FoundEntry
 from services.audit.scan import Scanner
@@ -127,7 +127,6 @@ class Watches:
         while True:
             self._require_running()
             if self._polling is None or self._polling.done():
-                self._size = await self.size()
                 self._polling = asyncio.create_task(self._poll(), name="audit-watch-poll")
             if self._size > position:
                 return self._size
@@ -145,15 +144,21 @@ class Watches:
         while any(self._present.values()):
             try:
                 size = await self.size()
-            except Exception:  # the edge of a task: watchers wait until the database answers again
+            except KalaError as error:
+                log.warning("watchers wait for the log's database", problem=error.message)
+            except Exception:  # the edge of a task: a bug must not leave watchers waiting for ever
                 log.exception("the log's head cannot be read")
-                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._grow(size)
+                await asyncio.sleep(self._poll_seconds)
                 continue
-            if size > self._size:
-                self._size = size
-                changed, self._changed = self._changed, asyncio.Event()
-                changed.set()
-            await asyncio.sleep(self._poll_seconds)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _grow(self, size: int) -> None:
+        if size > self._size:
+            self._size = size
+            changed, self._changed = self._changed, asyncio.Event()
+            changed.set()
 
     async def _read(self, method: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, method)

@@ -153,3 +153,27 @@ async def test_a_stopping_server_ends_its_watches_so_that_they_go_on_elsewhere(l
             await take(stream, 1)
         with pytest.raises(UnavailableError), translated():
             await take(stream, 2)
+
+
+@pytest.mark.parametrize("error", [UnavailableError("away"), ZeroDivisionError("a bug")], ids=["away", "bug"])
+async def test_a_head_that_cannot_be_read_for_a_while_ends_no_watch(
+    served: ServedLog, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    stream = watch(served)
+    await stream.initial_metadata()
+    reader = type(served.file.reader)
+    real, failed = reader.head, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def failing(self: Any) -> Any:
+        loop.call_soon_threadsafe(failed.set)
+        raise error
+
+    monkeypatch.setattr(watching, "RETRY_SECONDS", 0.01)
+    with monkeypatch.context() as patched:
+        patched.setattr(reader, "head", failing)
+        await asyncio.wait_for(failed.wait(), 20)
+    assert reader.head is real
+    served.file.append(record(50))
+    (entry,) = await take(stream, 1)
+    assert json.loads(entry.leaf)["trace_id"] == f"{50:032x}"

@@ -306,7 +306,7 @@ async def test_an_outcome_whose_subject_s_key_is_damaged_ends_as_a_named_gap_and
     assert dict(notice["attributes"]) == {
         "refused.receipt": refused.receipt_id,
         "refused.type": "chat.outcome",
-        "refused.boot": notice_boot(logged),
+        "refused.boot": waiting_boot(logged),
         "refused.sequence": "1",
     }
     assert (notice["intent"], notice["result"]["code"]) == (intent.key.hex(), "AUDIT_RECORD_REFUSED")
@@ -318,9 +318,10 @@ async def test_an_outcome_whose_subject_s_key_is_damaged_ends_as_a_named_gap_and
         assert len(aside) == 1
 
 
-def notice_boot(logged: list[dict[str, Any]]) -> str:
-    """The boot of the writer that delivered the last record."""
-    return str(logged[-1]["producer"]["boot"])
+def waiting_boot(logged: list[dict[str, Any]]) -> str:
+    """The boot of the writer whose records waited."""
+    (last,) = [leaf for leaf in logged if ["note", "last"] in leaf["attributes"]]
+    return str(last["producer"]["boot"])
 
 
 async def test_a_record_refused_to_its_caller_fails_and_is_not_spooled(

@@ -64,6 +64,13 @@ def templates(name: str) -> Any:  # Any: what YAML holds; each generator knows i
     return yaml.safe_load(text)
 
 
+def opened(draw: Draw, opening: str, asked: str) -> str:
+    """Returns a request behind its opening; behind a sentence it begins with a capital, behind a colon it may."""
+    mark = opening.rstrip()[-1:]
+    is_new_sentence = mark in {".", "!"} or (mark == ":" and draw.chance(0.5))
+    return opening + (capitalised(asked) if is_new_sentence else asked)
+
+
 def capitalised(text: str) -> str:
     """Returns the text with its first letter in upper case."""
     return text[:1].upper() + text[1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from services.trainer.datasets.draw import Draw, capitalised, templates
+from services.trainer.datasets.draw import Draw, capitalised, opened, templates
 from services.trainer.datasets.generators.plain import KIND, plain_request
 from services.trainer.datasets.rows import Row, conversation
 
@@ -31,7 +31,7 @@ def benign_row(draw: Draw) -> Row:
         answer = draw.choice(words["answer_openings"]) + answer
     if asked[-1] not in "?.!":
         asked += draw.choice((".", "?", ""))
-    asked = draw.choice(words["openings"]) + asked + draw.choice(words["closings"])
+    asked = opened(draw, draw.choice(words["openings"]), asked) + draw.choice(words["closings"])
     return conversation(CATEGORY, capitalised(asked), answer, facts={"kind": kind})
 
 

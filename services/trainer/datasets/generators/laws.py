@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from services.trainer.datasets.draw import Draw, capitalised, templates
+from services.trainer.datasets.draw import Draw, capitalised, opened, templates
 from services.trainer.datasets.rows import Row, conversation
 
 # One row in so many shows a wrong answer and explains it; more would teach to talk about requests instead of answering.
@@ -70,8 +70,7 @@ def request_for(draw: Draw, act: Act) -> str:
     asked = draw.text(draw.choice(words["wordings"]), slots)
     if asked[-1] in ".?!":
         asked += draw.choice(words["closings"])
-    opening = draw.choice(words["openings"])
-    return capitalised(opening + asked if opening else asked)
+    return capitalised(opened(draw, draw.choice(words["openings"]), asked))
 
 
 def refusal_of(draw: Draw, act: Act) -> str:

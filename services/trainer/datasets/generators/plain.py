@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Final
 
-from services.trainer.datasets.draw import Draw, templates
+from services.trainer.datasets.draw import Draw, opened, templates
 
 KIND: Final = "plain"
 _SUM_SHARE: Final = 0.12
@@ -27,7 +27,7 @@ def plain_request(draw: Draw) -> tuple[str, str]:
         answer = answer[:1].upper() + answer[1:]
     if asked[-1] not in "?.!":
         asked += draw.choice(("", "?", ".", "."))
-    return draw.choice(words["openings"]) + asked + draw.choice(words["closings"]), answer
+    return opened(draw, draw.choice(words["openings"]), asked) + draw.choice(words["closings"]), answer
 
 
 @cache

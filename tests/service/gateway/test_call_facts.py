@@ -12,6 +12,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from gateway.call_facts import tool_of
 from kala.inference.v1 import inference_pb2 as pb
 from kala.tools.v1 import tools_pb2
+from services.common.sealing import TYPE_URL_PREFIX
 from services.tools.policy.loading import TOOL_NAMES
 from tests.fakes.gateway_suite import Suite
 from tests.fakes.scripted_inference import finish, route, saying, text
@@ -107,9 +108,9 @@ async def test_a_name_that_no_tool_has_stays_out_of_the_log(tool_suite: Suite, n
 
 async def test_every_tool_of_the_tools_service_has_a_name() -> None:
     for name in TOOL_NAMES:
-        action = AnyMessage()
-        action.Pack(tools_pb2.ExecuteAction(tool=name))
-        assert tool_of(action) == name
+        action = tools_pb2.ExecuteAction(tool=name)
+        type_url = f"{TYPE_URL_PREFIX}{action.DESCRIPTOR.full_name}"
+        assert tool_of(AnyMessage(type_url=type_url, value=action.SerializeToString())) == name
 
 
 async def test_files_that_are_written_and_code_that_is_made_are_runs_of_tools_too(tool_suite: Suite) -> None:

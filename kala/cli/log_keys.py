@@ -42,7 +42,8 @@ def rotate_log(
     layout = layout_of(state)
     keyring = Keyring(layout.keys, layout.trust) if out is None else Keyring(out / "private", out / "public")
     if finish:
-        former = log_rotation.finish(keyring)
+        # Elsewhere the log's database is not ours to open; the service refuses what this would refuse.
+        former = log_rotation.finish(keyring, layout.audit_database if out is None else None)
         note(f"the new key stands alone; the old one lies in {former}: delete it once the log has started")
         note(f"{keyring.audit_vkey} still names both: what the old key signed is verified with it")
         return
@@ -58,7 +59,12 @@ def cosigner(
         str, typer.Argument(help="Name of the witness, such as witness.example.org/w1; of a log, its origin.")
     ],
     *,
-    out: Annotated[Path, typer.Option(help="File for the secret keys; the public ones go beside it, .vkey.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="File for the secret keys; the public ones go beside it, .vkey. Its folder is made."
+        ),
+    ],
     kind: Annotated[
         Kind, typer.Option(help="Ed25519, ML-DSA-44 (good against quantum computers), or one key of each.")
     ] = Kind.BOTH,
@@ -73,6 +79,7 @@ def cosigner(
     }[kind]
     cosigners = [Cosigner.of(name, each, os.urandom(_SEED_BYTES)) for each in kinds]
     try:
+        out.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.writelines(f"{each.private_text()}\n" for each in cosigners)

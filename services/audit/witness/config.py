@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from kala.errors import InvalidArgumentError
 from services.common.addresses import TcpAddress, parse_address
 from services.common.peers import WITNESS
-from services.common.settings import ListenAddress, ProcessSettings
+from services.common.settings import ProcessSettings
 
 SECTION: Final = WITNESS
 PORT: Final = 8806
@@ -20,7 +20,7 @@ _HOME: Final = Path("~/.local/state/kala-witness").expanduser()
 class WitnessSettings(ProcessSettings):
     """What a witness can be told; its home is not the suite's, for it belongs on another machine."""
 
-    address: ListenAddress = f"127.0.0.1:{PORT}"
+    address: Annotated[str, Field(description="Where to listen, host:port.")] = f"127.0.0.1:{PORT}"
     key_file: Annotated[
         Path,
         Field(description="Its signing keys, one `PRIVATE+KEY+<name>+…` line each, mode 0600."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from kala.audit.note import Signer, Verifier
 from kala.cli.commands import command_line
 from kala.errors import FailedPreconditionError
 from kala.suite.keyring import Keyring, make_keyring
+from kala.suite.layout import StateLayout
 from services.audit.keys import load_signer
 from services.audit.tile_api import load_token
 from services.audit.witness.keys import load_cosigners
+from tests.fakes.audit_log import ORIGIN, LogFile, record
 
 
 def vkeys(keyring: Keyring) -> list[Verifier]:
@@ -52,6 +55,33 @@ def test_there_is_nothing_to_finish_before_it_was_begun(tmp_path: Path) -> None:
     assert keyring.audit_log_key.read_text() == before
 
 
+def test_the_new_key_does_not_stand_alone_before_the_log_was_restarted_with_both(tmp_path: Path) -> None:
+    layout = StateLayout.at(tmp_path)
+    keyring, _ = make_keyring(layout.keys, layout.trust, log_name=ORIGIN)
+    layout.data.mkdir()
+    with closing(LogFile(layout.audit_database, keys=load_signer(keyring.audit_log_key))) as log:
+        log.append(record(0))
+    rotate = ["keys", "rotate-log", "--state", str(tmp_path)]
+    assert command_line(rotate) == 0
+    with pytest.raises(FailedPreconditionError, match="not signed by both keys yet"):
+        command_line([*rotate, "--finish"])
+    both = load_signer(keyring.audit_log_key, keyring.next_audit_log_key)
+    with closing(LogFile(layout.audit_database, keys=both)) as log:
+        log.append(record(1))
+    assert command_line([*rotate, "--finish"]) == 0
+    alone = load_signer(keyring.audit_log_key)
+    assert alone.verifier == both.verifiers[1]
+    with closing(LogFile(layout.audit_database, keys=alone)) as log:
+        log.append(record(2))
+
+
+def test_a_public_key_that_is_not_there_is_named(tmp_path: Path) -> None:
+    keyring, _ = make_keyring(tmp_path / "private", tmp_path / "public")
+    keyring.audit_vkey.unlink()
+    with pytest.raises(FailedPreconditionError, match=r"audit\.vkey cannot be read"):
+        command_line(["keys", "rotate-log", "--out", str(tmp_path)])
+
+
 def test_where_there_is_no_log_key_nothing_is_made(tmp_path: Path) -> None:
     with pytest.raises(FailedPreconditionError, match="no signing key"):
         command_line(["keys", "rotate-log", "--out", str(tmp_path)])
@@ -69,6 +99,13 @@ def test_a_witness_gets_keys_that_its_process_and_the_log_can_read(
     assert (tmp_path / "witness.key.vkey").read_text().split() == shown
     assert file.stat().st_mode & 0o077 == 0
     assert "PRIVATE" not in "".join(shown)
+
+
+def test_the_folder_of_a_witness_is_made_and_is_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "state" / "kala-witness" / "witness.key"
+    assert command_line(["keys", "cosigner", "witness.test/w1", "--out", str(file)]) == 0
+    assert load_cosigners(file)
+    assert file.parent.stat().st_mode & 0o077 == 0
 
 
 def test_a_log_gets_a_second_key_of_one_kind(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class SpoolDrain:
             if self._strikes < STRIKES:
                 raise error
             await self._name_refused(record, error)
-            # The log takes records now; perhaps this one too.
+            # The log takes records now; perhaps it recovered just then and takes this one too, notice or not.
             error = await self._refusal_of(record)
         elif error is not None:
             await self._name_refused(record, error)

@@ -16,7 +16,7 @@ from tests.fakes.audit_process import AuditProcess
 
 pytestmark = pytest.mark.e2e
 
-KILLS = 3
+KILLS = 2
 RECORDS = 40
 
 

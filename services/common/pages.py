@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from services.common.bounded_threads import BoundedThreads
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication
+
+
+# Connections at once; one more waits. A page is asked for by a few scrapers and mirrors, yet may be open to the world.
+PLACES: Final = 32
+# A silent connection is closed after this, and any after `LONGEST_SECONDS`, in which a slow reader gets 16 MB.
+IDLE_SECONDS: Final = 30.0
+LONGEST_SECONDS: Final = 120.0
 
 
 class Pages:
@@ -28,3 +40,33 @@ class Pages:
             return self._applications.get(segment, others)(environ, start_response)
 
         return serve
+
+
+class _Server(BoundedThreads, WSGIServer):
+    def __init__(self, address: tuple[str, int], application: WSGIApplication) -> None:
+        super().__init__(address, _Handler, places=PLACES, longest_seconds=LONGEST_SECONDS)
+        self.set_app(application)
+
+
+class _Handler(WSGIRequestHandler):
+    def setup(self) -> None:
+        """Begin a connection."""
+        super().setup()
+        self.connection.settimeout(IDLE_SECONDS)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Write nothing."""
+
+
+@contextmanager
+def serving_pages(application: WSGIApplication, *, host: str, port: int) -> Iterator[int]:
+    """Serve it in threads until the context is left; gives the port, of which 0 takes a free one. Raises OSError."""
+    server = _Server((host, port), application)
+    thread = threading.Thread(target=server.serve_forever, name="pages", daemon=True)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -22,13 +22,12 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     make_wsgi_app,
-    start_http_server,
 )
 
 from kala.errors import FailedPreconditionError
 from services.common.logs import bind_log_fields, configure_logging
 from services.common.otlp_metrics import exporting
-from services.common.pages import Pages
+from services.common.pages import Pages, serving_pages
 from services.common.tracing import Span, TraceContext, Tracer, UnrecordedTracer, enter_trace, open_tracer
 
 if TYPE_CHECKING:
@@ -260,15 +259,13 @@ def metrics_server(
     if port is None:
         yield None
         return
-    try:
-        server, thread = start_http_server(port, host, registry)
-    except OSError as error:
-        raise FailedPreconditionError(f"/metrics cannot listen on {host}:{port}: {error.strerror}") from error
-    if pages is not None:
-        server.set_app(pages.beside(make_wsgi_app(registry)))
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    metrics = make_wsgi_app(registry)
+    served = serving_pages(metrics if pages is None else pages.beside(metrics), host=host, port=port)
+    with ExitStack() as stack:
+        try:
+            bound = stack.enter_context(served)
+        except OSError as error:
+            raise FailedPreconditionError(
+                f"/metrics cannot listen on {host}:{port}: {error.strerror}"
+            ) from error
+        yield bound

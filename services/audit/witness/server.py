@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from socket import AF_INET, AF_INET6, SHUT_RDWR, SHUT_WR, socket
+from socket import SHUT_WR, socket
 from typing import Any, Final, cast
 
 import structlog
@@ -19,6 +19,7 @@ import structlog
 from kala.errors import FailedPreconditionError
 from services.audit.witness.add_checkpoint import Reply
 from services.common.addresses import TcpAddress
+from services.common.bounded_threads import BoundedThreads
 
 ADD_CHECKPOINT: Final = "/add-checkpoint"
 # 63 hashes and a checkpoint with 64 signatures, all of them ML-DSA-44, fit.
@@ -29,8 +30,6 @@ MAX_CONNECTIONS: Final = 64
 IDLE_SECONDS: Final = 30.0
 # One that is older is closed after its next answer, and cut after another `IDLE_SECONDS`: strangers take turns.
 CONNECTION_SECONDS: Final = 60.0
-# While all places are taken, how often it is looked whether one is due or the witness stops.
-PLACE_SECONDS: Final = 0.1
 
 # How much of a body that was refused is read and dropped, so that its sender hears why.
 LINGER_SECONDS: Final = 1.0
@@ -40,61 +39,15 @@ LINGER_PART_BYTES: Final = 64 * 1024
 _DIGITS: Final = frozenset("0123456789")
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    # A stop waits for nobody: what was answered is on disk, and whoever was not answered asks again.
-    block_on_close = False
-
+class _Server(BoundedThreads, HTTPServer):
     def __init__(self, address: TcpAddress, answer: Callable[[bytes], Reply]) -> None:
-        self.address_family = AF_INET6 if ":" in address.host else AF_INET
         self.answer = answer
-        self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._stopping = threading.Event()
-        # By what was accepted: what is read from, and since when it is open.
-        self._open: dict[socket, tuple[socket, float]] = {}
-        super().__init__((address.host, address.port), _Handler)
-
-    def shutdown(self) -> None:
-        """Stop, also while every place is taken."""
-        self._stopping.set()
-        super().shutdown()
-
-    def process_request(self, request: Any, client_address: Any) -> None:  # Any: as the base class has it
-        while not self._room.acquire(timeout=PLACE_SECONDS):
-            self.service_actions()
-            if self._stopping.is_set():
-                self.shutdown_request(request)
-                return
-        self._open[request] = (request, time.monotonic())
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._leave(request)
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:  # Any: as above
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._leave(request)
-
-    def service_actions(self) -> None:
-        """Cut the connections that are far too old; the base class calls it again and again."""
-        cut_before = time.monotonic() - CONNECTION_SECONDS - IDLE_SECONDS
-        for connection, opened_at in list(self._open.values()):
-            if opened_at < cut_before:
-                with contextlib.suppress(OSError):
-                    # Not that of TLS, which its own thread is using.
-                    socket.shutdown(connection, SHUT_RDWR)
-
-    def _leave(self, request: socket) -> None:
-        self._open.pop(request, None)
-        self._room.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # Any: as above
-        """A connection that broke is its client's affair; anything else is a bug of ours."""
-        del request, client_address
-        structlog.get_logger().debug("a connection ended with an error", exc_info=True)
+        super().__init__(
+            (address.host, address.port),
+            _Handler,
+            places=MAX_CONNECTIONS,
+            longest_seconds=CONNECTION_SECONDS + IDLE_SECONDS,
+        )
 
 
 class _TlsServer(_Server):
@@ -107,9 +60,8 @@ class _TlsServer(_Server):
     def finish_request(self, request: Any, client_address: Any) -> None:  # Any: as above
         # In the connection's own thread: a client that never shakes hands delays nobody else.
         request.settimeout(IDLE_SECONDS)
-        _, opened_at = self._open[request]
         with self._context.wrap_socket(request, server_side=True, do_handshake_on_connect=False) as wrapped:
-            self._open[request] = (wrapped, opened_at)
+            self.read_from(request, wrapped)
             wrapped.do_handshake()
             super().finish_request(wrapped, client_address)
 

@@ -214,7 +214,9 @@ class BatchWriter:
         ]
         rows = [built.row for built in plan.built]
         keys = self._sealer.new_keys()
-        self._writer.commit(Commit(plan.old_size, head, note, rows, payloads, keys, edge.changed_tiles()))
+        self._writer.commit(
+            Commit(before.size, before.root, head, note, rows, payloads, keys, edge.changed_tiles())
+        )
         self._sealer.settle()
         self._head = head
         return note
@@ -268,7 +270,9 @@ class BatchWriter:
 
     def _reload(self) -> None:
         self._sealer.forget()
-        self._head, self._edge = self._load()
+        head, edge = self._load()
+        self._require_continued(head)
+        self._head, self._edge = head, edge
 
     def _load(self) -> tuple[Head, TreeEdge]:
         head = self._writer.head()
@@ -277,6 +281,21 @@ class BatchWriter:
             raise DataLossError("the log's head does not hold the root of its own tree")
         self._require_signed(head)
         return head, edge
+
+    def _require_continued(self, head: Head) -> None:
+        """Raises `DataLossError` unless this head grew out of ours.
+
+        A database that was restored, or a standby that lagged when it took over, lost entries that were acknowledged; to
+        sign on from there would give the log two histories.
+        """
+        before = self._head
+        if (head.size, head.root) == (before.size, before.root) or not before.size:
+            return
+        found = self._reader.note(before.size) if head.size > before.size else None
+        if found is None or Checkpoint.parse(found[1].partition("\n\n")[0] + "\n").root != before.root:
+            raise DataLossError(
+                f"the database went back: it holds {head.size} entries and not the {before.size} that were acknowledged"
+            )
 
     def _require_signed(self, head: Head) -> None:
         """Raises `DataLossError` unless our key signed this head.

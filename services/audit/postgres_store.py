@@ -54,7 +54,7 @@ _ARRAYS: Final = ", ".join(f"%({name})b" for name in _COLUMNS)
 _APPEND: Final = f"""
 WITH moved AS (
     UPDATE head SET size = %(size)s, "range" = %(range)s, root = %(root)s, recorded_at = %(at)s
-    WHERE log_id = %(log)s AND size = %(old_size)s AND key_epoch = %(key_epoch)s
+    WHERE log_id = %(log)s AND size = %(old_size)s AND root = %(old_root)s AND key_epoch = %(key_epoch)s
       AND current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on'
     RETURNING log_id, size, root
 ), known AS (
@@ -275,6 +275,7 @@ class PostgresWriter:
         values: dict[str, Any] = {
             "log": self.log_id,
             "old_size": batch.old_size,
+            "old_root": batch.old_root,
             "size": head.size,
             "range": head.range_bytes,
             "root": head.root,

@@ -48,7 +48,7 @@ _INSERT_ENTRY: Final = (
 )
 _MOVE_HEAD: Final = (
     'UPDATE head SET size = ?, "range" = ?, root = ?, recorded_at = ? '
-    "WHERE log_id = ? AND size = ? AND epoch = ? AND key_epoch = ?"
+    "WHERE log_id = ? AND size = ? AND root = ? AND epoch = ? AND key_epoch = ?"
 )
 _READ_COLUMNS: Final = "idx, leaf, leaf_hash, record_digest, idem"
 _SELECT_ENTRY: Final = f"SELECT {_READ_COLUMNS} FROM entry WHERE log_id = 1"  # noqa: S608 - constants only
@@ -119,6 +119,7 @@ class SqliteWriter:
                         head.recorded_at,
                         LOG_ID,
                         batch.old_size,
+                        batch.old_root,
                         self._epoch,
                         head.key_epoch,
                     ),

@@ -61,9 +61,10 @@ class PayloadRow:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Everything that one transaction writes; it holds only if the head still has `old_size` and its `key_epoch`."""
+    """Everything that one transaction writes; it holds only if the head still has this size, root and `key_epoch`."""
 
     old_size: int
+    old_root: bytes
     head: Head
     note: str
     entries: Sequence[EntryRow]

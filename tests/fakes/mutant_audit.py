@@ -85,7 +85,7 @@ def _look_up_inside() -> None:
 
 def _move_without_comparing() -> None:
     """Neither compares the head nor minds that another entry has the index already."""
-    statement = postgres_store._APPEND.replace("AND size = %(old_size)s ", "")
+    statement = postgres_store._APPEND.replace("AND size = %(old_size)s AND root = %(old_root)s ", "")
     assert statement != postgres_store._APPEND
     for insert in ("%(idem)b, %(idx)b) AS u", "%(note)s FROM moved"):
         changed = statement.replace(insert, f"{insert} ON CONFLICT DO NOTHING")

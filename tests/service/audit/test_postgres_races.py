@@ -7,19 +7,19 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 
 import psycopg
 import pytest
 
-from kala.errors import UnavailableError
+from kala.errors import DataLossError, UnavailableError
 from services.audit import postgres, postgres_store
 from services.audit.postgres import Postgres
 from services.audit.postgres_store import PostgresWriter
 from services.audit.store import StoreFailedError
 from tests.fakes.audit_log import LogFile, open_log, record
 from tests.fakes.rival_logs import Rival, problems_of, race
-from tests.postgres import own_postgres
+from tests.postgres import Databases, name_of, own_postgres
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_the_race_goes_wrong_without_the_compare_and_swap(
     rivals: list[Rival], postgres_log_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: what the compare-and-swap prevents must be seen. The entries' primary key is what is left."""
-    weakened = postgres_store._APPEND.replace("AND size = %(old_size)s ", "")
+    weakened = postgres_store._APPEND.replace("AND size = %(old_size)s AND root = %(old_root)s ", "")
     assert weakened != postgres_store._APPEND
     monkeypatch.setattr(postgres_store, "_APPEND", weakened)
     for rival in rivals:
@@ -235,3 +235,30 @@ def test_a_server_that_takes_a_statement_and_never_answers_is_given_up(
         for process in stopped:
             os.kill(process, signal.SIGCONT)
         assert log.append(record(1))[0].index == 1
+
+
+@pytest.mark.parametrize("acknowledged", [2, 3])
+def test_a_database_that_went_back_is_not_signed_on_from(
+    postgres_databases: Databases, postgres_log_url: str, acknowledged: int
+) -> None:
+    """A standby that lagged took over, or a backup was put back, while this process remembers what it acknowledged."""
+    name = name_of(postgres_log_url)
+    with open_log(postgres_log_url) as remembering:
+        remembering.append(record(0))
+        _drop_connections(postgres_log_url)
+        postgres_databases.run(f'CREATE DATABASE "{name}_old" TEMPLATE "{name}"')
+        for number in range(1, acknowledged):
+            remembering.append(record(number))
+        postgres_databases.drop(postgres_log_url)
+        postgres_databases.run(f'ALTER DATABASE "{name}_old" RENAME TO "{name}"')
+        with open_log(postgres_log_url) as fresh:
+            # Of two entries: as many as were acknowledged, or fewer.
+            fresh.append(record(10))
+            with suppress(UnavailableError, DataLossError):  # its connection was cut
+                remembering.append(record(11))
+            with pytest.raises(DataLossError, match=f"not the {acknowledged} that were acknowledged"):
+                remembering.append(record(11))
+            fresh.append(record(12), record(13))
+            with pytest.raises(DataLossError, match=f"not the {acknowledged} that were acknowledged"):
+                remembering.append(record(11))
+            assert fresh.append(record(14))[0].index == 4

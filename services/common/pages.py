@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication
 
 
+METRICS: Final = "metrics"
 # Connections at once; one more waits. A page is asked for by a few scrapers and mirrors, yet may be open to the world.
 PLACES: Final = 32
 # A silent connection is closed after this, and any after `LONGEST_SECONDS`, in which a slow reader gets 16 MB.
@@ -31,13 +32,14 @@ class Pages:
         """Serve `/<segment>` and all below it from now on."""
         self._applications[segment] = application
 
-    def beside(self, others: WSGIApplication) -> WSGIApplication:
-        """One application of these pages, with `others` for every other path."""
+    def beside(self, metrics: WSGIApplication) -> WSGIApplication:
+        """One application of these pages and `/metrics`; nothing is found at any other path, nor before it is mounted."""
 
         # Any: WSGI's own open dictionary.
         def serve(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
             segment = str(environ.get("PATH_INFO", "")).removeprefix("/").partition("/")[0]
-            return self._applications.get(segment, others)(environ, start_response)
+            application = metrics if segment == METRICS else self._applications.get(segment, _not_found)
+            return application(environ, start_response)
 
         return serve
 
@@ -56,6 +58,12 @@ class _Handler(WSGIRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Write nothing."""
+
+
+# Any: WSGI's own open dictionary.
+def _not_found(_environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    start_response("404 Not Found", [("Content-Type", "text/plain"), ("Cache-Control", "no-store")])
+    return [b"there is no such page\n"]
 
 
 @contextmanager

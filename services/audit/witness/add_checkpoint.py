@@ -16,7 +16,7 @@ import structlog
 from kala.audit.checkpoint import Checkpoint, open_checkpoint
 from kala.audit.cosignature import Cosigner
 from kala.audit.merkle import EMPTY_ROOT
-from kala.audit.note import Verifier, decode_base64, parse_decimal
+from kala.audit.note import KEY_ID_BYTES, SIGNATURE_MARK, Verifier, decode_base64, parse_decimal
 from kala.audit.proof import verify_consistency
 from kala.audit.receipt import MAX_PROOF_HASHES
 from kala.errors import UnavailableError, VerificationError
@@ -107,11 +107,15 @@ class AddCheckpoint:
             return Reply(HTTPStatus.CONFLICT, f"{known_size}\n", SIZE_TYPE)
         known_root = EMPTY_ROOT if newest is None else newest.checkpoint.root
         if checkpoint.size == known_size and checkpoint.root != known_root:
-            self._accuse("two trees of one size", request, newest)
+            log.error(
+                "a log signed two trees of one size",
+                note=self._as_signed(request.note),
+                cosigned="" if newest is None else newest.note,
+            )
             return Reply(HTTPStatus.CONFLICT, f"{known_size}\n", SIZE_TYPE)
         self._require_growth(request, checkpoint, known_root, newest)
         if newest is None or checkpoint.size > known_size:
-            self._keep(Cosigned(checkpoint, request.note))
+            self._keep(Cosigned(checkpoint, self._as_signed(request.note)))
         text = request.note.rpartition("\n\n")[0] + "\n"
         now = self._clock()
         return Reply(HTTPStatus.OK, "".join(cosigner.line(text, now) for cosigner in self._cosigners))
@@ -126,7 +130,13 @@ class AddCheckpoint:
         try:
             verify_consistency(request.old_size, checkpoint.size, request.proof, known_root, checkpoint.root)
         except VerificationError as error:
-            self._accuse("no consistency proof", request, newest)
+            # The proof is whoever's who asks: a stranger's mistake, or a log that has two histories.
+            log.warning(
+                "a signed checkpoint came without a proof that holds",
+                problem=error.message,
+                note=self._as_signed(request.note),
+                cosigned="" if newest is None else newest.note,
+            )
             raise _RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, error.message) from None
 
     def _keep(self, cosigned: Cosigned) -> None:
@@ -136,10 +146,18 @@ class AddCheckpoint:
             log.warning("a checkpoint was not cosigned", problem=error.message)
             raise _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the witness cannot remember it") from None
 
-    def _accuse(self, problem: str, request: _Request, newest: Cosigned | None) -> None:
-        """Writes down what the log signed: with the note that was cosigned it may prove that the log has two histories."""
-        known = "" if newest is None else newest.note
-        log.error("a signed checkpoint does not follow", problem=problem, note=request.note, cosigned=known)
+    def _as_signed(self, note: str) -> str:
+        """A verified note with the log's own signatures and no others, of which a stranger may send any number."""
+        text, _, tail = note.rpartition("\n\n")
+        known = {(verifier.name, verifier.key_id) for verifier in self._logs[note.partition("\n")[0]]}
+        own = [line for line in tail.splitlines(keepends=True) if _signer_of(line) in known]
+        return f"{text}\n\n{''.join(own)}"
+
+
+def _signer_of(line: str) -> tuple[str, bytes]:
+    """The name and key id of a signature's line that was read before."""
+    name, _, encoded = line.removesuffix("\n").removeprefix(SIGNATURE_MARK).partition(" ")
+    return name, decode_base64(encoded, "a signature")[:KEY_ID_BYTES]
 
 
 def _parse(body: bytes) -> _Request:

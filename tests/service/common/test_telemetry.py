@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import grpc
 import pytest
@@ -105,9 +106,13 @@ async def test_a_page_is_served_beside_the_metrics_and_takes_none_of_their_paths
         pages.mount("tile", page)
         texts = [
             await asyncio.to_thread(fetch, f"http://127.0.0.1:{port}/{path}")
-            for path in ("tile/0/000", "tile", "tiles", "metrics")
+            for path in ("tile/0/000", "tile", "metrics")
         ]
-    assert texts == ["/tile/0/000", "/tile", "", ""]
+        # A mirror that asks early must not take metrics for a checkpoint.
+        for path in ("tiles", "checkpoint", ""):
+            with pytest.raises(HTTPError, match="404"):
+                await asyncio.to_thread(fetch, f"http://127.0.0.1:{port}/{path}")
+    assert texts == ["/tile/0/000", "/tile", ""]
 
 
 def fetch(url: str) -> str:

@@ -10,8 +10,9 @@ from http import HTTPStatus
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from kala.audit.checkpoint import Checkpoint
+from kala.audit.checkpoint import Checkpoint, open_checkpoint
 from kala.audit.cosignature import CosignatureKind, Cosigner, cosignatures
 from kala.audit.merkle import EMPTY_ROOT
 from kala.audit.note import Signer
@@ -92,6 +93,29 @@ def test_another_history_is_never_cosigned(witness: Witness) -> None:
     assert witness.ask(FORK.request(0, 9)).status is HTTPStatus.CONFLICT
     assert witness.ask(LOG.request(5, 6)).status is HTTPStatus.CONFLICT
     assert_cosigned(witness.ask(LOG.request(7, 9)), LOG.note(9))
+
+
+def test_a_second_tree_of_one_size_is_written_down_with_both_signed_notes(witness: Witness) -> None:
+    witness.ask(LOG.request(0, 7))
+    stranger = Signer.of(SIGNER.verifier.name, b"s" * 32)
+    body = FORK.request(7, 7).decode()
+    noise = stranger.line(body.rpartition("\n\n")[0] + "\n")
+    with capture_logs() as lines:
+        assert witness.ask(f"{body}{noise}".encode()).status is HTTPStatus.CONFLICT
+    (line,) = lines
+    assert line["log_level"] == "error"
+    two = [open_checkpoint(line[name], [SIGNER.verifier]) for name in ("note", "cosigned")]
+    assert [one.size for one in two] == [7, 7]
+    assert two[0].root != two[1].root
+    assert noise not in line["note"]
+
+
+def test_a_stranger_who_sends_a_wrong_proof_accuses_nobody(witness: Witness) -> None:
+    """Checkpoints are public: whoever has a newer one can send it with any proof."""
+    witness.ask(LOG.request(0, 7))
+    with capture_logs() as lines:
+        assert witness.ask(LOG.request(7, 9, proof=[])).status is HTTPStatus.UNPROCESSABLE_ENTITY
+    assert [line["log_level"] for line in lines] == ["warning"]
 
 
 @pytest.mark.parametrize(

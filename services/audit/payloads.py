@@ -74,6 +74,8 @@ class KeyEncryptionKey:
         self._aead = AESGCM(key)
         self._random = random
         self.kek_id = sha256(_WRAP_LABEL + key).hexdigest()[:16]
+        # Every replica of a log has this key, so each continues the pages that another began.
+        self.page_key = hmac.digest(key, b"kala.audit.page-token.v1", "sha256")
 
     def create(self, subject: str) -> tuple[WrappedKey, bytes]:
         """A new data key for `subject`, wrapped and bare."""

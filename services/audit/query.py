@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from kala.audit.note import MAX_TREE_SIZE
 from kala.errors import InvalidArgumentError
 
 DEFAULT_PAGE_SIZE: Final = 100
 MAX_PAGE_SIZE: Final = 1_000
-# Version, snapshot size, next index, digest of the conditions.
-_TOKEN: Final = struct.Struct(">BQQ8s")
-_TOKEN_VERSION: Final = 1
+# Version, snapshot size, next index; the seal follows.
+_TOKEN: Final = struct.Struct(">BQQ")
+_TOKEN_VERSION: Final = 2
+_SEAL_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,35 +31,44 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class PageToken:
-    """Where the next page starts, in a query whose conditions have this digest, over a tree of this size."""
+    """Where the next page of a question starts, over a tree of this size.
+
+    The log seals it: a token that a reader made up would be a page that nobody asked for in the log.
+    """
 
     snapshot_size: int
     index: int
-    digest: bytes
 
-    def text(self) -> str:
-        """The opaque form."""
-        packed = _TOKEN.pack(_TOKEN_VERSION, self.snapshot_size, self.index, self.digest)
-        return base64.urlsafe_b64encode(packed).decode().rstrip("=")
+    def text(self, key: bytes, question: bytes) -> str:
+        """The opaque form; `key` is the log's alone, and `question` says what is asked, and by whom."""
+        packed = _TOKEN.pack(_TOKEN_VERSION, self.snapshot_size, self.index)
+        return base64.urlsafe_b64encode(packed + _seal(key, packed, question)).decode().rstrip("=")
 
     @classmethod
-    def parse(cls, text: str, digest: bytes) -> PageToken:
-        """Reads a token of the query with this digest, or raises `InvalidArgumentError`."""
+    def parse(cls, text: str, key: bytes, question: bytes) -> PageToken:
+        """Reads a token that the log gave out for this question, or raises `InvalidArgumentError`."""
         try:
-            packed = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-            version, size, index, token_digest = _TOKEN.unpack(packed)
+            data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            version, size, index = _TOKEN.unpack_from(data)
         except (binascii.Error, ValueError, struct.error) as error:
             raise InvalidArgumentError(
                 "page_token", "is not a page token; start again without one"
             ) from error
-        if version != _TOKEN_VERSION or token_digest != digest or max(size, index) > MAX_TREE_SIZE:
-            raise InvalidArgumentError("page_token", "belongs to another query; start again without one")
-        return cls(size, index, digest)
+        packed, seal = data[: _TOKEN.size], data[_TOKEN.size :]
+        if version != _TOKEN_VERSION or not hmac.compare_digest(seal, _seal(key, packed, question)):
+            raise InvalidArgumentError(
+                "page_token", "belongs to another query or reader; start again without one"
+            )
+        return cls(size, index)
 
 
 def digest_of(conditions: Sequence[Condition], *facts: object) -> bytes:
-    """What makes a page token belong to one query."""
-    return sha256(repr((conditions, facts)).encode()).digest()[:8]
+    """What makes a page token belong to one query of one reader."""
+    return sha256(repr((tuple(conditions), facts)).encode()).digest()
+
+
+def _seal(key: bytes, packed: bytes, question: bytes) -> bytes:
+    return hmac.digest(key, packed + question, "sha256")[:_SEAL_BYTES]
 
 
 def page_size_of(asked: int) -> int:

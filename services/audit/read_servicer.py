@@ -138,7 +138,8 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
 
     async def Query(self, request: audit_pb2.QueryRequest, context: Context) -> audit_pb2.QueryResponse:
         """One page of the entries that meet a filter; the first page of a query is logged."""
-        page = await self._read(self._reading.query, _question(request))
+        question = _question(request, asked_by=repr(reader_of(context)))
+        page = await self._read(self._reading.query, question)
         if not request.page_token:
             await self._log(context, "Query", facts_of(request.filter))
         return audit_pb2.QueryResponse(
@@ -185,6 +186,7 @@ class AuditReadServicer(audit_pb2_grpc.AuditReadServiceServicer):
             intents_before=self._clock() - age,
             page_size=page_size_of(request.page_size),
             page_token=request.page_token,
+            asked_by=repr(reader_of(context)),
         )
         if not request.page_token:
             await self._log(context, "ListGaps", facts_of(request.filter))
@@ -257,8 +259,8 @@ def reads_of(
         clock=clock,
     )
     return AuditReadServicer(
-        LogReading(open_reader()),
-        counts=LogReading(open_reader()),
+        LogReading(open_reader(), page_key=kek.page_key),
+        counts=LogReading(open_reader(), page_key=kek.page_key),
         content=content,
         pipelines=pipelines,
         own=own,
@@ -290,7 +292,7 @@ def _gap(row: GapRow) -> audit_pb2.Gap:
     return gap
 
 
-def _question(request: audit_pb2.QueryRequest) -> Question:
+def _question(request: audit_pb2.QueryRequest, *, asked_by: str) -> Question:
     span = span_of(request.filter)
     return Question(
         conditions_of(request.filter),
@@ -299,6 +301,7 @@ def _question(request: audit_pb2.QueryRequest) -> Question:
         page_size_of(request.page_size),
         request.page_token,
         request.descending,
+        asked_by,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,8 @@ class Question:
     page_size: int
     page_token: str
     descending: bool
+    asked_by: str = ""
+    """Whose question it is; nobody else can turn its pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,13 @@ class Page:
 class LogReading:
     """Answers from one reader; blocking, for one thread at a time."""
 
-    def __init__(self, reader: LogReader, kek: KeyEncryptionKey | None = None) -> None:
-        """`kek` opens payloads; without it none is read."""
+    def __init__(
+        self, reader: LogReader, kek: KeyEncryptionKey | None = None, *, page_key: bytes | None = None
+    ) -> None:
+        """`kek` opens payloads; without it none is read. `page_key` seals page tokens; without it they are good here only."""
         self._reader = reader
         self._kek = kek
+        self._page_key = page_key or secrets.token_bytes(32)
         self._scanner = Scanner(reader)
 
     def entry(self, index: int) -> FoundEntry:
@@ -116,7 +122,7 @@ class LogReading:
         A page may hold fewer entries than asked for, even none, when looking for them took its time; the last has no
         token.
         """
-        asked = (question.recorded_from, question.recorded_until, question.descending)
+        asked = (question.recorded_from, question.recorded_until, question.descending, question.asked_by)
         digest = digest_of(question.conditions, *asked)
         token = self._token(question.page_token, digest)
         size = token.snapshot_size if token else self._reader.head().size
@@ -136,7 +142,7 @@ class LogReading:
         rows, position, is_last = found.rows[: question.page_size], found.position, found.is_done
         if len(found.rows) > question.page_size:
             position, is_last = rows[-1].index + (0 if question.descending else 1), False
-        next_token = "" if is_last else PageToken(size, position, digest).text()
+        next_token = "" if is_last else PageToken(size, position).text(self._page_key, digest)
         kept = self._reader.kept_kinds([row.index for row in rows])
         return Page([FoundEntry(row, kept.get(row.index, ())) for row in rows], next_token, size)
 
@@ -150,14 +156,20 @@ class LogReading:
         return first, last
 
     def gaps(
-        self, conditions: Sequence[Condition] = (), *, intents_before: int, page_size: int, page_token: str
+        self,
+        conditions: Sequence[Condition] = (),
+        *,
+        intents_before: int,
+        page_size: int,
+        page_token: str,
+        asked_by: str = "",
     ) -> tuple[Sequence[GapRow], str]:
         """One page of what is missing, oldest first, and the token of the next; all pages see one tree size.
 
         An intent without outcome counts when it was recorded before `intents_before`, in microseconds since 1970.
         """
-        digest = digest_of(conditions, "gaps")
-        token = self._token(page_token, digest) or PageToken(self._reader.head().size, 0, digest)
+        digest = digest_of(conditions, "gaps", asked_by)
+        token = self._token(page_token, digest) or PageToken(self._reader.head().size, 0)
         rows = self._reader.gaps(
             conditions,
             last=token.snapshot_size,
@@ -167,7 +179,9 @@ class LogReading:
         )
         if len(rows) <= page_size:
             return rows, ""
-        return rows[:page_size], PageToken(token.snapshot_size, token.index + page_size, digest).text()
+        return rows[:page_size], PageToken(token.snapshot_size, token.index + page_size).text(
+            self._page_key, digest
+        )
 
     def summary(
         self, recorded_from: int, conditions: Sequence[Condition] = ()
@@ -180,7 +194,7 @@ class LogReading:
 
     def _token(self, text: str, digest: bytes) -> PageToken | None:
         """Where a page starts; None without a token. Raises `InvalidArgumentError` for one that no reply carried."""
-        token = PageToken.parse(text, digest) if text else None
+        token = PageToken.parse(text, self._page_key, digest) if text else None
         if token is not None and token.snapshot_size > self._reader.head().size:
             raise InvalidArgumentError("page_token", "is of a larger log; start again without one")
         return token

@@ -14,10 +14,14 @@ from kala.audit.proof import verify_consistency
 from kala.audit.receipt import verify_receipt
 from kala.audit.v1 import audit_pb2
 from kala.common.v1 import decision_pb2
+from kala.common.v1.clearance_pb2 import Principal
 from kala.errors import InvalidArgumentError, NotFoundError
+from services.audit.payloads import KeyEncryptionKey
 from services.audit.query import PageToken, digest_of
+from services.audit.read_records import Reader
+from services.common.principals import principal_metadata
 from services.common.status import translated
-from tests.fakes.audit_log import NOW, is_url, open_log, record
+from tests.fakes.audit_log import KEK, NOW, is_url, open_log, record
 from tests.fakes.audit_server import ServedLog, served_log
 from tests.postgres import Databases, name_of
 
@@ -238,13 +242,37 @@ async def test_a_malformed_query_is_refused(served: ServedLog, request_: audit_p
 
 
 @pytest.mark.parametrize("size", [TOTAL + 1, 2**63, 2**64 - 1])
-async def test_a_made_up_token_reaches_beyond_no_log(served: ServedLog, size: int) -> None:
-    token = PageToken(size, min(size, TOTAL), digest_of([], None, None, False)).text()
+async def test_a_token_reaches_beyond_no_log(served: ServedLog, size: int) -> None:
+    key, reader = KeyEncryptionKey(KEK).page_key, repr(Reader("local:gateway"))
+    token = PageToken(size, min(size, TOTAL)).text(key, digest_of([], None, None, False, reader))
+    with pytest.raises(InvalidArgumentError, match="larger log"):
+        await indexes(served, audit_pb2.QueryRequest(page_token=token))
+    token = PageToken(size, 0).text(key, digest_of([], "gaps", reader))
+    with pytest.raises(InvalidArgumentError, match="larger log"), translated():
+        await served.read.ListGaps(audit_pb2.ListGapsRequest(page_token=token))
+
+
+async def test_nobody_reads_unlogged_by_a_token_that_they_made_up(served: ServedLog) -> None:
+    """Only the first page of a query is logged: a made-up token for page one read everything and left no entry."""
+    asked = digest_of([], None, None, False, repr(Reader("local:gateway")))
+    token = PageToken(TOTAL, 0).text(bytes(32), asked)
     with pytest.raises(InvalidArgumentError, match="page_token"):
         await indexes(served, audit_pb2.QueryRequest(page_token=token))
-    gaps = audit_pb2.ListGapsRequest(page_token=PageToken(size, 0, digest_of((), "gaps")).text())
+    gaps = PageToken(TOTAL, 0).text(bytes(32), digest_of([], "gaps", repr(Reader("local:gateway"))))
     with pytest.raises(InvalidArgumentError, match="page_token"), translated():
-        await served.read.ListGaps(gaps)
+        await served.read.ListGaps(audit_pb2.ListGapsRequest(page_token=gaps))
+
+
+async def test_nobody_turns_the_pages_of_another_s_query(served: ServedLog) -> None:
+    """The query is logged as the one's who asked; whoever had the token read on under that name."""
+    mine, yours = (
+        principal_metadata(Principal(id=f"keys/{who}", tenant="acme", subject=who * 64)) for who in "ab"
+    )
+    first = await served.read.Query(audit_pb2.QueryRequest(page_size=1), metadata=mine)
+    following = audit_pb2.QueryRequest(page_size=1, page_token=first.next_page_token)
+    assert (await served.read.Query(following, metadata=mine)).entries[0].index == 1
+    with pytest.raises(InvalidArgumentError, match="another query or reader"), translated():
+        await served.read.Query(following, metadata=yours)
 
 
 async def test_a_token_of_another_query_is_refused(served: ServedLog) -> None:

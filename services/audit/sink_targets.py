@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,6 +21,9 @@ from services.audit.sink_settings import SinkSettings
 
 CONNECT_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 15.0
+"""Also the longest that an answer's body is read."""
+# Enough to say what was rejected, and why. A collector that goes on talking is not listened to.
+MAX_ANSWER_BYTES: Final = 64 * 1024
 # Longer than any line: an OTLP request of the most entries that it may hold.
 MAX_LINE_BYTES: Final = 4 * 1024 * 1024
 _TAIL_BYTES: Final = 64 * 1024
@@ -132,9 +136,12 @@ class HttpTarget:
         self._client.close()
 
     def _post(self, body: bytes) -> bytes:
-        headers = {"content-type": _CONTENT_TYPES[self._settings.format], **self._headers()}
+        # Compressed answers are not asked for: a small one could unpack to more than there is memory.
+        fixed = {"content-type": _CONTENT_TYPES[self._settings.format], "accept-encoding": "identity"}
+        headers = {**fixed, **self._headers()}
         try:
-            response = self._client.post(self._settings.url, content=body, headers=headers)
+            with self._client.stream("POST", self._settings.url, content=body, headers=headers) as response:
+                answer = _bounded(response)
         except httpx.HTTPError as error:
             # Its class only: httpx puts the URL, which may hold a password, into some of its messages.
             raise SinkFailedError(f"the collector does not answer: {type(error).__name__}") from error
@@ -143,7 +150,7 @@ class HttpTarget:
                 f"the collector answers {response.status_code}",
                 is_too_large=response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE,
             )
-        return response.content
+        return answer
 
     def _headers(self) -> dict[str, str]:
         path = self._settings.header_file
@@ -165,12 +172,23 @@ def target_of(settings: SinkSettings) -> Target:
     return HttpTarget(settings) if path is None else FileTarget(path)
 
 
+def _bounded(response: httpx.Response) -> bytes:
+    """The body as it comes; empty when it is too long, or takes too long: the status alone says what counts."""
+    body, deadline = b"", time.monotonic() + ANSWER_SECONDS
+    for piece in response.iter_raw():
+        body += piece
+        if len(body) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
+            return b""
+    return body
+
+
 def _rejected(answer: bytes) -> int:
     """How many records an OTLP collector says it dropped for good; its protocol forbids to send them again."""
     try:
         partial = orjson.loads(answer or b"{}").get("partialSuccess") or {}
-        return int(partial.get("rejectedLogRecords") or 0)
-    except (ValueError, AttributeError, TypeError):
+        # A counter takes no less than nothing.
+        return max(0, int(partial.get("rejectedLogRecords") or 0))
+    except (ValueError, AttributeError, TypeError, OverflowError):
         return 0
 
 

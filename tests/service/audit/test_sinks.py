@@ -295,6 +295,60 @@ def test_otlp_goes_out_as_requests_and_what_is_dropped_there_is_counted(
     assert value_of(registry, "kala_audit_sink_rejected_total") == 2
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"partialSuccess": {"rejectedLogRecords": "-3"}}',
+        b'{"partialSuccess": {"rejectedLogRecords": 1e999}}',
+        b'{"partialSuccess": {"rejectedLogRecords": "%s"}}' % (b"9" * 5_000),
+        b"[" * 60_000,
+    ],
+    ids=["negative", "infinite", "endless digits", "deep"],
+)
+def test_a_collector_s_nonsense_does_not_make_it_get_everything_again_for_ever(
+    feeder: Feeder, collector: Collector, answer: bytes
+) -> None:
+    """A negative count was no number for the counter, so what had been taken was never confirmed."""
+    collector.answers = [(200, answer)]
+    sink = feeder.sink(SinkSettings(url=collector.url, format="otlp"))
+    drain(sink)
+    assert sink.position() == 50
+    assert len(collector.bodies) == 1
+
+
+def test_a_collector_that_never_stops_answering_costs_no_memory_and_holds_nothing_up(feeder: Feeder) -> None:
+    """The whole answer was read: a collector could end the log's process for want of memory, or wait it out."""
+    sent = 0
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            nonlocal sent
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.end_headers()
+            try:
+                while sent < 1 << 28:
+                    sent += self.wfile.write(b"x" * 65_536)
+            except OSError:
+                return
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        sink = feeder.sink(SinkSettings(url=f"http://127.0.0.1:{server.server_port}/"))
+        drain(sink)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert sink.position() == 50
+    assert sent < 1 << 26
+
+
 def test_an_error_names_no_secret_of_the_url(feeder: Feeder) -> None:
     sink = feeder.sink(SinkSettings(url="http://user:secret@127.0.0.1:9/x"))
     with pytest.raises(SinkFailedError) as caught:

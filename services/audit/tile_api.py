@@ -10,6 +10,7 @@ import base64
 import binascii
 import gzip
 import hmac
+import re
 import threading
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -34,6 +35,9 @@ CHECKPOINT_CACHING: Final = "no-cache"
 TILE_CACHING: Final = "private, max-age=31536000, immutable"
 # Quick rather than small: mirrors are bound by the network's delay, the log by its processor.
 GZIP_LEVEL: Final = 1
+
+# Accepted, and not with the weight 0, which refuses it (RFC 9110 section 12.5.3).
+_GZIP: Final = re.compile(r"(?:^|,)\s*gzip\s*(?:,|$|;\s*q=(?!0(?:\.0{0,3})?\s*(?:,|$)))", re.IGNORECASE)
 
 CHECKPOINT_TYPE: Final = "text/plain; charset=utf-8"
 TILE_TYPE: Final = "application/octet-stream"
@@ -97,7 +101,7 @@ class TileApi:
         headers = [("Content-Type", TILE_TYPE), ("Cache-Control", TILE_CACHING)]
         if tile.level is None:
             headers.append(("Vary", "Accept-Encoding"))
-            if "gzip" in str(environ.get("HTTP_ACCEPT_ENCODING", "")):
+            if _GZIP.search(str(environ.get("HTTP_ACCEPT_ENCODING", ""))):
                 headers.append(("Content-Encoding", "gzip"))
                 body = gzip.compress(body, GZIP_LEVEL, mtime=0)
         return HTTPStatus.OK, headers, body

@@ -15,6 +15,8 @@ from kala.audit.checkpoint import Checkpoint
 from kala.errors import FailedPreconditionError, UnavailableError, VerificationError
 
 VERSION: Final = 1
+# What the lock holds once there was a state beside it.
+MARK: Final = b"begun\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class WitnessState:
     """One state file; a lock beside it keeps a second witness out, which could cosign another history."""
 
     def __init__(self, path: Path) -> None:
-        """Reads or begins the file; `FailedPreconditionError` when it is locked or cannot be relied on."""
+        """Reads or begins the file; `FailedPreconditionError` when it is locked, gone or cannot be relied on."""
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -41,6 +43,7 @@ class WitnessState:
         try:
             self._take_lock()
             self._known: Mapping[str, Cosigned] = self._load()
+            self._mark()
         except BaseException:
             os.close(self._lock)
             raise
@@ -52,9 +55,8 @@ class WitnessState:
     def keep(self, cosigned: Cosigned) -> None:
         """Remembers a checkpoint and returns when it is on disk; `UnavailableError` when it is not, and nothing changed."""
         known = {**self._known, cosigned.checkpoint.origin: cosigned}
-        notes = {origin: one.note for origin, one in sorted(known.items())}
         try:
-            self._write(orjson.dumps({"version": VERSION, "notes": notes}, option=orjson.OPT_INDENT_2))
+            self._write(_dump(known))
         except OSError as error:
             raise UnavailableError(
                 f"the witness's state cannot be written: {error.strerror}", reason="WITNESS_STATE"
@@ -73,6 +75,11 @@ class WitnessState:
 
     def _load(self) -> Mapping[str, Cosigned]:
         if not self._path.exists():
+            if os.fstat(self._lock).st_size:
+                raise FailedPreconditionError(
+                    f"the witness's state {self._path} was there and is gone; restore it from a backup, or give the"
+                    " witness a new name, new keys and another state file"
+                )
             return {}
         try:
             return _parse(orjson.loads(self._path.read_bytes()))
@@ -81,6 +88,17 @@ class WitnessState:
             raise FailedPreconditionError(
                 f"the witness's state {self._path} is damaged ({error}); restore it from a backup"
             ) from error
+
+    def _mark(self) -> None:
+        """Writes a file that is new, and then in the lock that it was: one that is lost is never begun anew."""
+        try:
+            if not self._path.exists():
+                self._write(_dump({}))
+            if not os.fstat(self._lock).st_size:
+                os.pwrite(self._lock, MARK, 0)
+                os.fsync(self._lock)
+        except OSError as error:
+            raise FailedPreconditionError(f"{self._path} cannot be kept: {error.strerror}") from error
 
     def _write(self, data: bytes) -> None:
         draft = self._path.with_name(f"{self._path.name}.new")
@@ -95,6 +113,11 @@ class WitnessState:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _dump(known: Mapping[str, Cosigned]) -> bytes:
+    notes = {origin: one.note for origin, one in sorted(known.items())}
+    return orjson.dumps({"version": VERSION, "notes": notes}, option=orjson.OPT_INDENT_2)
 
 
 def _parse(value: Any) -> Mapping[str, Cosigned]:  # Any: JSON, which the caller refuses in any other shape

@@ -187,6 +187,23 @@ def test_a_bundle_is_compressed_for_who_asks(api: TileApi) -> None:
     assert len(packed.body) < len(plain.body) / 2
 
 
+@pytest.mark.parametrize(
+    ("accepted", "is_packed"),
+    [
+        ("deflate,GZIP;q=0.5", True),
+        ("gzip", True),
+        ("gzip;q=0", False),
+        ("gzip; q=0.0, br", False),
+        ("br", False),
+    ],
+)
+def test_a_bundle_is_not_compressed_for_who_refuses_that(
+    api: TileApi, accepted: str, is_packed: bool
+) -> None:
+    answer = with_token(api, "/tile/entries/000", accept_encoding=accepted)
+    assert ("Content-Encoding" in answer.headers) == is_packed
+
+
 def test_head_gives_the_headers_and_post_is_not_allowed(api: TileApi) -> None:
     head = ask(api, "/tile/0/000", method="HEAD", authorization=f"Bearer {TOKEN}")
     assert (head.status, head.body, head.headers["Content-Length"]) == (200, b"", "8192")

@@ -263,6 +263,18 @@ def test_a_damaged_state_stops_the_witness_instead_of_beginning_anew(tmp_path: P
             WitnessState(path)
 
 
+@pytest.mark.parametrize("requests", [0, 1], ids=["before the first checkpoint", "after it"])
+def test_a_state_that_is_gone_stops_the_witness_instead_of_beginning_anew(
+    witness: Witness, requests: int
+) -> None:
+    for _ in range(requests):
+        assert_cosigned(witness.ask(LOG.request(0, 7)), LOG.note(7))
+    witness.state.close()
+    witness.path.unlink()
+    with pytest.raises(FailedPreconditionError, match="was there and is gone"):
+        witness.start()
+
+
 def test_a_log_with_a_history_of_its_own_does_not_disturb_another(tmp_path: Path) -> None:
     witness = Witness(tmp_path / "state.json", SIGNER, STRANGER.signer)
     assert witness.ask(LOG.request(0, 7)).status is HTTPStatus.OK

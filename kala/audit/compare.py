@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from kala.audit.checkpoint import Checkpoint
+from kala.audit.checkpoint import Checkpoint, open_checkpoint
 from kala.audit.merkle import EMPTY_ROOT, CompactRange, consistency_proof
 from kala.audit.mirror import StoredTiles, peaks_of
-from kala.audit.proof import verify_consistency
+from kala.audit.note import Verifier
+from kala.audit.proof import prefix_root, verify_consistency
 from kala.audit.report import TamperedError, UnverifiableError
 from kala.audit.sources import TileSource
 from kala.audit.tile_nodes import TileReader, open_tiles
 from kala.audit.tile_paths import CHECKPOINT_PATH
-from kala.errors import DataLossError, VerificationError
+from kala.errors import DataLossError, KalaError, VerificationError
 
 
 class Relation(Enum):
@@ -90,10 +91,14 @@ class TileView:
         return StoredTiles(self._source, shown)
 
 
-def compare(first: Checkpoint, second: Checkpoint, view: LogView | None = None) -> Comparison:
+def compare(
+    first: Checkpoint, second: Checkpoint, view: LogView | None = None, trusted: Sequence[Verifier] = ()
+) -> Comparison:
     """Says how two verified checkpoints lie to each other; of different sizes, by a proof that `view` gives.
 
-    `UnverifiableError`: they are of different logs, or no proof can be had. `TamperedError`: the view is of neither.
+    FORKED is said only when hashes prove it, so that no copy can accuse a log: they lead to one of the checkpoints, or to
+    a newer one that a `trusted` key signed. `UnverifiableError`: they are of different logs, or no proof can be had.
+    `TamperedError`: what the view gives leads nowhere.
     """
     if first.origin != second.origin:
         raise UnverifiableError(f"the checkpoints are of two logs, {first.origin} and {second.origin}")
@@ -111,10 +116,31 @@ def compare(first: Checkpoint, second: Checkpoint, view: LogView | None = None) 
     try:
         verify_consistency(older.size, newer.size, view.prove(older.size, newer.size), older.root, newer.root)
     except VerificationError as error:
-        known = [view.root(checkpoint.size) in {None, checkpoint.root} for checkpoint in (older, newer)]
-        if not any(known):
-            raise TamperedError(
-                None, "it is not the log of these checkpoints", place="the log's copy"
-            ) from error
-        return Comparison(Relation.FORKED, older, newer)
+        if _begins(older, newer, view) is False or _parts(older, newer, view, trusted):
+            return Comparison(Relation.FORKED, older, newer)
+        raise TamperedError(None, "it is not the log of these checkpoints", place="the log's copy") from error
     return Comparison(Relation.CONSISTENT, older, newer)
+
+
+def _parts(older: Checkpoint, newer: Checkpoint, view: LogView, trusted: Sequence[Verifier]) -> bool:
+    """Whether the view's own signed head proves that one of these begins its log and the other does not."""
+    try:
+        head = open_checkpoint(view.newest(), trusted)
+    except KalaError:
+        return False
+    if head.origin != newer.origin:
+        return False
+    return {_begins(checkpoint, head, view) for checkpoint in (older, newer)} == {True, False}
+
+
+def _begins(checkpoint: Checkpoint, head: Checkpoint, view: LogView) -> bool | None:
+    """Whether the log of `head` begins with that of `checkpoint`, by hashes that lead to `head`; None if none do."""
+    if checkpoint.size >= head.size:
+        return head.root == checkpoint.root if checkpoint.size == head.size else None
+    try:
+        hashes = view.prove(checkpoint.size, head.size)
+        root = view.root(checkpoint.size) or prefix_root(checkpoint.size, head.size, hashes, head.root)
+        verify_consistency(checkpoint.size, head.size, hashes, root, head.root)
+    except KalaError:
+        return None
+    return root == checkpoint.root

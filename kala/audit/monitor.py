@@ -41,11 +41,17 @@ class Sight:
 
 
 class HistoryError(TamperedError):
-    """The log signed two histories; `note` is the checkpoint that contradicts the one from before: both are the proof."""
+    """The log shows another history than before; `note` is the checkpoint that it shows now.
 
-    def __init__(self, first_bad_index: int | None, problem: str, note: str) -> None:
+    With `is_proof` it and the one from before prove that the log signed two; without, what it gives leads to neither.
+    """
+
+    def __init__(
+        self, first_bad_index: int | None, problem: str, note: str, *, is_proof: bool = True
+    ) -> None:
         super().__init__(first_bad_index, problem, place=_PLACE)
         self.note = note
+        self.is_proof = is_proof
 
 
 def look(view: LogView, policy: Policy, before: str | None, *, now: float) -> Sight:
@@ -59,11 +65,14 @@ def look(view: LogView, policy: Policy, before: str | None, *, now: float) -> Si
     known = None if before is None else open_pinned(before, policy.trusted)
     note = view.newest()
     try:
+        if note.partition("\n")[0] not in {verifier.name for verifier in policy.trusted}:
+            # A page of a proxy in between, or another log's: no word of this one, true or false.
+            raise UnverifiableError("what is shown is no checkpoint of a log whose key was given")
         checkpoint = open_checkpoint(note, policy.trusted)
         times = cosignatures(note, policy.witnesses)
     except VerificationError as error:
         raise TamperedError(None, error.message, place="the checkpoint") from error
-    relation = Relation.SAME if known is None else _follow(known, checkpoint, view, note)
+    relation = Relation.SAME if known is None else _follow(known, checkpoint, view, note, policy)
     newest: dict[str, int] = {}
     for witness, made in times.items():
         # A witness with two keys is still one witness.
@@ -72,11 +81,15 @@ def look(view: LogView, policy: Policy, before: str | None, *, now: float) -> Si
     return Sight(checkpoint, note, relation, sorted(newest))
 
 
-def _follow(known: Checkpoint, shown: Checkpoint, view: LogView, note: str) -> Relation:
+def _follow(known: Checkpoint, shown: Checkpoint, view: LogView, note: str, policy: Policy) -> Relation:
     if shown.size < known.size:
         problem = f"it shows {shown.size} entries and showed {known.size} before: cut, or an old copy"
         raise HistoryError(shown.size, problem, note)
-    relation = compare(known, shown, view).relation
+    try:
+        relation = compare(known, shown, view, policy.trusted).relation
+    except TamperedError as error:
+        problem = f"nothing that it gives leads from the {known.size} entries seen before to the {shown.size} that it shows"
+        raise HistoryError(None, problem, note, is_proof=False) from error
     if relation is Relation.FORKED:
         problem = (
             f"its {shown.size} entries do not continue the {known.size} that were seen before: it was forked"

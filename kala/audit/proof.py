@@ -54,6 +54,20 @@ def verify_consistency(
     return new_root
 
 
+def prefix_root(old_size: int, new_size: int, proof: Sequence[bytes], new_root: bytes) -> bytes:
+    """The root over the first `old_size` leaves of the tree with `new_root`, as a consistency proof shows it.
+
+    Raises `VerificationError` when the proof leads elsewhere, or `old_size` is a power of two: no proof holds its root.
+    """
+    _require_hashes(new_root, *proof)
+    if not 0 < old_size < new_size or old_size & (old_size - 1) == 0:
+        raise VerificationError(f"a consistency proof does not hold the root at {old_size} of {new_size}")
+    old, new = _fold_consistency(0, old_size - 1, new_size - 1, proof, b"")
+    if new != new_root:
+        raise VerificationError(f"the proof does not lead to the tree of size {new_size}")
+    return old
+
+
 def verify_subtree_consistency(
     start: int, end: int, size: int, proof: Sequence[bytes], subtree_root: bytes, root: bytes
 ) -> bytes:

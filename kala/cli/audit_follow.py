@@ -79,7 +79,7 @@ def diff(
             return _tell(compare(older, known), as_json=as_json)
         with _view(log, token_file, (url, key, state)) as view:
             newer = known or _signed(view.newest(), "the log's checkpoint", trusted)
-            return _tell(compare(older, newer, view), as_json=as_json)
+            return _tell(compare(older, newer, view, trusted), as_json=as_json)
 
     return judged(check, as_json=as_json)
 
@@ -171,7 +171,11 @@ def _look(
         if isinstance(error, HistoryError) and kept is not None:
             evidence = kept.with_name(f"{kept.name}{CONFLICT_SUFFIX}")
             remember(evidence, error.note)
-            note(f"{kept} and {evidence} together prove it: keep both")
+            note(
+                f"{kept} and {evidence} together prove it: keep both"
+                if error.is_proof
+                else f"what it showed is kept in {evidence}; it proves a fork only with another history's entries"
+            )
         return EXIT_TAMPERED, None
     except KalaError as error:
         say_bad("unverifiable", error, as_json=as_json)

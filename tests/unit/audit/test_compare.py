@@ -10,7 +10,7 @@ from kala.audit.checkpoint import Checkpoint
 from kala.audit.compare import Relation, TileView, compare
 from kala.audit.cosignature import CosignatureKind, Cosigner
 from kala.audit.merkle import EMPTY_ROOT
-from kala.audit.monitor import Policy, look
+from kala.audit.monitor import HistoryError, Policy, look
 from kala.audit.note import Signer
 from kala.audit.report import TamperedError, UnverifiableError
 from tests.fakes.audit_log import ORIGIN, signer
@@ -54,7 +54,32 @@ def test_a_fork_is_told_whichever_side_is_asked(old: int) -> None:
     """Also where the old size is a power of two, whose root stands in no proof."""
     ours, fork = Mirror(leaves(700)), Mirror(leaves(700, fork_at=0))
     for asked in (ours, fork):
-        assert compare(at(ours, old), at(fork, 700), TileView(asked)).relation is Relation.FORKED
+        found = compare(at(ours, old), at(fork, 700), TileView(asked), TRUSTED)
+        assert found.relation is Relation.FORKED
+
+
+@pytest.mark.parametrize("old", [256, 257, 300])
+def test_a_copy_that_lies_about_newer_entries_accuses_no_log(old: int) -> None:
+    """Who holds a copy and no key kept the entries up to `old`, changed later ones, and the log was called forked."""
+    log, liar = Mirror(leaves(700)), Mirror(leaves(700, fork_at=old))
+    liar.files["checkpoint"] = log.files["checkpoint"]
+    with pytest.raises(TamperedError, match="the log's copy"):
+        compare(at(log, old), at(log, 700), TileView(liar), TRUSTED)
+    with pytest.raises(HistoryError, match="nothing that it gives leads") as caught:
+        look(TileView(liar), Policy(TRUSTED), log.note(old), now=NOW)
+    assert not caught.value.is_proof
+
+
+@pytest.mark.parametrize("old", [256, 257, 300])
+def test_a_copy_that_changes_while_it_is_asked_accuses_no_log(old: int) -> None:
+    log, other = Mirror(leaves(700)), Mirror(leaves(700, fork_at=3))
+
+    class Changing(TileView):
+        def prove(self, old_size: int, new_size: int) -> Sequence[bytes]:
+            return TileView(other).prove(old_size, new_size)
+
+    with pytest.raises(TamperedError, match="the log's copy"):
+        compare(at(log, old), at(log, 700), Changing(log), TRUSTED)
 
 
 def test_equal_sizes_need_no_proof() -> None:
@@ -165,6 +190,13 @@ class TestLook:
             policy = Policy(TRUSTED, keys, required, max_age_seconds=99)
         with pytest.raises(UnverifiableError, match="may be stale"):
             look(TileView(mirror), policy, None, now=NOW)
+
+    def test_a_page_of_a_proxy_is_no_word_of_the_log(self) -> None:
+        """It ended the monitor as tampering, though `verify` called the same page no log."""
+        mirror = Mirror(leaves(9))
+        mirror.files["checkpoint"] = b"<html>\nback soon\n\n</html>\n"
+        with pytest.raises(UnverifiableError, match="no checkpoint of a log whose key was given"):
+            look(TileView(mirror), Policy(TRUSTED), None, now=NOW)
 
     def test_a_checkpoint_that_the_log_did_not_sign_is_refused(self) -> None:
         with pytest.raises(TamperedError, match="the checkpoint: "):

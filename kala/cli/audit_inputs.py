@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from kala.cli.output import note, show_json
+from kala.cli.tool_words import on_one_line
 
 if TYPE_CHECKING:
     from kala.audit.note import Verifier
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 EXIT_TAMPERED: Final = 1
 EXIT_UNVERIFIABLE: Final = 2
+MAX_SHOWN_CHARS: Final = 2_000
+"""Of a problem; `--json` has it whole."""
+MAX_TEXT_CHARS: Final = 1 << 22
+"""Of a key, checkpoint, certificate or receipt; the largest receipt has a quarter."""
 SQLITE_MAGIC: Final = b"SQLite format 3\0"
 
 VkeyOption = Annotated[
@@ -74,11 +79,17 @@ def read_text(path: Path) -> str:
     from kala.audit.report import UnverifiableError
 
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline=None) as file:
+            text = file.read(MAX_TEXT_CHARS + 1)
     except OSError as error:
         raise UnverifiableError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UnverifiableError(f"{path} is not text") from error
+    if len(text) > MAX_TEXT_CHARS:
+        raise UnverifiableError(
+            f"{path} has more than {MAX_TEXT_CHARS} characters: it is no key, note or receipt"
+        )
+    return text
 
 
 def remembered(path: Path | None) -> str | None:
@@ -153,4 +164,8 @@ def say_bad(result: str, error: KalaError, *, as_json: bool, **more: Any) -> Non
     if as_json:
         show_json({"result": result, "first_bad_index": None, **more, "problem": error.message})
     else:
-        note(f"{result}: {error.message}")
+        # What is checked may put words into its own verdict, and 34 MB of them.
+        message = error.message
+        note(
+            f"{result}: {on_one_line(message[:MAX_SHOWN_CHARS])}{'…' if len(message) > MAX_SHOWN_CHARS else ''}"
+        )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kala.cli.output import note, show, show_json
+from kala.cli.tool_words import on_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from kala.audit.session import SessionReport
 
 SESSION_SUFFIX: Final = ".jsonl"
+_MAX_NAMED_CHARS: Final = 500
 _NAMED: Final = 5
 """As many receipts without proof are named in words; the JSON names all."""
 
@@ -56,7 +58,9 @@ def _show(report: SessionReport, *, as_json: bool) -> None:
         return
     show(f"good: {report.proved} receipts in {report.lines} lines")
     if report.unproved:
-        named = ", ".join(report.unproved[:_NAMED]) + (", …" if len(report.unproved) > _NAMED else "")
+        named = on_one_line(", ".join(report.unproved[:_NAMED])[:_MAX_NAMED_CHARS]) + (
+            ", …" if len(report.unproved) > _NAMED else ""
+        )
         note(
             f"unverifiable: {len(report.unproved)} receipts carry no proof: {named}; their records were only "
             "spooled then, and the log may have them by now: `GET /kala/v1/audit/receipts/<id>`"

@@ -26,6 +26,11 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(_escaped, text)
 
 
+def on_one_line(text: str) -> str:
+    """The same with line ends and tabs shown too, for text that must not look like another line."""
+    return _BLANKS.sub(_escaped, printable(text))
+
+
 def call_words(arguments_json: str) -> str:
     """Write a call's arguments on one line, as the tool reads them: no blanks around and no escapes in them hide a word."""
     try:

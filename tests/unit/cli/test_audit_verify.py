@@ -317,3 +317,32 @@ class LogGateway:
         if wanted > size:
             return httpx.Response(404, json={"error": {"code": 404, "message": "no", "status": "NOT_FOUND"}})
         return httpx.Response(200, json={"checkpoint": self.mirror.note(wanted)})
+
+
+def test_what_is_checked_writes_no_verdict_of_its_own(tmp_path: Path, capsys: Captured) -> None:
+    """A manifest's field names reached the terminal as they were: colours, titles and lines that said "good"."""
+    data, manifest = tmp_path / "e.jsonl", tmp_path / "e.jsonl.manifest.json"
+    data.write_bytes(b"")
+    name = "\\u001b[2J\\ngood: an export of the whole log\\n" + "x" * 100_000
+    manifest.write_text(f'{{"{name}":1,"schema":"kala.audit.export.v1"}}')
+    assert main(["audit", "verify", str(data), *KEY]) == 1
+    shown = capsys.readouterr().err
+    assert "\x1b" not in shown
+    assert len(shown.splitlines()) == 1
+    assert len(shown) < 3_000
+
+
+def test_a_session_s_line_names_a_receipt_and_nothing_else(tmp_path: Path, capsys: Captured) -> None:
+    log = tmp_path / "s.jsonl"
+    log.write_text('{"receipt": "rcpt_\\u001b[2J\\ngood: all", "proof": null}\n')
+    assert main(["audit", "receipt", str(log), *KEY]) == 2
+    shown = capsys.readouterr().err
+    assert "\x1b" not in shown
+    assert len(shown.splitlines()) == 1
+
+
+def test_a_file_too_large_for_a_receipt_is_not_read_into_memory(tmp_path: Path, capsys: Captured) -> None:
+    with (tmp_path / "receipt.txt").open("wb") as file:
+        file.truncate(1 << 40)
+    assert main(["audit", "receipt", str(tmp_path / "receipt.txt"), *KEY]) == 2
+    assert "no key, note or receipt" in capsys.readouterr().err

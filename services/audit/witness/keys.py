@@ -13,6 +13,8 @@ from services.common.secret_keys import read_private_file
 
 def load_cosigners(path: Path) -> Sequence[Cosigner]:
     """The witness's keys; raises `FailedPreconditionError` naming the file."""
+    if not path.exists():
+        raise FailedPreconditionError(f"{path} cannot be read: make it with `kala keys cosigner`")
     try:
         lines = read_private_file(path).decode("ascii").split()
         cosigners = [Cosigner.parse(line) for line in lines]
@@ -32,7 +34,11 @@ def load_log_keys(paths: Iterable[Path]) -> Sequence[Verifier]:
     for path in paths:
         try:
             keys += [Verifier.parse(line) for line in path.read_text(encoding="ascii").split()]
-        except (OSError, UnicodeDecodeError, VerificationError) as error:
+        except OSError as error:
+            raise FailedPreconditionError(
+                f"{path} cannot be read: {error.strerror}; put the public key of each log there, such as its audit.vkey"
+            ) from error
+        except (UnicodeDecodeError, VerificationError) as error:
             raise FailedPreconditionError(f"{path} holds no verifier keys of logs: {error}") from error
     if not keys:
         raise FailedPreconditionError(

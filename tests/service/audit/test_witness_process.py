@@ -119,12 +119,13 @@ def test_a_witness_with_tls_files_speaks_tls_and_waits_for_nobodys_handshake(tmp
     [
         (lambda at: (at / "witness.key").write_text("nonsense"), "no keys of a witness"),
         (lambda at: (at / "witness.key").chmod(0o644), "chmod 600"),
-        (lambda at: (at / "witness.key").unlink(), "cannot be read"),
+        (lambda at: (at / "witness.key").unlink(), "make it with `kala keys cosigner`"),
+        (lambda at: (at / "logs.vkey").unlink(), "put the public key of each log there"),
         (lambda at: (at / "logs.vkey").write_text(""), "no log is named"),
         (lambda at: (at / "logs.vkey").write_text("nonsense"), "no verifier keys"),
         (lambda at: (at / "state.json").write_text("nonsense"), "restore it"),
     ],
-    ids=["key", "open key", "no key", "no logs", "bad logs", "state"],
+    ids=["key", "open key", "no key", "no file of logs", "no logs", "bad logs", "state"],
 )
 def test_a_witness_that_cannot_keep_its_word_does_not_start(
     tmp_path: Path, damage: object, problem: str

@@ -121,8 +121,10 @@ class Erasures:
 def spool_eraser(writer: AuditWriter) -> Eraser:
     """Erases the content of records that wait in this gateway's spool."""
 
-    async def erase(subject: str, _tenant: str) -> Sequence[audit_pb2.ErasedStore]:
-        return [audit_pb2.ErasedStore(store="gateway.spool", items=await writer.erase_subject(subject))]
+    async def erase(subject: str, tenant: str) -> Sequence[audit_pb2.ErasedStore]:
+        return [
+            audit_pb2.ErasedStore(store="gateway.spool", items=await writer.erase_subject(subject, tenant))
+        ]
 
     return erase
 

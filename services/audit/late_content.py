@@ -16,6 +16,7 @@ from services.common.audit_refusals import ERASED_ATTRIBUTE
 
 # A record that waited in no spool is here within a second or two of its act.
 LATE_US: Final = 10_000_000
+NEVER: Final = -1
 
 
 class LateContent:
@@ -36,12 +37,14 @@ class LateContent:
         erased = await asyncio.to_thread(self._erased, subjects)
         return [
             _without_content(entry)
-            if entry.payloads and entry.occurred_at <= erased.get(entry.fields["subject_key_id"], -1)
+            if entry.payloads
+            and entry.occurred_at
+            <= erased.get((entry.fields["subject_key_id"], entry.fields["tenant"]), NEVER)
             else entry
             for entry in entries
         ]
 
-    def _erased(self, subjects: Sequence[str]) -> dict[str, int]:
+    def _erased(self, subjects: Sequence[str]) -> dict[tuple[str, str], int]:
         return self._store.erased_at(subjects) if subjects else {}
 
 

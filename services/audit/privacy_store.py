@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy import Connection, Engine, func, insert, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from kala.audit.erasure import parse_certificate
 from kala.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError, UnavailableError
 from services.audit.erasures import ErasureRow, Hold, Progress, StoreReport
 from services.audit.schema import ENTRY, ERASURE, HEAD, LEGAL_HOLD, PAYLOAD, SINK_CURSOR, SUBJECT_KEY
@@ -35,7 +36,9 @@ SELECT pg_has_role(relowner, 'USAGE'), pg_table_size(oid) FROM pg_class WHERE oi
 # PostgreSQL's insufficient_privilege.
 _NOT_ALLOWED: Final = "42501"
 # Where retention has got to, kept among the sinks' cursors; no sink's name begins so.
-EXPIRY_CURSOR: Final = "kala.retention.payloads"
+_EXPIRY_CURSOR: Final = "kala.retention.payloads"
+# Before logs had cursors of their own, only the first log's was right.
+_FIRST_LOG: Final = 1
 
 log = structlog.get_logger()
 
@@ -67,7 +70,6 @@ class PrivacyStore:
             .where(
                 SUBJECT_KEY.c.subject == subject,
                 SUBJECT_KEY.c.erased_at.is_(None),
-                ENTRY.c.log_id == self._log_id,
             )
             .limit(1)
         )
@@ -79,15 +81,21 @@ class PrivacyStore:
         with self._reading() as connection:
             return _erasure(connection, request_id)
 
-    def erased_at(self, subjects: Sequence[str]) -> dict[str, int]:
-        """When those of the subjects that were erased last were, in microseconds since 1970."""
+    def erased_at(self, subjects: Sequence[str]) -> dict[tuple[str, str], int]:
+        """When those of the subjects that were erased last were, by subject and tenant; microseconds since 1970.
+
+        By the tenant that asked: another's certificate about a subject of this one erases nothing here.
+        """
         query = (
-            select(ERASURE.c.subject, func.max(ERASURE.c.erased_at))
+            select(ERASURE.c.subject, ERASURE.c.certificate, ERASURE.c.erased_at)
             .where(ERASURE.c.subject.in_(subjects), ERASURE.c.signature.is_not(None))
-            .group_by(ERASURE.c.subject)
+            .order_by(ERASURE.c.erased_at)
         )
         with self._reading() as connection:
-            return {row[0]: row[1] for row in connection.execute(query)}
+            return {
+                (subject, parse_certificate(certificate)["tenant"]): erased_at
+                for subject, certificate, erased_at in connection.execute(query)
+            }
 
     def begin(self, request_id: bytes, subject: str, tenant: str) -> ErasureRow:
         """Enters an erasure, or gives the one of this id; `AlreadyExistsError` when that is of another subject."""
@@ -132,13 +140,17 @@ class PrivacyStore:
         for key_id in keys:
             with self._reading() as connection:
                 rows = connection.execute(
-                    select(PAYLOAD.c.idx)
+                    select(PAYLOAD.c.log_id, PAYLOAD.c.idx)
                     .where(PAYLOAD.c.key_id == key_id, PAYLOAD.c.ciphertext.is_not(None))
                     .distinct()
-                ).scalars()
-                places = sorted(rows)
-            for start in range(0, len(places), STEP_ROWS):
-                emptied += self._empty(key_id, places[start : start + STEP_ROWS])
+                )
+                places: dict[int, list[int]] = {}
+                for log_id, index in rows:
+                    places.setdefault(log_id, []).append(index)
+            for log_id, indexes in places.items():
+                indexes.sort()
+                for start in range(0, len(indexes), STEP_ROWS):
+                    emptied += self._empty(key_id, log_id, indexes[start : start + STEP_ROWS])
         return emptied
 
     def seal(self, request_id: bytes, certificate: bytes, signature: str) -> ErasureRow:
@@ -163,7 +175,7 @@ class PrivacyStore:
         """Forbids erasure and expiry of the subject's content from now on."""
         with self._changing() as connection:
             # Erasure and expiry hold the same row: they are over before the hold begins, or see the hold.
-            lock_head(connection, self._log_id)
+            lock_heads(connection)
             connection.execute(
                 insert(LEGAL_HOLD).values(hold_id=hold_id, subject=subject, placed_at=self._clock())
             )
@@ -180,7 +192,7 @@ class PrivacyStore:
     def release_hold(self, hold_id: str) -> None:
         """Ends a hold; the first end stays."""
         with self._changing() as connection:
-            lock_head(connection, self._log_id)
+            lock_heads(connection)
             ended = connection.execute(
                 update(LEGAL_HOLD)
                 .where(LEGAL_HOLD.c.hold_id == hold_id, LEGAL_HOLD.c.released_at.is_(None))
@@ -226,12 +238,12 @@ class PrivacyStore:
         done = [StoreReport("audit.keys", len(keys)), StoreReport("audit.payloads", lost)]
         return replace(progress, keys=[*before.keys, *keys]).plus(done)
 
-    def _empty(self, key_id: str, places: Sequence[int]) -> int:
+    def _empty(self, key_id: str, log_id: int, places: Sequence[int]) -> int:
         with self._changing() as connection:
             return connection.execute(
                 update(PAYLOAD)
                 .where(
-                    PAYLOAD.c.log_id == self._log_id,
+                    PAYLOAD.c.log_id == log_id,
                     PAYLOAD.c.idx.in_(places),
                     PAYLOAD.c.key_id == key_id,
                     PAYLOAD.c.ciphertext.is_not(None),
@@ -241,25 +253,25 @@ class PrivacyStore:
 
     def _expire_again(self, connection: Connection, hold_id: str) -> None:
         """Lets retention come back for the content that it left to this hold."""
-        first = (
-            select(func.min(PAYLOAD.c.idx))
+        firsts = (
+            select(PAYLOAD.c.log_id, func.min(PAYLOAD.c.idx))
             .join(SUBJECT_KEY, SUBJECT_KEY.c.key_id == PAYLOAD.c.key_id)
             .join(LEGAL_HOLD, LEGAL_HOLD.c.subject == SUBJECT_KEY.c.subject)
             .where(LEGAL_HOLD.c.hold_id == hold_id, SUBJECT_KEY.c.erased_at.is_(None))
+            .group_by(PAYLOAD.c.log_id)
         )
-        place = connection.execute(first.where(PAYLOAD.c.log_id == self._log_id)).scalar()
-        if place is not None:
+        for log_id, place in connection.execute(firsts).all():
             connection.execute(
                 update(SINK_CURSOR)
-                .where(SINK_CURSOR.c.sink == EXPIRY_CURSOR, SINK_CURSOR.c.idx > place)
+                .where(SINK_CURSOR.c.sink == expiry_cursor(log_id), SINK_CURSOR.c.idx > place)
                 .values(idx=place)
             )
 
     def _end_keys(self, connection: Connection) -> int:
         """Shuts out every writer until this transaction ends, and all keys that writers remember; the log's size."""
-        connection.execute(
-            update(HEAD).where(HEAD.c.log_id == self._log_id).values(key_epoch=HEAD.c.key_epoch + 1)
-        )
+        lock_heads(connection)
+        # Another log's writers remember the subject's key too.
+        connection.execute(update(HEAD).values(key_epoch=HEAD.c.key_epoch + 1))
         size: int = connection.execute(select(HEAD.c.size).where(HEAD.c.log_id == self._log_id)).scalar_one()
         return size
 
@@ -321,9 +333,17 @@ def translated() -> Iterator[None]:
         raise UnavailableError("the log's database does not answer", reason="AUDIT_UNAVAILABLE") from error
 
 
-def lock_head(connection: Connection, log_id: int) -> None:
-    """Makes this transaction take turns with every other that does so; SQLite's take turns anyway."""
-    connection.execute(select(HEAD.c.log_id).where(HEAD.c.log_id == log_id).with_for_update())
+def expiry_cursor(log_id: int) -> str:
+    """The name of a log's cursor of retention."""
+    return _EXPIRY_CURSOR if log_id == _FIRST_LOG else f"{_EXPIRY_CURSOR}/{log_id}"
+
+
+def lock_heads(connection: Connection) -> None:
+    """Makes this transaction take turns with every other that does so; SQLite's take turns anyway.
+
+    Of every log in the database: they share subjects, keys and holds.
+    """
+    connection.execute(select(HEAD.c.log_id).order_by(HEAD.c.log_id).with_for_update())
 
 
 def _erasure(connection: Connection, request_id: bytes) -> ErasureRow | None:

@@ -76,8 +76,11 @@ class Retention:
             # Another run, killed or of another replica, may have begun here: then only as far as it said.
             upto = await self._announce("retention.expired", first, until, days)
             while first < upto:
-                first, emptied = await asyncio.to_thread(self._store.expire_step, upto)
+                before = first
+                first, emptied = await asyncio.to_thread(self._store.expire_step, before, upto)
                 gone += emptied
+                if first < before:
+                    break  # a hold ended: that what it kept goes is said first
                 await asyncio.sleep(self._step_pause_seconds)
         if gone:
             log.info("content expired", payloads=gone, entries_until=until)

@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
-from services.audit.privacy_store import EXPIRY_CURSOR, lock_head, translated
+from services.audit.privacy_store import expiry_cursor, lock_heads, translated
 from services.audit.schema import ENTRY, HEAD, LEGAL_HOLD, PAYLOAD, SINK_CURSOR, SUBJECT_KEY
 
 # Entries of one transaction: some milliseconds in which no writer commits.
@@ -51,20 +51,20 @@ class RetentionStore:
     def expired_until(self) -> int:
         """The first index whose content was not looked at yet."""
         with self._reading() as connection:
-            return _cursor(connection) or 0
+            return self._cursor(connection) or 0
 
-    def expire_step(self, until: int) -> tuple[int, int]:
-        """Empties the content of the next entries below `until`; the index it got to, and how many payloads went.
+    def expire_step(self, first: int, until: int) -> tuple[int, int]:
+        """Empties the content of the next entries of [first, until); the index it got to, and how many payloads went.
 
-        One transaction with the cursor: a kill repeats nothing and leaves nothing out.
+        One transaction with the cursor: a kill repeats nothing and leaves nothing out. When the cursor is not at `first`
+        nothing goes: another replica was quicker, or a hold ended and what it kept comes first.
         """
         with self._changing() as connection:
-            lock_head(connection, self._log_id)
-            cursor = _cursor(connection)
-            first = cursor or 0
+            lock_heads(connection)
+            cursor = self._cursor(connection)
             last = min(first + STEP_ENTRIES, until)
-            if first >= last:
-                return first, 0
+            if first >= last or first != (cursor or 0):
+                return cursor or 0, 0
             gone = connection.execute(
                 update(PAYLOAD)
                 .where(
@@ -78,10 +78,12 @@ class RetentionStore:
             ).rowcount
             values = {"idx": last, "updated_at": self._clock()}
             if cursor is None:
-                connection.execute(insert(SINK_CURSOR).values(sink=EXPIRY_CURSOR, **values))
+                connection.execute(insert(SINK_CURSOR).values(sink=expiry_cursor(self._log_id), **values))
             else:
                 connection.execute(
-                    update(SINK_CURSOR).where(SINK_CURSOR.c.sink == EXPIRY_CURSOR).values(**values)
+                    update(SINK_CURSOR)
+                    .where(SINK_CURSOR.c.sink == expiry_cursor(self._log_id))
+                    .values(**values)
                 )
             return last, gone
 
@@ -98,6 +100,12 @@ class RetentionStore:
 
         with translated():
             return drop_before(self._engine, self._log_id, until)
+
+    def _cursor(self, connection: Connection) -> int | None:
+        found: int | None = connection.execute(
+            select(SINK_CURSOR.c.idx).where(SINK_CURSOR.c.sink == expiry_cursor(self._log_id))
+        ).scalar()
+        return found
 
     @contextmanager
     def _changing(self) -> Iterator[Connection]:
@@ -116,10 +124,3 @@ _HELD_KEYS: Final = (
     .where(LEGAL_HOLD.c.released_at.is_(None))
     .scalar_subquery()
 )
-
-
-def _cursor(connection: Connection) -> int | None:
-    found: int | None = connection.execute(
-        select(SINK_CURSOR.c.idx).where(SINK_CURSOR.c.sink == EXPIRY_CURSOR)
-    ).scalar()
-    return found

@@ -161,14 +161,14 @@ class AuditWriter:
             timer.cancel()
             self._unanswered.discard(item)
 
-    async def erase_subject(self, subject_key_id: str) -> int:
-        """Takes the content of a subject's records out of the spool and out of what was set aside; tells of how many.
+    async def erase_subject(self, subject_key_id: str, tenant: str) -> int:
+        """Takes the content of a tenant's subject's records out of the spool and out of what was set aside; tells of how many.
 
         The records themselves stay and are logged without content. For an erasure: call it before the log's own
         EraseSubject, which covers what was delivered before. What is appended meanwhile is a new act.
         Raises `UnavailableError` when the spool cannot be written; its records are then as they were.
         """
-        return 0 if self._drain is None else await self._drain.erase_subject(subject_key_id)
+        return 0 if self._drain is None else await self._drain.erase_subject(subject_key_id, tenant)
 
     def ready(self) -> bool:
         """Whether a record appended now would probably be acknowledged: the log answers, or the spool has room."""

@@ -72,10 +72,12 @@ class SpoolDrain:
             else:
                 await self._run(self._spool.drop, len(records))
 
-    async def erase_subject(self, subject_key_id: str) -> int:
-        """Takes the content of this subject out of every record, waiting or set aside; tells of how many."""
+    async def erase_subject(self, subject_key_id: str, tenant: str) -> int:
+        """Takes the content of this tenant's subject out of every record, waiting or set aside; tells of how many."""
         async with self._busy:
-            return await self._run(self._spool.rewrite, lambda data: without_content_of(data, subject_key_id))
+            return await self._run(
+                self._spool.rewrite, lambda data: without_content_of(data, subject_key_id, tenant)
+            )
 
     async def _deliver_one(self, record: audit_pb2.Record) -> None:
         """Delivers one record; one that the log refuses for ever is named in the log and kept aside."""

@@ -95,13 +95,13 @@ def notice_of(refused: audit_pb2.Record, error: KalaError, at: datetime) -> audi
     return notice
 
 
-def without_content_of(data: bytes, subject_key_id: str) -> bytes:
+def without_content_of(data: bytes, subject_key_id: str, tenant: str) -> bytes:
     """A waiting record as it may be delivered after its subject was erased: unchanged if it is another's.
 
     Of the subject's own, payloads are taken out, so that the log can neither seal nor commit to them.
     """
     record = audit_pb2.Record.FromString(data)
-    if record.subject_key_id != subject_key_id or not record.payloads:
+    if (record.subject_key_id, record.tenant) != (subject_key_id, tenant) or not record.payloads:
         return data
     del record.payloads[:]
     if len(record.attributes) < MAX_ATTRIBUTES:

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from kala.audit.note import Signer
 from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.common.v1 import clearance_pb2, options_pb2
 from services.audit.batch import BatchWriter
@@ -111,10 +112,10 @@ def spoken(number: int, subject: str, words: bytes = b"", *, tenant: str = "defa
 
 @asynccontextmanager
 async def private_log(
-    database: str, *, finder: PersonalDataFinder | None = None
+    database: str, *, finder: PersonalDataFinder | None = None, key: Signer | None = None
 ) -> AsyncIterator[PrivateLog]:
     """Opens and serves the log in `database`, a path or a URL, until the context is left."""
-    key, now = signer(), [NOW]
+    key, now = key or signer(), [NOW]
     settings = AuditSettings(database=database, address="127.0.0.1:0", metrics_port=None, drain_seconds=0.2)
     ticks = itertools.count()
 

@@ -101,10 +101,10 @@ async def test_expiry_goes_in_bounded_steps_and_a_cut_one_goes_on(
     log.now[0] += 31 * DAY_US
     step, steps = RetentionStore.expire_step, []
 
-    def cut(store: RetentionStore, until: int) -> tuple[int, int]:
+    def cut(store: RetentionStore, first: int, until: int) -> tuple[int, int]:
         if len(steps) == 1:
             raise UnavailableError("killed here")
-        steps.append(step(store, until))
+        steps.append(step(store, first, until))
         return steps[-1]
 
     with monkeypatch.context() as patch:
@@ -202,11 +202,11 @@ async def test_retention_runs_beside_the_service_and_outlives_a_failure(
     expire, tries, is_done = RetentionStore.expire_step, [0], asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def failing_first(store: RetentionStore, until: int) -> tuple[int, int]:
+    def failing_first(store: RetentionStore, first: int, until: int) -> tuple[int, int]:
         tries[0] += 1
         if tries[0] == 1:
             raise UnavailableError("the database restarts")
-        result = expire(store, until)
+        result = expire(store, first, until)
         loop.call_soon_threadsafe(is_done.set)
         return result
 

@@ -415,9 +415,10 @@ async def test_an_erased_subject_s_waiting_content_never_reaches_the_log_or_stay
             await writer.append(of_subject(name), payloads=[Payload("request", b"canary " + name.encode())])
         spool.set_aside(spool.peek(1, 1)[0])
         before = spooled_bytes(tmp_path)
-        assert await writer.erase_subject(subject) == 3
+        assert await writer.erase_subject(subject, "another tenant") == 0
+        assert await writer.erase_subject(subject, "default") == 3
         assert not before & spooled_bytes(tmp_path)
-        assert await writer.erase_subject(subject) == 0
+        assert await writer.erase_subject(subject, "default") == 0
         async with served_log(path, address=address):
             await writer.append(event("last"), policy=AuditPolicy.FAIL_CLOSED)
     assert [
@@ -441,7 +442,7 @@ def spooled_bytes(directory: Path) -> set[bytes]:
 
 async def test_without_a_spool_there_is_nothing_to_erase(address: str) -> None:
     async with writing(address) as writer:
-        assert await writer.erase_subject(f"{7:064x}") == 0
+        assert await writer.erase_subject(f"{7:064x}", "default") == 0
 
 
 async def test_a_cancelled_caller_does_not_take_its_record_back(

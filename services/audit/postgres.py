@@ -45,12 +45,34 @@ _NETWORK: Final[dict[str, str | int]] = {
     # Of several hosts the one that takes writes; a standby may lag behind what was acknowledged.
     "target_session_attrs": "read-write",
 }
+# What no URL may change: names are sent and read as UTF-8, whatever the server's default is.
+_FIXED: Final = {"client_encoding": "UTF8"}
 # Levels of `synchronous_commit` at which a commit that returned is on disk, here or on a standby as well.
 DURABLE_COMMITS: Final = ("on", "remote_apply")
+_SET_LOCAL_COMMIT: Final = (
+    "SELECT set_config('synchronous_commit', "
+    "CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)"
+)
+# What the log needs of a server, by setting: else it loses commits, keeps torn pages, goes on after a failed fsync as if
+# it had not failed, or reads damaged pages as empty ones.
+_NEEDED: Final = {
+    "fsync": "on",
+    "full_page_writes": "on",
+    "data_sync_retry": "off",
+    "zero_damaged_pages": "off",
+    "server_encoding": "UTF8",
+}
+_SELECT_NEEDED: Final = "SELECT " + ", ".join(f"current_setting('{name}')" for name in _NEEDED)
 
 
 def parameters_of(url: str) -> dict[str, Any]:  # `Any`: as psycopg has them
     """The connection parameters of a URL, with ours where it names none; the error never shows the URL."""
+    # Else what follows the first @ or / of a password is taken for a host, and errors name it.
+    user_and_host = url.partition("://")[2].partition("?")[0].split("@")
+    if len(user_and_host) > 2 or (len(user_and_host) == 2 and "/" in user_and_host[0]):  # noqa: PLR2004 - before and after one @
+        raise FailedPreconditionError(
+            f"{VARIABLE}: an @ in a user's name or password is spelled %40, and a / is spelled %2F"
+        )
     try:
         # SQLAlchemy's spelling of the driver is accepted too.
         given = conninfo_to_dict(url.replace("postgresql+psycopg://", "postgresql://", 1))
@@ -59,7 +81,7 @@ def parameters_of(url: str) -> dict[str, Any]:  # `Any`: as psycopg has them
         raise FailedPreconditionError(
             f"{VARIABLE}: is neither a path nor a URL such as postgresql://user@host/database"
         ) from None
-    return {**_NETWORK, **given}
+    return {**_NETWORK, **given, **_FIXED}
 
 
 class _LimitedConnection(psycopg.Connection[tuple[Any, ...]]):  # `Any`: columns of any type
@@ -128,9 +150,20 @@ class Postgres:
             connection.autocommit = False
             return connection
 
-        return sqlalchemy.create_engine(
+        engine = sqlalchemy.create_engine(
             "postgresql+psycopg://", creator=creator, pool_pre_ping=True, hide_parameters=True
         )
+        sqlalchemy.event.listen(engine, "begin", _await_the_disk)
+        return engine
+
+
+def _await_the_disk(connection: sqlalchemy.Connection) -> None:
+    """Lets a transaction say for itself that its commit waits for the disk, as the writer's do.
+
+    An erasure that is certified and a hold that is in force must not be lost either.
+    """
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql(_SET_LOCAL_COMMIT)
 
 
 class Session:
@@ -217,12 +250,12 @@ def first_line(error: psycopg.Error) -> str:
 
 
 def require_durable(connection: Connection) -> None:
-    """Raises `FailedPreconditionError` when a commit that returned could be lost, or a torn page kept."""
-    for setting in ("fsync", "full_page_writes"):
-        row = connection.execute(f"SHOW {setting}".encode()).fetchone()
-        if row is None or row[0] != "on":
+    """Raises `FailedPreconditionError` when a commit that returned could be lost, damage hidden, or a name not kept."""
+    found = connection.execute(_SELECT_NEEDED.encode()).fetchone()
+    for (setting, needed), value in zip(_NEEDED.items(), found or (), strict=True):
+        if value != needed:
             raise FailedPreconditionError(
-                f"the database has {setting} = {row and row[0]}, and the log needs 'on'"
+                f"the database has {setting} = {value}, and the log needs '{needed}'"
             )
     level = connection.execute("SHOW synchronous_commit").fetchone()
     if level is None or level[0] not in DURABLE_COMMITS:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import base64
 import http.client
+import os
+import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
@@ -22,6 +26,8 @@ from kala.audit.report import TILE_WIDTH, UnverifiableError
 MAX_BUNDLE_BYTES: Final = TILE_WIDTH * (2 + 65_535)
 CONNECT_SECONDS: Final = 10.0
 """Also the longest silence while a tile is read."""
+ANSWER_SECONDS: Final = 300.0
+"""The longest that one file is waited for, with all tries: the largest comes over 0.5 Mbit/s."""
 CONNECTIONS: Final = 4
 """A log far away is bound by the network's delay; more at once would look like an attack."""
 TRIES: Final = 5
@@ -56,7 +62,11 @@ class DirectorySource:
     def read(self, path: str) -> bytes | None:
         """The file at this path; one that is too large to be a part of a log is read no further."""
         try:
-            with (self._root / path).open("rb") as file:
+            # A pipe that lies among the files is not waited for.
+            descriptor = os.open(self._root / path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    return None
                 return file.read(MAX_BUNDLE_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
@@ -79,6 +89,7 @@ class HttpSource:
         headers: Mapping[str, str] | None = None,
         *,
         connections: int = CONNECTIONS,
+        answer_seconds: float = ANSWER_SECONDS,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         try:
@@ -97,7 +108,9 @@ class HttpSource:
             user = f"{unquote(parts.username or '')}:{unquote(parts.password)}"
             self._headers["authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{self._prefix}"
+        self._answer_seconds = answer_seconds
         self._sleep = sleep
+        self._is_closed = False
         # Each thread has a connection of its own.
         self._threads = ThreadPoolExecutor(connections, "tiles")
         self._local = threading.local()
@@ -106,6 +119,12 @@ class HttpSource:
 
     def close(self) -> None:
         """Gives up what was expected and not read, and closes the connections."""
+        self._is_closed = True
+        for connection in list(self._open):
+            # Wakes a thread that waits for an answer without end.
+            if connection.sock is not None:
+                with suppress(OSError):
+                    connection.sock.shutdown(socket.SHUT_RDWR)
         self._threads.shutdown(cancel_futures=True)
         for connection in self._open:
             connection.close()
@@ -116,14 +135,21 @@ class HttpSource:
             self._coming[path] = self._threads.submit(self._fetch, path)
 
     def read(self, path: str) -> bytes | None:
-        """The file at this path; waits and asks again while the server says that it is busy."""
+        """The file at this path; waits and asks again while the server says that it is busy, and not for ever."""
         self.expect(path)
-        return self._coming.pop(path).result()
+        try:
+            return self._coming.pop(path).result(self._answer_seconds)
+        except TimeoutError as error:
+            raise UnverifiableError(
+                f"{self._shown}/{path} cannot be read: no whole answer in {self._answer_seconds:.0f} s"
+            ) from error
 
     def _fetch(self, path: str) -> bytes | None:
         problem = ""
         for attempt in range(TRIES):
             asked = None
+            if self._is_closed:
+                break
             try:
                 status, body, asked = self._once(f"{self._prefix}/{path}")
             except (OSError, http.client.HTTPException) as error:

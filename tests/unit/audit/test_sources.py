@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from kala.audit.mirror import verify_tiles
 from kala.audit.report import TamperedError, UnverifiableError
-from kala.audit.sources import CONNECTIONS, MAX_BUNDLE_BYTES, HttpSource
+from kala.audit.sources import CONNECTIONS, MAX_BUNDLE_BYTES, DirectorySource, HttpSource
 from tests.fakes.audit_log import signer
 from tests.fakes.mirrors import Mirror
 
@@ -167,3 +170,48 @@ def test_a_password_in_an_address_is_not_told() -> None:
     with pytest.raises(UnverifiableError) as caught:
         source.read("checkpoint")
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("endless", ["status", "headers", "body", "continue"])
+def test_an_answer_without_end_ends(endless: str) -> None:
+    """Every byte came within the longest silence, so a verifier could be kept waiting for ever."""
+    first, more = {
+        "status": (b"HTTP/1.1 20", b"0"),
+        "headers": (b"HTTP/1.1 200 OK\r\nx: ", b"y"),
+        "body": (b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n", b"z"),
+        "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    }[endless]
+
+    class Dripping(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            try:
+                self.request.sendall(first)
+                while not ended.wait(0.02):
+                    self.request.sendall(more)
+            except OSError:
+                return
+
+    ended = threading.Event()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}"
+            with (
+                closing(HttpSource(url, answer_seconds=0.3)) as source,
+                pytest.raises(UnverifiableError, match="no whole answer"),
+            ):
+                source.read("checkpoint")
+        finally:
+            ended.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "directory"])
+def test_what_is_no_file_is_not_there_and_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """A pipe in a mirror that somebody sent held the verifier up for ever."""
+    make(tmp_path / "checkpoint")
+    assert DirectorySource(tmp_path).read("checkpoint") is None

@@ -11,6 +11,7 @@ from kala.audit.cosignature import Witness
 from kala.errors import InvalidArgumentError, VerificationError
 
 _FIELD: Final = "witnesses"
+_FORM: Final = "each is `<http or https url> <vkey>`, with a space between"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,16 @@ class WitnessAddress:
     def parse(cls, text: str) -> WitnessAddress:
         """Reads `<url> <vkey> [<vkey>]`; raises `InvalidArgumentError`."""
         url, *vkeys = text.split() or [""]
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-            raise InvalidArgumentError(_FIELD, "each is `<http or https url> <vkey>`, with a space between")
+        if not url.isprintable():
+            raise InvalidArgumentError(_FIELD, _FORM)
+        try:
+            parts = urlsplit(url)
+            is_port = parts.port is None or parts.port > 0
+        except ValueError as error:
+            raise InvalidArgumentError(_FIELD, f"{_FORM}: {error}") from error
+        is_plain = not (parts.query or parts.fragment)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or not is_port or not is_plain:
+            raise InvalidArgumentError(_FIELD, _FORM)
         try:
             keys = [Witness.parse(vkey) for vkey in vkeys]
         except VerificationError as error:

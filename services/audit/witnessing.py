@@ -104,7 +104,11 @@ class Witnessing:
         size, note = newest
         if self._own is not None:
             await self._sign_own(self._own, size, note)
-        await asyncio.gather(*(self._ask(witness, size, note) for witness in self._witnesses))
+        asked = [self._ask(witness, size, note) for witness in self._witnesses]
+        # Each to its end: what one meets must not leave another behind that runs into the next round.
+        for met in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(met, BaseException):
+                raise met
         if size > self._pruned_at:
             await asyncio.to_thread(self._store.prune)
             self._pruned_at = size

@@ -235,6 +235,19 @@ async def test_a_cosignature_that_was_lost_on_the_way_is_asked_for_again(setting
     assert setting.store.publishable() == 2
 
 
+def bug(_request: httpx.Request) -> httpx.Response:
+    raise RuntimeError("a bug")
+
+
+async def test_a_bug_about_one_witness_cuts_no_other_short(setting: Setting) -> None:
+    setting.witnesses.broken["w1.test"] = bug
+    setting.grow(2)
+    async with setting.asking() as witnessing:
+        with pytest.raises(RuntimeError, match="a bug"):
+            await witnessing.advance()
+    assert setting.shown == {"w1.test": 0, "w2.test": 2}
+
+
 def forged(_request: httpx.Request) -> httpx.Response:
     text = signer().sign(f"{ORIGIN}\n1\n{'A' * 43}=\n").rpartition("\n\n")[0] + "\n"
     return httpx.Response(200, text=KEYS["w2"].line(text, NOW))
@@ -361,6 +374,10 @@ def test_a_policy_is_read_from_lines_of_an_address_and_keys() -> None:
         ([""], 0, "http or https"),
         ([f"ftp://w1.test {KEYS['w1'].witness}"], 0, "http or https"),
         (["https://w1.test"], 0, "at least one key"),
+        ([f"https://w1.test:x {KEYS['w1'].witness}"], 0, "http or https url.*Port"),
+        ([f"https://w1.test:65536 {KEYS['w1'].witness}"], 0, "http or https url.*Port"),
+        ([f"https://[::1 {KEYS['w1'].witness}"], 0, "http or https url.*IPv6"),
+        ([f"https://w1\x00.test {KEYS['w1'].witness}"], 0, "http or https url"),
         (["https://w1.test nonsense"], 0, "key"),
         ([f"{GOOD} {KEYS['w2'].witness}"], 0, "of one name"),
         ([GOOD, GOOD], 0, "count as one"),

@@ -14,6 +14,7 @@ from kala.audit.v1 import audit_pb2
 from kala.common.v1 import decision_pb2, measurement_pb2
 from kala.errors import InvalidArgumentError
 from services.audit.entries import NewEntry, PlainPayload, digest_of_record, time_text
+from services.audit.redaction import SUFFIX, is_redacted
 
 MAX_ATTRIBUTES: Final = 64
 MAX_PAYLOADS: Final = 8
@@ -94,6 +95,8 @@ def _payloads(record: audit_pb2.Record) -> list[PlainPayload]:
     payloads = [
         PlainPayload(_match("payloads.kind", p.kind, _NAME), p.data, p.store) for p in record.payloads
     ]
+    if any(is_redacted(p.kind) for p in payloads):
+        raise InvalidArgumentError("payloads.kind", f"must not end with {SUFFIX}: such copies the log makes")
     if len(payloads) > 1 and len({p.kind for p in payloads}) != len(payloads):
         raise InvalidArgumentError("payloads.kind", "must be unique in the record")
     return payloads

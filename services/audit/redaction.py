@@ -3,7 +3,8 @@
 Where a finder finds something in a payload that is to be kept, the payload itself is only committed to, and a copy with
 `#` in the place of every found byte is kept under its kind and `.redacted`. The copy has the same length and, where the
 content is a protobuf message, the same structure, so that whoever may read the one can read the other.
-What cannot be looked through, because it is too long or the finder fails, is committed to and not kept.
+What cannot be looked through, because it is too long or the finder fails, is committed to and not kept; nor is a copy whose
+kind would be too long to be asked for. No producer sends a kind that ends so.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from services.audit.entries import NewEntry, PlainPayload
 from services.audit.wire_structure import structure_of
 
 SUFFIX: Final = ".redacted"
+# As records.py and the contract bound a kind.
+MAX_KIND_CHARS: Final = 64
 MASK: Final = ord("#")
 # Patterns look through this in about a second; longer content is not kept.
 MAX_SEARCHED_BYTES: Final = 1024 * 1024
@@ -78,6 +81,8 @@ def _redacted(payload: PlainPayload, finder: PersonalDataFinder) -> list[PlainPa
         return [committed]
     if copy == payload.data:
         return [payload]
+    if len(payload.kind + SUFFIX) > MAX_KIND_CHARS:
+        return [committed]  # nobody could ask for the copy by its name
     return [committed, PlainPayload(payload.kind + SUFFIX, copy, store=True)]
 
 

@@ -75,6 +75,7 @@ def set_field(path: str, value: object) -> Change:
         ("attributes: at most", lambda made: [made.attributes.add(key=f"k{n}") for n in range(65)]),
         ("payloads.kind", lambda made: made.payloads.add(kind="")),
         ("payloads.kind", lambda made: [made.payloads.add(kind="request") for _ in range(2)]),
+        ("payloads.kind", lambda made: made.payloads.add(kind="request.redacted")),
         ("payloads: at most", lambda made: [made.payloads.add(kind=f"k{n}") for n in range(9)]),
     ],
 )

@@ -54,6 +54,11 @@ def test_a_find_is_committed_to_and_kept_masked_beside_it() -> None:
     assert not is_redacted(committed.kind)
 
 
+def test_a_copy_that_could_not_be_asked_for_by_its_name_is_not_kept() -> None:
+    said = PlainPayload("k" * 60, b"Ask bob@example.com today.", store=True)
+    assert list(redact(entry(said), EmailFinder()).payloads) == [said._replace(store=False)]
+
+
 def test_content_without_a_find_is_kept_as_it_is() -> None:
     said = PlainPayload("released", b"Nothing personal.", store=True)
     assert list(redact(entry(said), EmailFinder()).payloads) == [said]

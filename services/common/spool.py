@@ -189,6 +189,7 @@ class Spool:
         after = [change(record) for record in before]
         if before:
             self._replace(after)
+        self._sweep()
         return changed + sum(old != new for old, new in zip(before, after, strict=True))
 
     def _aside(self) -> Spool:
@@ -228,9 +229,17 @@ class Spool:
             self._file, self._is_torn = None, False
         self._segments = deque([segment])
         self._bytes_used = segment.size
-        for old in replaced:
-            old.path.unlink()
-        sync_directory(self._directory)
+
+    def _sweep(self) -> None:
+        """Deletes what is no segment of the queue any more: replaced just now, or left when deleting failed before."""
+        kept = {segment.path for segment in self._segments}
+        try:
+            for path in self._directory.glob(_SEGMENT_NAMES):
+                if path not in kept:
+                    path.unlink()
+            sync_directory(self._directory)
+        except OSError as error:
+            raise UnavailableError(f"{self._directory} cannot be cleared: {error.strerror}") from error
 
     def close(self) -> None:
         """Lets another process open the queue; what waits stays on disk."""

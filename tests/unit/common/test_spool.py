@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kala.errors import DataLossError, FailedPreconditionError, InvalidArgumentError
+from kala.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, UnavailableError
 from services.common.secret_keys import load_or_create_secret_key, load_secret_key
 from services.common.spool import MAX_RECORD_BYTES, Spool, SpoolFullError
 
@@ -314,6 +314,13 @@ def test_a_disk_that_fails_to_undo_a_write_too_loses_nothing_once_it_is_well(
         assert waiting(spool) == records(3)
 
 
+def _keep_segments(path: Path, *, missing_ok: bool = False) -> None:
+    if path.suffix == ".spool":
+        _fail()
+    elif path.exists() or not missing_ok:
+        os.remove(path)  # noqa: PTH107 - unlink is what is replaced
+
+
 def _fail(*_arguments: object) -> None:
     raise OSError(28, "No space left on device")
 
@@ -429,3 +436,26 @@ def test_a_rewrite_keeps_what_lies_beyond_a_limit_that_was_lowered(tmp_path: Pat
     with opened(tmp_path / "s", max_bytes=500) as spool:
         assert spool.rewrite(lambda record: record) == 0
         assert spool.peek(99, ALL) == records
+
+
+def test_a_rewrite_is_done_only_when_the_old_files_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An erasure is certified when this returns; one that could not delete must not be forgotten by its repeat."""
+    directory = tmp_path / "s"
+    with opened(directory) as spool:
+        spool.append([b"one", b"two"])
+        old = {path.read_bytes() for path in directory.glob("*.spool")}
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", _keep_segments)
+            with pytest.raises(UnavailableError):
+                spool.rewrite(_shouted)
+        spool.rewrite(_shouted)
+        assert not old & {path.read_bytes() for path in directory.iterdir()}
+        assert spool.peek(9, 999) == [b"ONE", b"TWO"]
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", _keep_segments)
+            with pytest.raises(UnavailableError):
+                spool.drop(2)
+        assert spool.rewrite(_shouted) == 0
+        assert list(directory.glob("*.spool")) == []

@@ -24,6 +24,8 @@ from kala.audit.verify import LogChecker
 
 # One SQLite file holds one log.
 LOG_ID: Final = 1
+# No row of a log is as long; what is computed instead of stored may be endless.
+MAX_VALUE_BYTES: Final = 64 * 1024 * 1024
 # Entries between two reports of progress.
 PROGRESS_STEP: Final = 1_000
 
@@ -77,7 +79,24 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA query_only = ON")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+    try:
+        _require_stored(connection)
+    except BaseException:
+        connection.close()
+        raise
     return connection
+
+
+def _require_stored(connection: sqlite3.Connection) -> None:
+    """Raises `TamperedError` when a table computes what it holds: a view never need come to its end."""
+    kinds = {row[1]: row[2] for row in connection.execute("PRAGMA main.table_list")}
+    for table in _TABLES:
+        # What is not there at all is told where it is looked for.
+        kind = kinds.get(table, "table")
+        computed = connection.execute("SELECT 1 FROM pragma_table_xinfo(?) WHERE hidden", (table,))
+        if kind != "table" or computed.fetchone() is not None:
+            raise TamperedError(None, f"{table} is no table of stored rows")
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import Final
 
 from kala.audit.database import LOG_ID, connect, unreadable
 from kala.audit.merkle import HASH_BYTES
-from kala.audit.report import UnverifiableError
-from kala.audit.tile_paths import CHECKPOINT_PATH, TilePath, bundle
+from kala.audit.report import TamperedError, UnverifiableError
+from kala.audit.tile_paths import CHECKPOINT_PATH, MAX_ENTRY_BYTES, TilePath, bundle
 
 _NOTE: Final = f"SELECT note FROM checkpoint WHERE log_id = {LOG_ID} ORDER BY size DESC LIMIT 1"  # noqa: S608 - constants only
 _ENTRIES: Final = "FROM entry WHERE log_id = ? AND idx >= ? AND idx < ? ORDER BY idx"
@@ -21,7 +21,8 @@ class DatabaseSource:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise UnverifiableError(f"{path} is not a file")
-        self._db = connect(path)
+        with unreadable(lambda: None):
+            self._db = connect(path)
 
     def close(self) -> None:
         """Closes the file."""
@@ -48,6 +49,10 @@ class DatabaseSource:
         found = [_blob(row[0]) for row in rows]
         if len(found) < tile.width:
             return None
+        if tile.level is None:
+            for index, leaf in enumerate(found, tile.first):
+                if len(leaf) > MAX_ENTRY_BYTES:
+                    raise TamperedError(index, f"a leaf has at most {MAX_ENTRY_BYTES} bytes")
         return bundle(found) if tile.level is None else b"".join(found)
 
 

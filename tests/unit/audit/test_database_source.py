@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kala.audit.compare import Relation, TileView, compare
+from kala.audit.database import verify_database
 from kala.audit.database_source import DatabaseSource
 from kala.audit.mirror import read_checkpoint, verify_tiles
 from kala.audit.report import TamperedError, UnverifiableError
@@ -50,6 +51,51 @@ class _Shown:
 
     def expect(self, _path: str) -> None:
         pass
+
+
+ENDLESS = (
+    "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n) SELECT {} FROM {}_, n WHERE n.i < 0"
+)
+
+
+@pytest.mark.parametrize("table", ["log", "head", "entry", "checkpoint", "payload", "tile"])
+def test_a_view_in_a_table_s_place_is_not_read(log: Path, table: str) -> None:
+    """A view may go on for ever, or make values of a gigabyte: the verifier hung, or took all memory."""
+    with closing(sqlite3.connect(log)) as database:
+        kinds = ("trigger", "view")
+        for kind, name in database.execute(
+            "SELECT type, name FROM sqlite_master WHERE type IN (?, ?)", kinds
+        ).fetchall():
+            database.execute(f"DROP {kind} {name}")
+        columns = ", ".join(f'"{row[1]}"' for row in database.execute(f"PRAGMA table_info({table})"))
+        database.execute(f"ALTER TABLE {table} RENAME TO {table}_")
+        database.execute(f"CREATE VIEW {table} AS {ENDLESS.format(columns, table)}")
+        database.commit()
+    with pytest.raises(TamperedError, match=f"{table} is no table of stored rows"):
+        verify_database(log, TRUSTED)
+    with pytest.raises(TamperedError, match=f"{table} is no table of stored rows"):
+        DatabaseSource(log)
+
+
+def test_a_computed_column_is_not_read(log: Path) -> None:
+    with closing(sqlite3.connect(log)) as database:
+        database.execute("ALTER TABLE entry ADD COLUMN more AS (zeroblob(1000000000))")
+    with pytest.raises(TamperedError, match="entry is no table of stored rows"):
+        verify_database(log, TRUSTED)
+
+
+@pytest.mark.parametrize("size", [65_536, 1 << 27], ids=["longer than any", "larger than is read"])
+def test_a_leaf_that_is_too_long_is_the_first_bad_one(log: Path, size: int) -> None:
+    """It ended the quick check with an OverflowError, as a bug."""
+    with closing(sqlite3.connect(log)) as database:
+        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            database.execute(f"DROP TRIGGER {name}")
+        database.execute("UPDATE entry SET leaf = zeroblob(?) WHERE idx = 299", (size,))
+        database.commit()
+    with closing(DatabaseSource(log)) as source, pytest.raises(TamperedError):
+        verify_tiles(source, TRUSTED)
+    with pytest.raises(TamperedError, match="entry 29[89]"):
+        verify_database(log, TRUSTED)
 
 
 def test_what_the_database_does_not_have_is_not_there(log: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_leaf_that_is_too_long_is_the_first_bad_one(log: Path, size: int) -> N
         database.commit()
     with closing(DatabaseSource(log)) as source, pytest.raises(TamperedError):
         verify_tiles(source, TRUSTED)
-    with pytest.raises(TamperedError, match="entry 29[89]"):
+    with pytest.raises(TamperedError, match=r"entry 29[89]"):
         verify_database(log, TRUSTED)
 
 

@@ -192,7 +192,7 @@ def test_an_adapter_that_fails_its_gate_is_neither_promoted_nor_loaded(
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="The gate's own count: 296 of the base's 301 refusals are kept (98.3 %) and it asks for 99 %; "
+    reason="The gate's own count: 297 of the base's 301 refusals are kept (98.7 %) and it asks for 99 %; "
     "every other requirement holds.",
 )
 def test_the_example_learns_its_task_keeps_the_laws_and_passes_the_shipped_gate(person: Person) -> None:
@@ -200,7 +200,8 @@ def test_the_example_learns_its_task_keeps_the_laws_and_passes_the_shipped_gate(
     job = json.loads(person.kala("train", "submit", example, "--wait", "--json"))
     name = job["adapter"]
     found = person.get(f"/kala/v1/trainer/{job['evaluation']}")["evaluation"]
-    assert (found["profile"], found["outcome"]) == ("embedded", "GATE_OUTCOME_PASSED"), found["result"]
+    reached = (found["profile"], found["outcome"])
+    assert reached == ("embedded", "GATE_OUTCOME_PASSED"), json.dumps(found["result"])
     person.kala("adapters", "promote", name)
     person.kala("adapters", "load", name)
     require_chain(person, name, person.chat(name, QUESTION))

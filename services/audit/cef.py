@@ -6,6 +6,7 @@ not hold a whole entry: `externalId` is its index, under which the log proves it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ _SEVERE, _NOTABLE, _ORDINARY = 7, 5, 2
 
 _HEADER: Final = str.maketrans({"\\": "\\\\", "|": "\\|", "\n": " ", "\r": " "})
 _EXTENSION: Final = str.maketrans({"\\": "\\\\", "=": "\\=", "\n": "\\n", "\r": "\\r"})
+# A collector or a terminal may take one for the end of a line or for an order; a name that a model made up may hold any.
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def cef_lines(entries: Sequence[StoredEntry], origin: str) -> list[bytes]:
@@ -54,7 +57,9 @@ def _line(entry: StoredEntry, origin: str) -> str:
     )
     kind = leaf["type"].translate(_HEADER)
     written = " ".join(
-        f"{key}={str(value).translate(_EXTENSION)}" for key, value in fields if value is not None
+        f"{key}={_CONTROLS.sub(' ', str(value).translate(_EXTENSION))}"
+        for key, value in fields
+        if value is not None
     )
     return f"{_PREFIX}{kind}|{kind}|{_severity(decision, result)}|{written}"
 

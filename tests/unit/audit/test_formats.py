@@ -143,6 +143,19 @@ def test_every_format_writes_every_entry_in_one_line(name: str, change: Change) 
     assert all(b"\n" not in line and b"\r" not in line for line in lines)
 
 
+def test_no_name_makes_another_event_of_cef() -> None:
+    """A model chooses the names of tools: what some readers take for the end of a line went out as it was."""
+
+    def named(made: audit_pb2.Record) -> None:
+        made.action.tool = "a\x85CEF:0|x\u2028CEF:0|\x0bCEF:0|\x0c\x1b[2J\x00\r\nCEF:0|x|act=allow|\\"
+
+    (line,) = FORMATS["cef"]([stored(named)], ORIGIN)
+    assert len(line.decode().splitlines()) == 1
+    assert line.decode().isprintable()
+    assert b" act=allow" not in line
+    assert b"|act\\=allow|" in line
+
+
 def test_cef_says_how_bad_it_is() -> None:
     def failed(made: audit_pb2.Record) -> None:
         made.ClearField("decision")

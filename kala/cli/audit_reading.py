@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from kala.cli.audit_gateway import AUDIT, decoded, gateway
+from kala.cli.audit_inputs import judged
 from kala.cli.options import JsonOption, KeyOption, StateOption, UrlOption
 from kala.cli.output import note, show, show_json, table
 from kala.cli.tool_words import printable, short
@@ -189,17 +190,21 @@ def gaps(
     url: UrlOption = None,
     key: KeyOption = None,
 ) -> int:
-    """List intents without an outcome and holes in producers' numbers; exit code 1 when there are any."""
+    """List intents without an outcome and holes in producers' numbers; exit code 1 when there are any, 2 when nobody tells."""
     params = {"intent_age": f"{intent_seconds}s", **({"filter.tenant": tenant} if tenant else {})}
-    with gateway(url, key, state) as client:
-        found = client.pages(f"{AUDIT}/gaps", "gaps", params=params)
-    if as_json:
-        show_json({"gaps": found})
-    elif found:
-        table(None, ("what", "producer", "boot", "where", "noticed"), map(_gap_row, found))
-    else:
-        show("no gaps")
-    return EXIT_GAPS if found else 0
+
+    def check() -> int:
+        with gateway(url, key, state) as client:
+            found = client.pages(f"{AUDIT}/gaps", "gaps", params=params)
+        if as_json:
+            show_json({"gaps": found})
+        elif found:
+            table(None, ("what", "producer", "boot", "where", "noticed"), map(_gap_row, found))
+        else:
+            show("no gaps")
+        return EXIT_GAPS if found else 0
+
+    return judged(check, as_json=as_json)
 
 
 def _gap_row(gap: Mapping[str, Any]) -> tuple[str, str, str, str, str]:  # Any: JSON

@@ -188,6 +188,13 @@ class TestRead:
         assert "entries/<index>" in capsys.readouterr().err
 
 
+def test_gaps_that_nobody_tells_of_are_no_gaps_found(use: Use, capsys: Captured) -> None:
+    """A gateway that was away ended the command with 1, as a log with gaps does."""
+    use({"/gaps": failure(503, "audit_unavailable", "the log is away")})
+    assert main(["audit", "gaps", *AT]) == 2
+    assert "unverifiable" in capsys.readouterr().err
+
+
 def test_gaps_are_listed_and_end_with_1(use: Use, capsys: Captured) -> None:
     producer = {"id": "gateway-0", "boot": b64(b"bootboot"), "sequence": "4"}
     gateway = use(

@@ -194,7 +194,13 @@ class _LineCheck:
             try:
                 parse_leaf(line)
             except VerificationError as error:
-                return TamperedError(index, f"the line is no entry of the log: {error.message}")
+                # A broken line may stand there to draw the eye from a changed one that is whole.
+                before = (
+                    f"; nor does anything vouch for the lines from entry {unproved} on"
+                    if unproved < index
+                    else ""
+                )
+                return TamperedError(index, f"the line is no entry of the log: {error.message}{before}")
         if unproved is None and self._manifest.runs:
             unproved = self._manifest.runs[0][0]
         return TamperedError(

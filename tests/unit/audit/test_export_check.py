@@ -112,6 +112,17 @@ def test_a_line_that_is_no_leaf_is_named(export: Path) -> None:
     assert first_bad(export) == 130
 
 
+def test_a_broken_line_does_not_speak_for_those_before_it(export: Path) -> None:
+    """An entry changed into another was covered up by breaking a later line, which alone was named."""
+    lines = export.read_bytes().splitlines(keepends=True)
+    lines[3], lines[100] = lines[4], b"{}\n"
+    export.write_bytes(b"".join(lines))
+    with pytest.raises(
+        TamperedError, match=r"entry 100: .* nor does anything vouch for the lines from entry 0 on"
+    ):
+        verify_export(export, TRUSTED)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

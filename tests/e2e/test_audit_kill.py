@@ -78,7 +78,7 @@ async def test_a_log_that_breaks_its_promise_is_caught(
     )
     problems: list[str] = []
     for _ in range(3):  # a mutant may be lucky
-        journal = await kill_under_load(replicas, kills)
+        journal = await kill_under_load(replicas, kills, is_broken=True)
         assert len(journal) > 0, replicas[0].output()
         problems = problems_of(journal, replicas[0])
         if problems:

@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.audit_proof import Journal, load, problems_of, some_more, started, stopped
+from tests.audit_proof import (
+    BROKEN_SECONDS,
+    PATIENCE_SECONDS,
+    Journal,
+    load,
+    may_stall,
+    problems_of,
+    some_more,
+    started,
+    stopped,
+)
 from tests.fakes.audit_process import AuditProcess
 from tests.postgres import PostgresServer, own_postgres
 
@@ -28,13 +38,19 @@ def server() -> Iterator[PostgresServer]:
 
 
 async def kill_database(
-    server: PostgresServer, audit: AuditProcess, kills: int, *, with_log: bool = False
+    server: PostgresServer,
+    audit: AuditProcess,
+    kills: int,
+    *,
+    with_log: bool = False,
+    is_broken: bool = False,
 ) -> Journal:
     """Kills every process of the database while callers append; the log lives through it, or dies with it."""
+    patience = BROKEN_SECONDS if is_broken else PATIENCE_SECONDS
     with started(audit):
-        async with load([audit]) as journal:
+        async with load([audit]) as journal, may_stall(is_broken=is_broken):
             for _ in range(kills):
-                await some_more(journal)
+                await some_more(journal, patience)
                 await asyncio.sleep(0.3)
                 if with_log:
                     await asyncio.to_thread(audit.kill)
@@ -42,7 +58,7 @@ async def kill_database(
                 await asyncio.to_thread(server.start)
                 if with_log:
                     audit.start()
-            await some_more(journal)
+            await some_more(journal, patience)
         await stopped(audit)
     return journal
 
@@ -66,7 +82,7 @@ async def test_a_log_whose_commits_do_not_wait_for_the_disk_is_caught(
         module="tests.fakes.mutant_audit",
         environment={"AUDIT_MUTATION": "no_wait"},
     )
-    journal = await kill_database(server, audit, CONTROL_KILLS)
+    journal = await kill_database(server, audit, CONTROL_KILLS, is_broken=True)
     problems = problems_of(journal, audit)
     assert any("is lost" in problem for problem in problems), problems[:5]
 

@@ -28,7 +28,7 @@ unit: $(VENV)/.dev
 	$(BIN)/pytest tests/unit tests/service -n $(TEST_WORKERS) --dist worksteal -m "not slow and not e2e" -q --durations 25
 
 e2e: $(VENV)/.dev ## Set up and run the tests that start real processes
-	$(BIN)/pytest tests/e2e -m "not slow" -q --durations 25
+	$(BIN)/pytest tests/e2e -n $(TEST_WORKERS) --dist loadfile -m "not slow" -q --durations 25
 
 check: test lint types proto-check extras ## Everything that continuous integration runs
 

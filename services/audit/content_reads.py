@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -61,7 +62,7 @@ class ContentReads:
         self._signer = signer
         self._clock = clock
         self._max_exports = max_exports
-        self._running = 0
+        self._running = Counter[str]()
         self._thread = ThreadPoolExecutor(1, "audit-content")
 
     async def stop_watches(self) -> None:
@@ -99,13 +100,15 @@ class ContentReads:
         """Whole lines, then the manifest."""
         plan = plan_of(request)
         reader = reader_of(context)
-        if self._running >= self._max_exports:
+        mine = self._running[reader.tenant]
+        # Half is left to others: whoever asks and does not read on keeps a place as long as the line stands.
+        if self._running.total() >= self._max_exports or (reader.actor and 2 * mine >= self._max_exports):
             raise ResourceExhaustedError(
-                f"{self._max_exports} exports run already",
+                f"{self._running.total()} exports run already, {mine} of them this tenant's",
                 reason="AUDIT_TOO_MANY_EXPORTS",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
-        self._running += 1
+        self._running[reader.tenant] += 1
         try:
             run = await self._read(lambda: self._begin(plan))
             facts = {"format": plan.format, "tree_size": str(run.size), **facts_of(request.filter)}
@@ -115,7 +118,9 @@ class ContentReads:
                     yield audit_pb2.ExportResponse(data=chunk)
             yield audit_pb2.ExportResponse(manifest=await self._read(lambda: run.manifest(receipt)))
         finally:
-            self._running -= 1
+            self._running[reader.tenant] -= 1
+            if not self._running[reader.tenant]:
+                del self._running[reader.tenant]
 
     async def watch_entries(
         self, request: audit_pb2.WatchEntriesRequest, context: Context

@@ -17,9 +17,11 @@ from kala.audit.export import manifest_path, verify_export
 from kala.audit.export_manifest import Manifest, parse_manifest
 from kala.audit.report import TamperedError
 from kala.audit.v1 import audit_pb2
+from kala.common.v1.clearance_pb2 import Principal
 from kala.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError, UnavailableError
 from services.audit import exporting
 from services.audit.postgres_retention import drop_before
+from services.common.principals import principal_metadata
 from services.common.status import translated
 from tests.fakes.audit_log import NOW, open_log, record
 from tests.fakes.audit_server import ServedLog, served_log
@@ -250,6 +252,34 @@ async def test_only_so_many_exports_run_at_once(on_file: ServedLog, monkeypatch:
     with pytest.raises(ResourceExhaustedError, match="4 exports run"), translated():
         refused.result()
     assert len(await asyncio.gather(*rest)) == 4
+
+
+async def test_one_tenant_cannot_keep_all_places_of_exports(
+    on_file: ServedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asked for four exports and read none of them kept everybody else from exporting."""
+    released = threading.Event()
+    real = exporting.ExportRun.next_chunk
+
+    def held(self: exporting.ExportRun) -> bytes | None:
+        released.wait(20)
+        return real(self)
+
+    async def begin(tenant: str) -> int:
+        who = principal_metadata(Principal(id="keys/k", tenant=tenant, subject="a" * 64))
+        return len([part async for part in on_file.read.Export(audit_pb2.ExportRequest(), metadata=who)])
+
+    monkeypatch.setattr(exporting.ExportRun, "next_chunk", held)
+    running = [asyncio.create_task(begin("acme")) for _ in range(3)]
+    try:
+        (refused,), rest = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        other = asyncio.create_task(begin("other"))
+    finally:
+        released.set()
+    with pytest.raises(ResourceExhaustedError, match="2 of them this tenant's"), translated():
+        refused.result()
+    assert await other
+    assert all(await asyncio.gather(*rest))
 
 
 async def test_an_export_that_cannot_be_logged_sends_nothing(on_file: ServedLog) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from services.audit import __main__ as audit_process
 from services.audit import postgres_store, stores
+from services.audit.batch import BatchWriter
 from services.audit.postgres_store import PostgresWriter
 from services.audit.sqlite_store import SqliteReader, SqliteWriter
 from services.audit.store import Commit, Head, StoredEntry
@@ -98,6 +99,8 @@ def _move_without_comparing() -> None:
 
 
 def _commit_without_waiting() -> None:
+    # Its own check would notice the loss at once and acknowledge nothing more.
+    BatchWriter._require_continued = lambda _self, _head: None  # type: ignore[method-assign] # broken
     postgres_store._BEGIN = dict.fromkeys(  # type: ignore[misc] # broken
         postgres_store._BEGIN, b"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off"
     )

@@ -136,7 +136,7 @@ async def some_more(journal: Journal, seconds: float = PATIENCE_SECONDS) -> None
 
 @contextmanager
 def started(*replicas: AuditProcess) -> Iterator[None]:
-    """Starts them; kills those that still run at the end, which after a test that passed are none."""
+    """Starts them; kills those that still run at the end, which are none when the log was whole and the test passed."""
     try:
         for replica in replicas:
             replica.start()
@@ -182,7 +182,8 @@ async def kill_under_load(
                 await asyncio.to_thread(victim.kill)
                 victim.start()
             await some_more(journal, patience)
-        await stopped(*replicas)
+        if not is_broken:  # what is broken may be unable to stop in order
+            await stopped(*replicas)
     return journal
 
 

@@ -59,7 +59,8 @@ async def kill_database(
                 if with_log:
                     audit.start()
             await some_more(journal, patience)
-        await stopped(audit)
+        if not is_broken:
+            await stopped(audit)
     return journal
 
 

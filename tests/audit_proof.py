@@ -230,6 +230,11 @@ def problems_of(journal: Journal, audit: AuditProcess) -> list[str]:
     return problems
 
 
+def shows_loss(problems: Sequence[str]) -> bool:
+    """Whether something acknowledged is not where it was: gone, or written anew when its caller repeated it."""
+    return any("is lost" in problem or "was told index" in problem for problem in problems)
+
+
 def _tree_problems(rows: Sequence[Row], notes: set[str], verifier: Verifier) -> list[str]:
     """What is wrong with the entries themselves, and every checkpoint that does not sign the beginning of them."""
     signed = {}

@@ -16,6 +16,7 @@ from tests.audit_proof import (
     load,
     may_stall,
     problems_of,
+    shows_loss,
     some_more,
     started,
     stopped,
@@ -85,7 +86,7 @@ async def test_a_log_whose_commits_do_not_wait_for_the_disk_is_caught(
     )
     journal = await kill_database(server, audit, CONTROL_KILLS, is_broken=True)
     problems = problems_of(journal, audit)
-    assert any("is lost" in problem for problem in problems), problems[:5]
+    assert shows_loss(problems), problems[:5]
 
 
 async def test_the_log_lives_through_restarts_of_its_database(tmp_path: Path, server: PostgresServer) -> None:

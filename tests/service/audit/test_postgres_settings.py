@@ -13,7 +13,7 @@ from kala.errors import FailedPreconditionError
 from services.audit.postgres import Postgres
 from services.audit.postgres_store import PostgresWriter
 from tests.fakes.audit_log import ORIGIN, open_log, record, signer
-from tests.postgres import Databases, own_postgres
+from tests.postgres import Databases, name_of, own_postgres
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
@@ -21,7 +21,7 @@ def test_a_database_that_keeps_other_characters_is_refused(
     postgres_databases: Databases, postgres_url: str, encoding: str
 ) -> None:
     """LATIN1 has no place for most names: a record with one would never be taken."""
-    name = f"kala_{encoding.lower()}_{postgres_url.rpartition('_')[2].partition('?')[0]}"
+    name = f"{name_of(postgres_url)}_{encoding.lower()}"
     postgres_databases.run(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
     url = postgres_databases.url(name)
     try:

@@ -9,6 +9,7 @@ import psycopg
 import sqlalchemy
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import event
 
 from kala.errors import FailedPreconditionError, UnavailableError
 from services.audit.postgres_schema import SELECT_TRIGGERS, SELECT_UNLOGGED, wrong_triggers
@@ -153,7 +154,7 @@ class Postgres:
         engine = sqlalchemy.create_engine(
             "postgresql+psycopg://", creator=creator, pool_pre_ping=True, hide_parameters=True
         )
-        sqlalchemy.event.listen(engine, "begin", _await_the_disk)
+        event.listen(engine, "begin", _await_the_disk)
         return engine
 
 

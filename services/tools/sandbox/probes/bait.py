@@ -30,7 +30,7 @@ class Bait:
     # Stands in the secret file and in the canary's environment: output that holds it is a leak.
     token: str
     directory: Path
-    canary: int
+    canary: asyncio.subprocess.Process
     listeners: dict[str, socket.socket]
     hits: set[str] = field(default_factory=set)
 
@@ -59,14 +59,16 @@ def _was_hit(listener: socket.socket) -> bool:
     return True
 
 
-def _end_of(pid: int) -> str:
+def _end_of(child: asyncio.subprocess.Process) -> str:
     """Say how a child is dead or dying, empty when it lives: a signal may still wait for its turn on a busy machine."""
+    pid = child.pid
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
         flags = int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[6])
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except OSError as error:
-        return f"it cannot be looked at: {error}"
+        # Reaped already: a negative status is the signal that ended it.
+        return f"with status {child.returncode} ({error.strerror})"
     if ended is not None:
         return f"by {'signal' if ended.si_code != os.CLD_EXITED else 'status'} {ended.si_status}"
     pending = [line.split() for line in status.splitlines() if line.startswith(_PENDING)]
@@ -96,7 +98,7 @@ async def bait(*, host: str = "127.0.0.1") -> AsyncIterator[Bait]:
             # A process may give itself a name of at most fifteen bytes.
             "survivor_name": f"k{secrets.token_hex(7)}",
         }
-        yield Bait(words, token, directory, canary.pid, listeners)
+        yield Bait(words, token, directory, canary, listeners)
 
 
 def _secret(directory: Path, token: str) -> str:

@@ -12,6 +12,6 @@ async def test_a_canary_that_was_hit_is_known_at_once_and_an_unhurt_one_is_not()
     for _ in range(20):
         async with bait() as laid:
             assert laid.touched() == ""
-            os.kill(laid.canary, signal.SIGUSR1)
+            os.kill(laid.canary.pid, signal.SIGUSR1)
             # It has had no turn yet in which to die.
             assert laid.touched().startswith("a process of the host was ended: ")

@@ -81,9 +81,13 @@ def export(
     for path in () if force else (file, manifest_file):
         if path.exists():
             raise FailedPreconditionError(f"{path} exists; choose another name, or say --force")
-    named = {"from": since, "until": until, "actor": actor, "model": model, "tool": tool, "trace_id": trace}
     chosen: dict[str, Any] = {  # Any: JSON
-        **named,
+        "from": since,
+        "until": until,
+        "actor": actor,
+        "model": model,
+        "tool": tool,
+        "trace_id": trace,
         "tenant": tenant,
         "types": types,
         "outcomes": [f"OUTCOME_{outcome.upper()}" for outcome in outcomes or ()],
@@ -121,15 +125,21 @@ def _write_export(client: KalaClient, body: Mapping[str, Any], file: Path, manif
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A private file that takes its name when all of it is written, and leaves nothing behind otherwise."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    import tempfile
+
+    partial: Path | None = None
     try:
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        # A name that nobody can lay a link or a file of their own under before.
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        partial = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
             yield file
         partial.replace(path)
     except OSError as error:
         raise FailedPreconditionError(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
 
 
 def read(

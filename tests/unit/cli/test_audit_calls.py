@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,14 @@ class TestExport:
         assert out.stat().st_mode & 0o077 == 0
         assert main(["audit", "verify", str(out), "--vkey", str(signer().verifier)]) == 0
         assert f"kala audit verify {out}" in capsys.readouterr().err
+
+    def test_a_link_that_was_laid_beside_is_not_written_through(self, tmp_path: Path, use: Use) -> None:
+        use({":export": parts({"data": b64(b"words\n")}, {"manifest": b64(b"{}")})})
+        out, victim = tmp_path / "out.jsonl", tmp_path / "victim"
+        (tmp_path / f".{out.name}.{os.getpid()}").symlink_to(victim)
+        assert main(["audit", "export", str(out), *AT]) == 0
+        assert not victim.exists()
+        assert not out.is_symlink()
 
     @pytest.mark.parametrize(
         "messages",

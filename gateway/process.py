@@ -153,17 +153,13 @@ def _app(
         )
 
     return build_app(
-        chat=ChatCompletions(
-            gate=gate,
-            inference=inference_stub,
-            ledger=ledger,
+        chat=_chat(
+            settings,
+            desk,
+            limits,
             pipeline=pipeline,
+            inference=inference_stub,
             tools=_chat_tools(settings, guarded, by_rpc[EXECUTE_RPC], pipeline, channels),
-            limits=limits,
-            may_spool=may_spool,
-            destinations=destinations,
-            mid_stream=settings.mid_stream,
-            truncation=settings.truncation,
         ),
         completions=Completions(desk, pipeline=pipeline),
         embeddings=tasks(EMBEDDINGS, inference_stub.Embed),
@@ -203,6 +199,29 @@ def _pipeline(
         background=background,
         hold_seconds=settings.hold_back_milliseconds / 1000,
         max_act_seconds=settings.max_act_seconds,
+    )
+
+
+def _chat(
+    settings: GatewaySettings,
+    desk: Desk,
+    limits: ChatLimits,
+    *,
+    pipeline: Pipeline,
+    inference: InferenceServiceAsyncStub,
+    tools: ChatTools,
+) -> ChatCompletions:
+    return ChatCompletions(
+        gate=desk.gate,
+        inference=inference,
+        ledger=desk.ledger,
+        pipeline=pipeline,
+        tools=tools,
+        limits=limits,
+        may_spool=desk.may_spool,
+        destinations=desk.destinations,
+        mid_stream=settings.mid_stream,
+        truncation=settings.truncation,
     )
 
 

@@ -125,16 +125,16 @@ def verify(
             raise InvalidArgumentError("--remember", "and --checkpoint both pin the log; give one of them")
         pinned = remembered(kept) if checkpoint is None else read_text(checkpoint)
         asked = _Asked(
-            log or str(database or layout.audit_database),
-            log is None or (not is_address(log) and is_database(Path(log))),
-            trusted_of(vkey, layout),
-            pinned,
-            resume,
-            first,
-            leaves,
-            quick,
-            manifest,
-            token_file,
+            log=log or str(database or layout.audit_database),
+            is_database=log is None or (not is_address(log) and is_database(Path(log))),
+            trusted=trusted_of(vkey, layout),
+            pinned=pinned,
+            resume=resume,
+            first=first,
+            leaves=leaves,
+            quick=quick,
+            manifest=manifest,
+            token_file=token_file,
         )
         facts, newest = _facts(asked)
         if kept is not None and newest is not None:

@@ -148,6 +148,37 @@ def _adapter_trust(wiring: Wiring, name: str) -> Mapping[str, str]:
     }
 
 
+def _audit_wires(wiring: Wiring) -> dict[str, str]:
+    keyring = wiring.keyring
+    wires = {
+        "ADDRESS": wiring.address("audit"),
+        "DATABASE": str(wiring.layout.audit_database),
+        "LOG_KEY_FILE": str(keyring.audit_log_key),
+        "KEK_FILE": str(keyring.audit_kek),
+        "TILE_TOKEN_FILE": str(keyring.audit_tile_token),
+    }
+    if keyring.next_audit_log_key.exists():
+        wires["NEXT_LOG_KEY_FILE"] = str(keyring.next_audit_log_key)
+    return wires
+
+
+def _gateway_wires(wiring: Wiring) -> dict[str, str]:
+    addresses = {
+        f"{part.upper()}_ADDRESS": wiring.address(part) for part in (TOOLS, TRAINER) if wiring.has(part)
+    }
+    return addresses | {
+        "HOST": wiring.host,
+        "PORT": str(wiring.port),
+        "ETHICS_ADDRESS": wiring.address("ethics"),
+        "INFERENCE_ADDRESS": wiring.address("inference"),
+        "AUDIT_ADDRESS": wiring.address("audit"),
+        "DATABASE": str(wiring.layout.gateway_database),
+        "PEPPER_FILE": str(wiring.keyring.gateway_pepper),
+        "AUDIT_VKEY_FILE": str(wiring.layout.vkey_file),
+        "CHECKPOINT_FILE": str(wiring.layout.last_checkpoint),
+    }
+
+
 def _wires(wiring: Wiring, name: str) -> Mapping[str, str]:
     keyring, data = wiring.keyring, wiring.layout.data
     audit = wiring.address("audit")
@@ -157,18 +188,7 @@ def _wires(wiring: Wiring, name: str) -> Mapping[str, str]:
     }
     match name:
         case "audit":
-            return {
-                "ADDRESS": audit,
-                "DATABASE": str(wiring.layout.audit_database),
-                "LOG_KEY_FILE": str(keyring.audit_log_key),
-                "KEK_FILE": str(keyring.audit_kek),
-                "TILE_TOKEN_FILE": str(keyring.audit_tile_token),
-                **(
-                    {"NEXT_LOG_KEY_FILE": str(keyring.next_audit_log_key)}
-                    if keyring.next_audit_log_key.exists()
-                    else {}
-                ),
-            }
+            return _audit_wires(wiring)
         case "ethics":
             return {
                 "ADDRESS": wiring.address("ethics"),
@@ -203,23 +223,7 @@ def _wires(wiring: Wiring, name: str) -> Mapping[str, str]:
         case "trainer" if wiring.trainer is not None:
             return _trainer_wires(wiring, wiring.trainer)
         case _:
-            return {
-                "HOST": wiring.host,
-                "PORT": str(wiring.port),
-                "ETHICS_ADDRESS": wiring.address("ethics"),
-                "INFERENCE_ADDRESS": wiring.address("inference"),
-                "AUDIT_ADDRESS": audit,
-                "DATABASE": str(wiring.layout.gateway_database),
-                "PEPPER_FILE": str(keyring.gateway_pepper),
-                "AUDIT_VKEY_FILE": str(wiring.layout.vkey_file),
-                "CHECKPOINT_FILE": str(wiring.layout.last_checkpoint),
-                **{
-                    f"{part.upper()}_ADDRESS": wiring.address(part)
-                    for part in (TOOLS, TRAINER)
-                    if wiring.has(part)
-                },
-                **spool,
-            }
+            return _gateway_wires(wiring) | spool
 
 
 def _trainer_wires(wiring: Wiring, home: TrainerHome) -> Mapping[str, str]:

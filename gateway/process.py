@@ -11,23 +11,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from gateway.app import build_app
+from gateway.app import LOG_PREFIX, build_app
 from gateway.background import Background
 from gateway.bridge import Bridge, LocalHandler
-from gateway.bridge_routes import Binding, Routes, bindings_of, contract_files
-from gateway.chat import ChatCompletions, ChatLimits
-from gateway.chat_tools import ChatTools
+from gateway.bridge_routes import Routes
 from gateway.checkpoint_pin import CheckpointPin, load_verifiers
-from gateway.completions import Completions
 from gateway.connection_test import ConnectionTest
-from gateway.destination import Destinations
+from gateway.core import Core, build_core, chat_limits, text_tasks
+from gateway.database import open_database
 from gateway.erasure import Eraser, Erasures, spool_eraser
+from gateway.errors import google_body
+from gateway.features import FEATURES, Feature
 from gateway.gate import Gate
-from gateway.guarded import GuardedCalls
 from gateway.health import Health
 from gateway.identity import Pseudonyms
-from gateway.intake import Desk
-from gateway.judge import EthicsClient
 from gateway.key_ring import KeyRing
 from gateway.key_store import KeyStore
 from gateway.keys_service import KeysService
@@ -37,16 +34,11 @@ from gateway.models import Models
 from gateway.moderations import Moderations
 from gateway.openapi import OpenApi
 from gateway.part_erasers import tools_eraser, trainer_eraser
-from gateway.pipeline import Pipeline
 from gateway.readings import Readings
-from gateway.text_tasks import EMBEDDINGS, RERANK, Method, Request, TextTask, TextTasks
-from gateway.tool_loop import LoopLimits
-from gateway.tool_runs import EXECUTE_RPC, ToolRuns
+from gateway.routing import ApiRoute
+from gateway.text_tasks import RERANK
 from kala.audit.v1.audit_pb2_grpc import AuditPrivacyServiceStub, AuditReadServiceStub
 from kala.errors import InvalidArgumentError
-from kala.ethics.v1.ethics_pb2_grpc import EthicsServiceStub
-from kala.inference.v1.inference_pb2_grpc import InferenceServiceStub
-from kala.tools.v1.tools_pb2_grpc import ToolsServiceStub
 from services.common.audit_client import AuditWriter
 from services.common.channel import open_channel
 from services.common.peers import AUDIT, ETHICS, GATEWAY, INFERENCE, TOOLS, TRAINER
@@ -58,7 +50,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from gateway.config import GatewaySettings
-    from kala.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub
     from services.common.telemetry import Telemetry
 
 DISTRIBUTION: Final = "kala-suite"
@@ -85,8 +76,9 @@ async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncI
             )
             for part, address in _addresses(settings).items()
         }
-        store = KeyStore(settings.database)
-        stack.callback(store.close)
+        engine = open_database(settings.database)
+        stack.callback(engine.dispose)
+        store = KeyStore(engine)
         pseudonyms = Pseudonyms(_secret(settings.pepper_file))
         writer = await stack.enter_async_context(_writer(settings, channels[AUDIT], stack))
         ledger = Ledger(writer)
@@ -102,9 +94,6 @@ async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncI
             max_concurrent=settings.max_concurrent_requests,
             clock=time.monotonic,
         )
-        erasures = Erasures(
-            AuditPrivacyServiceStub(channels[AUDIT]), pseudonyms, _erasers(settings, channels, writer)
-        )
         keys = KeysService(
             store=store,
             ring=ring,
@@ -113,174 +102,83 @@ async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncI
             now=_now,
             randomness=secrets.token_bytes,
         )
+        core = build_core(
+            settings,
+            channels,
+            stack=stack,
+            engine=engine,
+            gate=gate,
+            pseudonyms=pseudonyms,
+            ledger=ledger,
+            background=background,
+        )
+        features = [await open_feature(core) for open_feature in FEATURES]
+        erasers = _erasers(settings, channels, writer)
+        for feature in features:
+            erasers.update(feature.erasers)
+        erasures = Erasures(AuditPrivacyServiceStub(channels[AUDIT]), pseudonyms, erasers)
         own = keys.handlers | erasures.handlers
-        yield _app(settings, telemetry, channels, gate=gate, ledger=ledger, own=own, background=background)
+        for feature in features:
+            own.update(feature.handlers)
+        yield _app(core, features, telemetry, own)
 
 
 def _app(
-    settings: GatewaySettings,
-    telemetry: Telemetry,
-    channels: dict[str, grpc.aio.Channel],
-    *,
-    gate: Gate,
-    ledger: Ledger,
-    own: Mapping[str, LocalHandler],
-    background: Background,
+    core: Core, features: Sequence[Feature], telemetry: Telemetry, own: Mapping[str, LocalHandler]
 ) -> FastAPI:
-    ethics_stub = EthicsServiceStub(channels[ETHICS])
-    inference_stub = InferenceServiceStub(channels[INFERENCE])
-    ethics = EthicsClient(
-        ethics_stub, timeout_seconds=settings.judge_timeout_seconds, max_act_seconds=settings.max_act_seconds
+    desk, inference = core.desk, core.inference
+    reranks = text_tasks(RERANK, core.settings, desk, core.guarded, core.bindings, inference.Rerank)
+    moderations = _moderations(core)
+    models = Models(gate=desk.gate, inference=inference, started_at=int(time.time()))
+    connections = ConnectionTest(gate=desk.gate, inference=inference)
+    health = Health(
+        ethics=core.channels[ETHICS], ledger=desk.ledger, registry=telemetry.registry, clock=time.monotonic
     )
-    pipeline = _pipeline(settings, ethics, inference_stub, ledger, background)
-    limits = ChatLimits(settings.max_body_bytes, settings.max_image_body_bytes, settings.body_timeout_seconds)
-    may_spool = settings.audit_policy == "spool"
-    bindings = bindings_of(contract_files())
-    guarded = GuardedCalls(pipeline=pipeline, ethics=ethics)
-    destinations = Destinations(settings.provider, settings.allow_remote)
-
-    desk = Desk(gate, ledger, destinations, settings.max_body_bytes, settings.body_timeout_seconds, may_spool)
-    by_rpc = {binding.rpc: binding for binding in bindings}
-
-    def tasks(task: TextTask[Request], method: Method) -> TextTasks[Request]:
-        return TextTasks(
-            task,
-            desk,
-            guarded=guarded,
-            binding=by_rpc[task.rpc],
-            method=method,
-            max_act_seconds=settings.max_act_seconds,
-        )
-
-    return build_app(
-        chat=_chat(
-            settings,
-            desk,
-            limits,
-            pipeline=pipeline,
-            inference=inference_stub,
-            tools=_chat_tools(settings, guarded, by_rpc[EXECUTE_RPC], pipeline, channels),
-        ),
-        completions=Completions(desk, pipeline=pipeline),
-        embeddings=tasks(EMBEDDINGS, inference_stub.Embed),
-        reranks=tasks(RERANK, inference_stub.Rerank),
-        moderations=_moderations(settings, desk, limits, ethics=ethics, background=background),
-        models=Models(gate=gate, inference=inference_stub, started_at=int(time.time())),
-        connections=ConnectionTest(gate=gate, inference=inference_stub),
-        health=Health(
-            ethics=channels[ETHICS], ledger=ledger, registry=telemetry.registry, clock=time.monotonic
-        ),
-        bridge=_bridge(
-            settings,
-            desk,
-            bindings,
-            guarded=guarded,
-            readings=Readings(ethics=ethics, ledger=ledger),
-            channels=channels,
-            own=own,
-        ),
-        mirror=LogMirror(gate=gate, audit=AuditReadServiceStub(channels[AUDIT])),
-        openapi=OpenApi(bindings, version=_version()),
-        telemetry=telemetry.rpc,
-    )
+    mirror = LogMirror(gate=desk.gate, audit=AuditReadServiceStub(core.channels[AUDIT]))
+    openapi = OpenApi(list(core.bindings.values()), version=_version())
+    api = [
+        ApiRoute("POST", "/v1/chat/completions", core.chat.complete),
+        ApiRoute("POST", "/v1/completions", core.completions.complete),
+        ApiRoute("POST", "/v1/embeddings", core.embeddings.answer),
+        ApiRoute("POST", "/v1/rerank", reranks.answer),
+        ApiRoute("POST", "/v1/moderations", moderations.moderate),
+        ApiRoute("GET", "/v1/models", models.list_all),
+        ApiRoute("GET", "/v1/models/{id:path}", models.get),
+        *(route for feature in features for route in feature.routes),
+        ApiRoute("POST", "/api/test-lmstudio", connections.lm_studio),
+        ApiRoute("GET", "/healthz", health.live),
+        ApiRoute("GET", "/readyz", health.ready),
+        ApiRoute("GET", "/metrics", health.metrics),
+        ApiRoute("GET", "/openapi.json", openapi.serve),
+        ApiRoute("GET", LOG_PREFIX + "{path:path}", mirror.serve, google_body),
+    ]
+    return build_app(api, bridge=_bridge(core, own), telemetry=telemetry.rpc)
 
 
-def _pipeline(
-    settings: GatewaySettings,
-    ethics: EthicsClient,
-    inference: InferenceServiceAsyncStub,
-    ledger: Ledger,
-    background: Background,
-) -> Pipeline:
-    return Pipeline(
-        ethics=ethics,
-        inference=inference,
-        ledger=ledger,
-        background=background,
-        hold_seconds=settings.hold_back_milliseconds / 1000,
-        max_act_seconds=settings.max_act_seconds,
-    )
-
-
-def _chat(
-    settings: GatewaySettings,
-    desk: Desk,
-    limits: ChatLimits,
-    *,
-    pipeline: Pipeline,
-    inference: InferenceServiceAsyncStub,
-    tools: ChatTools,
-) -> ChatCompletions:
-    return ChatCompletions(
-        gate=desk.gate,
-        inference=inference,
-        ledger=desk.ledger,
-        pipeline=pipeline,
-        tools=tools,
-        limits=limits,
-        may_spool=desk.may_spool,
-        destinations=desk.destinations,
-        mid_stream=settings.mid_stream,
-        truncation=settings.truncation,
-    )
-
-
-def _chat_tools(
-    settings: GatewaySettings,
-    guarded: GuardedCalls,
-    execute: Binding,
-    pipeline: Pipeline,
-    channels: dict[str, grpc.aio.Channel],
-) -> ChatTools:
-    runs = ToolRuns(
-        guarded=guarded,
-        binding=execute,
-        tools=ToolsServiceStub(channels[TOOLS]) if TOOLS in channels else None,
-        max_act_seconds=settings.max_act_seconds,
-    )
-    limits = LoopLimits(
-        settings.tool_turns, settings.tool_calls, settings.tool_result_chars, settings.max_act_seconds
-    )
-    return ChatTools(
-        runs=runs, pipeline=pipeline, inference=InferenceServiceStub(channels[INFERENCE]), limits=limits
-    )
-
-
-def _moderations(
-    settings: GatewaySettings, desk: Desk, limits: ChatLimits, *, ethics: EthicsClient, background: Background
-) -> Moderations:
+def _moderations(core: Core) -> Moderations:
     return Moderations(
-        gate=desk.gate,
-        ledger=desk.ledger,
-        ethics=ethics,
-        background=background,
-        limits=limits,
-        allows_unjudged=settings.unjudged_parts == "allow",
-        may_spool=desk.may_spool,
+        gate=core.desk.gate,
+        ledger=core.desk.ledger,
+        ethics=core.ethics,
+        background=core.background,
+        limits=chat_limits(core.settings),
+        allows_unjudged=core.settings.unjudged_parts == "allow",
+        may_spool=core.desk.may_spool,
     )
 
 
-def _bridge(
-    settings: GatewaySettings,
-    desk: Desk,
-    bindings: Sequence[Binding],
-    *,
-    guarded: GuardedCalls,
-    readings: Readings,
-    channels: dict[str, grpc.aio.Channel],
-    own: Mapping[str, LocalHandler],
-) -> Bridge:
+def _bridge(core: Core, own: Mapping[str, LocalHandler]) -> Bridge:
     return Bridge(
-        routes=Routes(bindings),
-        gate=desk.gate,
-        ledger=desk.ledger,
-        guarded=guarded,
-        readings=readings,
-        channels=channels,
+        routes=Routes(list(core.bindings.values())),
+        gate=core.desk.gate,
+        ledger=core.desk.ledger,
+        guarded=core.guarded,
+        readings=Readings(ethics=core.ethics, ledger=core.desk.ledger),
+        channels=dict(core.channels),
         local=own,
-        body_timeout_seconds=settings.body_timeout_seconds,
-        max_act_seconds=settings.max_act_seconds,
-        may_spool=desk.may_spool,
+        body_timeout_seconds=core.settings.body_timeout_seconds,
+        max_act_seconds=core.settings.max_act_seconds,
+        may_spool=core.desk.may_spool,
     )
 
 

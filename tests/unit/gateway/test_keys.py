@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from gateway.bootstrap import create_key, ensure_admin_key, main
+from gateway.database import MIGRATIONS
 from gateway.gate import ANONYMOUS_BURST, AnonymousBudget
 from gateway.key_ring import KeyRing
-from gateway.key_store import MIGRATIONS, KeyStore
+from gateway.key_store import KeyStore
 from gateway.keys import SCOPES, ApiKey, hash_secret, make_key, require_good, scope_numbers
 from kala.errors import FailedPreconditionError, InvalidArgumentError, UnauthenticatedError
 

@@ -1,0 +1,31 @@
+"""What stands on the gateway's core: each feature brings routes, RPCs of the gateway's own, and who erases its stores."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from gateway.routing import ApiRoute
+
+if TYPE_CHECKING:
+    from gateway.bridge import LocalHandler
+    from gateway.core import Core
+    from gateway.erasure import Eraser
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """What one feature brings."""
+
+    routes: Sequence[ApiRoute] = ()
+    handlers: Mapping[str, LocalHandler] = field(default_factory=dict)
+    """RPCs that this process answers itself, by their full names."""
+    erasers: Mapping[str, Eraser] = field(default_factory=dict)
+    """By the names under which an erasure reports on them."""
+
+
+Opener = Callable[["Core"], Awaitable[Feature]]
+
+FEATURES: Final[tuple[Opener, ...]] = ()
+"""In the order in which they are opened; closed in reverse."""

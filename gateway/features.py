@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.routing import ApiRoute
 
@@ -23,6 +23,10 @@ class Feature:
     """RPCs that this process answers itself, by their full names."""
     erasers: Mapping[str, Eraser] = field(default_factory=dict)
     """By the names under which an erasure reports on them."""
+    paths: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # Any: JSON
+    """OpenAPI 3.1 path items by path, each operation with a schema and an example (`openapi_parts.operation` writes them)."""
+    schemas: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # Any: JSON
+    """What those paths refer to as `#/components/schemas/<name>`."""
 
 
 Opener = Callable[["Core"], Awaitable[Feature]]

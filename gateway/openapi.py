@@ -24,6 +24,8 @@ from kala.common.v1 import options_pb2
 if TYPE_CHECKING:
     from google.protobuf.descriptor import FieldDescriptor
 
+    from gateway.features import Feature
+
 Json = dict[str, Any]  # Any: JSON
 
 COMMENTS_FILE: Final = "contract_comments.json"
@@ -77,9 +79,12 @@ def load_comments() -> dict[str, str]:
 class OpenApi:
     """Describes the API; the document is built on the first request, for a gateway that nobody asks pays nothing."""
 
-    def __init__(self, bindings: Iterable[Binding], *, version: str) -> None:
+    def __init__(
+        self, bindings: Iterable[Binding], *, version: str, features: Iterable[Feature] = ()
+    ) -> None:
         self._bindings = tuple(bindings)
         self._version = version
+        self._features = tuple(features)
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer with the document; it holds no secret, so no key is asked for."""
@@ -94,6 +99,8 @@ class OpenApi:
         """The document."""
         schemas = Schemas(load_comments())
         paths: Json = _openai_paths()
+        for feature in self._features:
+            paths.update(feature.paths)
         for binding in self._bindings:
             path, parameters = open_path(binding)
             paths.setdefault(path, {})[binding.verb.lower()] = _operation(binding, parameters, schemas)
@@ -112,6 +119,7 @@ class OpenApi:
                 "securitySchemes": {
                     "key": {"type": "http", "scheme": "bearer", "description": "An API key, kala_…"}
                 },
+                "responses": {name: _error_response(name) for name in ("OpenAIError", "Error")},
                 "schemas": {
                     **chat.pop("$defs"),
                     "ChatRequest": chat,
@@ -121,6 +129,9 @@ class OpenApi:
                     "Moderation": _moderation(),
                     "OpenAIError": _OPENAI_ERROR,
                     "Error": _GOOGLE_ERROR,
+                    **{
+                        name: schema for feature in self._features for name, schema in feature.schemas.items()
+                    },
                     **schemas.collected,
                 },
             },

@@ -135,7 +135,7 @@ def _app(
         ethics=core.channels[ETHICS], ledger=desk.ledger, registry=telemetry.registry, clock=time.monotonic
     )
     mirror = LogMirror(gate=desk.gate, audit=AuditReadServiceStub(core.channels[AUDIT]))
-    openapi = OpenApi(list(core.bindings.values()), version=_version())
+    openapi = OpenApi(list(core.bindings.values()), version=_version(), features=features)
     api = [
         ApiRoute("POST", "/v1/chat/completions", core.chat.complete),
         ApiRoute("POST", "/v1/completions", core.completions.complete),

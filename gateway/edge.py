@@ -76,6 +76,8 @@ class Exchange:
         self.request_id = given if _SANE_ID.fullmatch(given) else f"req_{randomness(16)}"
         self.status = 0
         self.peer = "anonymous"
+        self.acting_key = ""
+        """Id of the key that code of this process acts for, in place of a header; never set from the wire."""
         self.receipt: Logged | None = None
         self.is_audited = False
         self.served = Served()

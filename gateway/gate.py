@@ -79,9 +79,15 @@ class Gate:
         self.room = Room(max_concurrent)
 
     async def admit(self, exchange: Exchange, *, rpc: str, scope: int) -> ApiKey:
-        """Give the caller's key, or log and raise: UnauthenticatedError, or PermissionDeniedError naming the scope."""
+        """Give the caller's key, or log and raise: UnauthenticatedError, or PermissionDeniedError naming the scope.
+
+        Where code of this process acts for a key (`Exchange.acting_key`), that key must be as good now as any caller's.
+        """
         try:
-            key = await self._ring.authenticate(exchange.headers.get("authorization", ""))
+            if exchange.acting_key:
+                key = await self._ring.require(exchange.acting_key)
+            else:
+                key = await self._ring.authenticate(exchange.headers.get("authorization", ""))
         except UnauthenticatedError as error:
             await self._log_stranger(exchange, rpc, error)
             raise

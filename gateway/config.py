@@ -110,6 +110,12 @@ class GatewaySettings(ProcessSettings):
     spool_key_file: Annotated[Path, Field(description="Key that encrypts the spool; made when absent.")] = (
         DEFAULT_STATE / "keys" / "gateway.spool"
     )
+    store_key_file: Annotated[
+        Path,
+        Field(
+            description="Key that wraps the keys of stored conversations and files; made when absent. Replicas share one."
+        ),
+    ] = DEFAULT_STATE / "keys" / "gateway.store"
     audit_vkey_file: Annotated[
         Path | None, Field(description="The log's public key; needed to pin its checkpoints.")
     ] = None

@@ -19,6 +19,7 @@ from gateway.identity import Pseudonyms
 from gateway.intake import Desk
 from gateway.judge import EthicsClient
 from gateway.ledger import Ledger
+from gateway.payloads import Payloads
 from gateway.pipeline import Pipeline
 from gateway.text_tasks import EMBEDDINGS, Method, Request, TextTask, TextTasks
 from gateway.tool_loop import LoopLimits
@@ -45,6 +46,8 @@ class Core:
     stack: AsyncExitStack
     engine: Engine
     """The gateway's database, at its newest schema."""
+    payloads: Payloads
+    """Seals what is stored of people."""
     pseudonyms: Pseudonyms
     background: Background
     channels: Mapping[str, grpc.aio.Channel]
@@ -94,6 +97,7 @@ def build_core(
         settings=settings,
         stack=stack,
         engine=engine,
+        payloads=Payloads(engine, settings.store_key_file),
         pseudonyms=pseudonyms,
         background=background,
         channels=channels,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, insert, select, update
+from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, event, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway import batches, conversations, key_table, limits
@@ -33,6 +33,8 @@ MIGRATIONS: Final = (
 def open_database(database: str | Path) -> Engine:
     """Open a file of SQLite or a URL and bring it to the newest schema."""
     engine = connectable(str(database), variable="KALA_GATEWAY_DATABASE")
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _overwrite_what_is_deleted)
     with translated():
         _migrate(engine)
     return engine
@@ -47,6 +49,10 @@ def translated() -> Iterator[None]:
         raise UnavailableError(
             "the gateway's database does not answer", reason="DATABASE_UNAVAILABLE"
         ) from error
+
+
+def _overwrite_what_is_deleted(connection: Any, _record: object) -> None:  # Any: the driver's connection
+    connection.execute("PRAGMA secure_delete = ON").close()
 
 
 def _migrate(engine: Engine) -> None:

@@ -102,6 +102,11 @@ class Keyring:
         return self.private / "gateway-pepper.key"
 
     @property
+    def gateway_store(self) -> Path:
+        """32 bytes: wraps the keys of stored conversations and files."""
+        return self.private / "gateway-store.key"
+
+    @property
     def cli_key(self) -> Path:
         """The plaintext API key of this machine's command line."""
         return self.private / "cli.key"
@@ -137,6 +142,7 @@ def make_keyring(
     symmetric = [
         keyring.audit_kek,
         keyring.gateway_pepper,
+        keyring.gateway_store,
         *(keyring.spool_key(part) for part in SPOOLING_PARTS),
     ]
     if not keyring.audit_tile_token.exists():

@@ -174,6 +174,7 @@ def _gateway_wires(wiring: Wiring) -> dict[str, str]:
         "AUDIT_ADDRESS": wiring.address("audit"),
         "DATABASE": str(wiring.layout.gateway_database),
         "PEPPER_FILE": str(wiring.keyring.gateway_pepper),
+        "STORE_KEY_FILE": str(wiring.keyring.gateway_store),
         "AUDIT_VKEY_FILE": str(wiring.layout.vkey_file),
         "CHECKPOINT_FILE": str(wiring.layout.last_checkpoint),
     }

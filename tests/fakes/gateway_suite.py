@@ -269,7 +269,8 @@ async def running_suite(
             "audit_address": audit.address,
             "database": str(directory / "gateway.db"),
             "pepper_file": directory / "pepper", "spool_dir": directory / "spool",
-            "spool_key_file": directory / "spool.key", "url_file": directory / "url",
+            "spool_key_file": directory / "spool.key", "store_key_file": directory / "store.key",
+            "url_file": directory / "url",
             **overrides,
         })  # fmt: skip
         key = create_key(settings.database, display_name="owner", scopes=ALL_SCOPES).secret

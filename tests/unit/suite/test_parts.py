@@ -81,6 +81,7 @@ def test_no_part_sees_the_private_keys_of_another(tmp_path: Path) -> None:
         "audit-kek.key": "audit",
         "audit-tiles.token": "audit",
         "gateway-pepper.key": "gateway",
+        "gateway-store.key": "gateway",
         "tools.key": "tools",
         "trainer.key": "trainer",
     }

@@ -7,6 +7,7 @@ import pytest
 
 from kala import errors
 from kala.client import KalaClient
+from kala.client_wire import Retries
 from kala.errors import (
     DeadlineExceededError,
     InternalError,
@@ -19,12 +20,13 @@ from kala.errors import (
 from kala.target import Target
 from tests.fakes.gateway import RECEIPT_ID, FakeGateway, completion, failure, stream
 
+STEADY = Retries(jitter=lambda: 0.5)
 QUESTION = [{"role": "user", "content": "hello"}]
 
 
 def client_of(gateway: FakeGateway, pauses: list[float] | None = None) -> KalaClient:
     waited = [] if pauses is None else pauses
-    return KalaClient(Target("http://127.0.0.1:8800", "kala_x"), gateway.transport, waited.append)
+    return KalaClient(Target("http://127.0.0.1:8800", "kala_x"), gateway.transport, waited.append, STEADY)
 
 
 def test_an_answer_carries_its_decision_and_receipt() -> None:
@@ -164,7 +166,7 @@ def test_retry_after_is_honoured() -> None:
     gateway = FakeGateway([failure(429, "rate_limit_exceeded", "slow", retry_after="3"), completion()])
     with client_of(gateway, pauses) as client:
         client.chat(QUESTION)
-    assert pauses == [3.0]
+    assert pauses == pytest.approx([3.15])
 
 
 def test_a_long_retry_after_is_reported_instead_of_slept() -> None:

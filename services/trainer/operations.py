@@ -202,12 +202,17 @@ class Operations:
                 f"request_id {asked.request_id} was used for something else; choose another one",
                 reason="REQUEST_ID_REUSED",
             )
-        return self._current(row)
+        return self.as_it_stands(row.operation)
 
     async def get(self, name: str, principal: Principal) -> operations_pb2.Operation:
         """An operation as it stands; NotFoundError when there is none for this tenant."""
         number_of(OPERATIONS, name)
-        return self._current(await self._store.operations.get(name, principal.tenant))
+        return self.as_it_stands((await self._store.operations.get(name, principal.tenant)).operation)
+
+    def as_it_stands(self, stored: operations_pb2.Operation) -> operations_pb2.Operation:
+        """Give a stored operation with what it has done since, where it still runs."""
+        running = self._running.get(stored.name)
+        return stored if running is None else running.operation
 
     async def cancel(self, name: str, principal: Principal) -> None:
         """End an operation; one that has ended stays as it is."""
@@ -388,10 +393,6 @@ class Operations:
         operation.done = True
         operation.error.CopyFrom(restarted())
         await self._store.operations.update(operation, ended_at=_micros(self._clock()))
-
-    def _current(self, row: OperationRow) -> operations_pb2.Operation:
-        running = self._running.get(row.name)
-        return row.operation if running is None else running.operation
 
 
 def _micros(seconds: float) -> int:

@@ -17,7 +17,9 @@ from services.common.peers import GATEWAY, Context, peer_of
 from services.common.principals import principal_of
 from services.common.sealing import unpack_strictly
 from services.trainer.desks import Desks
+from services.trainer.operation_desk import OperationDesk
 from services.trainer.operations import Operations
+from services.trainer.pages import PageTokens
 from services.trainer.records import Cleared
 from services.trainer.store.store import Store
 
@@ -31,7 +33,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     def __init__(self, desks: Desks, operations: Operations, store: Store) -> None:
         self._desks = desks
-        self._operations = operations
+        self._operations = OperationDesk(operations, store.operations, PageTokens())
         self._store = store
 
     async def PlanJob(self, request: pb.PlanJobRequest, context: Context) -> pb.PlanJobResponse:
@@ -142,14 +144,23 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def GetOperation(self, request: pb.GetOperationRequest, context: Context) -> Operation:
         """Show an operation."""
-        return await self._operations.get(request.name, caller_of(context))
+        return await self._operations.get(request, caller_of(context))
+
+    async def ListOperations(
+        self, request: pb.ListOperationsRequest, context: Context
+    ) -> pb.ListOperationsResponse:
+        """List operations."""
+        return await self._operations.list(request, caller_of(context))
+
+    async def WaitOperation(self, request: pb.WaitOperationRequest, context: Context) -> Operation:
+        """Show an operation at its end."""
+        return await self._operations.wait(request, caller_of(context), context.time_remaining())
 
     async def CancelOperation(
         self, request: pb.CancelOperationRequest, context: Context
     ) -> pb.CancelOperationResponse:
         """End an operation."""
-        await self._operations.cancel(request.name, caller_of(context))
-        return pb.CancelOperationResponse()
+        return await self._operations.cancel(request, caller_of(context))
 
     async def EraseSubject(
         self,

@@ -153,11 +153,10 @@ class ServedTrainer:
 
     async def ended(self, operation: Operation) -> Operation:
         """Wait for an operation's end."""
-        for _ in range(6_000):
-            operation = await self.ask("GetOperation", pb.GetOperationRequest(name=operation.name))
+        for _ in range(4):
+            operation = await self.ask("WaitOperation", pb.WaitOperationRequest(name=operation.name))
             if operation.done:
                 return operation
-            await asyncio.sleep(0.02)
         raise AssertionError(f"{operation.name} did not end")
 
     def logged(self, kind: str) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ _sym_db = _symbol_database.Default()
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from kala.common.v1 import adapter_pb2 as kala_dot_common_dot_v1_dot_adapter__pb2
 from kala.common.v1 import clearance_pb2 as kala_dot_common_dot_v1_dot_clearance__pb2
@@ -34,7 +35,7 @@ from kala.trainer.v1 import job_pb2 as kala_dot_trainer_dot_v1_dot_job__pb2
 from kala.trainer.v1 import registry_pb2 as kala_dot_trainer_dot_v1_dot_registry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dkala/trainer/v1/trainer.proto\x12\x0fkala.trainer.v1\x1a\x1cgoogle/api/annotations.proto\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ckala/common/v1/adapter.proto\x1a\x1ekala/common/v1/clearance.proto\x1a\x1ckala/common/v1/options.proto\x1a\x1ekala/common/v1/reference.proto\x1a\x1dkala/trainer/v1/dataset.proto\x1a\x19kala/trainer/v1/job.proto\x1a\x1ekala/trainer/v1/registry.proto\"V\n\x0ePlanJobRequest\x12\x0e\n\x04yaml\x18\x01 \x01(\tH\x00\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.kala.trainer.v1.TrainingSpecH\x00\x42\x05\n\x03job\">\n\x0fPlanJobResponse\x12+\n\x04plan\x18\x01 \x01(\x0b\x32\x1d.kala.trainer.v1.TrainingPlan\"Z\n\x17\x43reateTrainingJobAction\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.kala.trainer.v1.TrainingSpec\"H\n\x18\x43reateTrainingJobRequest\x12,\n\x06sealed\x18\x01 \x01(\x0b\x32\x1c.kala.common.v1.SealedAction\"%\n\x15GetTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x16GetTrainingJobResponse\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.kala.trainer.v1.TrainingJob\"{\n\x17ListTrainingJobsRequest\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.kala.trainer.v1.JobState\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"_\n\x18ListTrainingJobsResponse\x12*\n\x04jobs\x18\x01 \x03(\x0b\x32\x1c.kala.trainer.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18\x43\x61ncelTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"F\n\x19\x43\x61ncelTrainingJobResponse\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.kala.trainer.v1.TrainingJob\"?\n\x17WatchTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"\x9b\x03\n\x18WatchTrainingJobResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x03job\x18\x03 \x01(\x0b\x32\x1c.kala.trainer.v1.TrainingJobH\x00\x12\x35\n\x08progress\x18\x04 \x01(\x0b\x32!.kala.trainer.v1.TrainingProgressH\x00\x12\x36\n\ncheckpoint\x18\x05 \x01(\x0b\x32 .kala.trainer.v1.CheckpointEventH\x00\x12\x32\n\x08incident\x18\x06 \x01(\x0b\x32\x1e.kala.trainer.v1.IncidentEventH\x00\x12,\n\x05\x64raft\x18\x07 \x01(\x0b\x32\x1b.kala.trainer.v1.DraftEventH\x00\x12>\n\nevaluation\x18\x08 \x01(\x0b\x32(.kala.trainer.v1.EvaluateAdapterMetadataH\x00\x42\x07\n\x05\x65vent\"D\n\x10WatchLogsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nafter_line\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"g\n\x11WatchLogsResponse\x12\x0c\n\x04line\x18\x01 \x01(\x04\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\"T\n\x12\x42uildDatasetAction\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x04spec\x18\x02 \x01(\x0b\x32\x1c.kala.trainer.v1.DatasetSpec\"C\n\x13\x42uildDatasetRequest\x12,\n\x06sealed\x18\x01 \x01(\x0b\x32\x1c.kala.common.v1.SealedAction\"S\n\x13\x43heckDatasetRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.kala.trainer.v1.DatasetSpec\x12\x10\n\x08max_rows\x18\x02 \x01(\x04\"\x85\x01\n\x14\x43heckDatasetResponse\x12.\n\x06report\x18\x01 \x01(\x0b\x32\x1e.kala.trainer.v1.DatasetReport\x12*\n\x04spec\x18\x02 \x01(\x0b\x32\x1c.kala.trainer.v1.DatasetSpec\x12\x11\n\tbuildable\x18\x03 \x01(\x08\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x12GetDatasetResponse\x12)\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x18.kala.trainer.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x14ListDatasetsResponse\x12*\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x18.kala.trainer.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf0\x01\n\x15\x45valuateAdapterAction\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32 .kala.common.v1.ContentReference\x12.\n\x04\x62\x61se\x18\x03 \x01(\x0b\x32 .kala.common.v1.ContentReference\x12\x31\n\x07profile\x18\x04 \x01(\x0b\x32 .kala.common.v1.ContentReference\x12-\n\tplacement\x18\x05 \x01(\x0b\x32\x1a.kala.trainer.v1.Placement\"F\n\x16\x45valuateAdapterRequest\x12,\n\x06sealed\x18\x01 \x01(\x0b\x32\x1c.kala.common.v1.SealedAction\"$\n\x14GetEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x15GetEvaluationResponse\x12/\n\nevaluation\x18\x01 \x01(\x0b\x32\x1b.kala.trainer.v1.Evaluation\"\x93\x01\n\x14PromoteAdapterAction\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32 .kala.common.v1.ContentReference\x12\x34\n\nevaluation\x18\x03 \x01(\x0b\x32 .kala.common.v1.ContentReference\"E\n\x15PromoteAdapterRequest\x12,\n\x06sealed\x18\x01 \x01(\x0b\x32\x1c.kala.common.v1.SealedAction\"C\n\x16PromoteAdapterResponse\x12)\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x18.kala.trainer.v1.Adapter\"4\n\x14RevokeAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x92\x01\n\x15RevokeAdapterResponse\x12)\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x18.kala.trainer.v1.Adapter\x12\x13\n\x0b\x64\x65scendants\x18\x02 \x03(\t\x12\x39\n\x0brevocations\x18\x03 \x01(\x0b\x32$.kala.common.v1.SignedRevocationList\"~\n\x14\x45xportAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1d.kala.trainer.v1.ExportFormat\x12\x15\n\rweight_format\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x12GetAdapterResponse\x12)\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x18.kala.trainer.v1.Adapter\"\x8d\x01\n\x13ListAdaptersRequest\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.kala.trainer.v1.AdapterState\x12\x13\n\x0b\x62\x61se_digest\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x12\n\npage_token\x18\x05 \x01(\t\"\x96\x01\n\x14ListAdaptersResponse\x12*\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x18.kala.trainer.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x39\n\x0brevocations\x18\x03 \x01(\x0b\x32$.kala.common.v1.SignedRevocationList\"#\n\x13GetOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"&\n\x16\x43\x61ncelOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x19\n\x17\x43\x61ncelOperationResponse\"6\n\x13\x45raseSubjectRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"V\n\x14\x45raseSubjectResponse\x12\x10\n\x08\x64\x61tasets\x18\x01 \x03(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0c\n\x04jobs\x18\x03 \x03(\t\x12\x10\n\x08\x61\x64\x61pters\x18\x04 \x03(\t2\xe8\x1b\n\x0eTrainerService\x12w\n\x07PlanJob\x12\x1f.kala.trainer.v1.PlanJobRequest\x1a .kala.trainer.v1.PlanJobResponse\")\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x1f\"\x1a/kala/v1/trainer/jobs:plan:\x01*\x12\x84\x02\n\x11\x43reateTrainingJob\x12).kala.trainer.v1.CreateTrainingJobRequest\x1a\x1d.google.longrunning.Operation\"\xa4\x01\xca\x41H\n\x1bkala.trainer.v1.TrainingJob\x12)kala.trainer.v1.CreateTrainingJobMetadata\xaa\x9f\x19)\n\'kala.trainer.v1.CreateTrainingJobAction\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\"\"\x1d/kala/v1/trainer/trainingJobs:\x01*\x12\x95\x01\n\x0eGetTrainingJob\x12&.kala.trainer.v1.GetTrainingJobRequest\x1a\'.kala.trainer.v1.GetTrainingJobResponse\"2\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02(\x12&/kala/v1/trainer/{name=trainingJobs/*}\x12\x92\x01\n\x10ListTrainingJobs\x12(.kala.trainer.v1.ListTrainingJobsRequest\x1a).kala.trainer.v1.ListTrainingJobsResponse\")\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x1f\x12\x1d/kala/v1/trainer/trainingJobs\x12\xa8\x01\n\x11\x43\x61ncelTrainingJob\x12).kala.trainer.v1.CancelTrainingJobRequest\x1a*.kala.trainer.v1.CancelTrainingJobResponse\"<\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x32\"-/kala/v1/trainer/{name=trainingJobs/*}:cancel:\x01*\x12\xa3\x01\n\x10WatchTrainingJob\x12(.kala.trainer.v1.WatchTrainingJobRequest\x1a).kala.trainer.v1.WatchTrainingJobResponse\"8\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02.\x12,/kala/v1/trainer/{name=trainingJobs/*}:watch0\x01\x12\x92\x01\n\tWatchLogs\x12!.kala.trainer.v1.WatchLogsRequest\x1a\".kala.trainer.v1.WatchLogsResponse\"<\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x32\x12\x30/kala/v1/trainer/{name=trainingJobs/*}:watchLogs0\x01\x12\xee\x01\n\x0c\x42uildDataset\x12$.kala.trainer.v1.BuildDatasetRequest\x1a\x1d.google.longrunning.Operation\"\x98\x01\xca\x41?\n\x17kala.trainer.v1.Dataset\x12$kala.trainer.v1.BuildDatasetMetadata\xaa\x9f\x19$\n\"kala.trainer.v1.BuildDatasetAction\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02$\"\x1f/kala/v1/trainer/datasets:build:\x01*\x12\x8b\x01\n\x0c\x43heckDataset\x12$.kala.trainer.v1.CheckDatasetRequest\x1a%.kala.trainer.v1.CheckDatasetResponse\".\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02$\"\x1f/kala/v1/trainer/datasets:check:\x01*\x12\x85\x01\n\nGetDataset\x12\".kala.trainer.v1.GetDatasetRequest\x1a#.kala.trainer.v1.GetDatasetResponse\".\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02$\x12\"/kala/v1/trainer/{name=datasets/*}\x12\x82\x01\n\x0cListDatasets\x12$.kala.trainer.v1.ListDatasetsRequest\x1a%.kala.trainer.v1.ListDatasetsResponse\"%\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x1b\x12\x19/kala/v1/trainer/datasets\x12\x80\x02\n\x0f\x45valuateAdapter\x12\'.kala.trainer.v1.EvaluateAdapterRequest\x1a\x1d.google.longrunning.Operation\"\xa4\x01\xca\x41\x45\n\x1akala.trainer.v1.Evaluation\x12\'kala.trainer.v1.EvaluateAdapterMetadata\xaa\x9f\x19\'\n%kala.trainer.v1.EvaluateAdapterAction\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\'\"\"/kala/v1/trainer/adapters:evaluate:\x01*\x12\x91\x01\n\rGetEvaluation\x12%.kala.trainer.v1.GetEvaluationRequest\x1a&.kala.trainer.v1.GetEvaluationResponse\"1\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\'\x12%/kala/v1/trainer/{name=evaluations/*}\x12\xbd\x01\n\x0ePromoteAdapter\x12&.kala.trainer.v1.PromoteAdapterRequest\x1a\'.kala.trainer.v1.PromoteAdapterResponse\"Z\xaa\x9f\x19&\n$kala.trainer.v1.PromoteAdapterAction\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02&\"!/kala/v1/trainer/adapters:promote:\x01*\x12\x98\x01\n\rRevokeAdapter\x12%.kala.trainer.v1.RevokeAdapterRequest\x1a&.kala.trainer.v1.RevokeAdapterResponse\"8\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02.\")/kala/v1/trainer/{name=adapters/*}:revoke:\x01*\x12\xd1\x01\n\rExportAdapter\x12%.kala.trainer.v1.ExportAdapterRequest\x1a\x1d.google.longrunning.Operation\"z\xca\x41?\n\x16kala.trainer.v1.Export\x12%kala.trainer.v1.ExportAdapterMetadata\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02.\")/kala/v1/trainer/{name=adapters/*}:export:\x01*\x12\x85\x01\n\nGetAdapter\x12\".kala.trainer.v1.GetAdapterRequest\x1a#.kala.trainer.v1.GetAdapterResponse\".\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02$\x12\"/kala/v1/trainer/{name=adapters/*}\x12\x82\x01\n\x0cListAdapters\x12$.kala.trainer.v1.ListAdaptersRequest\x1a%.kala.trainer.v1.ListAdaptersResponse\"%\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x1b\x12\x19/kala/v1/trainer/adapters\x12\xb2\x01\n\x0cGetOperation\x12$.kala.trainer.v1.GetOperationRequest\x1a\x1d.google.longrunning.Operation\"]\xca\x41*\n\x13google.protobuf.Any\x12\x13google.protobuf.Any\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02&\x12$/kala/v1/trainer/{name=operations/*}\x12\xa0\x01\n\x0f\x43\x61ncelOperation\x12\'.kala.trainer.v1.CancelOperationRequest\x1a(.kala.trainer.v1.CancelOperationResponse\":\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x30\"+/kala/v1/trainer/{name=operations/*}:cancel:\x01*\x12\x8b\x01\n\x0c\x45raseSubject\x12$.kala.trainer.v1.EraseSubjectRequest\x1a%.kala.trainer.v1.EraseSubjectResponse\".\xb0\x9f\x19\x07\x82\xd3\xe4\x93\x02$\"\x1f/kala/v1/trainer/subjects:erase:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dkala/trainer/v1/trainer.proto\x12\x0fkala.trainer.v1\x1a\x1cgoogle/api/annotations.proto\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ckala/common/v1/adapter.proto\x1a\x1ekala/common/v1/clearance.proto\x1a\x1ckala/common/v1/options.proto\x1a\x1ekala/common/v1/reference.proto\x1a\x1dkala/trainer/v1/dataset.proto\x1a\x19kala/trainer/v1/job.proto\x1a\x1ekala/trainer/v1/registry.proto\"V\n\x0ePlanJobRequest\x12\x0e\n\x04yaml\x18\x01 \x01(\tH\x00\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.kala.trainer.v1.TrainingSpecH\x00\x42\x05\n\x03job\">\n\x0fPlanJobResponse\x12+\n\x04plan\x18\x01 \x01(\x0b\x32\x1d.kala.trainer.v1.TrainingPlan\"Z\n\x17\x43reateTrainingJobAction\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.kala.trainer.v1.TrainingSpec\"H\n\x18\x43reateTrainingJobRequest\x12,\n\x06sealed\x18\x01 \x01(\x0b\x32\x1c.kala.common.v1.SealedAction\"%\n\x15GetTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x16GetTrainingJobResponse\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.kala.trainer.v1.TrainingJob\"{\n\x17ListTrainingJobsRequest\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.kala.trainer.v1.JobState\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"_\n\x18ListTrainingJobsResponse\x12*\n\x04jobs\x18\x01 \x03(\x0b\x32\x1c.kala.trainer.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18\x43\x61ncelTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"F\n\x19\x43\x61ncelTrainingJobResponse\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.kala.trainer.v1.TrainingJob\"?\n\x17WatchTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"\x9b\x03\n\x18WatchTrainingJobResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x03job\x18\x03 \x01(\x0b\x32\x1c.kala.trainer.v1.TrainingJobH\x00\x12\x35\n\x08progress\x18\x04 \x01(\x0b\x32!.kala.trainer.v1.TrainingProgressH\x00\x12\x36\n\ncheckpoint\x18\x05 \x01(\x0b\x32 .kala.trainer.v1.CheckpointEventH\x00\x12\x32\n\x08incident\x18\x06 \x01(\x0b\x32\x1e.kala.trainer.v1.IncidentEventH\x00\x12,\n\x05\x64raft\x18\x07 \x01(\x0b\x32\x1b.kala.trainer.v1.DraftEventH\x00\x12>\n\nevaluation\x18\x08 \x01(\x0b\x32(.kala.trainer.v1.EvaluateAdapterMetadataH\x00\x42\x07\n\x05\x65vent\"D\n\x10WatchLogsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nafter_line\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"g\n\x11WatchLogsResponse\x12\x0c\n\x04line\x18\x01 \x01(\x04\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\"T\n\x12\x42uildDatasetAction\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x04spec\x18\x02 \x01(\x0b\x32\x1c.kala.trainer.v1.DatasetSpec\"C\n\x13\x42uildDatasetRequest\x12,\n\x06sealed\x18\x01 \x01(\x0b\x32\x1c.kala.common.v1.SealedAction\"S\n\x13\x43heckDatasetRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.kala.trainer.v1.DatasetSpec\x12\x10\n\x08max_rows\x18\x02 \x01(\x04\"\x85\x01\n\x14\x43heckDatasetResponse\x12.\n\x06report\x18\x01 \x01(\x0b\x32\x1e.kala.trainer.v1.DatasetReport\x12*\n\x04spec\x18\x02 \x01(\x0b\x32\x1c.kala.trainer.v1.DatasetSpec\x12\x11\n\tbuildable\x18\x03 \x01(\x08\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x12GetDatasetResponse\x12)\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x18.kala.trainer.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x14ListDatasetsResponse\x12*\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x18.kala.trainer.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf0\x01\n\x15\x45valuateAdapterAction\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32 .kala.common.v1.ContentReference\x12.\n\x04\x62\x61se\x18\x03 \x01(\x0b\x32 .kala.common.v1.ContentReference\x12\x31\n\x07profile\x18\x04 \x01(\x0b\x32 .kala.common.v1.ContentReference\x12-\n\tplacement\x18\x05 \x01(\x0b\x32\x1a.kala.trainer.v1.Placement\"F\n\x16\x45valuateAdapterRequest\x12,\n\x06sealed\x18\x01 \x01(\x0b\x32\x1c.kala.common.v1.SealedAction\"$\n\x14GetEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x15GetEvaluationResponse\x12/\n\nevaluation\x18\x01 \x01(\x0b\x32\x1b.kala.trainer.v1.Evaluation\"\x93\x01\n\x14PromoteAdapterAction\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32 .kala.common.v1.ContentReference\x12\x34\n\nevaluation\x18\x03 \x01(\x0b\x32 .kala.common.v1.ContentReference\"E\n\x15PromoteAdapterRequest\x12,\n\x06sealed\x18\x01 \x01(\x0b\x32\x1c.kala.common.v1.SealedAction\"C\n\x16PromoteAdapterResponse\x12)\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x18.kala.trainer.v1.Adapter\"4\n\x14RevokeAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x92\x01\n\x15RevokeAdapterResponse\x12)\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x18.kala.trainer.v1.Adapter\x12\x13\n\x0b\x64\x65scendants\x18\x02 \x03(\t\x12\x39\n\x0brevocations\x18\x03 \x01(\x0b\x32$.kala.common.v1.SignedRevocationList\"~\n\x14\x45xportAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1d.kala.trainer.v1.ExportFormat\x12\x15\n\rweight_format\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x12GetAdapterResponse\x12)\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x18.kala.trainer.v1.Adapter\"\x8d\x01\n\x13ListAdaptersRequest\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.kala.trainer.v1.AdapterState\x12\x13\n\x0b\x62\x61se_digest\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x12\n\npage_token\x18\x05 \x01(\t\"\x96\x01\n\x14ListAdaptersResponse\x12*\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x18.kala.trainer.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x39\n\x0brevocations\x18\x03 \x01(\x0b\x32$.kala.common.v1.SignedRevocationList\"#\n\x13GetOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x15ListOperationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"d\n\x16ListOperationsResponse\x12\x31\n\noperations\x18\x01 \x03(\x0b\x32\x1d.google.longrunning.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x14WaitOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"&\n\x16\x43\x61ncelOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x19\n\x17\x43\x61ncelOperationResponse\"6\n\x13\x45raseSubjectRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"V\n\x14\x45raseSubjectResponse\x12\x10\n\x08\x64\x61tasets\x18\x01 \x03(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0c\n\x04jobs\x18\x03 \x03(\t\x12\x10\n\x08\x61\x64\x61pters\x18\x04 \x03(\t2\xb4\x1e\n\x0eTrainerService\x12w\n\x07PlanJob\x12\x1f.kala.trainer.v1.PlanJobRequest\x1a .kala.trainer.v1.PlanJobResponse\")\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x1f\"\x1a/kala/v1/trainer/jobs:plan:\x01*\x12\x84\x02\n\x11\x43reateTrainingJob\x12).kala.trainer.v1.CreateTrainingJobRequest\x1a\x1d.google.longrunning.Operation\"\xa4\x01\xca\x41H\n\x1bkala.trainer.v1.TrainingJob\x12)kala.trainer.v1.CreateTrainingJobMetadata\xaa\x9f\x19)\n\'kala.trainer.v1.CreateTrainingJobAction\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\"\"\x1d/kala/v1/trainer/trainingJobs:\x01*\x12\x95\x01\n\x0eGetTrainingJob\x12&.kala.trainer.v1.GetTrainingJobRequest\x1a\'.kala.trainer.v1.GetTrainingJobResponse\"2\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02(\x12&/kala/v1/trainer/{name=trainingJobs/*}\x12\x92\x01\n\x10ListTrainingJobs\x12(.kala.trainer.v1.ListTrainingJobsRequest\x1a).kala.trainer.v1.ListTrainingJobsResponse\")\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x1f\x12\x1d/kala/v1/trainer/trainingJobs\x12\xa8\x01\n\x11\x43\x61ncelTrainingJob\x12).kala.trainer.v1.CancelTrainingJobRequest\x1a*.kala.trainer.v1.CancelTrainingJobResponse\"<\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x32\"-/kala/v1/trainer/{name=trainingJobs/*}:cancel:\x01*\x12\xa3\x01\n\x10WatchTrainingJob\x12(.kala.trainer.v1.WatchTrainingJobRequest\x1a).kala.trainer.v1.WatchTrainingJobResponse\"8\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02.\x12,/kala/v1/trainer/{name=trainingJobs/*}:watch0\x01\x12\x92\x01\n\tWatchLogs\x12!.kala.trainer.v1.WatchLogsRequest\x1a\".kala.trainer.v1.WatchLogsResponse\"<\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x32\x12\x30/kala/v1/trainer/{name=trainingJobs/*}:watchLogs0\x01\x12\xee\x01\n\x0c\x42uildDataset\x12$.kala.trainer.v1.BuildDatasetRequest\x1a\x1d.google.longrunning.Operation\"\x98\x01\xca\x41?\n\x17kala.trainer.v1.Dataset\x12$kala.trainer.v1.BuildDatasetMetadata\xaa\x9f\x19$\n\"kala.trainer.v1.BuildDatasetAction\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02$\"\x1f/kala/v1/trainer/datasets:build:\x01*\x12\x8b\x01\n\x0c\x43heckDataset\x12$.kala.trainer.v1.CheckDatasetRequest\x1a%.kala.trainer.v1.CheckDatasetResponse\".\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02$\"\x1f/kala/v1/trainer/datasets:check:\x01*\x12\x85\x01\n\nGetDataset\x12\".kala.trainer.v1.GetDatasetRequest\x1a#.kala.trainer.v1.GetDatasetResponse\".\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02$\x12\"/kala/v1/trainer/{name=datasets/*}\x12\x82\x01\n\x0cListDatasets\x12$.kala.trainer.v1.ListDatasetsRequest\x1a%.kala.trainer.v1.ListDatasetsResponse\"%\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x1b\x12\x19/kala/v1/trainer/datasets\x12\x80\x02\n\x0f\x45valuateAdapter\x12\'.kala.trainer.v1.EvaluateAdapterRequest\x1a\x1d.google.longrunning.Operation\"\xa4\x01\xca\x41\x45\n\x1akala.trainer.v1.Evaluation\x12\'kala.trainer.v1.EvaluateAdapterMetadata\xaa\x9f\x19\'\n%kala.trainer.v1.EvaluateAdapterAction\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\'\"\"/kala/v1/trainer/adapters:evaluate:\x01*\x12\x91\x01\n\rGetEvaluation\x12%.kala.trainer.v1.GetEvaluationRequest\x1a&.kala.trainer.v1.GetEvaluationResponse\"1\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\'\x12%/kala/v1/trainer/{name=evaluations/*}\x12\xbd\x01\n\x0ePromoteAdapter\x12&.kala.trainer.v1.PromoteAdapterRequest\x1a\'.kala.trainer.v1.PromoteAdapterResponse\"Z\xaa\x9f\x19&\n$kala.trainer.v1.PromoteAdapterAction\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02&\"!/kala/v1/trainer/adapters:promote:\x01*\x12\x98\x01\n\rRevokeAdapter\x12%.kala.trainer.v1.RevokeAdapterRequest\x1a&.kala.trainer.v1.RevokeAdapterResponse\"8\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02.\")/kala/v1/trainer/{name=adapters/*}:revoke:\x01*\x12\xd1\x01\n\rExportAdapter\x12%.kala.trainer.v1.ExportAdapterRequest\x1a\x1d.google.longrunning.Operation\"z\xca\x41?\n\x16kala.trainer.v1.Export\x12%kala.trainer.v1.ExportAdapterMetadata\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02.\")/kala/v1/trainer/{name=adapters/*}:export:\x01*\x12\x85\x01\n\nGetAdapter\x12\".kala.trainer.v1.GetAdapterRequest\x1a#.kala.trainer.v1.GetAdapterResponse\".\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02$\x12\"/kala/v1/trainer/{name=adapters/*}\x12\x82\x01\n\x0cListAdapters\x12$.kala.trainer.v1.ListAdaptersRequest\x1a%.kala.trainer.v1.ListAdaptersResponse\"%\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x1b\x12\x19/kala/v1/trainer/adapters\x12\xb2\x01\n\x0cGetOperation\x12$.kala.trainer.v1.GetOperationRequest\x1a\x1d.google.longrunning.Operation\"]\xca\x41*\n\x13google.protobuf.Any\x12\x13google.protobuf.Any\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02&\x12$/kala/v1/trainer/{name=operations/*}\x12\x8a\x01\n\x0eListOperations\x12&.kala.trainer.v1.ListOperationsRequest\x1a\'.kala.trainer.v1.ListOperationsResponse\"\'\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x1d\x12\x1b/kala/v1/trainer/operations\x12\xbc\x01\n\rWaitOperation\x12%.kala.trainer.v1.WaitOperationRequest\x1a\x1d.google.longrunning.Operation\"e\xca\x41*\n\x13google.protobuf.Any\x12\x13google.protobuf.Any\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02.\")/kala/v1/trainer/{name=operations/*}:wait:\x01*\x12\xa0\x01\n\x0f\x43\x61ncelOperation\x12\'.kala.trainer.v1.CancelOperationRequest\x1a(.kala.trainer.v1.CancelOperationResponse\":\xb0\x9f\x19\x03\x82\xd3\xe4\x93\x02\x30\"+/kala/v1/trainer/{name=operations/*}:cancel:\x01*\x12\x8b\x01\n\x0c\x45raseSubject\x12$.kala.trainer.v1.EraseSubjectRequest\x1a%.kala.trainer.v1.EraseSubjectResponse\".\xb0\x9f\x19\x07\x82\xd3\xe4\x93\x02$\"\x1f/kala/v1/trainer/subjects:erase:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -79,92 +80,102 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINERSERVICE'].methods_by_name['ListAdapters']._serialized_options = b'\260\237\031\003\202\323\344\223\002\033\022\031/kala/v1/trainer/adapters'
   _globals['_TRAINERSERVICE'].methods_by_name['GetOperation']._loaded_options = None
   _globals['_TRAINERSERVICE'].methods_by_name['GetOperation']._serialized_options = b'\312A*\n\023google.protobuf.Any\022\023google.protobuf.Any\260\237\031\003\202\323\344\223\002&\022$/kala/v1/trainer/{name=operations/*}'
+  _globals['_TRAINERSERVICE'].methods_by_name['ListOperations']._loaded_options = None
+  _globals['_TRAINERSERVICE'].methods_by_name['ListOperations']._serialized_options = b'\260\237\031\003\202\323\344\223\002\035\022\033/kala/v1/trainer/operations'
+  _globals['_TRAINERSERVICE'].methods_by_name['WaitOperation']._loaded_options = None
+  _globals['_TRAINERSERVICE'].methods_by_name['WaitOperation']._serialized_options = b'\312A*\n\023google.protobuf.Any\022\023google.protobuf.Any\260\237\031\003\202\323\344\223\002.\")/kala/v1/trainer/{name=operations/*}:wait:\001*'
   _globals['_TRAINERSERVICE'].methods_by_name['CancelOperation']._loaded_options = None
   _globals['_TRAINERSERVICE'].methods_by_name['CancelOperation']._serialized_options = b'\260\237\031\003\202\323\344\223\0020\"+/kala/v1/trainer/{name=operations/*}:cancel:\001*'
   _globals['_TRAINERSERVICE'].methods_by_name['EraseSubject']._loaded_options = None
   _globals['_TRAINERSERVICE'].methods_by_name['EraseSubject']._serialized_options = b'\260\237\031\007\202\323\344\223\002$\"\037/kala/v1/trainer/subjects:erase:\001*'
-  _globals['_PLANJOBREQUEST']._serialized_start=364
-  _globals['_PLANJOBREQUEST']._serialized_end=450
-  _globals['_PLANJOBRESPONSE']._serialized_start=452
-  _globals['_PLANJOBRESPONSE']._serialized_end=514
-  _globals['_CREATETRAININGJOBACTION']._serialized_start=516
-  _globals['_CREATETRAININGJOBACTION']._serialized_end=606
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=608
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=680
-  _globals['_GETTRAININGJOBREQUEST']._serialized_start=682
-  _globals['_GETTRAININGJOBREQUEST']._serialized_end=719
-  _globals['_GETTRAININGJOBRESPONSE']._serialized_start=721
-  _globals['_GETTRAININGJOBRESPONSE']._serialized_end=788
-  _globals['_LISTTRAININGJOBSREQUEST']._serialized_start=790
-  _globals['_LISTTRAININGJOBSREQUEST']._serialized_end=913
-  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_start=915
-  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_end=1010
-  _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=1012
-  _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=1052
-  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_start=1054
-  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_end=1124
-  _globals['_WATCHTRAININGJOBREQUEST']._serialized_start=1126
-  _globals['_WATCHTRAININGJOBREQUEST']._serialized_end=1189
-  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_start=1192
-  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_end=1603
-  _globals['_WATCHLOGSREQUEST']._serialized_start=1605
-  _globals['_WATCHLOGSREQUEST']._serialized_end=1673
-  _globals['_WATCHLOGSRESPONSE']._serialized_start=1675
-  _globals['_WATCHLOGSRESPONSE']._serialized_end=1778
-  _globals['_BUILDDATASETACTION']._serialized_start=1780
-  _globals['_BUILDDATASETACTION']._serialized_end=1864
-  _globals['_BUILDDATASETREQUEST']._serialized_start=1866
-  _globals['_BUILDDATASETREQUEST']._serialized_end=1933
-  _globals['_CHECKDATASETREQUEST']._serialized_start=1935
-  _globals['_CHECKDATASETREQUEST']._serialized_end=2018
-  _globals['_CHECKDATASETRESPONSE']._serialized_start=2021
-  _globals['_CHECKDATASETRESPONSE']._serialized_end=2154
-  _globals['_GETDATASETREQUEST']._serialized_start=2156
-  _globals['_GETDATASETREQUEST']._serialized_end=2189
-  _globals['_GETDATASETRESPONSE']._serialized_start=2191
-  _globals['_GETDATASETRESPONSE']._serialized_end=2254
-  _globals['_LISTDATASETSREQUEST']._serialized_start=2256
-  _globals['_LISTDATASETSREQUEST']._serialized_end=2316
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=2318
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=2409
-  _globals['_EVALUATEADAPTERACTION']._serialized_start=2412
-  _globals['_EVALUATEADAPTERACTION']._serialized_end=2652
-  _globals['_EVALUATEADAPTERREQUEST']._serialized_start=2654
-  _globals['_EVALUATEADAPTERREQUEST']._serialized_end=2724
-  _globals['_GETEVALUATIONREQUEST']._serialized_start=2726
-  _globals['_GETEVALUATIONREQUEST']._serialized_end=2762
-  _globals['_GETEVALUATIONRESPONSE']._serialized_start=2764
-  _globals['_GETEVALUATIONRESPONSE']._serialized_end=2836
-  _globals['_PROMOTEADAPTERACTION']._serialized_start=2839
-  _globals['_PROMOTEADAPTERACTION']._serialized_end=2986
-  _globals['_PROMOTEADAPTERREQUEST']._serialized_start=2988
-  _globals['_PROMOTEADAPTERREQUEST']._serialized_end=3057
-  _globals['_PROMOTEADAPTERRESPONSE']._serialized_start=3059
-  _globals['_PROMOTEADAPTERRESPONSE']._serialized_end=3126
-  _globals['_REVOKEADAPTERREQUEST']._serialized_start=3128
-  _globals['_REVOKEADAPTERREQUEST']._serialized_end=3180
-  _globals['_REVOKEADAPTERRESPONSE']._serialized_start=3183
-  _globals['_REVOKEADAPTERRESPONSE']._serialized_end=3329
-  _globals['_EXPORTADAPTERREQUEST']._serialized_start=3331
-  _globals['_EXPORTADAPTERREQUEST']._serialized_end=3457
-  _globals['_GETADAPTERREQUEST']._serialized_start=3459
-  _globals['_GETADAPTERREQUEST']._serialized_end=3492
-  _globals['_GETADAPTERRESPONSE']._serialized_start=3494
-  _globals['_GETADAPTERRESPONSE']._serialized_end=3557
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=3560
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=3701
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=3704
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=3854
-  _globals['_GETOPERATIONREQUEST']._serialized_start=3856
-  _globals['_GETOPERATIONREQUEST']._serialized_end=3891
-  _globals['_CANCELOPERATIONREQUEST']._serialized_start=3893
-  _globals['_CANCELOPERATIONREQUEST']._serialized_end=3931
-  _globals['_CANCELOPERATIONRESPONSE']._serialized_start=3933
-  _globals['_CANCELOPERATIONRESPONSE']._serialized_end=3958
-  _globals['_ERASESUBJECTREQUEST']._serialized_start=3960
-  _globals['_ERASESUBJECTREQUEST']._serialized_end=4014
-  _globals['_ERASESUBJECTRESPONSE']._serialized_start=4016
-  _globals['_ERASESUBJECTRESPONSE']._serialized_end=4102
-  _globals['_TRAINERSERVICE']._serialized_start=4105
-  _globals['_TRAINERSERVICE']._serialized_end=7665
+  _globals['_PLANJOBREQUEST']._serialized_start=396
+  _globals['_PLANJOBREQUEST']._serialized_end=482
+  _globals['_PLANJOBRESPONSE']._serialized_start=484
+  _globals['_PLANJOBRESPONSE']._serialized_end=546
+  _globals['_CREATETRAININGJOBACTION']._serialized_start=548
+  _globals['_CREATETRAININGJOBACTION']._serialized_end=638
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=640
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=712
+  _globals['_GETTRAININGJOBREQUEST']._serialized_start=714
+  _globals['_GETTRAININGJOBREQUEST']._serialized_end=751
+  _globals['_GETTRAININGJOBRESPONSE']._serialized_start=753
+  _globals['_GETTRAININGJOBRESPONSE']._serialized_end=820
+  _globals['_LISTTRAININGJOBSREQUEST']._serialized_start=822
+  _globals['_LISTTRAININGJOBSREQUEST']._serialized_end=945
+  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_start=947
+  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_end=1042
+  _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=1044
+  _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=1084
+  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_start=1086
+  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_end=1156
+  _globals['_WATCHTRAININGJOBREQUEST']._serialized_start=1158
+  _globals['_WATCHTRAININGJOBREQUEST']._serialized_end=1221
+  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_start=1224
+  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_end=1635
+  _globals['_WATCHLOGSREQUEST']._serialized_start=1637
+  _globals['_WATCHLOGSREQUEST']._serialized_end=1705
+  _globals['_WATCHLOGSRESPONSE']._serialized_start=1707
+  _globals['_WATCHLOGSRESPONSE']._serialized_end=1810
+  _globals['_BUILDDATASETACTION']._serialized_start=1812
+  _globals['_BUILDDATASETACTION']._serialized_end=1896
+  _globals['_BUILDDATASETREQUEST']._serialized_start=1898
+  _globals['_BUILDDATASETREQUEST']._serialized_end=1965
+  _globals['_CHECKDATASETREQUEST']._serialized_start=1967
+  _globals['_CHECKDATASETREQUEST']._serialized_end=2050
+  _globals['_CHECKDATASETRESPONSE']._serialized_start=2053
+  _globals['_CHECKDATASETRESPONSE']._serialized_end=2186
+  _globals['_GETDATASETREQUEST']._serialized_start=2188
+  _globals['_GETDATASETREQUEST']._serialized_end=2221
+  _globals['_GETDATASETRESPONSE']._serialized_start=2223
+  _globals['_GETDATASETRESPONSE']._serialized_end=2286
+  _globals['_LISTDATASETSREQUEST']._serialized_start=2288
+  _globals['_LISTDATASETSREQUEST']._serialized_end=2348
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=2350
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=2441
+  _globals['_EVALUATEADAPTERACTION']._serialized_start=2444
+  _globals['_EVALUATEADAPTERACTION']._serialized_end=2684
+  _globals['_EVALUATEADAPTERREQUEST']._serialized_start=2686
+  _globals['_EVALUATEADAPTERREQUEST']._serialized_end=2756
+  _globals['_GETEVALUATIONREQUEST']._serialized_start=2758
+  _globals['_GETEVALUATIONREQUEST']._serialized_end=2794
+  _globals['_GETEVALUATIONRESPONSE']._serialized_start=2796
+  _globals['_GETEVALUATIONRESPONSE']._serialized_end=2868
+  _globals['_PROMOTEADAPTERACTION']._serialized_start=2871
+  _globals['_PROMOTEADAPTERACTION']._serialized_end=3018
+  _globals['_PROMOTEADAPTERREQUEST']._serialized_start=3020
+  _globals['_PROMOTEADAPTERREQUEST']._serialized_end=3089
+  _globals['_PROMOTEADAPTERRESPONSE']._serialized_start=3091
+  _globals['_PROMOTEADAPTERRESPONSE']._serialized_end=3158
+  _globals['_REVOKEADAPTERREQUEST']._serialized_start=3160
+  _globals['_REVOKEADAPTERREQUEST']._serialized_end=3212
+  _globals['_REVOKEADAPTERRESPONSE']._serialized_start=3215
+  _globals['_REVOKEADAPTERRESPONSE']._serialized_end=3361
+  _globals['_EXPORTADAPTERREQUEST']._serialized_start=3363
+  _globals['_EXPORTADAPTERREQUEST']._serialized_end=3489
+  _globals['_GETADAPTERREQUEST']._serialized_start=3491
+  _globals['_GETADAPTERREQUEST']._serialized_end=3524
+  _globals['_GETADAPTERRESPONSE']._serialized_start=3526
+  _globals['_GETADAPTERRESPONSE']._serialized_end=3589
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=3592
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=3733
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=3736
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=3886
+  _globals['_GETOPERATIONREQUEST']._serialized_start=3888
+  _globals['_GETOPERATIONREQUEST']._serialized_end=3923
+  _globals['_LISTOPERATIONSREQUEST']._serialized_start=3925
+  _globals['_LISTOPERATIONSREQUEST']._serialized_end=3987
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=3989
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=4089
+  _globals['_WAITOPERATIONREQUEST']._serialized_start=4091
+  _globals['_WAITOPERATIONREQUEST']._serialized_end=4171
+  _globals['_CANCELOPERATIONREQUEST']._serialized_start=4173
+  _globals['_CANCELOPERATIONREQUEST']._serialized_end=4211
+  _globals['_CANCELOPERATIONRESPONSE']._serialized_start=4213
+  _globals['_CANCELOPERATIONRESPONSE']._serialized_end=4238
+  _globals['_ERASESUBJECTREQUEST']._serialized_start=4240
+  _globals['_ERASESUBJECTREQUEST']._serialized_end=4294
+  _globals['_ERASESUBJECTRESPONSE']._serialized_start=4296
+  _globals['_ERASESUBJECTRESPONSE']._serialized_end=4382
+  _globals['_TRAINERSERVICE']._serialized_start=4385
+  _globals['_TRAINERSERVICE']._serialized_end=8277
 # @@protoc_insertion_point(module_scope)

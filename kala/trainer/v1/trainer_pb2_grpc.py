@@ -135,6 +135,16 @@ class TrainerServiceStub:
                 request_serializer=kala_dot_trainer_dot_v1_dot_trainer__pb2.GetOperationRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
+        self.ListOperations = channel.unary_unary(
+                '/kala.trainer.v1.TrainerService/ListOperations',
+                request_serializer=kala_dot_trainer_dot_v1_dot_trainer__pb2.ListOperationsRequest.SerializeToString,
+                response_deserializer=kala_dot_trainer_dot_v1_dot_trainer__pb2.ListOperationsResponse.FromString,
+                _registered_method=True)
+        self.WaitOperation = channel.unary_unary(
+                '/kala.trainer.v1.TrainerService/WaitOperation',
+                request_serializer=kala_dot_trainer_dot_v1_dot_trainer__pb2.WaitOperationRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
         self.CancelOperation = channel.unary_unary(
                 '/kala.trainer.v1.TrainerService/CancelOperation',
                 request_serializer=kala_dot_trainer_dot_v1_dot_trainer__pb2.CancelOperationRequest.SerializeToString,
@@ -308,6 +318,22 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListOperations(self, request, context):
+        """Lists the tenant's operations, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WaitOperation(self, request, context):
+        """Returns an operation at its end, or as it stands when `timeout` or the call's own deadline has passed.
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- a long-running operation, as google.longrunning has it
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE -- all long-running operations share it
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelOperation(self, request, context):
         """Ends an operation and the work behind it; like CancelTrainingJob for every kind. One that has ended stays as it is.
         """
@@ -419,6 +445,16 @@ def add_TrainerServiceServicer_to_server(servicer, server):
             'GetOperation': grpc.unary_unary_rpc_method_handler(
                     servicer.GetOperation,
                     request_deserializer=kala_dot_trainer_dot_v1_dot_trainer__pb2.GetOperationRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'ListOperations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOperations,
+                    request_deserializer=kala_dot_trainer_dot_v1_dot_trainer__pb2.ListOperationsRequest.FromString,
+                    response_serializer=kala_dot_trainer_dot_v1_dot_trainer__pb2.ListOperationsResponse.SerializeToString,
+            ),
+            'WaitOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.WaitOperation,
+                    request_deserializer=kala_dot_trainer_dot_v1_dot_trainer__pb2.WaitOperationRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
             'CancelOperation': grpc.unary_unary_rpc_method_handler(
@@ -949,6 +985,60 @@ class TrainerService:
             target,
             '/kala.trainer.v1.TrainerService/GetOperation',
             kala_dot_trainer_dot_v1_dot_trainer__pb2.GetOperationRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOperations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kala.trainer.v1.TrainerService/ListOperations',
+            kala_dot_trainer_dot_v1_dot_trainer__pb2.ListOperationsRequest.SerializeToString,
+            kala_dot_trainer_dot_v1_dot_trainer__pb2.ListOperationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kala.trainer.v1.TrainerService/WaitOperation',
+            kala_dot_trainer_dot_v1_dot_trainer__pb2.WaitOperationRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,

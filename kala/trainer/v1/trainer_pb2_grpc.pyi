@@ -105,6 +105,13 @@ class TrainerServiceStub:
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- a long-running operation, as google.longrunning has it
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE -- all long-running operations share it
     """
+    ListOperations: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListOperationsRequest, _trainer_pb2.ListOperationsResponse]
+    """Lists the tenant's operations, the newest first."""
+    WaitOperation: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.WaitOperationRequest, _operations_pb2.Operation]
+    """Returns an operation at its end, or as it stands when `timeout` or the call's own deadline has passed.
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- a long-running operation, as google.longrunning has it
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE -- all long-running operations share it
+    """
     CancelOperation: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CancelOperationRequest, _trainer_pb2.CancelOperationResponse]
     """Ends an operation and the work behind it; like CancelTrainingJob for every kind. One that has ended stays as it is."""
     EraseSubject: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.EraseSubjectRequest, _trainer_pb2.EraseSubjectResponse]
@@ -185,6 +192,13 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Lists adapters, the newest first, with the signed list of revocations."""
     GetOperation: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetOperationRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Returns an operation as it stands.
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- a long-running operation, as google.longrunning has it
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE -- all long-running operations share it
+    """
+    ListOperations: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListOperationsRequest, _trainer_pb2.ListOperationsResponse]  # type: ignore[assignment]
+    """Lists the tenant's operations, the newest first."""
+    WaitOperation: _aio.UnaryUnaryMultiCallable[_trainer_pb2.WaitOperationRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Returns an operation at its end, or as it stands when `timeout` or the call's own deadline has passed.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- a long-running operation, as google.longrunning has it
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE -- all long-running operations share it
     """
@@ -379,6 +393,25 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Returns an operation as it stands.
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- a long-running operation, as google.longrunning has it
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE -- all long-running operations share it
+        """
+
+    @_abc_1.abstractmethod
+    def ListOperations(
+        self,
+        request: _trainer_pb2.ListOperationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.ListOperationsResponse, _abc.Awaitable[_trainer_pb2.ListOperationsResponse]]:
+        """Lists the tenant's operations, the newest first."""
+
+    @_abc_1.abstractmethod
+    def WaitOperation(
+        self,
+        request: _trainer_pb2.WaitOperationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Returns an operation at its end, or as it stands when `timeout` or the call's own deadline has passed.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- a long-running operation, as google.longrunning has it
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE -- all long-running operations share it
         """

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from kala.common.v1.clearance_pb2 import Principal, SealedAction
 from kala.errors import AlreadyExistsError, NotFoundError
+from services.trainer.store.rows import Part, list_
 from services.trainer.store.schema import CLAIM, OPERATION
 
 T = TypeVar("T")
@@ -103,6 +104,12 @@ class OperationRows:
         if row is None:
             raise NotFoundError(f"there is no {name}")
         return _row_of(row)
+
+    async def list(self, tenant: str, *, limit: int, after: bytes) -> Part[operations_pb2.Operation]:
+        """List a tenant's, the newest first."""
+        return await self._run(
+            lambda sql: list_(sql, OPERATION, operations_pb2.Operation, tenant, limit=limit, after=after)
+        )
 
     async def find(self, principal: Principal, kind: str, request_id: str) -> OperationRow | None:
         """The operation that this principal asked for under this id; None when there is none."""

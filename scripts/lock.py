@@ -35,7 +35,17 @@ LOCKED_EXTRAS: Final = (
     "dev",
 )
 # Programs in environments of their own: what they need may contradict an extra.
-PROGRAMS: Final = {"semgrep": ["semgrep==1.182.0"]}
+PROGRAMS: Final = {
+    "semgrep": ["semgrep==1.182.0"],
+    # Other people's clients of OpenAI's API, by the openai package that they build on; the tests drive them unmodified.
+    "clients-openai2": ["instructor==1.17.0", "litellm==1.106.2", "openai>=2,<3"],
+    "clients-openai3": [
+        "langchain-openai==1.7.3",
+        "openai-agents==0.24.0",
+        "openai>=3,<4",
+        "pydantic-ai-slim[openai]==2.68.0",
+    ],
+}
 OMITTED: Final = frozenset({"torch", "triton", "kala-suite"})
 OMITTED_PREFIXES: Final = ("nvidia-", "cuda-")
 TORCH: Final = "torch==2.13.0"

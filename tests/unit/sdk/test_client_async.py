@@ -176,11 +176,10 @@ async def test_a_tool_runs_once_and_what_the_laws_refuse_is_a_result() -> None:
 async def test_a_streamed_call_gives_its_messages_and_raises_its_error() -> None:
     lines = b'{"a": 1}\n\n{"error": {"code": 404, "message": "gone", "status": "NOT_FOUND"}}\n'
     gateway = FakeGateway([httpx.Response(200, content=lines)])
-    async with client_of(gateway) as client:
-        async with client.lines("/kala/v1/x") as messages:
-            assert await anext(messages) == {"a": 1}
-            with pytest.raises(errors.NotFoundError, match="gone"):
-                await anext(messages)
+    async with client_of(gateway) as client, client.lines("/kala/v1/x") as messages:
+        assert await anext(messages) == {"a": 1}
+        with pytest.raises(errors.NotFoundError, match="gone"):
+            await anext(messages)
 
 
 async def test_the_calls_of_a_stream_are_put_together() -> None:

@@ -33,8 +33,9 @@ DEFAULT_MAX_IMAGE_BODY_BYTES: Final = 32 * 1024 * 1024
 DEFAULT_MAX_ACT_SECONDS: Final = 900.0
 """`max_act_seconds` of the whole suite: no act outlives it."""
 
-DEFAULT_HOLD_BACK_MILLISECONDS: Final = 50
-"""Text that has waited this long is checked at once: below what a reader notices, above what checks cost."""
+DEFAULT_HOLD_BACK_CHARACTERS: Final = 64
+DEFAULT_HOLD_BACK_MILLISECONDS: Final = 15
+"""A check costs half as much for text that comes this far together, and readers see no longer gaps (docs/performance.md)."""
 
 DEFAULT_TOOL_TURNS: Final = 8
 """A model that has not answered after seven rounds of tools is going in circles."""
@@ -44,6 +45,18 @@ DEFAULT_TOOL_CALLS: Final = 16
 
 DEFAULT_TOOL_RESULT_CHARS: Final = 32_768
 """About 8,000 tokens: several results fit into a local model's context."""
+
+DEFAULT_MAX_FILE_BYTES: Final = 128 * 1024 * 1024
+"""50,000 requests of a page each, OpenAI's most for a batch."""
+
+DEFAULT_FILE_QUOTA_BYTES: Final = 2 * 1024 * 1024 * 1024
+"""A few dozen batches with their answers, on a disk that also holds the log."""
+
+DEFAULT_BATCH_CONCURRENCY: Final = 2
+"""Local models answer a few requests at a time; people's own must find room beside a batch's."""
+
+DEFAULT_BATCH_LEASE_SECONDS: Final = 30.0
+"""How long a batch stands still after its replica was killed."""
 
 _TLS_FIELDS: Final = ("tls_cert_file", "tls_key_file", "tls_ca_file")
 
@@ -157,8 +170,21 @@ class GatewaySettings(ProcessSettings):
             description="What a moderation does with images, which no judge reads: refuse it, or leave them out and say so."
         ),
     ] = "refuse"
+    hold_back_characters: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=65_536,
+            description="As soon as so much streamed text waits for its check, the check starts.",
+        ),
+    ] = DEFAULT_HOLD_BACK_CHARACTERS
     hold_back_milliseconds: Annotated[
-        int, Field(ge=1, le=10_000, description="Streamed text that waited this long is checked at once.")
+        int,
+        Field(
+            ge=1,
+            le=10_000,
+            description="When streamed text waited this long, its check starts; only a finished check releases.",
+        ),
     ] = DEFAULT_HOLD_BACK_MILLISECONDS
     truncation: Annotated[
         Truncation,
@@ -183,6 +209,26 @@ class GatewaySettings(ProcessSettings):
         int,
         Field(ge=1024, description="How much of one tool's result the model reads; the middle is left out."),
     ] = DEFAULT_TOOL_RESULT_CHARS
+    max_file_bytes: Annotated[int, Field(ge=1024, description="Largest file that can be uploaded.")] = (
+        DEFAULT_MAX_FILE_BYTES
+    )
+    file_quota_bytes: Annotated[
+        int, Field(ge=1024, description="Room for all files of one tenant, in the database.")
+    ] = DEFAULT_FILE_QUOTA_BYTES
+    batch_concurrency: Annotated[
+        int,
+        Field(ge=0, le=64, description="Lines of batches that this process works on at a time; 0: none."),
+    ] = DEFAULT_BATCH_CONCURRENCY
+    batch_lease_seconds: Annotated[
+        float,
+        Field(ge=1, le=600, description="After this another replica goes on with a dead one's batch or job."),
+    ] = DEFAULT_BATCH_LEASE_SECONDS
+    training_data_dir: Annotated[
+        Path | None,
+        Field(
+            description="The trainer's data directory, where files to train on are laid; unset: no fine-tuning jobs."
+        ),
+    ] = None
     key_cache_seconds: Annotated[
         float,
         Field(ge=0, le=4, description="How long a key's state is remembered; bounds a revocation elsewhere."),

@@ -10,7 +10,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -150,6 +150,28 @@ class Exchange:
             if not message.get("more_body", False):
                 return b"".join((*parts, body)) if parts else body
             parts.append(body)
+
+    async def body_parts(self, *, max_bytes: int, idle_seconds: float) -> AsyncIterator[bytes]:
+        """Give the body piece by piece, or raise as `read_body` does; the time is that between two pieces."""
+        declared = self.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > max_bytes:
+            raise too_large(max_bytes)
+        size, is_last = 0, False
+        while not is_last:
+            try:
+                async with asyncio.timeout(idle_seconds):
+                    message = await self._receive()
+            except TimeoutError as error:
+                raise DeadlineExceededError(
+                    f"nothing of the body arrived for {idle_seconds:g} s", reason="BODY_TIMEOUT"
+                ) from error
+            if message["type"] != "http.request":
+                raise ClientGoneError
+            body, is_last = message.get("body", b""), not message.get("more_body", False)
+            size += len(body)
+            if size > max_bytes:
+                raise too_large(max_bytes)
+            yield body
 
     async def wait_for_disconnect(self) -> None:
         """Return when the client has gone away; call only after the body is read."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gateway.background import Background
 from gateway.bridge_routes import Binding, bindings_of, contract_files
 from gateway.chat import ChatCompletions, ChatLimits
+from gateway.chat_runs import ChatRuns
 from gateway.chat_tools import ChatTools
 from gateway.completions import Completions
 from gateway.destination import Destinations
@@ -58,6 +59,7 @@ class Core:
     guarded: GuardedCalls
     bindings: Mapping[str, Binding]
     """By the RPC's full name."""
+    chat_runs: ChatRuns
     chat: ChatCompletions
     completions: Completions
     embeddings: TextTasks[EmbeddingRequest]
@@ -92,7 +94,15 @@ def build_core(
         settings.audit_policy == "spool",
     )
     bindings = {binding.rpc: binding for binding in bindings_of(contract_files())}
-    tools = _chat_tools(settings, guarded, bindings[EXECUTE_RPC], pipeline, channels)
+    runs = ChatRuns(
+        inference=inference,
+        pipeline=pipeline,
+        tools=_chat_tools(settings, guarded, bindings[EXECUTE_RPC], pipeline, channels),
+        destinations=desk.destinations,
+        may_spool=desk.may_spool,
+        mid_stream=settings.mid_stream,
+        truncation=settings.truncation,
+    )
     return Core(
         settings=settings,
         stack=stack,
@@ -107,7 +117,8 @@ def build_core(
         pipeline=pipeline,
         guarded=guarded,
         bindings=bindings,
-        chat=_chat(settings, desk, pipeline=pipeline, inference=inference, tools=tools),
+        chat_runs=runs,
+        chat=ChatCompletions(runs, gate=desk.gate, ledger=desk.ledger, limits=chat_limits(settings)),
         completions=Completions(desk, pipeline=pipeline),
         embeddings=text_tasks(EMBEDDINGS, settings, desk, guarded, bindings, inference.Embed),
     )
@@ -146,28 +157,6 @@ def _pipeline(
         background=background,
         hold_seconds=settings.hold_back_milliseconds / 1000,
         max_act_seconds=settings.max_act_seconds,
-    )
-
-
-def _chat(
-    settings: GatewaySettings,
-    desk: Desk,
-    *,
-    pipeline: Pipeline,
-    inference: InferenceServiceAsyncStub,
-    tools: ChatTools,
-) -> ChatCompletions:
-    return ChatCompletions(
-        gate=desk.gate,
-        inference=inference,
-        ledger=desk.ledger,
-        pipeline=pipeline,
-        tools=tools,
-        limits=chat_limits(settings),
-        may_spool=desk.may_spool,
-        destinations=desk.destinations,
-        mid_stream=settings.mid_stream,
-        truncation=settings.truncation,
     )
 
 

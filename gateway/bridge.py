@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,7 @@ import grpc
 
 from gateway.acts import Act, decision_json
 from gateway.bridge_routes import Binding, Routes
+from gateway.call_options import CallOptions, read_options
 from gateway.chat_action import has_untrusted_content, request_text, tail_of
 from gateway.code_prompts import CodePrompts
 from gateway.edge import Exchange, until_disconnect
@@ -74,6 +76,29 @@ LocalHandler = Callable[[Any, Caller, Exchange], Awaitable["Message"]]
 """Serves an RPC of the gateway itself; Any: each has its own request class."""
 
 
+Within = Callable[[float], float]
+"""Gives how many of so many seconds a call may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One call of one RPC."""
+
+    exchange: Exchange
+    binding: Binding
+    message: Message
+    caller: Caller
+    options: CallOptions
+
+    def seconds(self, limit: float) -> float:
+        """Give how many of so many seconds are left of the caller's own time."""
+        return self.options.seconds(limit, elapsed_ms=self.exchange.elapsed_ms)
+
+
+def _all_of(seconds: float) -> float:
+    return seconds
+
+
 class Bridge:
     """Serves every bridged RPC."""
 
@@ -110,14 +135,15 @@ class Bridge:
         exchange.is_audited = binding.action_class is not None
         key = await self._gate.admit(exchange, rpc=binding.rpc, scope=binding.scope)
         caller = self._gate.caller(key)
-        message = await self._read(exchange, binding, variables, caller)
+        message, options = await self._read(exchange, binding, variables, caller)
         self._require_deployed(binding)
+        asked = Asked(exchange, binding, message, caller, options)
         if binding.rpc in self._local:
             # A key must be revocable when there is no room left; what was logged as done is done, also for nobody.
-            await self._serve_own(exchange, binding, message, caller)
+            await self._serve_own(asked)
             return
         with self._gate.room:
-            await until_disconnect(exchange, self._serve_call(exchange, binding, message, caller))
+            await until_disconnect(exchange, self._serve_call(asked))
 
     def _find(self, exchange: Exchange) -> tuple[Binding, Mapping[str, str]]:
         found = self._routes.find(exchange.method, exchange.path)
@@ -134,19 +160,16 @@ class Bridge:
 
     async def _read(
         self, exchange: Exchange, binding: Binding, variables: Mapping[str, str], caller: Caller
-    ) -> Message:
+    ) -> tuple[Message, CallOptions]:
         body = b""
         try:
             body = await exchange.read_body(
                 max_bytes=MAX_BODY_BYTES, timeout_seconds=self._body_timeout_seconds
             )
-            return read_message(
-                binding.input_class,
-                body=body,
-                query=exchange.query,
-                variables=variables,
-                has_body=binding.has_body,
+            message = read_message(
+                binding.input_class, body=body, query=exchange.query, variables=variables, taken=binding.body
             )
+            return message, read_options(exchange.headers, binding.response_class)
         except InvalidArgumentError as error:
             exchange.receipt = await self._ledger.invalid(
                 caller,
@@ -169,45 +192,41 @@ class Bridge:
                 reason=f"{binding.part.upper()}_NOT_DEPLOYED",
             )
 
-    async def _serve_own(
-        self, exchange: Exchange, binding: Binding, message: Message, caller: Caller
-    ) -> None:
-        response = await self._local[binding.rpc](message, caller, exchange)
-        await exchange.send_json(200, write_message(response))
+    async def _serve_own(self, asked: Asked) -> None:
+        exchange = asked.exchange
+        response = await self._local[asked.binding.rpc](asked.message, asked.caller, exchange)
+        await exchange.send_json(200, asked.options.shown(write_message(response)))
 
-    async def _serve_call(
-        self, exchange: Exchange, binding: Binding, message: Message, caller: Caller
-    ) -> None:
-        if binding.action_class is not None:
-            await self._serve_guarded(exchange, binding, message, caller)
+    async def _serve_call(self, asked: Asked) -> None:
+        if asked.binding.action_class is not None:
+            await self._serve_guarded(asked)
             return
-        confine(message, caller)
-        if binding.is_streaming:
-            await self._serve_stream(exchange, binding, message, caller)
+        confine(asked.message, asked.caller)
+        if asked.binding.is_streaming:
+            await self._serve_stream(asked)
         else:
-            await self._serve_unary(exchange, binding, message, caller)
+            await self._serve_unary(asked)
 
-    async def _serve_unary(
-        self, exchange: Exchange, binding: Binding, message: Message, caller: Caller
-    ) -> None:
+    async def _serve_unary(self, asked: Asked) -> None:
+        exchange, message, caller = asked.exchange, asked.message, asked.caller
         entry = entry_of_payload(message)
         if entry is not None:
             # Asked by the gateway for itself: the log records the reading of the payload, not this look before it.
             require_own(await self._ask(GET_ENTRY, entry, None), caller)
-        ask = partial(self._ask, binding.rpc, caller=caller)
+        ask = partial(self._ask, asked.binding.rpc, caller=caller, within=asked.seconds)
         response = await ask(message)
         require_own(response, caller)
         try:
-            await self._readings.require_fit(
-                self._act(exchange, binding, message, caller), message, response, ask
-            )
+            await self._readings.require_fit(self._act(asked), message, response, ask)
         except RefusedError as refused:
             await _send_refusal(exchange, refused)
             return
-        await exchange.send_json(200, write_message(response))
+        await exchange.send_json(200, asked.options.shown(write_message(response)))
 
-    async def _ask(self, rpc: str, message: Message, caller: Caller | None) -> Message:
-        seconds = LONG_CALLS.get(rpc, UNARY_SECONDS)
+    async def _ask(
+        self, rpc: str, message: Message, caller: Caller | None, within: Within = _all_of
+    ) -> Message:
+        seconds = within(LONG_CALLS.get(rpc, UNARY_SECONDS))
         metadata = None if caller is None else principal_metadata(caller.principal)
         try:
             response: Message = await self._calls[rpc](message, timeout=seconds, metadata=metadata)
@@ -215,16 +234,15 @@ class Bridge:
             raise from_error(error) from error
         return response
 
-    async def _serve_stream(
-        self, exchange: Exchange, binding: Binding, message: Message, caller: Caller
-    ) -> None:
+    async def _serve_stream(self, asked: Asked) -> None:
+        exchange, rpc = asked.exchange, asked.binding.rpc
         framing = framing_for(exchange.headers.get("accept", ""))
-        seconds = LONG_CALLS.get(binding.rpc, self._max_act_seconds)
-        call = self._calls[binding.rpc](
-            message, timeout=seconds, metadata=principal_metadata(caller.principal)
+        seconds = asked.seconds(LONG_CALLS.get(rpc, self._max_act_seconds))
+        call = self._calls[rpc](
+            asked.message, timeout=seconds, metadata=principal_metadata(asked.caller.principal)
         )
         try:
-            if binding.rpc in WATCHES:
+            if rpc in WATCHES:
                 # Whoever watches hears that the watch stands, however long the first message takes.
                 await call.initial_metadata()
                 if not call.done():
@@ -232,7 +250,7 @@ class Bridge:
             async for response in call:
                 if not exchange.has_begun:
                     await exchange.begin_stream(framing.content_type)
-                await exchange.send_part(framing.write(write_message(response)))
+                await exchange.send_part(framing.write(asked.options.shown(write_message(response))))
         except grpc.RpcError as error:
             known = from_error(error)
             if not exchange.has_begun:
@@ -244,14 +262,13 @@ class Bridge:
             await exchange.begin_stream(framing.content_type)
         await exchange.end_stream()
 
-    async def _serve_guarded(
-        self, exchange: Exchange, binding: Binding, message: Message, caller: Caller
-    ) -> None:
-        act = self._act(exchange, binding, message, caller)
+    async def _serve_guarded(self, asked: Asked) -> None:
+        exchange, binding = asked.exchange, asked.binding
+        act = self._act(asked)
         try:
-            if isinstance(message, tools_pb2.GenerateCodeAction):
-                act = await self._with_prompt(act, message, caller)
-            acted = await self._guarded.carry_out(act, binding, partial(self._call, binding))
+            if isinstance(asked.message, tools_pb2.GenerateCodeAction):
+                act = await self._with_prompt(act, asked.message, asked.caller)
+            acted = await self._guarded.carry_out(act, binding, partial(self._call, asked))
         except RefusedError as refused:
             await _send_refusal(exchange, refused)
             return
@@ -259,7 +276,7 @@ class Bridge:
             exchange.served = failed.served
             raise
         exchange.receipt, exchange.served = acted.receipt, acted.served
-        written = await _in_json(acted.responses)
+        written = [asked.options.shown(value) for value in await _in_json(acted.responses)]
         if binding.is_streaming:
             framing = framing_for(exchange.headers.get("accept", ""))
             await exchange.send_bytes(200, framing.write_all(written), framing.content_type)
@@ -272,13 +289,14 @@ class Bridge:
         except InvalidArgumentError as error:
             raise Recorded(error, await self._ledger.not_judged(act, "error", error.reason)) from error
 
-    def _act(self, exchange: Exchange, binding: Binding, message: Message, caller: Caller) -> Act:
+    def _act(self, asked: Asked) -> Act:
+        exchange, binding, message = asked.exchange, asked.binding, asked.message
         chat = message if isinstance(message, inference_pb2.ChatAction) else None
         return Act(
             rpc=binding.rpc,
             kind=binding.kind,
             action=pack(message),
-            caller=caller,
+            caller=asked.caller,
             request_id=exchange.request_id,
             trace_id=exchange.trace_id,
             started=exchange.started,
@@ -294,10 +312,11 @@ class Bridge:
             may_spool=binding.scope == options_pb2.SCOPE_CHAT and self._may_spool,
         )
 
-    async def _call(self, binding: Binding, message: Message) -> AsyncIterator[Message]:
-        call = self._calls[binding.rpc](message, timeout=self._max_act_seconds)
+    async def _call(self, asked: Asked, message: Message) -> AsyncIterator[Message]:
+        seconds = asked.seconds(self._max_act_seconds)
+        call = self._calls[asked.binding.rpc](message, timeout=seconds)
         try:
-            if binding.is_streaming:
+            if asked.binding.is_streaming:
                 async for response in call:
                     yield response
             else:

@@ -41,13 +41,18 @@ class Binding:
     verb: str
     template: str
     pattern: re.Pattern[str]
-    has_body: bool
+    body: str  # the field that the body fills: "*" for all of them, "" for no body
     scope: int
     request_class: type[Message]
     response_class: type[Message]
     action_class: type[Message] | None  # set on guarded RPCs: what a client sends instead of the request
     sealed_field: str
     is_streaming: bool
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a request has a body; then it has a query only for the fields that are not in it."""
+        return bool(self.body)
 
     @property
     def kind(self) -> str:
@@ -142,7 +147,7 @@ def _binding(part: str, method: MethodDescriptor, rule: http_pb2.HttpRule) -> Bi
         verb=verb.upper(),
         template=template,
         pattern=compile_template(template),
-        has_body=bool(rule.body),
+        body=rule.body,
         scope=_scope_of(method),
         request_class=GetMessageClass(method.input_type),
         response_class=GetMessageClass(method.output_type),

@@ -19,6 +19,7 @@ from gateway.moderation_categories import LAWS, OPENAI_CATEGORIES, OPENAI_OF
 from gateway.moderation_schema import ModerationRequest
 from gateway.openapi_text_tasks import text_task_paths, text_task_schemas
 from gateway.schemas import Schemas, descriptor_of
+from gateway.transcoding import ALL_FIELDS
 from kala.common.v1 import options_pb2
 
 if TYPE_CHECKING:
@@ -176,15 +177,21 @@ def _operation(binding: Binding, path_parameters: list[str], schemas: Schemas) -
         },
     }
     if binding.has_body:
-        operation["requestBody"] = {"content": {JSON: {"schema": schemas.of_class(binding.input_class)}}}
-    else:
+        operation["requestBody"] = {"content": {JSON: {"schema": _body(binding, schemas)}}}
+    if binding.body != ALL_FIELDS:
         in_path = {match[1] for match in _VARIABLE.finditer(binding.template)}
         operation["parameters"] += [
             _query_parameter(path, field, schemas)
             for path, field in schemas.query_fields(descriptor_of(binding.input_class))
-            if path not in in_path
+            if path not in in_path and path.partition(".")[0] != binding.body
         ]
     return operation
+
+
+def _body(binding: Binding, schemas: Schemas) -> Json:
+    if binding.body == ALL_FIELDS:
+        return schemas.of_class(binding.input_class)
+    return schemas.field(descriptor_of(binding.input_class).fields_by_name[binding.body])
 
 
 def _content(binding: Binding, schemas: Schemas) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
@@ -10,6 +11,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from gateway.bridge_routes import SECRET_TYPES
+from gateway.schemas import descriptor_of
 from gateway.strict_json import MAX_DEPTH, read_object
 from kala.errors import InvalidArgumentError
 
@@ -26,32 +28,52 @@ _TEXT_MESSAGES: Final = frozenset(
 
 SHA256_BYTES: Final = 32
 
+_MASK: Final = "update_mask"
+
 _TEXT_TYPES: Final = frozenset({FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES})
 
 Json = dict[str, Any]  # Any: JSON
 
 
+ALL_FIELDS: Final = "*"
+
+
 def read_message(
-    message_class: type[Message], *, body: bytes, query: str, variables: Mapping[str, str], has_body: bool
+    message_class: type[Message], *, body: bytes, query: str, variables: Mapping[str, str], taken: str
 ) -> Message:
-    """Build a message from a request's body, query and path; raises InvalidArgumentError that names the field."""
+    """Build a message from a request's body, query and path; raises InvalidArgumentError that names the field.
+
+    `taken` is the field that the body fills, `*` for all and nothing for no body (google.api.http). Where it is one
+    field and the message has an `update_mask` that the query leaves out, the body's own fields are the mask (AIP-134).
+    """
     message = message_class()
-    if has_body:
-        if query:
-            raise InvalidArgumentError("query", "is not read here; send the fields in the body")
-        values = read_object(body) if body else {}
-    else:
-        if body:
-            raise InvalidArgumentError("body", "is not read here; send the fields in the query")
-        values = read_query(message_class, query)
+    if taken and query and taken == ALL_FIELDS:
+        raise InvalidArgumentError("query", "is not read here; send the fields in the body")
+    if body and not taken:
+        raise InvalidArgumentError("body", "is not read here; send the fields in the query")
+    given = read_object(body) if body else {}
+    values = given if taken == ALL_FIELDS else read_query(message_class, query)
+    if taken not in {"", ALL_FIELDS}:
+        if taken in values:
+            raise InvalidArgumentError("query", f"{taken} is the body; send it there alone")
+        values[taken] = given
+        if _MASK in descriptor_of(message_class).fields_by_name and _MASK not in values:
+            values[_MASK] = ",".join(_camel(name) for name in given)
+    if isinstance(values.get(_MASK), str):
+        values[_MASK] = ",".join(map(_camel, values[_MASK].split(",")))
     for path, value in variables.items():
         _set(values, path, value)
     try:
         ParseDict(values, message, max_recursion_depth=MAX_DEPTH)
     except (ParseError, ValueError, TypeError, RecursionError) as error:
-        raise InvalidArgumentError("body" if has_body else "query", _in_words(error)) from error
+        raise InvalidArgumentError("body" if taken else "query", _in_words(error)) from error
     _refuse_clearances(message, "")
     return message
+
+
+def _camel(path: str) -> str:
+    """Write a path of a field mask as protobuf's JSON demands it; the contracts' own names are taken too."""
+    return re.sub(r"_([a-z0-9])", lambda match: match[1].upper(), path.strip())
 
 
 def read_query(message_class: type[Message], query: str) -> Json:

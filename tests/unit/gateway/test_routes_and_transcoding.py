@@ -68,7 +68,7 @@ def test_a_query_reaches_nested_and_repeated_fields() -> None:
         body=b"",
         query="filter.types=a&filter.types=b&filter.law=0&descending=true&page_size=5&filter.from=2026-01-01T00:00:00Z",
         variables={},
-        has_body=False,
+        taken="",
     )
     assert list(message.filter.types) == ["a", "b"]
     assert message.filter.HasField("law")
@@ -117,5 +117,5 @@ def test_a_clearance_inside_an_action_is_not_taken_from_outside() -> None:
             body=b'{"generation": {"clearance": {"key_id": "x"}}}',
             query="",
             variables={},
-            has_body=True,
+            taken="*",
         )

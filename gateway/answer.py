@@ -7,11 +7,13 @@ forgotten: names of tools that the client did not declare, the ids of calls, and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from gateway.release import HoldBack, Track
+from gateway.release import HoldBack, Piece, Track
+from kala.errors import UnavailableError
 from kala.ethics.v1 import ethics_pb2
 from kala.inference.v1 import inference_pb2
 
@@ -28,6 +30,14 @@ CHOSEN_TOKENS: Final = Track(ethics_pb2.OUTPUT_CHANNEL_TEXT, 2)
 
 FIRST_ALTERNATIVES: Final = 3
 """From this index on, one text track per rank: what the alternatives of that rank would have spelled."""
+
+MAX_CALLS: Final = 128
+"""The contract's limit for positions of one channel; OpenAI's clients know as many tools."""
+
+MAX_ALTERNATIVES: Final = 20
+"""OpenAI's limit for `top_logprobs`."""
+
+TOO_MANY_CALLS: Final = "TOO_MANY_CALLS"
 
 MAX_CHUNK_CHARS: Final = 256 * 1024
 """A piece of one check message: at most 1 MiB in UTF-8, the contract's limit."""
@@ -116,13 +126,30 @@ class _Call:
 
     words: ToolCallText = field(default_factory=ToolCallText)
     names_end: int = 0  # in NAMES; 0 when the backend chose neither id nor name
-    is_named: bool = False  # id and name have left
+    told: ToolCallText | None = None  # the id and name that have left; None before they have
     waiting: str = ""
+
+    def is_due(self, names_checked: int, *, is_final: bool) -> bool:
+        """Tell whether more of it may leave: with its name, or at the end, where it has none."""
+        if names_checked < self.names_end:
+            return False
+        if self.told is not None:
+            return bool(self.waiting)
+        return is_final or bool(self.waiting and self.words.name)
 
     def left(self, held: HoldBack, index: int) -> ToolCallText:
         """Give what of this call has left: what is checked but for what still waits for the name."""
+        told = self.told or ToolCallText()
         checked = held.released(tool_arguments(index))
-        return ToolCallText(self.words.id, self.words.name, checked[: len(checked) - len(self.waiting)])
+        return ToolCallText(told.id, told.name, checked[: len(checked) - len(self.waiting)])
+
+    def tell(self, index: int) -> ToolPiece:
+        """Give what may leave now; id and name only once, so what a backend says of them later is not told."""
+        head = ("", "") if self.told is not None else (self.words.id, self.words.name)
+        if self.told is None:
+            self.told = ToolCallText(*head)
+        arguments, self.waiting = self.waiting, ""
+        return ToolPiece(index, *head, arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,30 +158,37 @@ class _HeldLogprob:
     needs: tuple[tuple[Track, int], ...]
 
 
-Chunk = tuple[Track, str]
-
-
 class AnswerBuffer:
-    """Takes a backend's deltas in and lets out what is checked."""
+    """Takes a backend's deltas in, gives the check what it is to read, and lets out what is checked."""
 
     def __init__(self, declared_tools: Iterable[str] = ()) -> None:
         self._declared = frozenset(declared_tools)
         self._held = HoldBack()
         self._calls: dict[int, _Call] = {}
-        self._logprobs: list[_HeldLogprob] = []
-        self._pushed: dict[Track, int] = {}
+        self._logprobs: deque[_HeldLogprob] = deque()
 
-    def take_in(self, delta: inference_pb2.ChatDelta) -> list[Chunk]:
-        """Hold a delta's words and give what must be sent to the check, in order."""
-        chunks: list[Chunk] = []
-        self._push(chunks, REASONING, delta.reasoning)
-        self._push(chunks, TEXT, delta.text)
-        self._push(chunks, REFUSAL, delta.refusal)
+    def take_in(self, delta: inference_pb2.ChatDelta) -> None:
+        """Hold a delta's words; UnavailableError for more calls at once than can be checked."""
+        for track, text in ((REASONING, delta.reasoning), (TEXT, delta.text), (REFUSAL, delta.refusal)):
+            if text:
+                self._held.push(track, text)
         for piece in delta.tool_calls:
-            self._take_call(chunks, piece)
+            self._take_call(piece)
         for entry in delta.logprobs:
-            self._take_logprob(chunks, entry)
-        return chunks
+            self._take_logprob(entry)
+
+    @property
+    def unsent(self) -> int:
+        """How many characters no check has yet."""
+        return self._held.unsent
+
+    def take_unsent(self) -> list[Piece]:
+        """Give what must be sent to the check, in order, in pieces that one message may hold."""
+        return [
+            Piece(track, text[at : at + MAX_CHUNK_CHARS])
+            for track, text in self._held.take_unsent()
+            for at in range(0, len(text), MAX_CHUNK_CHARS)
+        ]
 
     def check(self, track: Track, characters: int) -> None:
         """Note that a track is checked up to an offset in code points."""
@@ -176,9 +210,9 @@ class AnswerBuffer:
         )
 
     @property
-    def is_empty(self) -> bool:
-        """Tell whether everything generated has left."""
-        return self._held.is_empty
+    def held(self) -> int:
+        """How many characters have not left, of those that are checked before they do."""
+        return self._held.held
 
     @property
     def has_tool_calls(self) -> bool:
@@ -202,36 +236,38 @@ class AnswerBuffer:
 
     def released(self) -> Answer:
         """Give the words that have left through `release`."""
-        calls = {index: call.left(self._held, index) for index, call in self._calls.items() if call.is_named}
+        calls = {
+            index: call.left(self._held, index)
+            for index, call in self._calls.items()
+            if call.told is not None
+        }
         return Answer(
             self._held.released(TEXT), self._held.released(REASONING), self._held.released(REFUSAL), calls
         )
 
-    def _push(self, chunks: list[Chunk], track: Track, text: str) -> int:
-        if text:
-            self._held.push(track, text)
-            self._pushed[track] = self._pushed.get(track, 0) + len(text)
-            chunks += [
-                (track, text[at : at + MAX_CHUNK_CHARS]) for at in range(0, len(text), MAX_CHUNK_CHARS)
-            ]
-        return self._pushed.get(track, 0)
-
-    def _take_call(self, chunks: list[Chunk], piece: inference_pb2.ToolCall) -> None:
+    def _take_call(self, piece: inference_pb2.ToolCall) -> None:
+        if piece.index >= MAX_CALLS:
+            raise UnavailableError(
+                f"the backend called more than {MAX_CALLS} tools at once", reason=TOO_MANY_CALLS
+            )
         call = self._calls.setdefault(piece.index, _Call())
         if piece.id and not call.words.id:
             call.words.id = piece.id
-            call.names_end = self._push(chunks, NAMES, piece.id + "\n")
+            call.names_end = self._held.push(NAMES, piece.id + "\n")
         if piece.name and not call.words.name:
             call.words.name = piece.name
             if piece.name not in self._declared:
-                call.names_end = self._push(chunks, NAMES, piece.name + "\n")
-        self._push(chunks, tool_arguments(piece.index), piece.arguments)
+                call.names_end = self._held.push(NAMES, piece.name + "\n")
+        if piece.arguments:
+            self._held.push(tool_arguments(piece.index), piece.arguments)
 
-    def _take_logprob(self, chunks: list[Chunk], entry: inference_pb2.TokenLogprob) -> None:
-        needs = [(CHOSEN_TOKENS, self._push(chunks, CHOSEN_TOKENS, entry.token))]
+    def _take_logprob(self, entry: inference_pb2.TokenLogprob) -> None:
+        # Clients ask for so many at most; a backend that gives more gives what no track is for.
+        del entry.top[MAX_ALTERNATIVES:]
+        needs = [(CHOSEN_TOKENS, self._held.push(CHOSEN_TOKENS, entry.token))]
         for rank, alternative in enumerate(entry.top, start=FIRST_ALTERNATIVES):
             track = Track(ethics_pb2.OUTPUT_CHANNEL_TEXT, rank)
-            needs.append((track, self._push(chunks, track, alternative.token)))
+            needs.append((track, self._held.push(track, alternative.token)))
         for token in (entry, *entry.top):
             if token.token_bytes != token.token.encode():
                 # Not what was checked: half a character, or anything at all.  Clients know tokens without bytes.
@@ -239,20 +275,14 @@ class AnswerBuffer:
         self._logprobs.append(_HeldLogprob(entry, tuple(needs)))
 
     def _release_calls(self, *, is_final: bool) -> Iterable[ToolPiece]:
+        names_checked = self._held.released_upto(NAMES)
         for index, call in self._calls.items():
-            is_name_checked = self._held.released_upto(NAMES) >= call.names_end
-            if not is_name_checked or not (call.waiting or (is_final and not call.is_named)):
-                continue
-            head = ("", "") if call.is_named else (call.words.id, call.words.name)
-            arguments, call.waiting, call.is_named = call.waiting, "", True
-            yield ToolPiece(index, *head, arguments)
+            if call.is_due(names_checked, is_final=is_final):
+                yield call.tell(index)
 
-    def _release_logprobs(self) -> Sequence[inference_pb2.TokenLogprob]:
-        ready = 0
-        for held in self._logprobs:
+    def _release_logprobs(self) -> Iterable[inference_pb2.TokenLogprob]:
+        while self._logprobs:
+            held = self._logprobs[0]
             if any(self._held.released_upto(track) < end for track, end in held.needs):
-                break
-            ready += 1
-        entries = [held.entry for held in self._logprobs[:ready]]
-        del self._logprobs[:ready]
-        return entries
+                return
+            yield self._logprobs.popleft().entry

@@ -15,6 +15,7 @@ from gateway.chat_tools import ChatTools
 from gateway.completions import Completions
 from gateway.destination import Destinations
 from gateway.gate import Gate
+from gateway.generation import HoldBounds
 from gateway.guarded import GuardedCalls
 from gateway.identity import Pseudonyms
 from gateway.intake import Desk
@@ -155,7 +156,7 @@ def _pipeline(
         inference=inference,
         ledger=ledger,
         background=background,
-        hold_seconds=settings.hold_back_milliseconds / 1000,
+        hold=HoldBounds(settings.hold_back_characters, settings.hold_back_milliseconds / 1000),
         max_act_seconds=settings.max_act_seconds,
     )
 

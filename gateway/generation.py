@@ -14,12 +14,12 @@ import orjson
 from google.protobuf.message import DecodeError
 
 from gateway.acts import Act, Served
-from gateway.answer import MAX_CHUNK_CHARS, AnswerBuffer, Chunk, Release
+from gateway.answer import MAX_CHUNK_CHARS, AnswerBuffer, Release
 from gateway.completion_call import open_generation
 from gateway.errors import BACKENDS_UNAVAILABLE, ETHICS_UNAVAILABLE, MODEL_NOT_FOUND
 from gateway.judge import UNAVAILABLE_TEXT, EthicsClient, ethics_failure
-from gateway.output_check import in_checked_words
-from gateway.release import Track
+from gateway.output_check import CHARS_A_SECOND, in_checked_words
+from gateway.release import Piece, Track
 from kala.common.v1 import clearance_pb2, decision_pb2
 from kala.errors import KalaError, NotFoundError, UnavailableError
 from kala.ethics.v1 import ethics_pb2
@@ -28,8 +28,6 @@ from services.common.status import from_error
 
 if TYPE_CHECKING:
     from kala.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub
-
-_FLUSH: Final = ethics_pb2.CheckOutputRequest(flush=ethics_pb2.OutputFlush())
 
 ATTEMPTS_METADATA_KEY: Final = "kala-attempts-bin"
 """Trailing metadata in which inference lists the attempts of a failed Chat, as a serialised ChatFinish."""
@@ -45,6 +43,18 @@ MAX_TAKEN_BYTES: Final = 64 * 1024 * 1024
 
 OnRelease = Callable[[Release], Awaitable[None]]
 Call: TypeAlias = Any  # grpc.aio types its call objects loosely
+
+
+@dataclass(frozen=True, slots=True)
+class HoldBounds:
+    """How much generated text may wait, and how long, before its check starts; only a finished check releases."""
+
+    characters: int
+    seconds: float
+
+
+WHOLE: Final = HoldBounds(characters=4_096, seconds=0.25)
+"""For an answer that nobody reads before its end: fewer and larger checks, still beside the generation."""
 
 
 @dataclass(slots=True)
@@ -71,7 +81,7 @@ class Generation:
         ethics: EthicsClient,
         inference: InferenceServiceAsyncStub,
         buffer: AnswerBuffer,
-        hold_seconds: float | None,
+        hold: HoldBounds,
         max_act_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -81,7 +91,7 @@ class Generation:
         self._ethics = ethics
         self._inference = inference
         self._buffer = buffer
-        self._hold_seconds = hold_seconds
+        self._bounds = hold
         self._max_act_seconds = max_act_seconds
         self._clock = clock
         self._over = asyncio.Event()
@@ -89,6 +99,8 @@ class Generation:
         self._writing = asyncio.Lock()  # gRPC takes one write at a time
         self._releasing = asyncio.Lock()  # held while words are on their way to the reader
         self._flush: asyncio.Task[None] | None = None
+        self._is_flushing = False  # the check has a flush that it has not answered yet
+        self._is_late = False  # text has waited as long as it may, for the answer to that flush
         self._hold: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._check: Call = None
@@ -193,15 +205,15 @@ class Generation:
         if response.HasField("route"):
             self.state.served = served_by(response.route)
         self._require_room(response)
-        pieces = self._buffer.take_in(response.delta) if response.HasField("delta") else []
-        chunks = [_chunk(piece) for piece in pieces]
+        if response.HasField("delta"):
+            self._buffer.take_in(response.delta)
         if response.HasField("finish"):
-            await self._take_finish(response.finish, chunks)
+            await self._take_finish(response.finish)
             return
-        for chunk in chunks:
-            await self._send(ethics_pb2.CheckOutputRequest(chunk=chunk))
-        if chunks and self._hold is None and self._hold_seconds is not None:
-            self._hold = asyncio.get_running_loop().call_later(self._hold_seconds, self._check_now)
+        if self._buffer.unsent >= self._bounds.characters:
+            await self._send_unsent()
+        if self._hold is None and self._buffer.held:
+            self._hold = asyncio.get_running_loop().call_later(self._bounds.seconds, self._check_now)
 
     def _require_room(self, response: inference_pb2.ChatResponse) -> None:
         """End an answer that its record could not hold: a backend that never stops must not leave without one."""
@@ -212,26 +224,28 @@ class Generation:
                 f"the backend's answer is longer than {MAX_WORDS_BYTES} bytes", reason=ANSWER_TOO_LONG
             )
 
-    async def _take_finish(
-        self, finish: inference_pb2.ChatFinish, chunks: list[ethics_pb2.OutputChunk]
-    ) -> None:
+    async def _take_finish(self, finish: inference_pb2.ChatFinish) -> None:
         self.state.finish = finish
         self.state.derived_digest = finish.derived_digest
         if finish.attempts:
             self.state.served = replace(self.state.served, attempts=tuple(finish.attempts))
         self._stop_timers()
-        if sum(len(chunk.text) for chunk in chunks) > MAX_CHUNK_CHARS:
-            for chunk in chunks:
-                await self._send(ethics_pb2.CheckOutputRequest(chunk=chunk))
-            chunks = []
-        await self._send(ethics_pb2.CheckOutputRequest(finish=ethics_pb2.OutputFinish(chunks=chunks)))
-        self._await_decision()
+        if self._buffer.unsent > MAX_CHUNK_CHARS:
+            await self._send_unsent()
+        async with self._writing:
+            last = ethics_pb2.OutputFinish(chunks=map(_chunk, self._buffer.take_unsent()))
+            await self._write(ethics_pb2.CheckOutputRequest(finish=last))
+        self._await_answer()
 
     async def _take_checked(self, checked: Iterable[ethics_pb2.CheckedUpTo], on_release: OnRelease) -> None:
+        self._stop_patience()
+        self._is_flushing = False
+        if self._is_late:
+            self._check_now()
         self._note_checked(checked)
         await self._let_out(on_release, is_final=False)
         if self.state.finish is not None:
-            self._await_decision()
+            self._await_answer()
 
     def _note_checked(self, checked: Iterable[ethics_pb2.CheckedUpTo]) -> None:
         for further in checked:
@@ -243,7 +257,7 @@ class Generation:
         if decision.outcome == decision_pb2.OUTCOME_ALLOW:
             self._note_checked(response.checked)
             await self._let_out(on_release, is_final=True)
-            if self.state.finish is None or not self._buffer.is_empty:
+            if self.state.finish is None or self._buffer.held:
                 # An ALLOW that does not cover every word is no ALLOW of this answer.
                 raise UnavailableError(UNAVAILABLE_TEXT, reason=ETHICS_UNAVAILABLE)
         elif decision.outcome == decision_pb2.OUTCOME_UNSPECIFIED:
@@ -258,24 +272,47 @@ class Generation:
             if release:
                 await on_release(release)
 
-    def _await_decision(self) -> None:
-        """Wait for the last word only so long: a hung judge must not hold a finished answer for 15 minutes."""
+    def _await_answer(self) -> None:
+        """Wait for ethics only so long: a hung judge must not hold an answer for 15 minutes."""
         self._stop_patience()
         late = UnavailableError(UNAVAILABLE_TEXT, reason=ETHICS_UNAVAILABLE)
-        self._patience = asyncio.get_running_loop().call_later(self._ethics.timeout_seconds, self.fail, late)
+        seconds = self._ethics.timeout_seconds + self._buffer.held / CHARS_A_SECOND
+        self._patience = asyncio.get_running_loop().call_later(seconds, self.fail, late)
 
     async def _send(self, request: ethics_pb2.CheckOutputRequest) -> None:
+        async with self._writing:
+            await self._write(request)
+
+    async def _send_unsent(self) -> None:
+        """Give the check what waits, so that it reads what it can."""
+        async with self._writing:
+            for piece in self._buffer.take_unsent():
+                await self._write(ethics_pb2.CheckOutputRequest(chunk=_chunk(piece)))
+
+    async def _send_flush(self) -> None:
+        """Give the check what waits, and have it read at once."""
+        async with self._writing:
+            if self.state.finish is None:
+                waiting = ethics_pb2.OutputFlush(chunks=map(_chunk, self._buffer.take_unsent()))
+                await self._write(ethics_pb2.CheckOutputRequest(flush=waiting))
+
+    async def _write(self, request: ethics_pb2.CheckOutputRequest) -> None:
+        """Write one message; only under `_writing`, so that text arrives in the order in which it is taken."""
         try:
-            async with self._writing:
-                await self._check.write(request)
+            await self._check.write(request)
         except (grpc.RpcError, asyncio.InvalidStateError):
             # The check is over; why, its reader says: a decision before the end, or a failure.
             return
 
     def _check_now(self) -> None:
-        """Ask for a check of text that has waited long enough."""
+        """Have text checked that has waited long enough; while a check runs, all that comes waits for its end."""
         self._hold = None
-        self._flush = asyncio.ensure_future(self._send(_FLUSH))
+        self._is_late = self._is_flushing
+        if self._is_flushing or not self._buffer.held or self.state.finish is not None:
+            return
+        self._is_flushing = True
+        self._await_answer()
+        self._flush = asyncio.ensure_future(self._send_flush())
 
     def _stop_patience(self) -> None:
         if self._patience is not None:
@@ -344,7 +381,7 @@ def _words_bytes(delta: inference_pb2.ChatDelta) -> int:
     return len(orjson.dumps(words))
 
 
-def _chunk(chunk: Chunk) -> ethics_pb2.OutputChunk:
-    track, text = chunk
+def _chunk(piece: Piece) -> ethics_pb2.OutputChunk:
+    track, text = piece
     # The track's channel is the contract's enum by construction.
     return ethics_pb2.OutputChunk(channel=track.channel, index=track.position, text=text)  # type: ignore[arg-type]

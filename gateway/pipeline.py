@@ -25,7 +25,7 @@ from gateway.acts import (
 )  # fmt: skip
 from gateway.answer import Answer, AnswerBuffer, Release
 from gateway.background import Background
-from gateway.generation import Generation, GenerationState
+from gateway.generation import WHOLE, Generation, GenerationState, HoldBounds
 from gateway.judge import EthicsClient
 from gateway.ledger import Ledger
 from kala.common.v1 import clearance_pb2, decision_pb2
@@ -80,7 +80,7 @@ class Pipeline:
         inference: InferenceServiceAsyncStub,
         ledger: Ledger,
         background: Background,
-        hold_seconds: float,
+        hold: HoldBounds,
         max_act_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -88,7 +88,7 @@ class Pipeline:
         self._inference = inference
         self._ledger = ledger
         self._background = background
-        self._hold_seconds = hold_seconds
+        self._hold = hold
         self._max_act_seconds = max_act_seconds
         self._clock = clock
 
@@ -159,7 +159,7 @@ class Pipeline:
             ethics=self._ethics,
             inference=self._inference,
             buffer=buffer,
-            hold_seconds=self._hold_seconds if is_stream else None,
+            hold=self._hold if is_stream else WHOLE,
             max_act_seconds=self._max_act_seconds,
             clock=self._clock,
         )

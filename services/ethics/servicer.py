@@ -126,7 +126,7 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
                 case "chunk":
                     further = await checked.take(request.chunk)
                 case "flush":
-                    further = await checked.flush()
+                    further = await checked.flush(request.flush.chunks)
                 case "finish":
                     further = await checked.finish(request.finish.chunks)
                     yield pb.CheckOutputResponse(
@@ -140,7 +140,7 @@ class EthicsServicer(ethics_pb2_grpc.EthicsServiceServicer):
             if stream.is_over:
                 yield pb.CheckOutputResponse(decision=self._output_decision(stream, began))
                 return
-            if further:
+            if further or request.HasField("flush"):
                 yield pb.CheckOutputResponse(checked=further)
         raise InvalidArgumentError("event", "the stream ended without a finish")
 
@@ -311,9 +311,15 @@ class _Checked:
         progress = await self._stream.feed(channel, chunk.index, chunk.text)
         return [] if self._stream.is_over else self._tell(chunk.channel, chunk.index, progress)
 
-    async def flush(self) -> list[pb.CheckedUpTo]:
-        """Check what waits, and tell what passed."""
-        return self._tell_all(await self._stream.flush())
+    async def flush(self, chunks: Iterable[pb.OutputChunk]) -> list[pb.CheckedUpTo]:
+        """Check the chunks and then what waits, and tell what passed, each channel once."""
+        passed: dict[tuple[int, int], pb.CheckedUpTo] = {}
+        for chunk in chunks:
+            passed |= {(told.channel, told.index): told for told in await self.take(chunk)}
+            if self._stream.is_over:
+                return []
+        waited = self._tell_all(await self._stream.flush())
+        return list((passed | {(told.channel, told.index): told for told in waited}).values())
 
     async def finish(self, chunks: Iterable[pb.OutputChunk]) -> list[pb.CheckedUpTo]:
         """Check the last chunks and the ends; nothing is told when one of them is refused."""

@@ -163,13 +163,16 @@ class _Check:
             due = await self._take_chunk(request.chunk, context)
         elif event == "flush":
             self._script.flushes += 1
+            for chunk in request.flush.chunks:
+                await self._take_chunk(chunk, context)
+            due = list(self._texts)
         elif event == "finish":
             for chunk in request.finish.chunks:
                 await self._take_chunk(chunk, context)
             due = list(self._texts)
         if self._script.hangs_on_output:
             await asyncio.Event().wait()
-        return self._answer(due, is_last=event == "finish")
+        return self._answer(due, is_last=event == "finish") or self._nothing_more(event)
 
     async def _take_chunk(self, chunk: pb.OutputChunk, context: Context) -> list[tuple[int, int]]:
         key = (chunk.channel, chunk.index)
@@ -179,6 +182,11 @@ class _Check:
         if self._chunks == self._script.dies_after_chunks:
             await abort(context, UnavailableError("killed"))
         return [key] if self._waiting[key] >= self._script.window else []
+
+    @staticmethod
+    def _nothing_more(event: str | None) -> list[pb.CheckOutputResponse]:
+        """A flush is always answered."""
+        return [pb.CheckOutputResponse()] if event == "flush" else []
 
     def _answer(self, due: list[tuple[int, int]], *, is_last: bool) -> list[pb.CheckOutputResponse]:
         if any(FORBIDDEN in self._texts[key] for key in due):

@@ -248,16 +248,25 @@ Global___OutputChunk: _TypeAlias = OutputChunk  # noqa: Y015
 
 @_typing.final
 class OutputFlush(_message.Message):
-    """A request to check at once what has been sent, for a caller whose hold-back time is over."""
+    """A request to check at once what has been sent, for a caller whose hold-back time is over. It is always answered, also
+    where nothing more may be released, so that a caller knows when the next one is due.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutputChunk]:
+        """The next pieces, checked before what waits. Their texts together at most 36 MiB."""
+
     def __init__(
         self,
+        *,
+        chunks: _abc.Iterable[Global___OutputChunk] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

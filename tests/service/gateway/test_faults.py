@@ -28,7 +28,9 @@ async def test_without_ethics_nothing_is_forwarded_and_the_refusal_is_logged(sui
 
 
 async def test_ethics_dying_in_the_middle_ends_the_stream_with_an_error(suite: Suite) -> None:
-    suite.inference.script = lambda _: saying("first part of the answer ", "second part ", "third part")
+    suite.inference.script = lambda _: [
+        route(), text("first part of the answer "), 0.1, text("second part "), 0.1, *saying("third part")[1:],
+    ]  # fmt: skip
     suite.ethics.dies_after_chunks = 2
     response, events = await suite.stream()
     assert response.status_code == 200
@@ -56,6 +58,15 @@ async def test_a_judge_that_hangs_on_a_finished_answer_is_a_503(tmp_path: Path) 
         suite.ethics.hangs_on_output = True
         response = await suite.chat()
         assert (response.status_code, response.json()["error"]["code"]) == (503, "ethics_unavailable")
+
+
+async def test_a_judge_that_hangs_in_the_middle_ends_the_stream_and_stops_the_backend(tmp_path: Path) -> None:
+    async with running_suite(tmp_path, judge_timeout_seconds=0.3) as suite:
+        suite.ethics.hangs_on_output = True
+        suite.inference.script = lambda _: [route(), text("Words that nobody judges. "), asyncio.Event()]
+        response = await suite.chat(stream=True)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "ethics_unavailable")
+        await asyncio.wait_for(suite.inference.cancelled.wait(), 1.0)
 
 
 async def test_a_backend_that_fails_in_the_middle_ends_the_stream_with_an_error(suite: Suite) -> None:

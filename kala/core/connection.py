@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kala.client import MODEL_AUTO, KalaClient
 from kala.core.inference import InferenceConfig
@@ -20,6 +20,9 @@ from kala.errors import FailedPreconditionError, KalaError, UnavailableError
 from kala.replies import ChatReply
 from kala.suite.layout import StateLayout
 from kala.target import URL_VARIABLE, Target, find_target, read_cli_key
+
+if TYPE_CHECKING:
+    from kala.client_async import AsyncKalaClient
 
 LMSTUDIO: Final = "lmstudio"
 PYTHIA: Final = "pythia"
@@ -55,30 +58,55 @@ class Connection:
         messages: Sequence[Mapping[str, Any]],
         *,
         model: str | None = None,
+        timeout_seconds: float | None = None,
+        **wishes: Any,  # Any: those of `wording`
+    ) -> ChatReply:
+        """Ask for one answer; what is None takes the configuration's value, and the wait for it the client's."""
+        with self.in_words():
+            return self.client.chat(
+                messages, timeout_seconds=timeout_seconds, **self.wording(model=model, **wishes)
+            )
+
+    def wording(
+        self,
+        *,
+        model: str | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
-        timeout_seconds: float | None = None,
         workspace: str | None = None,
-    ) -> ChatReply:
-        """Ask for one answer; what is None takes the configuration's value, and the wait for it the client's.
+        approvals: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """What a client's `chat` or `stream` is given beside the messages.
 
-        With a `workspace` the model may call KALA's tools, which work there.
+        With a `workspace` the model may call KALA's tools, which work there; `approvals` are those of calls that waited.
         """
         given: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         if workspace is not None:
-            given |= {"kala_tools": "auto", "kala_workspace": workspace}
-        parameters = {**self.defaults, **{name: value for name, value in given.items() if value is not None}}
+            given |= {"kala_tools": "auto", "kala_workspace": workspace, "kala_approvals": approvals or None}
+        return {
+            **self.defaults,
+            **{name: value for name, value in given.items() if value is not None},
+            "model": model if model and model != LOCAL_MODEL else self.model,
+            "provider": self.provider,
+        }
+
+    def asynchronous(self) -> AsyncKalaClient:
+        """Another client of the same suite, for an event loop; its caller closes it."""
+        from kala.client_async import AsyncKalaClient
+
+        return AsyncKalaClient(self.client.target)
+
+    @contextlib.contextmanager
+    def in_words(self) -> Iterator[None]:
+        """Let errors be told as the LM Studio guide words them, with their cures."""
         try:
-            return self.client.chat(
-                messages,
-                model=model if model and model != LOCAL_MODEL else self.model,
-                provider=self.provider,
-                timeout_seconds=timeout_seconds,
-                **parameters,
-            )
+            yield
         except KalaError as error:
-            raise self._in_words(error) from error
+            told = self._in_words(error)
+            if told is error:
+                raise
+            raise told from error
 
     def _in_words(self, error: KalaError) -> KalaError:
         """The error as the LM Studio guide words it, with its cure."""

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
+import uuid
 import warnings
 from collections.abc import Mapping
 from typing import Any, Final, Self
 
 from kala.client import KalaClient
+from kala.core.conversation import WaitingTurn, still_undecided
 from kala.errors import FailedPreconditionError, InvalidArgumentError, KalaError
 from kala.tool_replies import ToolResult
 
 TOOLS_PATH: Final = "/kala/v1/tools/tools"
 WORKSPACES_PATH: Final = "/kala/v1/tools/workspaces"
+APPROVALS_PATH: Final = "/kala/v1/tools/approvals"
 
 FILE_TOOL: Final = "filesystem"
 
@@ -30,6 +34,7 @@ class SessionTools:
         self.client = client
         self._shows_directory = shows_directory
         self._workspace = ""
+        self._making = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -51,6 +56,10 @@ class SessionTools:
 
     def execute(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:  # Any: each tool has its own
         """Run one call."""
+        return self.client.run_tool(self.action(name, arguments))
+
+    def action(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """One call as a kala.tools.v1.ExecuteAction, in the session's workspace with the files that it has now."""
         given = dict(arguments)
         approval = given.pop(APPROVAL, "")
         try:
@@ -58,25 +67,34 @@ class SessionTools:
         except (TypeError, ValueError) as error:
             raise InvalidArgumentError(name, f"takes arguments that JSON can spell ({error})") from error
         workspace = self.workspace()
-        return self.client.run_tool(
-            {
-                "tool": name,
-                "arguments_json": text,
-                "workspace": workspace,
-                # It works on the workspace itself; any other tool sees the files that its call names.
-                "files": [] if name == FILE_TOOL else self.client.workspace_files(workspace),
-                APPROVAL: str(approval),
-            }
-        )
+        return {
+            "tool": name,
+            "arguments_json": text,
+            "workspace": workspace,
+            # It works on the workspace itself; any other tool sees the files that its call names.
+            "files": [] if name == FILE_TOOL else self.client.workspace_files(workspace),
+            APPROVAL: str(approval),
+        }
+
+    def require_decided(self, turn: WaitingTurn) -> None:
+        """Raise FailedPreconditionError while a person has not decided about the calls of a turn."""
+        still_undecided(turn, self.client.pages(APPROVALS_PATH, "approvals"))
+
+    def decide(self, approval: str, *, approve: bool, comment: str = "") -> None:
+        """Give this key's word on a call that waits; PermissionDeniedError where the policy wants another person's."""
+        body = {"approve": approve, "comment": comment}
+        self.client.call("POST", f"/kala/v1/tools/{approval}:decide", body=body)
 
     def workspace(self) -> str:
         """Name the session's workspace; made when it is first asked for."""
-        if not self._workspace:
-            self._workspace = self._create(os.getcwd() if self._shows_directory else "")  # noqa: PTH109 - a text
+        with self._making:
+            if not self._workspace:
+                self._workspace = self._create(os.getcwd() if self._shows_directory else "")  # noqa: PTH109 - a text
         return self._workspace
 
     def _create(self, directory: str) -> str:
-        body = {"host_directory": directory} if directory else {}
+        # With an id of its own it may be sent again, and no second workspace is made.
+        body = {"request_id": uuid.uuid4().hex, **({"host_directory": directory} if directory else {})}
         try:
             made = self.client.call("POST", WORKSPACES_PATH, body=body)
         except FailedPreconditionError as error:

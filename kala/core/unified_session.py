@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 import warnings
 import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from kala.core.conversation import Conversation, Message, WaitingTurn, question
 from kala.errors import FailedPreconditionError, InvalidArgumentError, ToolsDisabled
 
 if TYPE_CHECKING:
@@ -17,20 +20,14 @@ if TYPE_CHECKING:
     from kala.core.inference import InferenceConfig
     from kala.core.lmstudio_adapter import LMStudioConfig
     from kala.core.session_tools import SessionTools
+    from kala.rag import Chunk, RagAnswer
     from kala.replies import ChatReply
     from kala.session_log import SessionLog
     from kala.tool_replies import ToolResult
 
-REMEMBERED_OUTCOMES: Final = ("ALLOW", "ASK_CLARIFICATION")
-"""Turns that stay in the conversation. A refused one would make every later request be refused with it."""
 
-
-class UnifiedKALASession:
-    """One conversation; blocking, for one thread at a time.
-
-    A client of the suite that KALA_URL names or that runs on this machine; else it starts a private one, which stops
-    when the session closes. Close it, use it as a context manager, or let the interpreter's end do it.
-    """
+class SessionBase:
+    """What the blocking and the asynchronous session share: configuration, memory, counts, and what is to be closed."""
 
     def __init__(
         self,
@@ -44,7 +41,9 @@ class UnifiedKALASession:
         system_prompt: str | None = None,
         url: str | None = None,
         api_key: str | None = None,
+        connection: Connection | None = None,
     ) -> None:
+        """`connection` is one that is open already and stays open; without it the session finds or starts a suite."""
         if lmstudio_config is not None and inference_config is not None:
             raise InvalidArgumentError(
                 "inference_config", "give either lmstudio_config or inference_config, not both"
@@ -58,27 +57,83 @@ class UnifiedKALASession:
         self._lmstudio_config, self._inference_config = lmstudio_config, inference_config
         self._url, self._api_key = url, api_key
         self._log = None if log_dir is None else _session_log(Path(log_dir), self.session_id)
-        # Any: a call of a tool is more than text.
-        self._messages: list[dict[str, Any]] = (
-            [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-        )
-        self._requests = self._blocks = self._tokens = 0
-        self._last: ChatReply | None = None
-        self._connection: Connection | None = None
+        self._conversation = Conversation.begun(self.session_id, system_prompt)
+        self._connection = connection
         self._tools: SessionTools | None = None
         self._closed = False
+        # An event loop opens from several threads.
+        self._opening = threading.RLock()
         self._stack = ExitStack()
         self._finalizer = weakref.finalize(self, self._stack.close)
 
-    def __enter__(self) -> Self:
-        self._opened()
-        return self
+    @property
+    def last_reply(self) -> ChatReply | None:
+        """The newest answer with its decision and receipt; None before the first."""
+        return self._conversation.last
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    @property
+    def history(self) -> tuple[Message, ...]:
+        """The messages that the next request will carry."""
+        return tuple(dict(message) for message in self._conversation.messages)
 
-    def close(self) -> None:
-        """End the session; stops the private suite, if one was started."""
+    @property
+    def waiting(self) -> WaitingTurn | None:
+        """The newest turn, where calls of tools in it wait for a person; `resume` goes on with it."""
+        return self._conversation.waiting
+
+    def get_stats(self) -> dict[str, Any]:  # Any: a name and three counts
+        """Count requests, those that were not allowed, and generated tokens."""
+        return self._conversation.stats()
+
+    def get_summary(self) -> str:
+        """Say in a few lines what happened in this session and where it is proved."""
+        connection, place = self._connection, "not opened"
+        if connection is not None:
+            place = f"{connection.client.target.url}{' (private)' if connection.is_private else ''}"
+        return self._conversation.summary(place=place, log=None if self._log is None else str(self._log.path))
+
+    def _open(self) -> Connection:
+        with self._opening:
+            if self._closed:
+                raise FailedPreconditionError("this session is closed; open another one")
+            if self._connection is None:
+                from kala.core.connection import connect
+
+                self._connection = self._stack.enter_context(
+                    connect(
+                        lmstudio_config=self._lmstudio_config,
+                        inference_config=self._inference_config,
+                        url=self._url,
+                        api_key=self._api_key,
+                    )
+                )
+            return self._connection
+
+    def _open_tools(self, name: str = "") -> SessionTools:
+        self._require_tools(name)
+        connection = self._open()
+        with self._opening:
+            if self._tools is None:
+                from kala.core.session_tools import SessionTools
+
+                self._tools = self._stack.enter_context(
+                    SessionTools(connection.client, shows_directory=connection.is_private)
+                )
+            return self._tools
+
+    def _require_tools(self, name: str = "") -> None:
+        if not self.enable_tools:
+            raise ToolsDisabled(
+                f"{f'tool {name!r}: ' if name else ''}this session was opened without tools; pass enable_tools=True"
+            )
+
+    def _write(self, message: str, reply: ChatReply, started: float) -> None:
+        """Log one turn; `started` is by the monotonic clock."""
+        if self._log is not None:
+            latency_ms = (time.monotonic() - started) * 1000
+            self._log.write(self._open().client, message, reply, latency_ms=latency_ms)
+
+    def _end(self) -> None:
         try:
             if self._log is not None and self._connection is not None and not self._closed:
                 # While the suite can still be asked for what it had only spooled.
@@ -86,6 +141,25 @@ class UnifiedKALASession:
         finally:
             self._closed = True
             self._finalizer()
+
+
+class UnifiedKALASession(SessionBase):
+    """One conversation; blocking, for one thread at a time.
+
+    A client of the suite that KALA_URL names or that runs on this machine; else it starts a private one, which stops
+    when the session closes. Close it, use it as a context manager, or let the interpreter's end do it.
+    """
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session; stops the private suite, if one was started."""
+        self._end()
 
     def chat(
         self,
@@ -99,36 +173,60 @@ class UnifiedKALASession:
         """Say something and get the answer; a refusal is an answer too, failures raise a `kala.errors.KalaError`.
 
         `use_tools` lets the model call the tools by itself, in a session that has them. `last_reply.tools` tells what
-        they did; a call that waits for a person is named there, and such a turn is not remembered.
+        they did; while a call waits for a person, `waiting` names it and the turn is not remembered.
         """
-        connection = self._opened()
-        asked = {"role": "user", "content": message}
-        started = time.monotonic()
-        reply = connection.ask(
-            [*self._messages, asked],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            workspace=self._opened_tools("").workspace() if use_tools else None,
-        )
-        latency_ms = (time.monotonic() - started) * 1000
-        self._count(reply)
-        if _is_remembered(reply):
-            between = (reply.tools or {}).get("messages") or ()
-            self._messages += [asked, *between, {"role": "assistant", "content": reply.text}]
-        if self._log is not None:
-            self._log.write(connection.client, message, reply, latency_ms=latency_ms)
-        return reply.text
+        wishes = self._wishes(max_new_tokens, temperature, top_p, use_tools=use_tools)
+        return self._turn(question(message), message, wishes)
 
-    @property
-    def last_reply(self) -> ChatReply | None:
-        """The newest answer with its decision and receipt; None before the first."""
-        return self._last
+    def resume(self) -> str:
+        """Go on with the turn that waits, after a person has decided about its calls.
 
-    @property
-    def history(self) -> tuple[dict[str, Any], ...]:  # Any: a call of a tool is more than text
-        """The messages that the next request will carry."""
-        return tuple(dict(message) for message in self._messages)
+        Approved calls run once, denied ones are told to the model. FailedPreconditionError where nothing waits or a call is
+        not decided yet.
+        """
+        waiting = self._conversation.to_resume()
+        tools = self._open_tools()
+        tools.require_decided(waiting)
+        wishes = {"workspace": tools.workspace(), "approvals": waiting.approvals}
+        return self._turn(waiting.messages, str(waiting.messages[0]["content"]), wishes)
+
+    def decide(self, approval: str, *, approve: bool, comment: str = "") -> None:
+        """Give this key's word on a call that waits; PermissionDeniedError where the policy wants another person's."""
+        self._open_tools().decide(approval, approve=approve, comment=comment)
+
+    def stream(
+        self,
+        message: str,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        *,
+        use_tools: bool = False,
+    ) -> Iterator[str]:
+        """As `chat`, piece by piece, each as soon as it has been checked; remembered when it was read to its end."""
+        connection, turn, started = self._open(), question(message), time.monotonic()
+        wishes = self._wishes(max_new_tokens, temperature, top_p, use_tools=use_tools)
+        asked = self._conversation.with_turn(turn)
+        with (
+            connection.in_words(),
+            connection.client.stream(asked, **connection.wording(**wishes)) as answer,
+        ):
+            yield from answer
+        self._conversation.took(turn, answer.reply)
+        self._write(message, answer.reply, started)
+
+    def generate_rag_response(self, query: str, retrieved_chunks: Sequence[Chunk]) -> RagAnswer:
+        """Answer from retrieved chunks, outside of the conversation; see `kala.rag`."""
+        from kala.rag import MAX_TOKENS, TEMPERATURE, TRUNCATION, rag_answer, rag_messages
+
+        connection, started = self._open(), time.monotonic()
+        messages = rag_messages(query, retrieved_chunks)
+        wording = connection.wording(max_new_tokens=MAX_TOKENS, temperature=TEMPERATURE)
+        with connection.in_words():
+            reply = connection.client.chat(messages, truncation=TRUNCATION, **wording)
+        self._conversation.count(reply)
+        self._write(query, reply, started)
+        return rag_answer(reply, retrieved_chunks)
 
     def execute_tool(self, name: str, **arguments: Any) -> ToolResult:  # Any: each tool has its own arguments
         """Run a tool in the sandbox, judged and logged; `result.success`, `.output`, `.error`, `.ethics_approved`.
@@ -137,90 +235,41 @@ class UnifiedKALASession:
         suite that cannot run tools raise a `kala.errors.KalaError`. `approval="approvals/…"` repeats a call that a person
         has approved.
         """
-        tools = self._opened_tools(name)
+        tools = self._open_tools(name)
         result = tools.execute(name, arguments)
-        self._requests += 1
-        self._blocks += not result.ethics_approved
+        self._conversation.count_tool(result)
         if self._log is not None:
             self._log.write_tool(tools.client, name, arguments, result)
         return result
 
     def list_tools(self) -> tuple[str, ...]:
         """The names of the tools that `execute_tool` can run now; none in a session without tools."""
-        return self._opened_tools("").names() if self.enable_tools else ()
+        return self._open_tools().names() if self.enable_tools else ()
 
-    def get_stats(self) -> dict[str, Any]:  # Any: a name and three counts
-        """Count requests, those that were not allowed, and generated tokens."""
+    def _turn(self, turn: Sequence[Message], message: str, wishes: dict[str, Any]) -> str:
+        connection, started = self._open(), time.monotonic()
+        reply = connection.ask(self._conversation.with_turn(turn), **wishes)
+        self._conversation.took(turn, reply)
+        self._write(message, reply, started)
+        return reply.text
+
+    def _wishes(
+        self,
+        max_new_tokens: int | None,
+        temperature: float | None,
+        top_p: float | None,
+        *,
+        use_tools: bool,
+    ) -> dict[str, Any]:
         return {
-            "session_id": self.session_id,
-            "requests_processed": self._requests,
-            "ethics_blocks": self._blocks,
-            "tokens_generated": self._tokens,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "workspace": self._open_tools().workspace() if use_tools else None,
         }
-
-    def get_summary(self) -> str:
-        """Say in a few lines what happened in this session and where it is proved."""
-        connection = self._connection
-        place = "not opened"
-        if connection is not None:
-            place = f"{connection.client.target.url}{' (private)' if connection.is_private else ''}"
-        lines = [
-            f"KALA session {self.session_id}",
-            f"  suite             {place}",
-            f"  requests          {self._requests}",
-            f"  ethics blocks     {self._blocks}",
-            f"  tokens generated  {self._tokens}",
-        ]
-        if self._last is not None and self._last.receipt is not None:
-            lines.append(f"  last receipt      {self._last.receipt.id} ({self._last.receipt.status})")
-        if self._log is not None:
-            lines.append(f"  log               {self._log.path}")
-        return "\n".join(lines)
-
-    def _opened(self) -> Connection:
-        if self._closed:
-            raise FailedPreconditionError("this session is closed; open another one")
-        if self._connection is None:
-            from kala.core.connection import connect
-
-            self._connection = self._stack.enter_context(
-                connect(
-                    lmstudio_config=self._lmstudio_config,
-                    inference_config=self._inference_config,
-                    url=self._url,
-                    api_key=self._api_key,
-                )
-            )
-        return self._connection
-
-    def _opened_tools(self, name: str) -> SessionTools:
-        if not self.enable_tools:
-            raise ToolsDisabled(
-                f"{f'tool {name!r}: ' if name else ''}this session was opened without tools; pass enable_tools=True"
-            )
-        connection = self._opened()
-        if self._tools is None:
-            from kala.core.session_tools import SessionTools
-
-            self._tools = self._stack.enter_context(
-                SessionTools(connection.client, shows_directory=connection.is_private)
-            )
-        return self._tools
-
-    def _count(self, reply: ChatReply) -> None:
-        self._last = reply
-        self._requests += 1
-        self._blocks += not reply.allowed
-        self._tokens += reply.output_tokens if reply.allowed else 0
 
 
 def _session_log(directory: Path, session_id: str) -> SessionLog:
     from kala.session_log import SessionLog
 
     return SessionLog(directory, session_id)
-
-
-def _is_remembered(reply: ChatReply) -> bool:
-    if reply.tools is not None and reply.tools.get("requires_action"):
-        return False
-    return reply.decision is None or reply.decision.outcome in REMEMBERED_OUTCOMES

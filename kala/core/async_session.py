@@ -1,0 +1,187 @@
+"""`AsyncUnifiedKALASession`: the session for programs with an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from kala.core.conversation import Message, question
+from kala.core.unified_session import SessionBase
+
+if TYPE_CHECKING:
+    from kala.client_async import AsyncKalaClient
+    from kala.core.connection import Connection
+    from kala.core.session_tools import SessionTools
+    from kala.rag import Chunk, RagAnswer
+    from kala.replies import ChatReply
+    from kala.tool_replies import ToolResult
+
+T = TypeVar("T")
+
+
+class AsyncUnifiedKALASession(SessionBase):
+    """One conversation, for one event loop; turns that are asked for at once are taken one after the other.
+
+    A client of the suite that KALA_URL names or that runs on this machine; else it starts a private one, which stops
+    when the session closes. Use it with `async with`, or `await session.aclose()`.
+    """
+
+    _lock: asyncio.Lock | None = None
+    _client: AsyncKalaClient | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._opened()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the session; stops the private suite, if one was started."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+        await _to_its_end(self._end)
+
+    async def chat(
+        self,
+        message: str,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        *,
+        use_tools: bool = False,
+    ) -> str:
+        """Say something and get the answer; see `UnifiedKALASession.chat`."""
+        async with self._turns():
+            wishes = await self._wishes(max_new_tokens, temperature, top_p, use_tools=use_tools)
+            return await self._turn(question(message), message, wishes)
+
+    async def resume(self) -> str:
+        """Go on with the turn that waits, after a person has decided; see `UnifiedKALASession.resume`."""
+        async with self._turns():
+            waiting = self._conversation.to_resume()
+            tools = await self._opened_tools()
+            await _to_its_end(lambda: tools.require_decided(waiting))
+            wishes = {"workspace": await _to_its_end(tools.workspace), "approvals": waiting.approvals}
+            return await self._turn(waiting.messages, str(waiting.messages[0]["content"]), wishes)
+
+    async def decide(self, approval: str, *, approve: bool, comment: str = "") -> None:
+        """Give this key's word on a call that waits; PermissionDeniedError where the policy wants another person's."""
+        tools = await self._opened_tools()
+        await _to_its_end(lambda: tools.decide(approval, approve=approve, comment=comment))
+
+    async def stream(
+        self,
+        message: str,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        *,
+        use_tools: bool = False,
+    ) -> AsyncGenerator[str, None]:
+        """As `chat`, piece by piece, each as soon as it has been checked; remembered when it was read to its end."""
+        async with self._turns():
+            connection, client = await self._opened()
+            turn, started = question(message), time.monotonic()
+            wishes = await self._wishes(max_new_tokens, temperature, top_p, use_tools=use_tools)
+            asked = self._conversation.with_turn(turn)
+            with connection.in_words():
+                async with client.stream(asked, **connection.wording(**wishes)) as answer:
+                    async for piece in answer:
+                        yield piece
+            self._conversation.took(turn, answer.reply)
+            await _to_its_end(lambda: self._write(message, answer.reply, started))
+
+    async def generate_rag_response(self, query: str, retrieved_chunks: Sequence[Chunk]) -> RagAnswer:
+        """Answer from retrieved chunks, outside of the conversation; see `kala.rag`."""
+        from kala.rag import MAX_TOKENS, TEMPERATURE, TRUNCATION, rag_answer, rag_messages
+
+        messages = rag_messages(query, retrieved_chunks)
+        connection, client = await self._opened()
+        started = time.monotonic()
+        wording = connection.wording(max_new_tokens=MAX_TOKENS, temperature=TEMPERATURE)
+        with connection.in_words():
+            reply = await client.chat(messages, truncation=TRUNCATION, **wording)
+        self._conversation.count(reply)
+        await _to_its_end(lambda: self._write(query, reply, started))
+        return rag_answer(reply, retrieved_chunks)
+
+    async def execute_tool(self, name: str, **arguments: Any) -> ToolResult:  # Any: each tool has its own
+        """Run a tool in the sandbox, judged and logged; see `UnifiedKALASession.execute_tool`.
+
+        A caller that is cancelled ends the run.
+        """
+        tools = await self._opened_tools(name)
+        _, client = await self._opened()
+        result = await client.run_tool(await _to_its_end(lambda: tools.action(name, arguments)))
+        self._conversation.count_tool(result)
+        if (log := self._log) is not None:
+            await _to_its_end(lambda: log.write_tool(tools.client, name, arguments, result))
+        return result
+
+    async def list_tools(self) -> tuple[str, ...]:
+        """The names of the tools that `execute_tool` can run now; none in a session without tools."""
+        if not self.enable_tools:
+            return ()
+        tools = await self._opened_tools()
+        return await _to_its_end(tools.names)
+
+    async def _turn(self, turn: Sequence[Message], message: str, wishes: dict[str, Any]) -> str:
+        connection, client = await self._opened()
+        started = time.monotonic()
+        with connection.in_words():
+            asked = self._conversation.with_turn(turn)
+            reply: ChatReply = await client.chat(asked, **connection.wording(**wishes))
+        self._conversation.took(turn, reply)
+        await _to_its_end(lambda: self._write(message, reply, started))
+        return reply.text
+
+    def _turns(self) -> asyncio.Lock:
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        return self._lock
+
+    async def _opened(self) -> tuple[Connection, AsyncKalaClient]:
+        connection = await _to_its_end(self._open)
+        if self._client is None:
+            self._client = connection.asynchronous()
+        return connection, self._client
+
+    async def _opened_tools(self, name: str = "") -> SessionTools:
+        self._require_tools(name)
+        return await _to_its_end(lambda: self._open_tools(name))
+
+    async def _wishes(
+        self,
+        max_new_tokens: int | None,
+        temperature: float | None,
+        top_p: float | None,
+        *,
+        use_tools: bool,
+    ) -> dict[str, Any]:
+        workspace = None
+        if use_tools:
+            workspace = await _to_its_end((await self._opened_tools()).workspace)
+        return {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "workspace": workspace,
+        }
+
+
+async def _to_its_end(function: Callable[[], T]) -> T:
+    """Run what blocks in a thread, and to its end also when the caller is cancelled: what it opened must be closable."""
+    running = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise

@@ -1,6 +1,6 @@
-"""`make bench`: start-up, added latency and time to first token, beside LiteLLM proxy; what the router, batching, a judgement, the log and training cost.
+"""`make bench`: start-up, added latency and time to first token, beside LiteLLM proxy; what the guarded path, the router, batching, a judgement, the log and training cost.
 
-`--only suite`, `inference`, `pythia`, `ethics`, `sandbox`, `code`, `audit` or `trainer` runs one of the eight. Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
+`--only suite`, `gateway`, `inference`, `pythia`, `ethics`, `sandbox`, `code`, `audit` or `trainer` runs one of the nine. Writes build/bench/report.md and report.json; the table in docs/performance.md is a copy of one such run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench import audit, code, ethics, inference, pythia, sandbox, trainer, trainer_exports
+from bench import audit, code, ethics, gateway, inference, pythia, sandbox, trainer, trainer_exports
 from bench.measure import NUMBER, Arm, KeepAliveClient, interleaved
 from bench.servers import ROOT, Peer, Suite, litellm, suite
 from bench.upstream import static_model_servers
@@ -124,6 +124,12 @@ def measure_suite(folder: Path, rounds: int, requests: int, *, starts: bool) -> 
     return Section(report, {"startup_seconds": started, **figures})
 
 
+def measure_gateway(folder: Path, rounds: int, requests: int) -> Section:
+    """The whole guarded path beside its peers."""
+    figures = gateway.measure(folder, gateway.Sizes(rounds, requests))
+    return Section(gateway.lines(figures), {"gateway": gateway.document(figures)})
+
+
 def measure_ethics(rounds: int, requests: int) -> Section:
     """What a judgement costs."""
     figures = ethics.measure(rounds, requests)
@@ -189,7 +195,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--only",
-        choices=("suite", "inference", "pythia", "ethics", "sandbox", "code", "audit", "trainer"),
+        choices=("suite", "gateway", "inference", "pythia", "ethics", "sandbox", "code", "audit", "trainer"),
         help="measure this part only",
     )
     parser.add_argument("--rounds", type=int, default=7)
@@ -203,6 +209,8 @@ def main() -> None:
             sections.append(
                 measure_suite(folder, options.rounds, options.requests, starts=not options.no_startup)
             )
+        if options.only in {None, "gateway"}:
+            sections.append(measure_gateway(folder / "gateway", options.rounds, options.requests))
         if options.only in {None, "inference"}:
             sections.append(measure_inference(folder / "inference", options.rounds, options.requests))
         if options.only in {None, "pythia"}:

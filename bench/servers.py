@@ -42,6 +42,7 @@ class Peer:
 
     url: str
     key: str
+    pid: int
 
 
 @contextmanager
@@ -91,7 +92,7 @@ def litellm(folder: Path, upstream: str, streaming_upstream: str) -> Iterator[Pe
         )  # fmt: skip
     try:
         _wait_until_alive(f"http://127.0.0.1:{port}/health/liveliness", process)
-        yield Peer(f"http://127.0.0.1:{port}", key)
+        yield Peer(f"http://127.0.0.1:{port}", key, process.pid)
     finally:
         process.terminate()
         process.wait(20)
@@ -110,7 +111,7 @@ def portkey(folder: Path) -> Iterator[Peer | None]:
         )
     try:
         _wait_until_alive(f"http://127.0.0.1:{port}/", process)
-        yield Peer(f"http://127.0.0.1:{port}", "none")
+        yield Peer(f"http://127.0.0.1:{port}", "none", process.pid)
     finally:
         process.terminate()
         process.wait(20)

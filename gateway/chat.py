@@ -17,6 +17,7 @@ from gateway.edge import Exchange, too_large, until_disconnect
 from gateway.gate import Gate
 from gateway.keys import ApiKey
 from gateway.ledger import Ledger
+from gateway.limits.estimates import estimate_of
 from gateway.readers import Chats, Stream, Whole
 from gateway.strict_json import read_object
 from kala.common.v1 import options_pb2
@@ -61,7 +62,7 @@ class ChatCompletions:
         exchange.is_audited = True
         key = await self._gate.admit(exchange, rpc=ROUTE, scope=options_pb2.SCOPE_CHAT)
         asked, body = await self._read(exchange, key)
-        with self._gate.room:
+        async with self._gate.reserve(exchange, key, estimate_of(asked.action)):
             if asked.needs_others:
                 asked = await self._prepared(exchange, key, asked, body)
             person = asked.request.safety_identifier or asked.request.user or ""

@@ -16,6 +16,7 @@ from gateway.completion_answer import TextChunkWriter, text_completion
 from gateway.destination import Destination, refuse_role
 from gateway.edge import Exchange, until_disconnect
 from gateway.intake import Desk, Intake
+from gateway.limits.estimates import estimate_of
 from gateway.pipeline import Pipeline
 from gateway.readers import Stream, Whole
 from gateway.text_tasks_schema import CompletionRequest, parse_completion_request
@@ -73,7 +74,7 @@ class Completions:
             may_spool=self._desk.may_spool,
         )
         reader = self._reader(exchange, action.model, request)
-        with self._gate.room:
+        async with self._gate.reserve(exchange, key, estimate_of(action)):
             await until_disconnect(exchange, reader.run(act))
 
     def _reader(self, exchange: Exchange, model: str, request: CompletionRequest) -> Whole | Stream:

@@ -9,12 +9,13 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from gateway.destination import Provider
+from gateway.edge_config import EdgeSettings
 from gateway.mid_stream import MidStream
 from gateway.truncation import Truncation
 from kala.errors import InvalidArgumentError
 from services.common.addresses import parse_address
 from services.common.peers import AUDIT, ETHICS, GATEWAY, GRPC_PORTS, INFERENCE, METRICS_PORTS
-from services.common.settings import MetricsPort, ProcessSettings, aliases
+from services.common.settings import MetricsPort, aliases
 from services.common.tls import TlsFiles
 
 SECTION: Final = GATEWAY
@@ -61,7 +62,7 @@ DEFAULT_BATCH_LEASE_SECONDS: Final = 30.0
 _TLS_FIELDS: Final = ("tls_cert_file", "tls_key_file", "tls_ca_file")
 
 
-class GatewaySettings(ProcessSettings):
+class GatewaySettings(EdgeSettings):
     """Settings of one gateway process."""
 
     metrics_port: MetricsPort = METRICS_PORTS[GATEWAY]

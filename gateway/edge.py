@@ -7,6 +7,7 @@ logs once, and ends the work of clients that went away.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import secrets
 import time
@@ -17,13 +18,20 @@ import orjson
 import structlog
 
 from gateway.acts import Logged, Served
-from gateway.errors import CLIENT_CLOSED_REQUEST, METHOD_NOT_ALLOWED, REQUEST_TOO_LARGE, http_status
+from gateway.errors import (
+    CLIENT_CLOSED_REQUEST,
+    INSUFFICIENT_QUOTA,
+    METHOD_NOT_ALLOWED,
+    REQUEST_TOO_LARGE,
+    http_status,
+)
 from gateway.pipeline import CLIENT_CLOSED, Recorded
 from kala.errors import DeadlineExceededError, InternalError, InvalidArgumentError, KalaError
 from services.common.logs import bind_log_fields
 from services.common.tracing import TRACEPARENT_KEY, current_trace, parse_traceparent
 
 if TYPE_CHECKING:
+    from gateway.limits.reservation import Reservation
     from services.common.telemetry import MethodTelemetry
 
 # ASGI's own open dictionaries.
@@ -82,6 +90,8 @@ class Exchange:
         self.is_audited = False
         self.served = Served()
         self.overhead_ms: float | None = None
+        self.limit_headers: Mapping[str, str] = {}
+        self.reservation: Reservation | None = None
         self.has_acted = False  # and would act again, were the same request sent again
         self._streams = False
 
@@ -220,6 +230,7 @@ class Exchange:
         if self.receipt is not None or self.is_audited:
             overhead = self.elapsed_ms if self.overhead_ms is None else self.overhead_ms
             lines += [_line(ATTEMPTS, self.served.header), _line(OVERHEAD, f"{overhead:.3f}")]
+        lines += [_line(name, value) for name, value in self.limit_headers.items()]
         return lines + [_line(name, value) for name, value in (headers or {}).items()]
 
 
@@ -289,8 +300,8 @@ class Endpoint:
             return error.reason
         headers = {}
         if error.retry_after_seconds is not None:
-            headers["retry-after"] = str(max(1, round(error.retry_after_seconds)))
-        if exchange.has_acted:
+            headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
+        if exchange.has_acted or error.reason == INSUFFICIENT_QUOTA:
             headers[SHOULD_RETRY] = "false"
         status = http_status(error)
         if status == 401:  # noqa: PLR2004 - RFC 9110 section 15.5.2 demands the challenge

@@ -20,6 +20,8 @@ MODEL_NOT_FOUND: Final = "MODEL_NOT_FOUND"
 INVALID_API_KEY: Final = "INVALID_API_KEY"
 UNSUPPORTED_PARAMETER: Final = "UNSUPPORTED_PARAMETER"
 REQUEST_TOO_LARGE: Final = "REQUEST_TOO_LARGE"
+INSUFFICIENT_QUOTA: Final = "INSUFFICIENT_QUOTA"
+"""OpenAI's word for a budget that is used up; its clients need not try again."""
 METHOD_NOT_ALLOWED: Final = "METHOD_NOT_ALLOWED"
 CLIENT_CLOSED_REQUEST: Final = 499
 """nginx's status for a caller that went away; nobody receives it, logs show it."""
@@ -60,6 +62,8 @@ _STATUS_BY_REASON: Final = {
     METHOD_NOT_ALLOWED: HTTPStatus.METHOD_NOT_ALLOWED,
 }
 
+_TYPES_BY_REASON: Final = {INSUFFICIENT_QUOTA: "insufficient_quota"}
+
 _PLAIN_CODES: Final = {
     "INVALID_ARGUMENT": "invalid_value",
     "UNAUTHENTICATED": "invalid_api_key",
@@ -94,7 +98,7 @@ def openai_body(error: errors.KalaError) -> dict[str, Any]:  # Any: JSON
     return {
         "error": {
             "message": error.message,
-            "type": shape_of(error).type,
+            "type": _TYPES_BY_REASON.get(error.reason, shape_of(error).type),
             "param": field or None,
             "code": code_text(error),
         }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
 from gateway.edge import Exchange
@@ -10,6 +11,8 @@ from gateway.identity import Caller, Pseudonyms
 from gateway.key_ring import KeyRing
 from gateway.keys import SCOPE_NAMES, ApiKey
 from gateway.ledger import Ledger
+from gateway.limits.estimates import NOTHING, Estimate
+from gateway.limits.reservation import Limiter, OverLimitError, Reservation
 from kala.common.v1 import options_pb2
 from kala.errors import PermissionDeniedError, ResourceExhaustedError, UnauthenticatedError
 
@@ -69,12 +72,14 @@ class Gate:
         ring: KeyRing,
         pseudonyms: Pseudonyms,
         ledger: Ledger,
+        limiter: Limiter,
         max_concurrent: int,
         clock: Callable[[], float],
     ) -> None:
         self._ring = ring
         self._pseudonyms = pseudonyms
         self._ledger = ledger
+        self.limiter = limiter
         self._budget = AnonymousBudget(clock)
         self.room = Room(max_concurrent)
 
@@ -109,6 +114,32 @@ class Gate:
                 trace_id=exchange.trace_id,
             )
             raise denied
+
+    @asynccontextmanager
+    async def reserve(
+        self, exchange: Exchange, key: ApiKey, estimate: Estimate = NOTHING
+    ) -> AsyncIterator[Reservation]:
+        """Give an act its room and set aside what it may use, or raise ResourceExhaustedError; settle it inside.
+
+        What raises unsettled has used nothing; what ends unsettled, its client gone, has used what was set aside.
+        """
+        with self.room:
+            try:
+                reservation = await self.limiter.reserve(key, estimate)
+            except OverLimitError as over:
+                exchange.limit_headers = over.headers
+                raise
+            exchange.limit_headers = reservation.headers
+            exchange.reservation = reservation
+            has_failed = False
+            try:
+                yield reservation
+            except Exception:
+                has_failed = True
+                raise
+            finally:
+                actor = self._pseudonyms.key(key.tenant, key.id)
+                await self.limiter.close(reservation, actor=actor, has_failed=has_failed)
 
     def caller(self, key: ApiKey, person: str = "") -> Caller:
         """Name a key's holder and the person it acts for."""

@@ -61,6 +61,11 @@ class Acted:
     elsewhere_seconds: float
     """Between the call of the actor and its last word."""
 
+    @property
+    def usage(self) -> usage_pb2.Usage | None:
+        """Give what the backend counted, or None where it counted nothing."""
+        return _usage(self.responses)
+
 
 class RefusedError(PermissionDeniedError):
     """Ethics did not allow an act or its output; carries the decision and the receipt."""

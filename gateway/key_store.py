@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Engine, Row, and_, insert, or_, select, update
+from sqlalchemy import Connection, Engine, Row, and_, delete, insert, or_, select, update
 
 from gateway.database import open_database, translated
 from gateway.key_table import API_KEY, from_micros, to_micros
 from gateway.keys import SCOPE_NAMES, SCOPES, ApiKey
+from gateway.limits.key_limits import UNLIMITED, KeyLimits
+from gateway.limits.tables import KEY_LIMITS
+
+_WITH_LIMITS: Final = select(API_KEY, KEY_LIMITS.c.limits).outerjoin(
+    KEY_LIMITS, KEY_LIMITS.c.key_id == API_KEY.c.id
+)
 
 
 class KeyStore:
@@ -28,6 +34,20 @@ class KeyStore:
         """Store a new key."""
         with translated(), self._engine.begin() as connection:
             connection.execute(insert(API_KEY).values(**_row_of(key), secret_sha256=secret_sha256))
+            _keep_limits(connection, key.id, key.limits)
+
+    def change(
+        self, key_id: str, *, display_name: str | None = None, limits: KeyLimits | None = None
+    ) -> ApiKey | None:
+        """Change what is given of a key. Gives the key as it is then, or None when there is none."""
+        with translated(), self._engine.begin() as connection:
+            if display_name is not None:
+                connection.execute(
+                    update(API_KEY).where(API_KEY.c.id == key_id).values(display_name=display_name)
+                )
+            if limits is not None:
+                _keep_limits(connection, key_id, limits)
+        return self.find(key_id)
 
     def find_by_secret(self, secret_sha256: bytes) -> ApiKey | None:
         """Find a key by the digest of its secret."""
@@ -41,7 +61,7 @@ class KeyStore:
         self, *, limit: int, after: tuple[int, str] | None = None, live_at: datetime | None = None
     ) -> Sequence[ApiKey]:
         """List keys, the newest first; `after` continues behind a key's (`position`), `live_at` leaves ended ones out."""
-        query = select(API_KEY).order_by(API_KEY.c.created_at.desc(), API_KEY.c.id.desc()).limit(limit)
+        query = _WITH_LIMITS.order_by(API_KEY.c.created_at.desc(), API_KEY.c.id.desc()).limit(limit)
         if after is not None:
             created, key_id = after
             query = query.where(
@@ -78,7 +98,7 @@ class KeyStore:
 
     def _one(self, condition: Any) -> ApiKey | None:  # Any: an SQL expression
         with translated(), self._engine.connect() as connection:
-            row = connection.execute(select(API_KEY).where(condition)).first()
+            row = connection.execute(_WITH_LIMITS.where(condition)).first()
         return None if row is None else _key_of(row)
 
 
@@ -112,4 +132,11 @@ def _key_of(row: Row[Any]) -> ApiKey:  # Any: SQLAlchemy types rows by their que
         expires_at=None if row.expires_at is None else from_micros(row.expires_at),
         revoked_at=None if row.revoked_at is None else from_micros(row.revoked_at),
         last_used_at=None if row.last_used_at is None else from_micros(row.last_used_at),
+        limits=UNLIMITED if row.limits is None else KeyLimits.from_json(row.limits),
     )
+
+
+def _keep_limits(connection: Connection, key_id: str, limits: KeyLimits) -> None:
+    connection.execute(delete(KEY_LIMITS).where(KEY_LIMITS.c.key_id == key_id))
+    if limits != UNLIMITED:
+        connection.execute(insert(KEY_LIMITS).values(key_id=key_id, limits=limits.to_json()))

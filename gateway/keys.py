@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from gateway.errors import INVALID_API_KEY
+from gateway.limits.key_limits import UNLIMITED, KeyLimits
 from kala.common.v1 import options_pb2
 from kala.errors import InvalidArgumentError, UnauthenticatedError
 
@@ -58,6 +59,7 @@ class ApiKey:
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
+    limits: KeyLimits = UNLIMITED
 
     @property
     def name(self) -> str:
@@ -88,6 +90,7 @@ def make_key(
     scopes: Iterable[int],
     tenant: str = "",
     ttl: timedelta | None = None,
+    limits: KeyLimits = UNLIMITED,
     now: datetime,
     randomness: Randomness,
 ) -> CreatedKey:
@@ -105,6 +108,7 @@ def make_key(
         prefix=secret[:SHOWN_CHARS],
         created_at=now,
         expires_at=None if ttl is None else _end(now, ttl),
+        limits=limits,
     )
     return CreatedKey(key, secret)
 

@@ -19,6 +19,7 @@ from gateway.gate import Gate
 from gateway.judge import UNAVAILABLE_TEXT, EthicsClient
 from gateway.keys import ApiKey
 from gateway.ledger import Inquiry, Ledger
+from gateway.limits.reservation import Reservation
 from gateway.moderation_categories import Json, is_whole, result_of
 from gateway.moderation_schema import STAGES, Question, parse_moderation_request
 from gateway.pipeline import CLIENT_CLOSED, Recorded
@@ -83,8 +84,8 @@ class Moderations:
             body=body,
             may_spool=self._may_spool,
         )
-        with self._gate.room:
-            await until_disconnect(exchange, self._answer(exchange, inquiry, question))
+        async with self._gate.reserve(exchange, key) as reservation:
+            await until_disconnect(exchange, self._answer(exchange, inquiry, question, reservation))
 
     async def _read(self, exchange: Exchange, key: ApiKey) -> tuple[Question, bytes]:
         """Read and validate a request; a malformed one of a known caller leaves a record, then raises."""
@@ -109,7 +110,9 @@ class Moderations:
             )
             raise
 
-    async def _answer(self, exchange: Exchange, inquiry: Inquiry, question: Question) -> None:
+    async def _answer(
+        self, exchange: Exchange, inquiry: Inquiry, question: Question, reservation: Reservation
+    ) -> None:
         try:
             verdicts = await self._judge(question)
         except KalaError as error:
@@ -126,6 +129,7 @@ class Moderations:
             self._ledger.answered(inquiry, gravest(decisions), released=released_bytes(answer), facts=facts)
         )
         exchange.receipt = receipt = await asyncio.shield(record)
+        reservation.settle_nothing()
         exchange.overhead_ms = exchange.elapsed_ms
         extension = {"receipt": receipt.to_json(), "overhead_ms": exchange.overhead_ms}
         await exchange.send_json(200, {**answer, "kala": extension})

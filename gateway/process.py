@@ -29,6 +29,7 @@ from gateway.key_ring import KeyRing
 from gateway.key_store import KeyStore
 from gateway.keys_service import KeysService
 from gateway.ledger import Ledger
+from gateway.limits.opening import open_limiter
 from gateway.log_mirror import LogMirror
 from gateway.models import Models
 from gateway.moderations import Moderations
@@ -83,7 +84,7 @@ async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncI
         writer = await stack.enter_async_context(_writer(settings, channels[AUDIT], stack))
         ledger = Ledger(writer)
         background = Background()
-        stack.push_async_callback(background.drain)
+        limiter = await open_limiter(settings, engine, background, stack)
         if (pin := _pin(settings, channels[AUDIT], writer)) is not None:
             stack.callback(background.keep(pin.follow()).cancel)
         ring = KeyRing(store, cache_seconds=settings.key_cache_seconds, clock=time.monotonic, now=_now)
@@ -91,6 +92,7 @@ async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncI
             ring=ring,
             pseudonyms=pseudonyms,
             ledger=ledger,
+            limiter=limiter,
             max_concurrent=settings.max_concurrent_requests,
             clock=time.monotonic,
         )

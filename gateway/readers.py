@@ -54,9 +54,12 @@ class _Reader:
         self._declared_tools = declared_tools
 
     async def _carry_out(self, act: Act, on_release: OnChatRelease, *, is_stream: bool) -> Conclusion:
-        return await self._chats.chat(
+        conclusion = await self._chats.chat(
             act, declared_tools=self._declared_tools, is_stream=is_stream, on_release=on_release
         )
+        if self._exchange.reservation is not None:
+            self._exchange.reservation.conclude(conclusion)
+        return conclusion
 
     def _note(self, conclusion: Conclusion) -> None:
         self._exchange.receipt = conclusion.receipt

@@ -19,6 +19,8 @@ from gateway.errors import http_status, openai_body
 from gateway.generation import for_clients
 from gateway.guarded import Acted, ActFailedError, GuardedCalls, RefusedError, singles
 from gateway.intake import Desk, Intake
+from gateway.limits.estimates import estimate_of
+from gateway.limits.reservation import Reservation
 from gateway.text_tasks_schema import (
     EmbeddingRequest,
     RerankRequest,
@@ -91,10 +93,11 @@ class TextTasks(Generic[Request]):
             return request, self._desk.destinations.of(exchange.headers, request.model or "")
 
         request, destination = await self._intake.read(exchange, key, parse)
+        action = self._task.action(request, destination)
         act = Act(
             rpc=self._task.rpc,
             kind=self._task.kind,
-            action=pack(self._task.action(request, destination)),
+            action=pack(action),
             caller=self._gate.caller(key, request.person),
             request_id=exchange.request_id,
             trace_id=exchange.trace_id,
@@ -103,19 +106,23 @@ class TextTasks(Generic[Request]):
             must_log_first=True,
             may_spool=self._desk.may_spool,
         )
-        with self._gate.room:
-            await until_disconnect(exchange, self._carry_out(exchange, act, request))
+        async with self._gate.reserve(exchange, key, estimate_of(action)) as reservation:
+            await until_disconnect(exchange, self._carry_out(exchange, act, request, reservation))
 
-    async def _carry_out(self, exchange: Exchange, act: Act, request: Request) -> None:
+    async def _carry_out(
+        self, exchange: Exchange, act: Act, request: Request, reservation: Reservation
+    ) -> None:
         try:
             acted = await self._guarded.carry_out(act, self._binding, self._call)
         except RefusedError as refused:
+            reservation.settle_refused(refused.stage)
             await _refuse(exchange, refused)
             return
         except ActFailedError as failed:
             exchange.served = failed.served
             raise ActFailedError(_for_clients(failed.error), failed.receipt, failed.served) from failed
         exchange.receipt, exchange.served = acted.receipt, acted.served
+        reservation.settle(acted.usage, model=acted.served.model)
         body = self._task.write(request, acted.responses[0])
         exchange.overhead_ms = round(exchange.elapsed_ms - acted.elsewhere_seconds * 1000, 3)
         identity = f"{self._task.kind}-{self._new_id(ID_BYTES)}"

@@ -34,7 +34,12 @@ def gate(store: KeyStore, *, now: datetime | None = None) -> Gate:
     ring = KeyRing(store, cache_seconds=4, clock=lambda: 0.0, now=lambda: now or datetime.now(UTC))
     ledger: Any = SimpleNamespace(denied=_nothing)  # only told of denials, which tests of the log read
     return Gate(
-        ring=ring, pseudonyms=Pseudonyms(bytes(32)), ledger=ledger, max_concurrent=1, clock=lambda: 0.0
+        ring=ring,
+        pseudonyms=Pseudonyms(bytes(32)),
+        ledger=ledger,
+        limiter=cast(Any, None),  # reserves, and nothing here does
+        max_concurrent=1,
+        clock=lambda: 0.0,
     )
 
 

@@ -274,5 +274,6 @@ def refused_tool(error: PermissionDeniedError) -> ToolResult:
 
 def vectors_of(reply: Mapping[str, Any]) -> list[list[float]]:
     """The vectors of an answer about embeddings, in the order of the texts."""
-    rows = sorted(reply.get("data") or (), key=lambda row: int(row["index"]))
+    given: list[Json] = reply.get("data") or []
+    rows = sorted(given, key=lambda row: int(row["index"]))
     return [[float(number) for number in row["embedding"]] for row in rows]

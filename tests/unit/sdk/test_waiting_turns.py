@@ -61,7 +61,7 @@ def test_a_call_that_waits_is_named_and_the_turn_goes_on_when_it_was_decided(use
         (call,) = session.waiting.calls
         assert (call.tool, call.approval, call.reason) == ("shell", APPROVAL, "it deletes files")
         assert json.loads(call.arguments) == {"command": "rm x"}
-        assert session.history == ()
+        assert list(session.history) == []
         with pytest.raises(FailedPreconditionError, match=f"{APPROVAL}: not decided yet"):
             session.resume()
         session.decide(APPROVAL, approve=True)
@@ -103,5 +103,5 @@ def test_a_turn_that_used_up_its_calls_leaves_no_unanswered_call_in_the_conversa
     use(FakeGateway([made(), httpx.Response(200, json=body)]))
     with UnifiedKALASession(enable_tools=True) as session:
         session.chat("Go on for ever.", use_tools=True)
-        assert session.history == ()
+        assert list(session.history) == []
         assert session.waiting is None

@@ -12,8 +12,8 @@ from services.common.event_loop import run
 from services.ethics import __main__ as process
 from services.ethics.bench import Bench
 from services.ethics.config import EthicsSettings
-from services.ethics.guard.make import SeatGuard
 from services.ethics.laws import read_constitution
+from services.ethics.seating import SeatGuard
 
 
 def rules_alone(

@@ -17,6 +17,7 @@ import yaml
 from kala.errors import ConstitutionError
 from kala.ethics.constitution import VerifiedConstitution
 from services.ethics.judge import Outcome, Stage
+from services.ethics.pattern_width import longest_match
 from services.ethics.patterns import Pattern, expand
 from services.ethics.signed_yaml import load_yaml
 from services.ethics.texts import DEFAULT_LANGUAGE, Texts, read_texts
@@ -226,3 +227,10 @@ def _check_block(block: HardBlock) -> None:
         raise ValueError("a block that judges output has no *, + or {n,}, no frame and no needs_opaque")
     if block.outcome is Outcome.ALLOW:
         raise ValueError("a block cannot allow")
+    if block.max_chars is not None:
+        # The hold-back of outputs is made of this number.
+        longest = max(longest_match(source) or 0 for source in (block.pattern.spaced, block.pattern.joined))
+        if longest > block.max_chars:
+            raise ValueError(
+                f"a match can have {longest} characters, so max_chars must be at least {longest}"
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from re import _parser as standard  # type: ignore[attr-defined]  # a second opinion, of the standard library
 
@@ -54,9 +53,9 @@ def test_every_bounded_pattern_has_the_length_that_the_standard_library_finds(
     constitution: Constitution,
 ) -> None:
     for block in constitution.blocks:
-        for pattern in (block.pattern, *block.unless):
-            for source in (pattern.spaced, pattern.joined):
-                assert _capped(longest_match(source)) == _standard(source), (block.id, source)
+        if block.max_chars is not None:
+            for source in (block.pattern.spaced, block.pattern.joined):
+                assert longest_match(source) == _standard(source), (block.id, source)
 
 
 _LEAVES = st.sampled_from(
@@ -102,7 +101,6 @@ def _block(source: str, *, max_chars: int) -> HardBlock:
 
 
 def _standard(source: str) -> int:
-    re.compile(source)
     return min(int(standard.parse(source).getwidth()[1]), 2**31)
 
 

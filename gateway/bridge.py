@@ -25,6 +25,7 @@ from gateway.gate import Gate
 from gateway.guarded import ActFailedError, GuardedCalls, RefusedError
 from gateway.identity import Caller
 from gateway.ledger import Ledger
+from gateway.limits.estimates import estimate_of
 from gateway.pipeline import Recorded
 from gateway.readings import Readings
 from gateway.tenancy import GET_ENTRY, confine, entry_of_payload, require_own
@@ -142,7 +143,7 @@ class Bridge:
             # A key must be revocable when there is no room left; what was logged as done is done, also for nobody.
             await self._serve_own(asked)
             return
-        with self._gate.room:
+        async with self._gate.reserve(exchange, key, estimate_of(message)):
             await until_disconnect(exchange, self._serve_call(asked))
 
     def _find(self, exchange: Exchange) -> tuple[Binding, Mapping[str, str]]:
@@ -270,12 +271,16 @@ class Bridge:
                 act = await self._with_prompt(act, asked.message, asked.caller)
             acted = await self._guarded.carry_out(act, binding, partial(self._call, asked))
         except RefusedError as refused:
+            if exchange.reservation is not None:
+                exchange.reservation.settle_refused(refused.stage)
             await _send_refusal(exchange, refused)
             return
         except ActFailedError as failed:
             exchange.served = failed.served
             raise
         exchange.receipt, exchange.served = acted.receipt, acted.served
+        if exchange.reservation is not None:
+            exchange.reservation.settle(acted.usage, model=acted.served.model)
         written = [asked.options.shown(value) for value in await _in_json(acted.responses)]
         if binding.is_streaming:
             framing = framing_for(exchange.headers.get("accept", ""))

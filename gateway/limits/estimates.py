@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from kala.common.v1 import usage_pb2
 from kala.inference.v1 import inference_pb2 as pb
+from kala.tools.v1 import tools_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -32,12 +33,21 @@ class Estimate:
 NOTHING: Final = Estimate()
 """For what uses no tokens; it counts as a request."""
 
-_GENERATING: Final = (pb.ChatAction, pb.CompleteAction)
+_GENERATING: Final = (pb.ChatAction, pb.CompleteAction, tools_pb2.GenerateCodeAction)
+_READING: Final = (pb.EmbedAction, pb.RerankAction)
 
 
 def estimate_of(action: Message) -> Estimate:
-    """Guess what an action will use."""
+    """Guess what an action will use; nothing where no model is asked."""
     model = getattr(action, "model", "")
+    if not isinstance(action, _GENERATING):
+        return Estimate(_tokens_in(action), 0, model) if isinstance(action, _READING) else NOTHING
+    if isinstance(action, tools_pb2.GenerateCodeAction) or not action.sampling.HasField("max_output_tokens"):
+        return Estimate(_tokens_in(action), None, model)
+    return Estimate(_tokens_in(action), action.sampling.max_output_tokens, model)
+
+
+def _tokens_in(action: Message) -> int:
     size, images = action.ByteSize(), 0
     if isinstance(action, pb.ChatAction):
         for message in action.messages:
@@ -45,12 +55,7 @@ def estimate_of(action: Message) -> Estimate:
                 if part.image_data_uri:
                     images += 1
                     size -= len(part.image_data_uri)
-    tokens = -(-size // BYTES_PER_TOKEN) + images * TOKENS_PER_IMAGE
-    if not isinstance(action, _GENERATING):
-        return Estimate(tokens, 0, model)
-    sampling = action.sampling
-    limit = sampling.max_output_tokens if sampling.HasField("max_output_tokens") else None
-    return Estimate(tokens, limit, model)
+    return -(-size // BYTES_PER_TOKEN) + images * TOKENS_PER_IMAGE
 
 
 def tokens_of(usage: usage_pb2.Usage | None, estimate: Estimate) -> tuple[int, int]:

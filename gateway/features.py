@@ -1,35 +1,13 @@
-"""What stands on the gateway's core: each feature brings routes, RPCs of the gateway's own, and who erases its stores."""
+"""What stands on the gateway's core: every feature that a gateway opens."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from gateway.routing import ApiRoute
+from gateway.feature import Feature, Opener
+from gateway.files.feature import open_files
 
-if TYPE_CHECKING:
-    from gateway.bridge import LocalHandler
-    from gateway.core import Core
-    from gateway.erasure import Eraser
+__all__ = ["FEATURES", "Feature", "Opener"]
 
-
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """What one feature brings."""
-
-    routes: Sequence[ApiRoute] = ()
-    handlers: Mapping[str, LocalHandler] = field(default_factory=dict)
-    """RPCs that this process answers itself, by their full names."""
-    erasers: Mapping[str, Eraser] = field(default_factory=dict)
-    """By the names under which an erasure reports on them."""
-    paths: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # Any: JSON
-    """OpenAPI 3.1 path items by path, each operation with a schema and an example (`openapi_parts.operation` writes them)."""
-    schemas: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # Any: JSON
-    """What those paths refer to as `#/components/schemas/<name>`."""
-
-
-Opener = Callable[["Core"], Awaitable[Feature]]
-
-FEATURES: Final[tuple[Opener, ...]] = ()
+FEATURES: Final[tuple[Opener, ...]] = (open_files,)
 """In the order in which they are opened; closed in reverse."""

@@ -1,0 +1,1 @@
+"""`/v1/files`: what clients upload and what batches write, sealed by person and bounded by tenant."""

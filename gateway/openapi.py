@@ -1,10 +1,9 @@
-"""`GET /openapi.json`: OpenAPI 3.1 of the whole API, from the contracts' descriptors and comments."""
+"""`GET /openapi.json`: OpenAPI 3.1 of the whole API, from the contracts' descriptors and comments, and from the features."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
@@ -12,20 +11,16 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from gateway.bridge_routes import Binding
-from gateway.chat_schema import ChatRequest
-from gateway.edge import JSON, Exchange
-from gateway.framing import EVENT_STREAM, NDJSON
-from gateway.moderation_categories import LAWS, OPENAI_CATEGORIES, OPENAI_OF
-from gateway.moderation_schema import ModerationRequest
-from gateway.openapi_text_tasks import text_task_paths, text_task_schemas
-from gateway.schemas import Schemas, descriptor_of
-from gateway.transcoding import ALL_FIELDS
-from kala.common.v1 import options_pb2
+from gateway.edge import REQUEST_ID, Exchange
+from gateway.errors import google_body, openai_body
+from gateway.openapi_bridge import PARAMETERS, BridgePaths
+from gateway.openapi_openai import openai_paths, openai_schemas
+from gateway.openapi_parts import JSON, REQUEST_ID_HEADER, content, reference
+from gateway.schemas import Schemas
+from kala.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import FieldDescriptor
-
-    from gateway.features import Feature
+    from gateway.feature import Feature
 
 Json = dict[str, Any]  # Any: JSON
 
@@ -33,7 +28,7 @@ COMMENTS_FILE: Final = "contract_comments.json"
 
 _REFERENCE: Final = "#/components/schemas/{model}"
 
-_VARIABLE: Final = re.compile(r"\{([a-z_.]+)(?:=([^}]+))?\}")
+_UNAVAILABLE: Final = UnavailableError("ethics does not answer; try again", reason="ETHICS_UNAVAILABLE")
 
 _OPENAI_ERROR: Final[Json] = {
     "type": "object",
@@ -69,6 +64,11 @@ _GOOGLE_ERROR: Final[Json] = {
     },
 }
 
+_ERRORS: Final[Mapping[str, tuple[Json, Json]]] = {
+    "OpenAIError": (_OPENAI_ERROR, openai_body(_UNAVAILABLE)),
+    "Error": (_GOOGLE_ERROR, google_body(_UNAVAILABLE)),
+}
+
 
 def load_comments() -> dict[str, str]:
     """Read the contracts' comments by full name; generated code carries none."""
@@ -98,15 +98,15 @@ class OpenApi:
     @cached_property
     def document(self) -> Json:
         """The document."""
-        schemas = Schemas(load_comments())
-        paths: Json = _openai_paths()
+        comments = load_comments()
+        schemas = Schemas(comments)
+        paths = openai_paths()
+        own = dict(openai_schemas(_REFERENCE))
         for feature in self._features:
             paths.update(feature.paths)
-        for binding in self._bindings:
-            path, parameters = open_path(binding)
-            paths.setdefault(path, {})[binding.verb.lower()] = _operation(binding, parameters, schemas)
-        chat = ChatRequest.model_json_schema(by_alias=True, ref_template=_REFERENCE)
-        moderation = ModerationRequest.model_json_schema(by_alias=True, ref_template=_REFERENCE)
+            own.update(feature.schemas)
+        for path, item in BridgePaths(schemas, comments).paths(self._bindings).items():
+            paths.setdefault(path, {}).update(item)
         return {
             "openapi": "3.1.0",
             "info": {
@@ -120,213 +120,28 @@ class OpenApi:
                 "securitySchemes": {
                     "key": {"type": "http", "scheme": "bearer", "description": "An API key, kala_…"}
                 },
-                "responses": {name: _error_response(name) for name in ("OpenAIError", "Error")},
+                "headers": {
+                    REQUEST_ID: {
+                        "description": "Names this request in the process's log and in the records of the audit log.",
+                        "required": True,
+                        "schema": {"type": "string"},
+                        "example": "req_0f3a5c7e9b1d2f4a6c8e0b2d4f6a8c0e",
+                    }
+                },
+                "parameters": PARAMETERS,
+                "responses": {name: _error_response(name, example) for name, (_, example) in _ERRORS.items()},
                 "schemas": {
-                    **chat.pop("$defs"),
-                    "ChatRequest": chat,
-                    **moderation.pop("$defs"),
-                    "ModerationRequest": moderation,
-                    **text_task_schemas(_REFERENCE),
-                    "Moderation": _moderation(),
-                    "OpenAIError": _OPENAI_ERROR,
-                    "Error": _GOOGLE_ERROR,
-                    **{
-                        name: schema for feature in self._features for name, schema in feature.schemas.items()
-                    },
+                    **own,
+                    **{name: schema for name, (schema, _) in _ERRORS.items()},
                     **schemas.collected,
                 },
             },
         }
 
 
-def open_path(binding: Binding) -> tuple[str, list[str]]:
-    """Write a template as OpenAPI can: `{name=entries/*}` becomes `entries/{entries_id}`."""
-    parameters: list[str] = []
-
-    def expand(match: re.Match[str]) -> str:
-        segments = (match[2] or "*").split("/")
-        written = []
-        for position, segment in enumerate(segments):
-            if not segment.startswith("*"):
-                written.append(segment)
-                continue
-            name = f"{segments[position - 1]}_id" if position else match[1]
-            parameters.append(name)
-            written.append("{" + name + "}")
-        return "/".join(written)
-
-    return _VARIABLE.sub(expand, binding.template), parameters
-
-
-def _operation(binding: Binding, path_parameters: list[str], schemas: Schemas) -> Json:
-    name = binding.rpc.removeprefix("/").replace("/", ".")
-    operation: Json = {
-        "operationId": name,
-        "tags": [binding.part],
-        "summary": schemas.comment(name).partition(". ")[0],
-        "description": schemas.comment(name),
-        "x-kala-scope": options_pb2.Scope.Name(binding.scope).removeprefix("SCOPE_").lower(),  # type: ignore[arg-type]
-        "x-kala-guarded": binding.action_class is not None,
-        "parameters": [
-            {"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}
-            for parameter in path_parameters
-        ],
-        "responses": {
-            "200": {"description": "The answer.", "content": _content(binding, schemas)},
-            "default": _error_response("Error"),
-        },
-    }
-    if binding.has_body:
-        operation["requestBody"] = {"content": {JSON: {"schema": _body(binding, schemas)}}}
-    if binding.body != ALL_FIELDS:
-        in_path = {match[1] for match in _VARIABLE.finditer(binding.template)}
-        operation["parameters"] += [
-            _query_parameter(path, field, schemas)
-            for path, field in schemas.query_fields(descriptor_of(binding.input_class))
-            if path not in in_path and path.partition(".")[0] != binding.body
-        ]
-    return operation
-
-
-def _body(binding: Binding, schemas: Schemas) -> Json:
-    if binding.body == ALL_FIELDS:
-        return schemas.of_class(binding.input_class)
-    return schemas.field(descriptor_of(binding.input_class).fields_by_name[binding.body])
-
-
-def _content(binding: Binding, schemas: Schemas) -> Json:
-    schema = {"schema": schemas.of_class(binding.response_class)}
-    return {NDJSON: schema, EVENT_STREAM: schema} if binding.is_streaming else {JSON: schema}
-
-
-def _query_parameter(path: str, field: FieldDescriptor, schemas: Schemas) -> Json:
-    return {
-        "name": path,
-        "in": "query",
-        "description": schemas.comment(field.full_name),
-        "schema": schemas.field(field),
-    }
-
-
-def _error_response(schema: str) -> Json:
+def _error_response(name: str, example: Json) -> Json:
     return {
         "description": "What went wrong.",
-        "content": {JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
+        "headers": REQUEST_ID_HEADER,
+        "content": content(reference(name), example),
     }
-
-
-def _openai_paths() -> Json:
-    return {
-        "/v1/chat/completions": {
-            "post": {
-                "operationId": "createChatCompletion",
-                "tags": ["openai"],
-                "summary": "Answer a conversation, judged before and after, with a receipt",
-                "x-kala-scope": "chat",
-                "requestBody": {
-                    "required": True,
-                    "content": {JSON: {"schema": {"$ref": "#/components/schemas/ChatRequest"}}},
-                },
-                "responses": {
-                    "200": {
-                        "description": "OpenAI's chat.completion, or its chunks, with a `kala` object.",
-                        "content": {
-                            JSON: {"schema": {"type": "object"}},
-                            EVENT_STREAM: {"schema": {"type": "string"}},
-                        },
-                    },
-                    "default": _error_response("OpenAIError"),
-                },
-            }
-        },
-        **text_task_paths(),
-        "/v1/moderations": {
-            "post": {
-                "operationId": "createModeration",
-                "tags": ["openai"],
-                "summary": "Judge texts by the Five Laws, with a receipt; nothing is generated",
-                "x-kala-scope": "chat",
-                "requestBody": {
-                    "required": True,
-                    "content": {JSON: {"schema": {"$ref": "#/components/schemas/ModerationRequest"}}},
-                },
-                "responses": {
-                    "200": {
-                        "description": "One result per text, in their order; one for all parts of an input in parts.",
-                        "content": {JSON: {"schema": {"$ref": "#/components/schemas/Moderation"}}},
-                    },
-                    "default": _error_response("OpenAIError"),
-                },
-            }
-        },
-        "/api/test-lmstudio": {"post": _simple("testLmStudio", "Test LM Studio step by step", "admin")},
-        "/v1/models": {"get": _simple("listModels", "List what can be asked for", "chat")},
-        "/v1/models/{id}": {
-            "get": {
-                **_simple("getModel", "Describe one model", "chat"),
-                "parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}],
-            }
-        },
-        "/healthz": {"get": {**_simple("live", "Tell whether the process lives", None), "security": []}},
-        "/readyz": {
-            "get": {**_simple("ready", "Tell whether requests would be answered", None), "security": []}
-        },
-    }
-
-
-def _moderation() -> Json:
-    names = [*OPENAI_CATEGORIES, *(f"law_{law}" for law in LAWS), *(f"kala/{name}" for name in OPENAI_OF)]
-
-    def per_category(value: Json) -> Json:
-        return {
-            "type": "object",
-            "required": names,
-            "properties": dict.fromkeys(names, value),
-            "additionalProperties": value,
-        }
-
-    result: Json = {
-        "type": "object",
-        "required": ["flagged", "categories", "category_scores", "category_applied_input_types", "kala"],
-        "properties": {
-            "flagged": {"type": "boolean", "description": "Whether ethics came to anything but ALLOW."},
-            "categories": per_category({"type": "boolean"}),
-            "category_scores": per_category({"type": "number", "minimum": 0, "maximum": 1}),
-            "category_applied_input_types": per_category(
-                {"type": "array", "items": {"type": "string", "const": "text"}}
-            ),
-            "kala": {
-                "type": "object",
-                "required": ["decision", "unjudged"],
-                "properties": {
-                    "decision": {"type": "object"},
-                    "unjudged": {"type": "array", "items": {"type": "string"}},
-                },
-            },
-        },
-    }
-    return {
-        "type": "object",
-        "required": ["id", "model", "results", "kala"],
-        "properties": {
-            "id": {"type": "string"},
-            "model": {"type": "string", "description": "The constitution that judged."},
-            "results": {"type": "array", "items": result},
-            "kala": {"type": "object", "required": ["receipt", "overhead_ms"]},
-        },
-    }
-
-
-def _simple(operation: str, summary: str, scope: str | None) -> Json:
-    described: Json = {
-        "operationId": operation,
-        "tags": ["openai" if scope else "health"],
-        "summary": summary,
-        "responses": {
-            "200": {"description": "The answer.", "content": {JSON: {"schema": {"type": "object"}}}},
-            "default": _error_response("OpenAIError"),
-        },
-    }
-    if scope:
-        described["x-kala-scope"] = scope
-    return described

@@ -11,6 +11,8 @@ Json = dict[str, Any]  # Any: JSON
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
 
+REQUEST_ID_HEADER: Final[Json] = {"x-request-id": {"$ref": "#/components/headers/x-request-id"}}
+
 _IN_PATH: Final = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -22,6 +24,11 @@ def reference(name: str) -> Json:
 def content(schema: Json, example: object, media_type: str = JSON) -> Json:
     """Describe a body: its schema and one example, which has to satisfy it."""
     return {media_type: {"schema": schema, "example": example}}
+
+
+def error_responses(error: str, *further: str) -> Json:
+    """Refer to what a call may end with beside its answer, 503 among it; `error` is `OpenAIError` or `Error`."""
+    return {status: {"$ref": f"#/components/responses/{error}"} for status in ("503", *further, "default")}
 
 
 def query(name: str, schema: Json, description: str, *, example: object) -> Json:
@@ -61,8 +68,8 @@ def operation(
         ]
         + list(queries),
         "responses": {
-            "200": {"description": answered, "content": answer},
-            "default": {"$ref": f"#/components/responses/{error}"},
+            "200": {"description": answered, "headers": REQUEST_ID_HEADER, "content": answer},
+            **error_responses(error),
         },
     }
     if scope is None:

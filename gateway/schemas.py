@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]  # Any: JSON
 
+# What JSON has no number for travels as a word.
+_FLOAT: Final[Json] = {"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]}
+
 _SCALARS: Final[dict[int, Json]] = {
     FieldDescriptor.CPPTYPE_BOOL: {"type": "boolean"},
-    FieldDescriptor.CPPTYPE_DOUBLE: {"type": "number"},
-    FieldDescriptor.CPPTYPE_FLOAT: {"type": "number"},
+    FieldDescriptor.CPPTYPE_DOUBLE: _FLOAT,
+    FieldDescriptor.CPPTYPE_FLOAT: _FLOAT,
     FieldDescriptor.CPPTYPE_INT32: {"type": "integer"},
     FieldDescriptor.CPPTYPE_UINT32: {"type": "integer", "minimum": 0},
     # 64-bit integers are strings in protobuf's JSON: JavaScript would round them.
@@ -77,6 +80,7 @@ class Schemas:
                 "properties": {
                     field.name: self._described(field) for field in message.fields if not _is_secret(field)
                 },
+                "additionalProperties": False,
             }
         return {"$ref": f"#/components/schemas/{message.full_name}"}
 

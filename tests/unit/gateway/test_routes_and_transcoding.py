@@ -6,7 +6,7 @@ import pytest
 
 from gateway.bridge_routes import Routes, bindings_of, compile_template, contract_files
 from gateway.framing import framing_for
-from gateway.openapi import open_path
+from gateway.openapi_bridge import open_path
 from gateway.transcoding import read_message, read_query, texts_of
 from kala.audit.v1 import audit_pb2
 from kala.common.v1 import options_pb2

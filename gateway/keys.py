@@ -95,14 +95,12 @@ def make_key(
     randomness: Randomness,
 ) -> CreatedKey:
     """Make a key, or raise InvalidArgumentError that names the field."""
-    if not 1 <= len(display_name) <= MAX_DISPLAY_NAME_CHARS:
-        raise InvalidArgumentError("display_name", f"must have 1 to {MAX_DISPLAY_NAME_CHARS} characters")
     if ttl is not None and ttl < timedelta(seconds=1):
         raise InvalidArgumentError("ttl", "must be at least 1 s; leave it out for a key that never ends")
     secret = SECRET_PREFIX + base64.urlsafe_b64encode(randomness(SECRET_BYTES)).rstrip(b"=").decode()
     key = ApiKey(
         id=randomness(ID_BYTES).hex(),
-        display_name=display_name,
+        display_name=checked_display_name(display_name),
         tenant=_checked_tenant(tenant or DEFAULT_TENANT),
         scopes=_checked_scopes(scopes),
         prefix=secret[:SHOWN_CHARS],
@@ -111,6 +109,13 @@ def make_key(
         limits=limits,
     )
     return CreatedKey(key, secret)
+
+
+def checked_display_name(name: str) -> str:
+    """Give it back, or raise InvalidArgumentError."""
+    if not 1 <= len(name) <= MAX_DISPLAY_NAME_CHARS:
+        raise InvalidArgumentError("display_name", f"must have 1 to {MAX_DISPLAY_NAME_CHARS} characters")
+    return name
 
 
 def hash_secret(secret: str) -> bytes | None:

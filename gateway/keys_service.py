@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hmac
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from gateway.edge import Exchange
 from gateway.identity import Caller, Pseudonyms
 from gateway.key_ring import KeyRing
 from gateway.key_store import KeyStore, position
-from gateway.keys import SCOPE_NAMES, ApiKey, Randomness, hash_secret, make_key
+from gateway.keys import (
+    SCOPE_NAMES,
+    ApiKey,
+    Randomness,
+    checked_display_name,
+    hash_secret,
+    make_key,
+)
 from gateway.ledger import Ledger
-from kala.common.v1 import paging_pb2
+from gateway.limits.key_limits import UNLIMITED
+from gateway.limits.messages import read_limits, write_limits
+from gateway.page_tokens import PageTokens, page_size
+from gateway.roles import scopes_of
 from kala.errors import InternalError, InvalidArgumentError, NotFoundError, PermissionDeniedError
 from kala.gateway.v1 import gateway_pb2
 
@@ -25,12 +34,10 @@ if TYPE_CHECKING:
 SERVICE: Final = "/kala.gateway.v1.KeysService/"
 CREATE: Final = SERVICE + "CreateKey"
 LIST: Final = SERVICE + "ListKeys"
+UPDATE: Final = SERVICE + "UpdateKey"
 REVOKE: Final = SERVICE + "RevokeKey"
 
-DEFAULT_PAGE: Final = 100
-MAX_PAGE: Final = 1000
-TOKEN_LIFETIME: Final = timedelta(hours=1)
-_SEAL_BYTES: Final = 32
+_CHANGEABLE: Final = ("display_name", "limits")
 
 
 class KeysService:
@@ -45,33 +52,37 @@ class KeysService:
         pseudonyms: Pseudonyms,
         now: Callable[[], datetime],
         randomness: Randomness,
+        has_prices: bool,
     ) -> None:
         self._store = store
         self._ring = ring
         self._ledger = ledger
-        self._pseudonyms = pseudonyms
         self._now = now
         self._randomness = randomness
+        self._has_prices = has_prices
+        self._tokens = PageTokens(pseudonyms, now)
 
     @property
     def handlers(self) -> dict[str, LocalHandler]:
         """Give the RPCs by name, for the bridge."""
-        return {CREATE: self.create, LIST: self.list, REVOKE: self.revoke}
+        return {CREATE: self.create, LIST: self.list, UPDATE: self.update, REVOKE: self.revoke}
 
     async def create(
         self, request: gateway_pb2.CreateKeyRequest, caller: Caller, exchange: Exchange
     ) -> gateway_pb2.CreateKeyResponse:
         """Make a key with scopes that the caller holds itself: an administrator cannot make itself an auditor."""
-        beyond = [scope for scope in request.scopes if scope in SCOPE_NAMES and not caller.has_scope(scope)]
+        scopes = {*request.scopes, *scopes_of(request.roles)}
+        beyond = [scope for scope in sorted(scopes) if scope in SCOPE_NAMES and not caller.has_scope(scope)]
         if beyond:
             raise PermissionDeniedError(
                 f"a key can only give scopes that it holds; yours lacks {SCOPE_NAMES[beyond[0]]!r}"
             )
         created = make_key(
             display_name=request.display_name,
-            scopes=request.scopes,
+            scopes=scopes,
             tenant=request.tenant,
             ttl=request.ttl.ToTimedelta() if request.HasField("ttl") else None,
+            limits=read_limits(request.limits, has_prices=self._has_prices),
             now=self._now(),
             randomness=self._randomness,
         )
@@ -86,29 +97,58 @@ class KeysService:
         self, request: gateway_pb2.ListKeysRequest, _caller: Caller, _exchange: Exchange
     ) -> gateway_pb2.ListKeysResponse:
         """List keys, the newest first."""
-        size = request.page_size or DEFAULT_PAGE
-        if not 1 <= size <= MAX_PAGE:
-            raise InvalidArgumentError("page_size", f"must be 1 to {MAX_PAGE}")
+        size = page_size(request.page_size)
         live_at = None if request.include_ended else self._now()
-        after = self._read_token(request) if request.page_token else None
+        after = None
+        if request.page_token:
+            created, _, key_id = (
+                self._tokens.read(request.page_token, LIST, _filter(request)).decode().partition(":")
+            )
+            after = int(created), key_id
         keys = await asyncio.to_thread(lambda: self._store.list(limit=size + 1, after=after, live_at=live_at))
+        token = ""
+        if len(keys) > size:
+            micros, key_id = position(keys[size - 1])
+            token = self._tokens.write(LIST, _filter(request), f"{micros}:{key_id}".encode())
         return gateway_pb2.ListKeysResponse(
-            keys=[key_message(key) for key in keys[:size]],
-            next_page_token=self._write_token(request, keys[size - 1]) if len(keys) > size else "",
+            keys=[key_message(key) for key in keys[:size]], next_page_token=token
         )
+
+    async def update(
+        self, request: gateway_pb2.UpdateKeyRequest, caller: Caller, exchange: Exchange
+    ) -> gateway_pb2.UpdateKeyResponse:
+        """Change what a key is for and how much it may use: here at once, on other replicas within 5 s."""
+        paths = set(request.update_mask.paths)
+        if not paths or not paths <= set(_CHANGEABLE):
+            raise InvalidArgumentError("update_mask", f"must name one or more of {', '.join(_CHANGEABLE)}")
+        name = checked_display_name(request.display_name) if "display_name" in paths else None
+        limits = read_limits(request.limits, has_prices=self._has_prices) if "limits" in paths else None
+        key = await self._find(request.name)
+        changed = replace(
+            key,
+            display_name=key.display_name if name is None else name,
+            limits=key.limits if limits is None else limits,
+        )
+        await self._log(exchange, caller, UPDATE, changed)
+        after = await asyncio.to_thread(lambda: self._store.change(key.id, display_name=name, limits=limits))
+        self._ring.forget(key.id)
+        return gateway_pb2.UpdateKeyResponse(key=key_message(after or changed))
 
     async def revoke(
         self, request: gateway_pb2.RevokeKeyRequest, caller: Caller, exchange: Exchange
     ) -> gateway_pb2.RevokeKeyResponse:
         """End a key: here at once, on other replicas within 5 s."""
-        key_id = request.name.removeprefix("keys/")
-        key = await asyncio.to_thread(self._store.find, key_id)
-        if key is None:
-            raise NotFoundError(f"there is no key {request.name[:64]!r}")
+        key = await self._find(request.name)
         await self._log(exchange, caller, REVOKE, key)
-        ended = await asyncio.to_thread(self._store.revoke, key_id, self._now())
-        self._ring.forget(key_id)
+        ended = await asyncio.to_thread(self._store.revoke, key.id, self._now())
+        self._ring.forget(key.id)
         return gateway_pb2.RevokeKeyResponse(key=key_message(ended or key))
+
+    async def _find(self, name: str) -> ApiKey:
+        key = await asyncio.to_thread(self._store.find, name.removeprefix("keys/"))
+        if key is None:
+            raise NotFoundError(f"there is no key {name[:64]!r}")
+        return key
 
     async def _log(self, exchange: Exchange, caller: Caller, rpc: str, key: ApiKey) -> None:
         facts = {
@@ -116,34 +156,11 @@ class KeysService:
             "args.tenant": key.tenant,
             "args.scopes": " ".join(sorted(SCOPE_NAMES[scope] for scope in key.scopes)),
         }
+        if rpc in {CREATE, UPDATE} and key.limits != UNLIMITED:
+            facts["args.limits"] = key.limits.to_json()
         exchange.receipt = await self._ledger.administered(
             caller, rpc=rpc, facts=facts, request_id=exchange.request_id, trace_id=exchange.trace_id
         )
-
-    def _write_token(self, request: gateway_pb2.ListKeysRequest, last: ApiKey) -> str:
-        micros, key_id = position(last)
-        token = paging_pb2.PageToken(
-            rpc=LIST, filter_digest=_filter(request), after=f"{micros}:{key_id}".encode()
-        )
-        token.expires_at.FromDatetime(self._now() + TOKEN_LIFETIME)
-        data = token.SerializeToString(deterministic=True)
-        return base64.urlsafe_b64encode(self._pseudonyms.seal(data) + data).decode()
-
-    def _read_token(self, request: gateway_pb2.ListKeysRequest) -> tuple[int, str]:
-        try:
-            sealed = base64.b64decode(request.page_token, altchars=b"-_", validate=True)
-        except ValueError as error:
-            raise _bad_token("is not one that this service gave") from error
-        seal, data = sealed[:_SEAL_BYTES], sealed[_SEAL_BYTES:]
-        if not hmac.compare_digest(seal, self._pseudonyms.seal(data)):
-            raise _bad_token("is not one that this service gave")
-        token = paging_pb2.PageToken.FromString(data)
-        if token.rpc != LIST or token.filter_digest != _filter(request):
-            raise _bad_token("belongs to another query")
-        if self._now() >= token.expires_at.ToDatetime(UTC):
-            raise _bad_token("has expired; begin again without it")
-        micros, _, key_id = token.after.decode().partition(":")
-        return int(micros), key_id
 
 
 def key_message(key: ApiKey) -> gateway_pb2.Key:
@@ -155,6 +172,7 @@ def key_message(key: ApiKey) -> gateway_pb2.Key:
         scopes=sorted(key.scopes),  # type: ignore[arg-type]
         tenant=key.tenant,
         prefix=key.prefix,
+        limits=None if key.limits == UNLIMITED else write_limits(key.limits),
     )
     message.created_at.FromDatetime(key.created_at)
     for field in ("expires_at", "revoked_at", "last_used_at"):
@@ -166,7 +184,3 @@ def key_message(key: ApiKey) -> gateway_pb2.Key:
 
 def _filter(request: gateway_pb2.ListKeysRequest) -> bytes:
     return b"all" if request.include_ended else b"live"
-
-
-def _bad_token(problem: str) -> InvalidArgumentError:
-    return InvalidArgumentError("page_token", problem)

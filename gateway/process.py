@@ -103,6 +103,7 @@ async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncI
             pseudonyms=pseudonyms,
             now=_now,
             randomness=secrets.token_bytes,
+            has_prices=bool(settings.prices),
         )
         core = build_core(
             settings,

@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from kala.common.v1 import options_pb2 as kala_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dkala/gateway/v1/gateway.proto\x12\x0fkala.gateway.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ckala/common/v1/options.proto\"\xb2\x02\n\x03Key\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12%\n\x06scopes\x18\x03 \x03(\x0e\x32\x15.kala.common.v1.Scope\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrevoked_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06prefix\x18\x08 \x01(\t\x12\x30\n\x0clast_used_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x87\x01\n\x10\x43reateKeyRequest\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12%\n\x06scopes\x18\x02 \x03(\x0e\x32\x15.kala.common.v1.Scope\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"F\n\x11\x43reateKeyResponse\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.kala.gateway.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"O\n\x0fListKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rinclude_ended\x18\x03 \x01(\x08\"O\n\x10ListKeysResponse\x12\"\n\x04keys\x18\x01 \x03(\x0b\x32\x14.kala.gateway.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10RevokeKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x11RevokeKeyResponse\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.kala.gateway.v1.Key\"\x9c\x01\n\x11QueryUsageRequest\x12(\n\x04\x66rom\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\xa4\x01\n\x08UsageRow\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x13\n\x0bnot_allowed\x18\x04 \x01(\x04\x12\x14\n\x0cinput_tokens\x18\x05 \x01(\x04\x12\x15\n\routput_tokens\x18\x06 \x01(\x04\x12\x18\n\x0b\x63ost_micros\x18\x07 \x01(\x04H\x00\x88\x01\x01\x42\x0e\n\x0c_cost_micros\"V\n\x12QueryUsageResponse\x12\'\n\x04rows\x18\x01 \x03(\x0b\x32\x19.kala.gateway.v1.UsageRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x98\x01\n\x07Session\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08requests\x18\x05 \x01(\x04\"M\n\x14\x43reateSessionRequest\x12\r\n\x05title\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"B\n\x15\x43reateSessionResponse\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.kala.gateway.v1.Session\"!\n\x11GetSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x12GetSessionResponse\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.kala.gateway.v1.Session\"<\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x14ListSessionsResponse\x12*\n\x08sessions\x18\x01 \x03(\x0b\x32\x18.kala.gateway.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"k\n\x07Setting\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nvalue_json\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12.\n\nchanged_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"<\n\x13ListSettingsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x14ListSettingsResponse\x12*\n\x08settings\x18\x01 \x03(\x0b\x32\x18.kala.gateway.v1.Setting\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x14UpdateSettingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nvalue_json\x18\x02 \x01(\t\"B\n\x15UpdateSettingResponse\x12)\n\x07setting\x18\x01 \x01(\x0b\x32\x18.kala.gateway.v1.Setting\"<\n\x12NameSubjectRequest\x12\x10\n\x06person\x18\x01 \x01(\tH\x00\x12\r\n\x03key\x18\x02 \x01(\tH\x00\x42\x05\n\x03who\"#\n\x13NameSubjectResponse\x12\x0c\n\x04name\x18\x01 \x01(\t2\x86\x03\n\x0bKeysService\x12x\n\tCreateKey\x12!.kala.gateway.v1.CreateKeyRequest\x1a\".kala.gateway.v1.CreateKeyResponse\"$\xb0\x9f\x19\x06\x82\xd3\xe4\x93\x02\x1a\"\x15/kala/v1/gateway/keys:\x01*\x12r\n\x08ListKeys\x12 .kala.gateway.v1.ListKeysRequest\x1a!.kala.gateway.v1.ListKeysResponse\"!\xb0\x9f\x19\x06\x82\xd3\xe4\x93\x02\x17\x12\x15/kala/v1/gateway/keys\x12\x88\x01\n\tRevokeKey\x12!.kala.gateway.v1.RevokeKeyRequest\x1a\".kala.gateway.v1.RevokeKeyResponse\"4\xb0\x9f\x19\x06\x82\xd3\xe4\x93\x02*\"%/kala/v1/gateway/{name=keys/*}:revoke:\x01*2\x9b\x01\n\x0fSubjectsService\x12\x87\x01\n\x0bNameSubject\x12#.kala.gateway.v1.NameSubjectRequest\x1a$.kala.gateway.v1.NameSubjectResponse\"-\xb0\x9f\x19\x05\x82\xd3\xe4\x93\x02#\"\x1e/kala/v1/gateway/subjects:name:\x01*2\x89\x01\n\x0cUsageService\x12y\n\nQueryUsage\x12\".kala.gateway.v1.QueryUsageRequest\x1a#.kala.gateway.v1.QueryUsageResponse\"\"\xb0\x9f\x19\x06\x82\xd3\xe4\x93\x02\x18\x12\x16/kala/v1/gateway/usage2\xba\x04\n\x0fSessionsService\x12\x88\x01\n\rCreateSession\x12%.kala.gateway.v1.CreateSessionRequest\x1a&.kala.gateway.v1.CreateSessionResponse\"(\xb0\x9f\x19\x01\x82\xd3\xe4\x93\x02\x1e\"\x19/kala/v1/gateway/sessions:\x01*\x12\x85\x01\n\nGetSession\x12\".kala.gateway.v1.GetSessionRequest\x1a#.kala.gateway.v1.GetSessionResponse\".\xb0\x9f\x19\x01\x82\xd3\xe4\x93\x02$\x12\"/kala/v1/gateway/{name=sessions/*}\x12\x82\x01\n\x0cListSessions\x12$.kala.gateway.v1.ListSessionsRequest\x1a%.kala.gateway.v1.ListSessionsResponse\"%\xb0\x9f\x19\x01\x82\xd3\xe4\x93\x02\x1b\x12\x19/kala/v1/gateway/sessions\x12\x8e\x01\n\rDeleteSession\x12%.kala.gateway.v1.DeleteSessionRequest\x1a&.kala.gateway.v1.DeleteSessionResponse\".\xb0\x9f\x19\x01\x82\xd3\xe4\x93\x02$*\"/kala/v1/gateway/{name=sessions/*}2\xaa\x02\n\x0fSettingsService\x12\x82\x01\n\x0cListSettings\x12$.kala.gateway.v1.ListSettingsRequest\x1a%.kala.gateway.v1.ListSettingsResponse\"%\xb0\x9f\x19\x06\x82\xd3\xe4\x93\x02\x1b\x12\x19/kala/v1/gateway/settings\x12\x91\x01\n\rUpdateSetting\x12%.kala.gateway.v1.UpdateSettingRequest\x1a&.kala.gateway.v1.UpdateSettingResponse\"1\xb0\x9f\x19\x06\x82\xd3\xe4\x93\x02\'2\"/kala/v1/gateway/{name=settings/*}:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dkala/gateway/v1/gateway.proto\x12\x0fkala.gateway.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ckala/common/v1/options.proto\"\xde\x02\n\x03Key\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12%\n\x06scopes\x18\x03 \x03(\x0e\x32\x15.kala.common.v1.Scope\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrevoked_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06prefix\x18\x08 \x01(\t\x12\x30\n\x0clast_used_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06limits\x18\n \x01(\x0b\x32\x1a.kala.gateway.v1.KeyLimits\"r\n\x06\x42udget\x12)\n\x04unit\x18\x01 \x01(\x0e\x32\x1b.kala.gateway.v1.BudgetUnit\x12-\n\x06period\x18\x02 \x01(\x0e\x32\x1d.kala.gateway.v1.BudgetPeriod\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x04\"\xcd\x01\n\tKeyLimits\x12 \n\x13requests_per_minute\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x17\n\nconcurrent\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12(\n\x07\x62udgets\x18\x04 \x03(\x0b\x32\x17.kala.gateway.v1.BudgetB\x16\n\x14_requests_per_minuteB\x14\n\x12_tokens_per_minuteB\r\n\x0b_concurrent\"\xc2\x01\n\x10\x43reateKeyRequest\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12%\n\x06scopes\x18\x02 \x03(\x0e\x32\x15.kala.common.v1.Scope\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x06limits\x18\x05 \x01(\x0b\x32\x1a.kala.gateway.v1.KeyLimits\x12\r\n\x05roles\x18\x06 \x03(\t\"F\n\x11\x43reateKeyResponse\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.kala.gateway.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"O\n\x0fListKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rinclude_ended\x18\x03 \x01(\x08\"O\n\x10ListKeysResponse\x12\"\n\x04keys\x18\x01 \x03(\x0b\x32\x14.kala.gateway.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x93\x01\n\x10UpdateKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12*\n\x06limits\x18\x03 \x01(\x0b\x32\x1a.kala.gateway.v1.KeyLimits\x12/\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"6\n\x11UpdateKeyResponse\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.kala.gateway.v1.Key\" \n\x10RevokeKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x11RevokeKeyResponse\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.kala.gateway.v1.Key\"\x9c\x01\n\x11QueryUsageRequest\x12(\n\x04\x66rom\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\xa4\x01\n\x08UsageRow\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x13\n\x0bnot_allowed\x18\x04 \x01(\x04\x12\x14\n\x0cinput_tokens\x18\x05 \x01(\x04\x12\x15\n\routput_tokens\x18\x06 \x01(\x04\x12\x18\n\x0b\x63ost_micros\x18\x07 \x01(\x04H\x00\x88\x01\x01\x42\x0e\n\x0c_cost_micros\"V\n\x12QueryUsageResponse\x12\'\n\x04rows\x18\x01 \x03(\x0b\x32\x19.kala.gateway.v1.UsageRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x98\x01\n\x07Session\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08requests\x18\x05 \x01(\x04\"M\n\x14\x43reateSessionRequest\x12\r\n\x05title\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"B\n\x15\x43reateSessionResponse\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.kala.gateway.v1.Session\"!\n\x11GetSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x12GetSessionResponse\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.kala.gateway.v1.Session\"<\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x14ListSessionsResponse\x12*\n\x08sessions\x18\x01 \x03(\x0b\x32\x18.kala.gateway.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"k\n\x07Setting\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nvalue_json\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12.\n\nchanged_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"<\n\x13ListSettingsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x14ListSettingsResponse\x12*\n\x08settings\x18\x01 \x03(\x0b\x32\x18.kala.gateway.v1.Setting\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x14UpdateSettingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nvalue_json\x18\x02 \x01(\t\"B\n\x15UpdateSettingResponse\x12)\n\x07setting\x18\x01 \x01(\x0b\x32\x18.kala.gateway.v1.Setting\"<\n\x12NameSubjectRequest\x12\x10\n\x06person\x18\x01 \x01(\tH\x00\x12\r\n\x03key\x18\x02 \x01(\tH\x00\x42\x05\n\x03who\"#\n\x13NameSubjectResponse\x12\x0c\n\x04name\x18\x01 \x01(\t*x\n\nBudgetUnit\x12\x1b\n\x17\x42UDGET_UNIT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x42UDGET_UNIT_REQUESTS\x10\x01\x12\x16\n\x12\x42UDGET_UNIT_TOKENS\x10\x02\x12\x1b\n\x17\x42UDGET_UNIT_COST_MICROS\x10\x03*v\n\x0c\x42udgetPeriod\x12\x1d\n\x19\x42UDGET_PERIOD_UNSPECIFIED\x10\x00\x12\x15\n\x11\x42UDGET_PERIOD_DAY\x10\x01\x12\x17\n\x13\x42UDGET_PERIOD_MONTH\x10\x02\x12\x17\n\x13\x42UDGET_PERIOD_TOTAL\x10\x03\x32\x8a\x04\n\x0bKeysService\x12x\n\tCreateKey\x12!.kala.gateway.v1.CreateKeyRequest\x1a\".kala.gateway.v1.CreateKeyResponse\"$\xb0\x9f\x19\x06\x82\xd3\xe4\x93\x02\x1a\"\x15/kala/v1/gateway/keys:\x01*\x12r\n\x08ListKeys\x12 .kala.gateway.v1.ListKeysRequest\x1a!.kala.gateway.v1.ListKeysResponse\"!\xb0\x9f\x19\x06\x82\xd3\xe4\x93\x02\x17\x12\x15/kala/v1/gateway/keys\x12\x81\x01\n\tUpdateKey\x12!.kala.gateway.v1.UpdateKeyRequest\x1a\".kala.gateway.v1.UpdateKeyResponse\"-\xb0\x9f\x19\x06\x82\xd3\xe4\x93\x02#2\x1e/kala/v1/gateway/{name=keys/*}:\x01*\x12\x88\x01\n\tRevokeKey\x12!.kala.gateway.v1.RevokeKeyRequest\x1a\".kala.gateway.v1.RevokeKeyResponse\"4\xb0\x9f\x19\x06\x82\xd3\xe4\x93\x02*\"%/kala/v1/gateway/{name=keys/*}:revoke:\x01*2\x9b\x01\n\x0fSubjectsService\x12\x87\x01\n\x0bNameSubject\x12#.kala.gateway.v1.NameSubjectRequest\x1a$.kala.gateway.v1.NameSubjectResponse\"-\xb0\x9f\x19\x05\x82\xd3\xe4\x93\x02#\"\x1e/kala/v1/gateway/subjects:name:\x01*2\x89\x01\n\x0cUsageService\x12y\n\nQueryUsage\x12\".kala.gateway.v1.QueryUsageRequest\x1a#.kala.gateway.v1.QueryUsageResponse\"\"\xb0\x9f\x19\x06\x82\xd3\xe4\x93\x02\x18\x12\x16/kala/v1/gateway/usage2\xba\x04\n\x0fSessionsService\x12\x88\x01\n\rCreateSession\x12%.kala.gateway.v1.CreateSessionRequest\x1a&.kala.gateway.v1.CreateSessionResponse\"(\xb0\x9f\x19\x01\x82\xd3\xe4\x93\x02\x1e\"\x19/kala/v1/gateway/sessions:\x01*\x12\x85\x01\n\nGetSession\x12\".kala.gateway.v1.GetSessionRequest\x1a#.kala.gateway.v1.GetSessionResponse\".\xb0\x9f\x19\x01\x82\xd3\xe4\x93\x02$\x12\"/kala/v1/gateway/{name=sessions/*}\x12\x82\x01\n\x0cListSessions\x12$.kala.gateway.v1.ListSessionsRequest\x1a%.kala.gateway.v1.ListSessionsResponse\"%\xb0\x9f\x19\x01\x82\xd3\xe4\x93\x02\x1b\x12\x19/kala/v1/gateway/sessions\x12\x8e\x01\n\rDeleteSession\x12%.kala.gateway.v1.DeleteSessionRequest\x1a&.kala.gateway.v1.DeleteSessionResponse\".\xb0\x9f\x19\x01\x82\xd3\xe4\x93\x02$*\"/kala/v1/gateway/{name=sessions/*}2\xaa\x02\n\x0fSettingsService\x12\x82\x01\n\x0cListSettings\x12$.kala.gateway.v1.ListSettingsRequest\x1a%.kala.gateway.v1.ListSettingsResponse\"%\xb0\x9f\x19\x06\x82\xd3\xe4\x93\x02\x1b\x12\x19/kala/v1/gateway/settings\x12\x91\x01\n\rUpdateSetting\x12%.kala.gateway.v1.UpdateSettingRequest\x1a&.kala.gateway.v1.UpdateSettingResponse\"1\xb0\x9f\x19\x06\x82\xd3\xe4\x93\x02\'2\"/kala/v1/gateway/{name=settings/*}:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYSSERVICE'].methods_by_name['CreateKey']._serialized_options = b'\260\237\031\006\202\323\344\223\002\032\"\025/kala/v1/gateway/keys:\001*'
   _globals['_KEYSSERVICE'].methods_by_name['ListKeys']._loaded_options = None
   _globals['_KEYSSERVICE'].methods_by_name['ListKeys']._serialized_options = b'\260\237\031\006\202\323\344\223\002\027\022\025/kala/v1/gateway/keys'
+  _globals['_KEYSSERVICE'].methods_by_name['UpdateKey']._loaded_options = None
+  _globals['_KEYSSERVICE'].methods_by_name['UpdateKey']._serialized_options = b'\260\237\031\006\202\323\344\223\002#2\036/kala/v1/gateway/{name=keys/*}:\001*'
   _globals['_KEYSSERVICE'].methods_by_name['RevokeKey']._loaded_options = None
   _globals['_KEYSSERVICE'].methods_by_name['RevokeKey']._serialized_options = b'\260\237\031\006\202\323\344\223\002*\"%/kala/v1/gateway/{name=keys/*}:revoke:\001*'
   _globals['_SUBJECTSSERVICE'].methods_by_name['NameSubject']._loaded_options = None
@@ -57,66 +60,78 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETTINGSSERVICE'].methods_by_name['ListSettings']._serialized_options = b'\260\237\031\006\202\323\344\223\002\033\022\031/kala/v1/gateway/settings'
   _globals['_SETTINGSSERVICE'].methods_by_name['UpdateSetting']._loaded_options = None
   _globals['_SETTINGSSERVICE'].methods_by_name['UpdateSetting']._serialized_options = b'\260\237\031\006\202\323\344\223\002\'2\"/kala/v1/gateway/{name=settings/*}:\001*'
-  _globals['_KEY']._serialized_start=176
-  _globals['_KEY']._serialized_end=482
-  _globals['_CREATEKEYREQUEST']._serialized_start=485
-  _globals['_CREATEKEYREQUEST']._serialized_end=620
-  _globals['_CREATEKEYRESPONSE']._serialized_start=622
-  _globals['_CREATEKEYRESPONSE']._serialized_end=692
-  _globals['_LISTKEYSREQUEST']._serialized_start=694
-  _globals['_LISTKEYSREQUEST']._serialized_end=773
-  _globals['_LISTKEYSRESPONSE']._serialized_start=775
-  _globals['_LISTKEYSRESPONSE']._serialized_end=854
-  _globals['_REVOKEKEYREQUEST']._serialized_start=856
-  _globals['_REVOKEKEYREQUEST']._serialized_end=888
-  _globals['_REVOKEKEYRESPONSE']._serialized_start=890
-  _globals['_REVOKEKEYRESPONSE']._serialized_end=944
-  _globals['_QUERYUSAGEREQUEST']._serialized_start=947
-  _globals['_QUERYUSAGEREQUEST']._serialized_end=1103
-  _globals['_USAGEROW']._serialized_start=1106
-  _globals['_USAGEROW']._serialized_end=1270
-  _globals['_QUERYUSAGERESPONSE']._serialized_start=1272
-  _globals['_QUERYUSAGERESPONSE']._serialized_end=1358
-  _globals['_SESSION']._serialized_start=1361
-  _globals['_SESSION']._serialized_end=1513
-  _globals['_CREATESESSIONREQUEST']._serialized_start=1515
-  _globals['_CREATESESSIONREQUEST']._serialized_end=1592
-  _globals['_CREATESESSIONRESPONSE']._serialized_start=1594
-  _globals['_CREATESESSIONRESPONSE']._serialized_end=1660
-  _globals['_GETSESSIONREQUEST']._serialized_start=1662
-  _globals['_GETSESSIONREQUEST']._serialized_end=1695
-  _globals['_GETSESSIONRESPONSE']._serialized_start=1697
-  _globals['_GETSESSIONRESPONSE']._serialized_end=1760
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=1762
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=1822
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1824
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1915
-  _globals['_DELETESESSIONREQUEST']._serialized_start=1917
-  _globals['_DELETESESSIONREQUEST']._serialized_end=1953
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=1955
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=1978
-  _globals['_SETTING']._serialized_start=1980
-  _globals['_SETTING']._serialized_end=2087
-  _globals['_LISTSETTINGSREQUEST']._serialized_start=2089
-  _globals['_LISTSETTINGSREQUEST']._serialized_end=2149
-  _globals['_LISTSETTINGSRESPONSE']._serialized_start=2151
-  _globals['_LISTSETTINGSRESPONSE']._serialized_end=2242
-  _globals['_UPDATESETTINGREQUEST']._serialized_start=2244
-  _globals['_UPDATESETTINGREQUEST']._serialized_end=2300
-  _globals['_UPDATESETTINGRESPONSE']._serialized_start=2302
-  _globals['_UPDATESETTINGRESPONSE']._serialized_end=2368
-  _globals['_NAMESUBJECTREQUEST']._serialized_start=2370
-  _globals['_NAMESUBJECTREQUEST']._serialized_end=2430
-  _globals['_NAMESUBJECTRESPONSE']._serialized_start=2432
-  _globals['_NAMESUBJECTRESPONSE']._serialized_end=2467
-  _globals['_KEYSSERVICE']._serialized_start=2470
-  _globals['_KEYSSERVICE']._serialized_end=2860
-  _globals['_SUBJECTSSERVICE']._serialized_start=2863
-  _globals['_SUBJECTSSERVICE']._serialized_end=3018
-  _globals['_USAGESERVICE']._serialized_start=3021
-  _globals['_USAGESERVICE']._serialized_end=3158
-  _globals['_SESSIONSSERVICE']._serialized_start=3161
-  _globals['_SESSIONSSERVICE']._serialized_end=3731
-  _globals['_SETTINGSSERVICE']._serialized_start=3734
-  _globals['_SETTINGSSERVICE']._serialized_end=4032
+  _globals['_BUDGETUNIT']._serialized_start=3136
+  _globals['_BUDGETUNIT']._serialized_end=3256
+  _globals['_BUDGETPERIOD']._serialized_start=3258
+  _globals['_BUDGETPERIOD']._serialized_end=3376
+  _globals['_KEY']._serialized_start=210
+  _globals['_KEY']._serialized_end=560
+  _globals['_BUDGET']._serialized_start=562
+  _globals['_BUDGET']._serialized_end=676
+  _globals['_KEYLIMITS']._serialized_start=679
+  _globals['_KEYLIMITS']._serialized_end=884
+  _globals['_CREATEKEYREQUEST']._serialized_start=887
+  _globals['_CREATEKEYREQUEST']._serialized_end=1081
+  _globals['_CREATEKEYRESPONSE']._serialized_start=1083
+  _globals['_CREATEKEYRESPONSE']._serialized_end=1153
+  _globals['_LISTKEYSREQUEST']._serialized_start=1155
+  _globals['_LISTKEYSREQUEST']._serialized_end=1234
+  _globals['_LISTKEYSRESPONSE']._serialized_start=1236
+  _globals['_LISTKEYSRESPONSE']._serialized_end=1315
+  _globals['_UPDATEKEYREQUEST']._serialized_start=1318
+  _globals['_UPDATEKEYREQUEST']._serialized_end=1465
+  _globals['_UPDATEKEYRESPONSE']._serialized_start=1467
+  _globals['_UPDATEKEYRESPONSE']._serialized_end=1521
+  _globals['_REVOKEKEYREQUEST']._serialized_start=1523
+  _globals['_REVOKEKEYREQUEST']._serialized_end=1555
+  _globals['_REVOKEKEYRESPONSE']._serialized_start=1557
+  _globals['_REVOKEKEYRESPONSE']._serialized_end=1611
+  _globals['_QUERYUSAGEREQUEST']._serialized_start=1614
+  _globals['_QUERYUSAGEREQUEST']._serialized_end=1770
+  _globals['_USAGEROW']._serialized_start=1773
+  _globals['_USAGEROW']._serialized_end=1937
+  _globals['_QUERYUSAGERESPONSE']._serialized_start=1939
+  _globals['_QUERYUSAGERESPONSE']._serialized_end=2025
+  _globals['_SESSION']._serialized_start=2028
+  _globals['_SESSION']._serialized_end=2180
+  _globals['_CREATESESSIONREQUEST']._serialized_start=2182
+  _globals['_CREATESESSIONREQUEST']._serialized_end=2259
+  _globals['_CREATESESSIONRESPONSE']._serialized_start=2261
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=2327
+  _globals['_GETSESSIONREQUEST']._serialized_start=2329
+  _globals['_GETSESSIONREQUEST']._serialized_end=2362
+  _globals['_GETSESSIONRESPONSE']._serialized_start=2364
+  _globals['_GETSESSIONRESPONSE']._serialized_end=2427
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=2429
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=2489
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=2491
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=2582
+  _globals['_DELETESESSIONREQUEST']._serialized_start=2584
+  _globals['_DELETESESSIONREQUEST']._serialized_end=2620
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=2622
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=2645
+  _globals['_SETTING']._serialized_start=2647
+  _globals['_SETTING']._serialized_end=2754
+  _globals['_LISTSETTINGSREQUEST']._serialized_start=2756
+  _globals['_LISTSETTINGSREQUEST']._serialized_end=2816
+  _globals['_LISTSETTINGSRESPONSE']._serialized_start=2818
+  _globals['_LISTSETTINGSRESPONSE']._serialized_end=2909
+  _globals['_UPDATESETTINGREQUEST']._serialized_start=2911
+  _globals['_UPDATESETTINGREQUEST']._serialized_end=2967
+  _globals['_UPDATESETTINGRESPONSE']._serialized_start=2969
+  _globals['_UPDATESETTINGRESPONSE']._serialized_end=3035
+  _globals['_NAMESUBJECTREQUEST']._serialized_start=3037
+  _globals['_NAMESUBJECTREQUEST']._serialized_end=3097
+  _globals['_NAMESUBJECTRESPONSE']._serialized_start=3099
+  _globals['_NAMESUBJECTRESPONSE']._serialized_end=3134
+  _globals['_KEYSSERVICE']._serialized_start=3379
+  _globals['_KEYSSERVICE']._serialized_end=3901
+  _globals['_SUBJECTSSERVICE']._serialized_start=3904
+  _globals['_SUBJECTSSERVICE']._serialized_end=4059
+  _globals['_USAGESERVICE']._serialized_start=4062
+  _globals['_USAGESERVICE']._serialized_end=4199
+  _globals['_SESSIONSSERVICE']._serialized_start=4202
+  _globals['_SESSIONSSERVICE']._serialized_end=4772
+  _globals['_SETTINGSSERVICE']._serialized_start=4775
+  _globals['_SETTINGSSERVICE']._serialized_end=5073
 # @@protoc_insertion_point(module_scope)

@@ -6,9 +6,11 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kala.common.v1 import options_pb2 as _options_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +22,58 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _BudgetUnit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BudgetUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BudgetUnit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BUDGET_UNIT_UNSPECIFIED: _BudgetUnit.ValueType  # 0
+    BUDGET_UNIT_REQUESTS: _BudgetUnit.ValueType  # 1
+    """Requests that were let in."""
+    BUDGET_UNIT_TOKENS: _BudgetUnit.ValueType  # 2
+    """Tokens read and generated."""
+    BUDGET_UNIT_COST_MICROS: _BudgetUnit.ValueType  # 3
+    """Millionths of the currency that the gateway's prices are in."""
+
+class BudgetUnit(_BudgetUnit, metaclass=_BudgetUnitEnumTypeWrapper):
+    """What a budget counts."""
+
+BUDGET_UNIT_UNSPECIFIED: BudgetUnit.ValueType  # 0
+BUDGET_UNIT_REQUESTS: BudgetUnit.ValueType  # 1
+"""Requests that were let in."""
+BUDGET_UNIT_TOKENS: BudgetUnit.ValueType  # 2
+"""Tokens read and generated."""
+BUDGET_UNIT_COST_MICROS: BudgetUnit.ValueType  # 3
+"""Millionths of the currency that the gateway's prices are in."""
+Global___BudgetUnit: _TypeAlias = BudgetUnit  # noqa: Y015
+
+class _BudgetPeriod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BudgetPeriodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BudgetPeriod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BUDGET_PERIOD_UNSPECIFIED: _BudgetPeriod.ValueType  # 0
+    BUDGET_PERIOD_DAY: _BudgetPeriod.ValueType  # 1
+    """At midnight UTC."""
+    BUDGET_PERIOD_MONTH: _BudgetPeriod.ValueType  # 2
+    """At midnight UTC before the first of a month."""
+    BUDGET_PERIOD_TOTAL: _BudgetPeriod.ValueType  # 3
+    """Never."""
+
+class BudgetPeriod(_BudgetPeriod, metaclass=_BudgetPeriodEnumTypeWrapper):
+    """When a budget begins anew."""
+
+BUDGET_PERIOD_UNSPECIFIED: BudgetPeriod.ValueType  # 0
+BUDGET_PERIOD_DAY: BudgetPeriod.ValueType  # 1
+"""At midnight UTC."""
+BUDGET_PERIOD_MONTH: BudgetPeriod.ValueType  # 2
+"""At midnight UTC before the first of a month."""
+BUDGET_PERIOD_TOTAL: BudgetPeriod.ValueType  # 3
+"""Never."""
+Global___BudgetPeriod: _TypeAlias = BudgetPeriod  # noqa: Y015
 
 @_typing.final
 class Key(_message.Message):
@@ -36,6 +90,7 @@ class Key(_message.Message):
     REVOKED_AT_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"keys/<id>"."""
     display_name: _builtins.str
@@ -64,6 +119,10 @@ class Key(_message.Message):
     def last_used_at(self) -> _timestamp_pb2.Timestamp:
         """When it was last used, to the minute; unset before the first use."""
 
+    @_builtins.property
+    def limits(self) -> Global___KeyLimits:
+        """How much it may use; unset for no limit."""
+
     def __init__(
         self,
         *,
@@ -76,14 +135,92 @@ class Key(_message.Message):
         revoked_at: _timestamp_pb2.Timestamp | None = ...,
         prefix: _builtins.str = ...,
         last_used_at: _timestamp_pb2.Timestamp | None = ...,
+        limits: Global___KeyLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "revoked_at", b"revoked_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "limits", b"limits", "revoked_at", b"revoked_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "display_name", b"display_name", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "name", b"name", "prefix", b"prefix", "revoked_at", b"revoked_at", "scopes", b"scopes", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "display_name", b"display_name", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "limits", b"limits", "name", b"name", "prefix", b"prefix", "revoked_at", b"revoked_at", "scopes", b"scopes", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Key: _TypeAlias = Key  # noqa: Y015
+
+@_typing.final
+class Budget(_message.Message):
+    """So much of one unit in each window of a period."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    unit: Global___BudgetUnit.ValueType
+    """What is counted. Required."""
+    period: Global___BudgetPeriod.ValueType
+    """When it begins anew. Required."""
+    amount: _builtins.int
+    """How much, 1 to 2^53 - 1. Required."""
+    def __init__(
+        self,
+        *,
+        unit: Global___BudgetUnit.ValueType = ...,
+        period: Global___BudgetPeriod.ValueType = ...,
+        amount: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "period", b"period", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Budget: _TypeAlias = Budget  # noqa: Y015
+
+@_typing.final
+class KeyLimits(_message.Message):
+    """How much a key may use. Minutes are the clock's own, so that two minutes' worth may come around a full one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    CONCURRENT_FIELD_NUMBER: _builtins.int
+    BUDGETS_FIELD_NUMBER: _builtins.int
+    requests_per_minute: _builtins.int
+    """Requests in one minute, at least 1; unset for no limit."""
+    tokens_per_minute: _builtins.int
+    """Tokens read and generated in one minute, at least 1; unset for no limit."""
+    concurrent: _builtins.int
+    """Requests that run at a time, at least 1; unset for no limit."""
+    @_builtins.property
+    def budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Budget]:
+        """At most one of each unit for each period."""
+
+    def __init__(
+        self,
+        *,
+        requests_per_minute: _builtins.int | None = ...,
+        tokens_per_minute: _builtins.int | None = ...,
+        concurrent: _builtins.int | None = ...,
+        budgets: _abc.Iterable[Global___Budget] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrent", b"_concurrent", "_requests_per_minute", b"_requests_per_minute", "_tokens_per_minute", b"_tokens_per_minute", "concurrent", b"concurrent", "requests_per_minute", b"requests_per_minute", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrent", b"_concurrent", "_requests_per_minute", b"_requests_per_minute", "_tokens_per_minute", b"_tokens_per_minute", "budgets", b"budgets", "concurrent", b"concurrent", "requests_per_minute", b"requests_per_minute", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__concurrent: _TypeAlias = _typing.Literal["concurrent"]  # noqa: Y015
+    _WhichOneofArgType__concurrent: _TypeAlias = _typing.Literal["_concurrent", b"_concurrent"]  # noqa: Y015
+    _WhichOneofReturnType__requests_per_minute: _TypeAlias = _typing.Literal["requests_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__requests_per_minute: _TypeAlias = _typing.Literal["_requests_per_minute", b"_requests_per_minute"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_per_minute: _TypeAlias = _typing.Literal["tokens_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__tokens_per_minute: _TypeAlias = _typing.Literal["_tokens_per_minute", b"_tokens_per_minute"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__concurrent) -> _WhichOneofReturnType__concurrent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__requests_per_minute) -> _WhichOneofReturnType__requests_per_minute | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_per_minute) -> _WhichOneofReturnType__tokens_per_minute | None: ...
+
+Global___KeyLimits: _TypeAlias = KeyLimits  # noqa: Y015
 
 @_typing.final
 class CreateKeyRequest(_message.Message):
@@ -95,17 +232,27 @@ class CreateKeyRequest(_message.Message):
     SCOPES_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """What it is for; 1 to 128 characters. Required."""
     tenant: _builtins.str
     """Its tenant; "default" when empty."""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_options_pb2.Scope.ValueType]:
-        """At least one; INTERNAL is refused. Required."""
+        """At least one here or by `roles`; INTERNAL is refused."""
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """Time until it ends, at least 1 s; unset for never."""
+
+    @_builtins.property
+    def limits(self) -> Global___KeyLimits:
+        """How much it may use; unset for no limit."""
+
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Named sets of scopes, beside `scopes`: "admin", "operator", "auditor", "user"; at most 4."""
 
     def __init__(
         self,
@@ -114,10 +261,12 @@ class CreateKeyRequest(_message.Message):
         scopes: _abc.Iterable[_options_pb2.Scope.ValueType] | None = ...,
         tenant: _builtins.str = ...,
         ttl: _duration_pb2.Duration | None = ...,
+        limits: Global___KeyLimits | None = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "scopes", b"scopes", "tenant", b"tenant", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "limits", b"limits", "roles", b"roles", "scopes", b"scopes", "tenant", b"tenant", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,6 +359,68 @@ class ListKeysResponse(_message.Message):
 Global___ListKeysResponse: _TypeAlias = ListKeysResponse  # noqa: Y015
 
 @_typing.final
+class UpdateKeyRequest(_message.Message):
+    """Which key, and what becomes of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"keys/<id>". Required."""
+    display_name: _builtins.str
+    """What it is for; 1 to 128 characters."""
+    @_builtins.property
+    def limits(self) -> Global___KeyLimits:
+        """How much it may use; limits that are unset in it end."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which of `display_name` and `limits` is changed. Required."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        limits: Global___KeyLimits | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "limits", b"limits", "name", b"name", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateKeyRequest: _TypeAlias = UpdateKeyRequest  # noqa: Y015
+
+@_typing.final
+class UpdateKeyResponse(_message.Message):
+    """The changed key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___Key:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___Key | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateKeyResponse: _TypeAlias = UpdateKeyResponse  # noqa: Y015
+
+@_typing.final
 class RevokeKeyRequest(_message.Message):
     """Which key."""
 
@@ -274,7 +485,7 @@ class QueryUsageRequest(_message.Message):
     """From the previous reply; empty for the first page."""
     @_builtins.property
     def until(self) -> _timestamp_pb2.Timestamp:
-        """Before this time; unset for now."""
+        """Before the minute of this time; unset for now."""
 
     def __init__(
         self,
@@ -308,15 +519,15 @@ class UsageRow(_message.Message):
     key: _builtins.str
     """"keys/<id>"."""
     model: _builtins.str
-    """The model that answered."""
+    """The model that answered; empty where none did."""
     requests: _builtins.int
     """Requests that reached a decision."""
     not_allowed: _builtins.int
     """Of these, refused, redirected or asked back."""
     input_tokens: _builtins.int
-    """Tokens read."""
+    """Tokens read; what the backend did not count is estimated."""
     output_tokens: _builtins.int
-    """Tokens generated."""
+    """Tokens generated; what the backend did not count is estimated."""
     cost_micros: _builtins.int
     """Cost in millionths of the configured currency; unset when no price is configured."""
     def __init__(

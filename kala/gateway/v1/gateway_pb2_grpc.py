@@ -45,6 +45,11 @@ class KeysServiceStub:
                 request_serializer=kala_dot_gateway_dot_v1_dot_gateway__pb2.ListKeysRequest.SerializeToString,
                 response_deserializer=kala_dot_gateway_dot_v1_dot_gateway__pb2.ListKeysResponse.FromString,
                 _registered_method=True)
+        self.UpdateKey = channel.unary_unary(
+                '/kala.gateway.v1.KeysService/UpdateKey',
+                request_serializer=kala_dot_gateway_dot_v1_dot_gateway__pb2.UpdateKeyRequest.SerializeToString,
+                response_deserializer=kala_dot_gateway_dot_v1_dot_gateway__pb2.UpdateKeyResponse.FromString,
+                _registered_method=True)
         self.RevokeKey = channel.unary_unary(
                 '/kala.gateway.v1.KeysService/RevokeKey',
                 request_serializer=kala_dot_gateway_dot_v1_dot_gateway__pb2.RevokeKeyRequest.SerializeToString,
@@ -70,6 +75,13 @@ class KeysServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateKey(self, request, context):
+        """Changes what a key is for and how much it may use, on every replica within 5 s. Its scopes never change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeKey(self, request, context):
         """Ends a key at once, on every replica within 5 s.
         """
@@ -89,6 +101,11 @@ def add_KeysServiceServicer_to_server(servicer, server):
                     servicer.ListKeys,
                     request_deserializer=kala_dot_gateway_dot_v1_dot_gateway__pb2.ListKeysRequest.FromString,
                     response_serializer=kala_dot_gateway_dot_v1_dot_gateway__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'UpdateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateKey,
+                    request_deserializer=kala_dot_gateway_dot_v1_dot_gateway__pb2.UpdateKeyRequest.FromString,
+                    response_serializer=kala_dot_gateway_dot_v1_dot_gateway__pb2.UpdateKeyResponse.SerializeToString,
             ),
             'RevokeKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeKey,
@@ -151,6 +168,33 @@ class KeysService:
             '/kala.gateway.v1.KeysService/ListKeys',
             kala_dot_gateway_dot_v1_dot_gateway__pb2.ListKeysRequest.SerializeToString,
             kala_dot_gateway_dot_v1_dot_gateway__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kala.gateway.v1.KeysService/UpdateKey',
+            kala_dot_gateway_dot_v1_dot_gateway__pb2.UpdateKeyRequest.SerializeToString,
+            kala_dot_gateway_dot_v1_dot_gateway__pb2.UpdateKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

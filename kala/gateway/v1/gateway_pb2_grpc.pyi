@@ -37,6 +37,8 @@ class KeysServiceStub:
     """Makes a key. The secret is in this reply and nowhere else."""
     ListKeys: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListKeysRequest, _gateway_pb2.ListKeysResponse]
     """Lists keys without their secrets."""
+    UpdateKey: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.UpdateKeyRequest, _gateway_pb2.UpdateKeyResponse]
+    """Changes what a key is for and how much it may use, on every replica within 5 s. Its scopes never change."""
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.RevokeKeyRequest, _gateway_pb2.RevokeKeyResponse]
     """Ends a key at once, on every replica within 5 s."""
 
@@ -49,6 +51,8 @@ class KeysServiceAsyncStub(KeysServiceStub):
     """Makes a key. The secret is in this reply and nowhere else."""
     ListKeys: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListKeysRequest, _gateway_pb2.ListKeysResponse]  # type: ignore[assignment]
     """Lists keys without their secrets."""
+    UpdateKey: _aio.UnaryUnaryMultiCallable[_gateway_pb2.UpdateKeyRequest, _gateway_pb2.UpdateKeyResponse]  # type: ignore[assignment]
+    """Changes what a key is for and how much it may use, on every replica within 5 s. Its scopes never change."""
     RevokeKey: _aio.UnaryUnaryMultiCallable[_gateway_pb2.RevokeKeyRequest, _gateway_pb2.RevokeKeyResponse]  # type: ignore[assignment]
     """Ends a key at once, on every replica within 5 s."""
 
@@ -70,6 +74,14 @@ class KeysServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.ListKeysResponse, _abc.Awaitable[_gateway_pb2.ListKeysResponse]]:
         """Lists keys without their secrets."""
+
+    @_abc_1.abstractmethod
+    def UpdateKey(
+        self,
+        request: _gateway_pb2.UpdateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.UpdateKeyResponse, _abc.Awaitable[_gateway_pb2.UpdateKeyResponse]]:
+        """Changes what a key is for and how much it may use, on every replica within 5 s. Its scopes never change."""
 
     @_abc_1.abstractmethod
     def RevokeKey(

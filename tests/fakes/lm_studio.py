@@ -62,15 +62,15 @@ class FakeLMStudio:
 
 
 @contextlib.contextmanager
-def lm_studio() -> Iterator[FakeLMStudio]:
-    """Serve on a free port for the length of a `with` block."""
+def lm_studio(port: int = 0) -> Iterator[FakeLMStudio]:
+    """Serve on a port of this machine, a free one unless told, for the length of a `with` block."""
     fake = FakeLMStudio()
     fake.gate.set()
 
     class Handler(_Handler):
         server_state = fake
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     fake.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -123,7 +123,12 @@ class GuardedCalls:
                 ended = self._clock()
             said = output_texts(responses)
             decision = await check_texts(
-                self._ethics, act, allowed.decision.id, said.texts, channel=said.channel
+                self._ethics,
+                act,
+                allowed.decision.id,
+                said.texts,
+                channel=said.channel,
+                tracks=said.tracks,
             )
         except KalaError as error:
             if not intent.done() or intent.exception() is not None:

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Final
 
 from google.longrunning import operations_pb2
 
+from gateway.answer import REASONING, REFUSAL, TEXT, AnswerBuffer
+from gateway.release import Piece
 from gateway.transcoding import texts_of
 from kala.ethics.v1 import ethics_pb2
+from kala.inference.v1 import inference_pb2
 from kala.tools.v1 import execution_pb2, tools_pb2
 from kala.trainer.v1 import trainer_pb2
 from services.common.json_strings import strings_of
@@ -50,6 +53,8 @@ class OutputTexts:
 
     texts: dict[str, str]
     channel: ethics_pb2.OutputChannel.ValueType = ethics_pb2.OUTPUT_CHANNEL_TEXT
+    tracks: tuple[Piece, ...] = ()
+    """Fields of an answer, each as its reader joins it and for what it is: arguments by call, tokens by rank."""
 
 
 def output_texts(responses: Sequence[Message]) -> OutputTexts:
@@ -62,6 +67,8 @@ def output_texts(responses: Sequence[Message]) -> OutputTexts:
                 if isinstance(response, operations_pb2.Operation) and response.error.message
             }
         )
+    if responses and isinstance(responses[0], inference_pb2.ChatResponse):
+        return OutputTexts(texts_of(list(responses)), tracks=_answer_tracks(responses))
     if not responses or not isinstance(responses[0], DOCUMENTS):
         return OutputTexts(texts_of(list(responses)))
     texts = (
@@ -70,6 +77,17 @@ def output_texts(responses: Sequence[Message]) -> OutputTexts:
         else texts_of(list(responses))
     )
     return OutputTexts(texts, ethics_pb2.OUTPUT_CHANNEL_TOOL_RESULT)
+
+
+def _answer_tracks(responses: Sequence[Message]) -> tuple[Piece, ...]:
+    """Take a stream of deltas apart as a reader does: pieces of different calls may come in turns."""
+    buffer = AnswerBuffer()
+    for response in responses:
+        if isinstance(response, inference_pb2.ChatResponse) and response.HasField("delta"):
+            # A copy: the buffer keeps only what it can release, and here all of it leaves.
+            buffer.take_in(inference_pb2.ChatDelta.FromString(response.delta.SerializeToString()))
+    plain = {TEXT, REASONING, REFUSAL}
+    return tuple(piece for piece in buffer.take_unsent() if piece.track not in plain)
 
 
 def document_text(data: bytes) -> str:

@@ -53,6 +53,14 @@ async def test_an_allow_that_checked_nothing_releases_nothing(suite: Suite) -> N
     assert "Paris" not in response.text
 
 
+async def test_an_allow_that_checked_nothing_releases_nothing_over_the_bridge(suite: Suite) -> None:
+    suite.ethics.allows_without_checking = True
+    message = {"role": "ROLE_USER", "content": [{"text": "Hi"}]}
+    response = await suite.post("/kala/v1/inference/chat", {"model": "auto", "messages": [message]})
+    assert response.status_code == 503, response.text
+    assert "Paris" not in response.text
+
+
 async def test_a_judge_that_hangs_on_a_finished_answer_is_a_503(tmp_path: Path) -> None:
     async with running_suite(tmp_path, judge_timeout_seconds=0.3) as suite:
         suite.ethics.hangs_on_output = True

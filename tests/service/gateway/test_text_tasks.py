@@ -277,7 +277,7 @@ async def test_a_forbidden_word_never_leaves_even_in_pieces(suite: Suite, stream
 
 async def test_a_stream_that_fails_in_the_middle_ends_with_an_error_event(suite: Suite) -> None:
     error = UnavailableError("lmstudio closed the stream", reason="BACKEND_FAILED_MID_STREAM")
-    suite.inference.script = lambda _: [route(), text(REPLY), error]
+    suite.inference.script = lambda _: [route(), text(REPLY), 0.1, error]
     response = await complete(suite, stream=True)
     events = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
     assert json.loads(events[-1])["error"]["code"] == "backend_failed_mid_stream"

@@ -9,19 +9,19 @@ from functools import partial
 from kala.audit.v1 import audit_pb2_grpc
 from services.audit.batch import BatchWriter
 from services.audit.config import SECTION, AuditSettings
+from services.audit.export.sink_cursors import SinkCursors
+from services.audit.export.sinks import feeding
 from services.audit.keys import load_signer
 from services.audit.log import Log, system_clock
 from services.audit.own_records import OwnRecords
 from services.audit.payloads import KeyEncryptionKey
-from services.audit.pipelines import Pipelines
-from services.audit.privacy_parts import keeping_private
-from services.audit.publishing import publishing, say_key_change
-from services.audit.read_servicer import reads_of
-from services.audit.reconciler import Reconciler, reconciling
+from services.audit.privacy.parts import keeping_private
+from services.audit.publishing.parts import publishing, say_key_change
+from services.audit.reading.pipelines import Pipelines
+from services.audit.reading.reconciler import Reconciler, reconciling
+from services.audit.reading.servicer import reads_of
 from services.audit.servicer import AuditServicer, may_call
-from services.audit.sink_cursors import SinkCursors
-from services.audit.sinks import feeding
-from services.audit.stores import open_log_store
+from services.audit.storage.stores import open_log_store
 from services.common.event_loop import run
 from services.common.interceptors import CallPolicy
 from services.common.secret_keys import load_secret_key

@@ -13,6 +13,7 @@ from kala.audit.checkpoint import Checkpoint, open_checkpoint
 from kala.audit.merkle import inclusion_proof
 from kala.audit.note import Signer
 from kala.audit.receipt import receipt_text
+from kala.audit.tile_nodes import TileReader, open_tiles
 from kala.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -32,8 +33,8 @@ from services.audit.payloads import (
     commit,
     open_payload,
 )
-from services.audit.redaction import is_redacted
-from services.audit.store import (
+from services.audit.privacy.redaction import is_redacted
+from services.audit.storage.store import (
     Commit,
     DuplicateKeyError,
     Head,
@@ -44,7 +45,6 @@ from services.audit.store import (
     StoredEntry,
     StoreFailedError,
 )
-from services.audit.tiles import TileReader, open_tiles
 
 # Tells a writer that the answer is about its record alone, whatever class the error has.
 RECORD_REFUSED: Final = "AUDIT_RECORD_REFUSED"

@@ -8,9 +8,9 @@ from typing import Annotated, Final, Self
 from pydantic import Field, field_validator, model_validator
 
 from kala.errors import InvalidArgumentError
+from services.audit.export.sink_settings import SinkSettings, require_sink_names
 from services.audit.log import MAX_PENDING
-from services.audit.sink_settings import SinkSettings, require_sink_names
-from services.audit.witness_policy import parse_witnesses
+from services.audit.publishing.witness_policy import parse_witnesses
 from services.common.peers import (
     AUDIT,
     CLI,

@@ -15,7 +15,7 @@ from kala.audit.merkle import leaf_hash
 from kala.audit.times import format_time
 from kala.errors import InvalidArgumentError
 from services.audit.payloads import PayloadSealer, SealedPayload
-from services.audit.store import EntryRow
+from services.audit.storage.store import EntryRow
 
 _MAX_SKEW_US: Final = MAX_SKEW.total_seconds() * 1_000_000
 # Subjects of one tenant without a subject of their own share a data key under this name, which no HMAC can be.

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kala.errors import FailedPreconditionError, KalaError
-from services.audit.postgres_schema import ROLES, VERSION_TABLE, role_statements
+from services.audit.storage.postgres_schema import ROLES, VERSION_TABLE, role_statements
 
 if TYPE_CHECKING:  # imported only where something is to be migrated: starting stays quick
     from alembic.config import Config
     from sqlalchemy import Connection
 
-    from services.audit.postgres import Postgres
+    from services.audit.storage.postgres import Postgres
 
 # The newest migration; a database of another revision is migrated at start or, if newer, refused.
 HEAD_REVISION: Final = "0004"
@@ -168,7 +168,7 @@ def main() -> None:
     import psycopg
 
     from services.audit.config import SECTION, AuditSettings
-    from services.audit.postgres import Postgres, first_line
+    from services.audit.storage.postgres import Postgres, first_line
     from services.common.settings import load
 
     parser = argparse.ArgumentParser(prog="python -m services.audit.migrate", description=main.__doc__)

@@ -13,7 +13,7 @@ from kala.audit.leaf import parse_leaf
 from kala.audit.v1 import audit_pb2
 from kala.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 from services.audit.own_records import OwnRecords
-from services.audit.reading import LogReading
+from services.audit.reading.log_reader import LogReading
 from services.audit.records import KEY_BYTES
 from services.common.peers import AUDIT
 

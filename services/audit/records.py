@@ -14,7 +14,7 @@ from kala.audit.v1 import audit_pb2
 from kala.common.v1 import decision_pb2, measurement_pb2
 from kala.errors import InvalidArgumentError
 from services.audit.entries import NewEntry, PlainPayload, digest_of_record, time_text
-from services.audit.redaction import SUFFIX, is_redacted
+from services.audit.privacy.redaction import SUFFIX, is_redacted
 
 MAX_ATTRIBUTES: Final = 64
 MAX_PAYLOADS: Final = 8

@@ -10,10 +10,10 @@ from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.errors import InvalidArgumentError
 from services.audit.batch import Logged
 from services.audit.entries import NewEntry
-from services.audit.late_content import LateContent
 from services.audit.log import Log
+from services.audit.privacy.late_content import LateContent
+from services.audit.privacy.redaction import PersonalDataFinder, redact
 from services.audit.records import entry_of
-from services.audit.redaction import PersonalDataFinder, redact
 from services.common.peers import (
     CLI,
     CONSOLE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from services.audit.schema import METADATA
+from services.audit.storage.schema import METADATA
 
 # Batch mode stays off: on SQLite it would rebuild tables and drop the triggers that protect them.
 context.configure(

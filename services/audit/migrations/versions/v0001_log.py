@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from services.audit import postgres_schema
+from services.audit.storage import postgres_schema
 
 revision = "0001"
 down_revision = None

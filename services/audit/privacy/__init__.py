@@ -1,0 +1,1 @@
+"""Keeps persons' content from staying: erasure, legal holds, retention, redaction."""

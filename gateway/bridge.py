@@ -152,6 +152,7 @@ class Bridge:
             return found
         verbs = self._routes.verbs_at(exchange.path)
         if verbs:
+            exchange.allowed = verbs
             raise InvalidArgumentError(
                 "",
                 f"{exchange.method} is not allowed here; use {', '.join(verbs)}",

@@ -106,7 +106,7 @@ def compile_template(template: str) -> re.Pattern[str]:
     position = 0
     for match in _VARIABLE.finditer(template):
         parts.append(re.escape(template[position : match.start()]))
-        segments = re.escape(match[2] or "*").replace(r"\*\*", ".+").replace(r"\*", "[^/:]+")
+        segments = re.escape(match[2] or "*").replace(r"\*\*", "(?s:.+)").replace(r"\*", "[^/:]+")
         parts.append(f"(?P<{match[1].replace('.', '__')}>{segments})")
         position = match.end()
     parts.append(re.escape(template[position:]))

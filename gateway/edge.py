@@ -93,6 +93,7 @@ class Exchange:
         self.limit_headers: Mapping[str, str] = {}
         self.reservation: Reservation | None = None
         self.has_acted = False  # and would act again, were the same request sent again
+        self.allowed: Collection[str] = ()  # verbs of this path, where its route serves many paths
         self._streams = False
 
     @property
@@ -307,7 +308,7 @@ class Endpoint:
         if status == 401:  # noqa: PLR2004 - RFC 9110 section 15.5.2 demands the challenge
             headers["www-authenticate"] = "Bearer"
         if status == 405:  # noqa: PLR2004 - RFC 9110 section 15.5.6 demands the list
-            headers["allow"] = ", ".join(sorted(self._methods))
+            headers["allow"] = ", ".join(sorted(exchange.allowed or self._methods))
         await exchange.send_json(status, self._error_body(error), headers=headers)
         return error.reason
 

@@ -100,7 +100,7 @@ async def test_internal_rpcs_are_not_there(suite: Suite) -> None:
 
 async def test_a_wrong_verb_names_the_right_one(suite: Suite) -> None:
     response = await suite.get("/kala/v1/inference/chat")
-    assert response.status_code == 405
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert "POST" in response.json()["error"]["message"]
 
 
@@ -109,10 +109,8 @@ async def test_what_is_not_deployed_is_503_and_what_is_not_served_is_501(suite: 
     assert (tools.status_code, "tools service" in tools.json()["error"]["message"]) == (503, True)
     trainer = await suite.get("/kala/v1/trainer/adapters")
     assert trainer.json()["error"]["details"][0]["reason"] == "TRAINER_NOT_DEPLOYED"
-    usage = await suite.get("/kala/v1/gateway/usage")
-    assert (usage.status_code, usage.json()["error"]["status"]) == (501, "UNIMPLEMENTED")
     later = await suite.post("/kala/v1/inference/models:load", {"model": "a"})
-    assert later.status_code == 501
+    assert (later.status_code, later.json()["error"]["status"]) == (501, "UNIMPLEMENTED")
 
 
 async def test_every_rpc_asks_for_its_own_scope(suite: Suite) -> None:

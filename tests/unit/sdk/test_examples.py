@@ -7,15 +7,18 @@ import importlib.util
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
 from kala.client import KalaClient
-from kala.errors import InvalidArgumentError
+from kala.client_async import AsyncKalaClient
+from kala.errors import InvalidArgumentError, VerificationError
 from kala.target import Target
 from services.common.images import check_image
 from tests.fakes.gateway import RECEIPT_ID, FakeGateway, completion, failure
@@ -132,7 +135,7 @@ def categorised(category: str, reason: str = "by its name") -> Any:
     ],
 )
 def test_a_document_is_categorised_by_a_schema(name: str, category: str) -> None:
-    module, gateway = example("categorise_documents"), FakeGateway([categorised(category)])
+    module, gateway = example("document_categorizer"), FakeGateway([categorised(category)])
     categorizer = module.LLMCategorizer(provider="lmstudio", client=client_of(gateway))
     assert categorizer.categorize_document(name) == category
     (chat,) = gateway.chats
@@ -144,7 +147,7 @@ def test_a_document_is_categorised_by_a_schema(name: str, category: str) -> None
 
 
 def test_the_beginning_of_a_text_counts(tmp_path: Path) -> None:
-    module, gateway = example("categorise_documents"), FakeGateway([categorised("Bill")])
+    module, gateway = example("document_categorizer"), FakeGateway([categorised("Bill")])
     document = tmp_path / "note.txt"
     document.write_text("Amount due: 12 euros")
     module.LLMCategorizer(provider="auto", client=client_of(gateway)).categorise(document)
@@ -157,7 +160,7 @@ def test_one_that_fails_stops_no_other_and_ends_the_command_with_1(
 ) -> None:
     refused = failure(400, "context_length_exceeded", "the prompt has 9 tokens")
     gateway = FakeGateway([categorised("Bill"), refused, completion("No.", outcome="REFUSE")])
-    module = example("categorise_documents")
+    module = example("document_categorizer")
     module.AT_ONCE = 1
     assert module.main(["a.pdf", "b.pdf", "c.pdf"], client_of(gateway)) == 1
     said = capsys.readouterr().out
@@ -169,9 +172,157 @@ def test_one_that_fails_stops_no_other_and_ends_the_command_with_1(
 def test_providers_can_be_compared(capsys: pytest.CaptureFixture[str]) -> None:
     away = failure(400, "no_model_loaded", "lmstudio: no model is loaded")
     gateway = FakeGateway([categorised("Bill"), away])
-    module = example("categorise_documents")
+    module = example("document_categorizer")
     assert module.main(["a.pdf", "--compare", "ollama,lmstudio"], client_of(gateway)) == 0
     said = capsys.readouterr().out
     assert "OLLAMA performance:\n  Categorised:  1 of 1" in said
     assert "LMSTUDIO performance:\n  Categorised:  0 of 1" in said
     assert "Problem:      lmstudio: no model is loaded" in said
+
+
+def test_documents_are_ranked_by_their_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vectors = [[1.0, 0.0], [0.0, 1.0], [2.0, 0.1]]
+    rows = [{"index": index, "embedding": vector} for index, vector in enumerate(vectors)]
+    gateway = FakeGateway([httpx.Response(200, json={"data": rows})])
+    (tmp_path / "far.txt").write_text("a recipe")
+    (tmp_path / "near.txt").write_text("an invoice")
+    documents = [str(tmp_path / name) for name in ("far.txt", "near.txt")]
+    module = example("document_categorizer")
+    arguments = [*documents, "--similar-to", "unpaid bills", "--embedding-model", "nomic"]
+    assert module.main(arguments, client_of(gateway)) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert (first.split()[1], second.split()[1]) == ("near.txt", "far.txt")
+    body = json.loads(gateway.seen[0].content)
+    assert (body["model"], body["input"]) == (
+        "nomic",
+        ["unpaid bills", "far.txt\na recipe", "near.txt\nan invoice"],
+    )
+
+
+def test_vectors_of_two_models_are_not_compared() -> None:
+    with pytest.raises(InvalidArgumentError, match="use one model"):
+        example("document_categorizer").cosine([1.0], [1.0, 2.0])
+    assert example("document_categorizer").cosine([0.0], [1.0]) == 0.0
+
+
+def test_the_first_page_of_a_pdf_is_seen_where_that_is_wanted(
+    pdf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    gateway = FakeGateway([categorised("Bill"), categorised("Bill")])
+    module = example("document_categorizer")
+    assert module.main([str(pdf), "--vision", "--model", "vl"], client_of(gateway)) == 0
+    text, image = gateway.chats[0]["messages"][1]["content"]
+    assert "report.pdf" in text["text"]
+    assert check_image(image["image_url"]["url"], "url").format == "png"
+    module.LLMCategorizer(client=client_of(gateway)).categorise(pdf)
+    assert isinstance(gateway.chats[1]["messages"][1]["content"], str)
+
+
+# --- articles
+
+
+def by_role(**answers: dict[str, Any]) -> Callable[[httpx.Request], httpx.Response]:
+    """A gateway that answers each role in its own way, whichever asks first."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        role = request.headers.get("x-kala-role", "")
+        if role not in answers:
+            body = {"message": "role: not configured", "type": "invalid_request_error", "param": "role"}
+            return httpx.Response(400, json={"error": body})
+        return completion(json.dumps(answers[role]))
+
+    return answer
+
+
+async def score(handler: Any, *arguments: str) -> int:  # Any: what httpx takes
+    module = example("article_scoring")
+    async with AsyncKalaClient(Target("http://x", "k"), httpx.MockTransport(handler)) as client:
+        code: int = await module.run(module.parse(list(arguments)), client)
+        return code
+
+
+@pytest.fixture
+def article(tmp_path: Path) -> Path:
+    path = tmp_path / "apt.txt"
+    path.write_text("The actor ran wmic process call create. It beacons each hour.")
+    return path
+
+
+RANKED = {"score": 8, "reason": "an exact command"}
+FOUND = {"observables": ["wmic process call create", "invented.exe"]}
+
+
+async def test_an_article_is_scored_by_a_model_for_each_step(
+    article: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[httpx.Request] = []
+    answer = by_role(rank=RANKED, extract=FOUND)
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return answer(request)
+
+    assert await score(handler, str(article), "--provider", "lmstudio") == 0
+    said = capsys.readouterr().out
+    assert "apt.txt: 8/10  an exact command" in said
+    assert "- wmic process call create" in said
+    assert "invented.exe" not in said
+    assert RECEIPT_ID in said
+    assert [request.headers["x-kala-role"] for request in seen] == ["rank", "extract"]
+    for request in seen:
+        body = json.loads(request.content)
+        assert (body["temperature"], body["seed"]) == (0.0, 42)
+        assert body["response_format"]["json_schema"]["strict"] is True
+        assert request.headers["x-kala-provider"] == "lmstudio"
+        assert request.headers["x-kala-truncation"] == "content-budget"
+
+
+async def test_a_suite_without_the_roles_scores_with_its_own_model(
+    article: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await score(by_role(**{"": {**RANKED, **FOUND}}), str(article)) == 0
+    assert "8/10" in capsys.readouterr().out
+
+
+async def test_an_article_that_was_cut_is_said_to_be_and_one_that_fails_stops_no_other(
+    article: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        body = completion(json.dumps({**RANKED, **FOUND})).json()
+        body["kala"]["fitted"] = {"prompt_tokens": 9000, "fitted_tokens": 6700, "dropped_messages": 0}
+        return httpx.Response(200, json=body)
+
+    assert await score(handler, str(article), str(tmp_path / "absent.txt")) == 1
+    said = capsys.readouterr().out
+    assert "apt.txt: 8/10 (cut to the model's budget)" in said
+    assert "absent.txt: articles: " in said
+
+
+async def test_a_question_is_answered_from_the_chunks_that_fit_it(
+    article: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("Nothing of the kind. " * 200)
+    asked: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content)["messages"][1]["content"])
+        return completion("By wmic [1].")
+
+    assert await score(handler, str(other), str(article), "--ask", "Which actor ran wmic process call?") == 0
+    assert capsys.readouterr().out == "By wmic [1].\n  [1] apt.txt\n"
+    assert "[1] apt.txt\nThe actor ran wmic" in asked[0]
+
+
+# --- the whole workflow
+
+
+def test_a_log_is_proved_only_by_the_key_that_signed_it(tmp_path: Path) -> None:
+    log = tmp_path / "session_x.jsonl"
+    (tmp_path / "audit.vkey").write_text("")
+    log.write_text(json.dumps({"receipt": RECEIPT_ID, "proof": "c2sp.org/tlog-proof@v1\n"}) + "\n")
+    with pytest.raises(VerificationError):
+        example("complete_workflow").prove(log)
+    log.write_text(json.dumps({"receipt": RECEIPT_ID, "proof": None}) + "\n")
+    assert example("complete_workflow").prove(log) == 0

@@ -34,6 +34,7 @@ from tests.fakes.clearances import FakeEthics
 from tests.fakes.scripted_ethics import ScriptedEthics
 from tests.fakes.served_trainer import ANN, BEN, ServedTrainer, put_dataset, served_trainer, small_spec
 from tests.fakes.training_jobs import ALL_TARGETS, claim, write_dataset
+from tests.fakes.warm_process import WarmExecutor
 
 pytestmark = pytest.mark.torch
 
@@ -242,6 +243,7 @@ async def gates(folder: Path) -> AsyncIterator[Gates]:
             ethics=ethics,
             log=log,
             audit_vkey_file=folder / "log.vkey",
+            executor=WarmExecutor(),
             ethics_address=server.address,
             profiles_dir=places["profiles"],
             suites_dir=places["suites"],

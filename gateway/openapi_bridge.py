@@ -11,8 +11,8 @@ import orjson
 from gateway.bridge_routes import Binding
 from gateway.call_options import FIELDS, MAX_TIMEOUT_SECONDS, MIN_SECONDS, TIMEOUT
 from gateway.examples import IDS, Examples
-from gateway.framing import EVENT_STREAM, NDJSON
-from gateway.openapi_parts import JSON, REQUEST_ID_HEADER, content, error_responses
+from gateway.framing import NDJSON
+from gateway.openapi_parts import JSON, REQUEST_ID_HEADER, content, error_responses, stream
 from gateway.schemas import Schemas, descriptor_of
 from gateway.transcoding import ALL_FIELDS
 from kala.common.v1 import options_pb2
@@ -98,12 +98,7 @@ class BridgePaths:
         if not binding.is_streaming:
             return content(schema, example)
         line = orjson.dumps(example).decode()
-        # OpenAPI 3.1 has no words for a sequence; the schema of one item is named beside it.
-        text = {"type": "string", "x-kala-items": schema}
-        return {
-            **content(text, line + "\n", NDJSON),
-            **content(text, f"data: {line}\n\n", EVENT_STREAM),
-        }
+        return {**stream(schema, line + "\n", NDJSON), **stream(schema, f"data: {line}\n\n")}
 
     def _query_parameters(self, binding: Binding) -> list[Json]:
         if binding.body == ALL_FIELDS:

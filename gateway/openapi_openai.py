@@ -8,7 +8,7 @@ from typing import Any, Final
 from gateway.chat_schema import ChatRequest
 from gateway.moderation_categories import LAWS, OPENAI_CATEGORIES, OPENAI_OF
 from gateway.moderation_schema import ModerationRequest
-from gateway.openapi_parts import EVENTS, content, operation, reference
+from gateway.openapi_parts import content, operation, reference, stream
 from gateway.text_tasks_schema import CompletionRequest, EmbeddingRequest, RerankRequest
 
 Json = dict[str, Any]  # Any: JSON
@@ -264,6 +264,14 @@ def _events(kind: str, choice: str) -> str:
     )
 
 
+def _chunk(kind: str) -> Json:
+    return {
+        "type": "object",
+        "required": ["id", "object", "created", "model", "choices"],
+        "properties": {"object": {"const": kind}},
+    }
+
+
 def _post(
     name: str, summary: str, path: str, request: str, example: Json, answer: Json, answered: str
 ) -> Json:
@@ -312,15 +320,14 @@ def openai_paths() -> Json:
                 {"message": {"role": "assistant", "content": "Paris.", "refusal": None}},
             ),
         ),
-        **content(
-            {"type": "string"},
+        **stream(
+            _chunk("chat.completion.chunk"),
             _events("chat.completion.chunk", '"delta": {"role": "assistant", "content": "Paris."}'),
-            EVENTS,
         ),
     }
     text_answer = {
         **content(reference("Completion"), _completed("text_completion", {"text": " Paris."})),
-        **content({"type": "string"}, _events("text_completion", '"text": " Paris."'), EVENTS),
+        **stream(_chunk("text_completion"), _events("text_completion", '"text": " Paris."')),
     }
     return {
         **_post(

@@ -26,6 +26,15 @@ def content(schema: Json, example: object, media_type: str = JSON) -> Json:
     return {media_type: {"schema": schema, "example": example}}
 
 
+def stream(item: Json, example: str, media_type: str = EVENTS) -> Json:
+    """Describe a stream by one item of it, which its lines or the data of its events hold as JSON.
+
+    OpenAPI 3.1 has no words for a sequence, so the schema of the body says nothing and names that of an item.
+    """
+    said = "Server-sent events" if media_type == EVENTS else "Lines"
+    return content({"description": f"{said} of JSON.", "x-kala-items": item}, example, media_type)
+
+
 def error_responses(error: str, *further: str) -> Json:
     """Refer to what a call may end with beside its answer, 503 among it; `error` is `OpenAIError` or `Error`."""
     return {status: {"$ref": f"#/components/responses/{error}"} for status in ("503", *further, "default")}

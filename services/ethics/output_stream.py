@@ -149,17 +149,41 @@ class OutputStream:
         await self._read_windows(stretches)
         return [] if self.is_over else [(*key, self._progress(self._tracks[key])) for key in waiting]
 
-    async def finish(self) -> list[tuple[Channel, int, Progress]]:
-        """Check the ends of all channels, and what they say together; empty where anything is refused."""
+    async def finish(
+        self, last: Iterable[tuple[Channel, int, str]] = ()
+    ) -> list[tuple[Channel, int, Progress]]:
+        """Take the `last` texts, check the ends of all channels, and what they say together; empty where anything is refused.
+
+        The windows of those texts are read together with the ends: on several cores they take as long as the longest.
+        """
+        windows: list[tuple[_Track, Window]] = []
+        for channel, index, text in last:
+            windows += await self._cut(channel, index, text)
         if self.is_over:
             return []
         for channel, index, progress in self._rules.finish():
             self._tracks[channel, index].allowed_until = progress.released_chars
         self._note_rules()
-        ends = [(track, window) for track in self._tracks.values() for window in track.cutter.finish()]
-        await self._read_windows(ends)
+        windows += [(track, window) for track in self._tracks.values() for window in track.cutter.finish()]
+        await self._read_windows(windows)
         await self._read_across()
         return self._ends()
+
+    async def _cut(self, channel: Channel, index: int, text: str) -> list[tuple[_Track, Window]]:
+        """Have the rules read more text of a channel, and give its windows, which nobody has read yet."""
+        track = self._track(channel, index)
+        windows: list[tuple[_Track, Window]] = []
+        for start in range(0, len(text) or 1, MAX_PIECE_CHARS):
+            if self.is_over:
+                break
+            piece = text[start : start + MAX_PIECE_CHARS]
+            self._rules.feed(channel, index, piece)
+            windows += [(track, window) for window in track.cutter.feed(piece)]
+            track.keep(piece)
+            self._note_rules()
+            # As in `feed`.
+            await asyncio.sleep(0)
+        return windows
 
     def _ends(self) -> list[tuple[Channel, int, Progress]]:
         return [] if self.is_over else [(*key, self._progress(track)) for key, track in self._tracks.items()]

@@ -301,14 +301,7 @@ class _Checked:
 
     async def take(self, chunk: pb.OutputChunk) -> list[pb.CheckedUpTo]:
         """Check a chunk; a refusal is told as the decision, not here."""
-        channel = CHANNELS.get(chunk.channel)
-        if channel is None:
-            raise InvalidArgumentError("chunk.channel", "must be set")
-        if chunk.index > MAX_CHANNEL_INDEX:
-            raise InvalidArgumentError("chunk.index", f"must be 0 to {MAX_CHANNEL_INDEX}")
-        if len(chunk.text) > MAX_TEXT_CHARS:
-            raise InvalidArgumentError("chunk.text", f"must be at most {MAX_TEXT_CHARS} characters")
-        progress = await self._stream.feed(channel, chunk.index, chunk.text)
+        progress = await self._stream.feed(_channel_of(chunk), chunk.index, chunk.text)
         return [] if self._stream.is_over else self._tell(chunk.channel, chunk.index, progress)
 
     async def flush(self, chunks: Iterable[pb.OutputChunk]) -> list[pb.CheckedUpTo]:
@@ -322,14 +315,10 @@ class _Checked:
         return list((passed | {(told.channel, told.index): told for told in waited}).values())
 
     async def finish(self, chunks: Iterable[pb.OutputChunk]) -> list[pb.CheckedUpTo]:
-        """Check the last chunks and the ends; nothing is told when one of them is refused."""
-        for chunk in chunks:
-            await self.take(chunk)
-            if self._stream.is_over:
-                return []
-        # Whatever the last chunks passed is told with the ends, so each channel is told once.
+        """Check the last chunks with the ends; nothing is told when one of them is refused."""
+        last = [(_channel_of(chunk), chunk.index, chunk.text) for chunk in chunks]
         self._told.clear()
-        return self._tell_all(await self._stream.finish())
+        return self._tell_all(await self._stream.finish(last))
 
     def _tell_all(self, further: Iterable[tuple[Channel, int, Progress]]) -> list[pb.CheckedUpTo]:
         return [
@@ -345,6 +334,17 @@ class _Checked:
             return []
         self._told[channel, index] = progress.released_chars
         return [pb.CheckedUpTo(channel=channel, index=index, characters=progress.released_chars)]
+
+
+def _channel_of(chunk: pb.OutputChunk) -> Channel:
+    channel = CHANNELS.get(chunk.channel)
+    if channel is None:
+        raise InvalidArgumentError("chunk.channel", "must be set")
+    if chunk.index > MAX_CHANNEL_INDEX:
+        raise InvalidArgumentError("chunk.index", f"must be 0 to {MAX_CHANNEL_INDEX}")
+    if len(chunk.text) > MAX_TEXT_CHARS:
+        raise InvalidArgumentError("chunk.text", f"must be at most {MAX_TEXT_CHARS} characters")
+    return channel
 
 
 def _presenter(request: pb.CheckActionRequest, peer: Peer) -> str:

@@ -22,11 +22,14 @@ class ReadingJudge:
     """Waited for before each answer."""
     read: list[Part] = field(default_factory=list)
     waiting: int = 0
+    asked: int = 0
+    """How often, whatever the number of parts."""
 
     async def judge(self, material: Material, so_far: Sequence[Evidence]) -> Sequence[Evidence]:
         del so_far
         parts = [part for part in material.parts if part.extent.is_for_readers]
         self.read += parts
+        self.asked += 1
         if self.gate is not None:
             self.waiting += 1
             try:

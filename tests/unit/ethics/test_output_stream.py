@@ -88,6 +88,32 @@ async def test_chunk_borders_change_neither_windows_nor_decision(streams: Stream
     assert [part.reading.text for part in whole.read] == [part.reading.text for part in pieces.read]
 
 
+async def test_a_whole_answer_is_read_in_the_windows_of_a_stream_but_all_of_them_at_once(
+    streams: Streams,
+) -> None:
+    text = HARMLESS * 4
+    streamed, whole = ReadingJudge(), ReadingJudge()
+    await released(streams.open(streamed), [text])
+    ends = await streams.open(whole).finish([(Channel.TEXT, 0, text)])
+    assert [progress.released_chars for *_, progress in ends] == [len(text)]
+    windows = [part.reading.text for part in streamed.read]
+    assert [part.reading.text for part in whole.read] == windows
+    assert len(windows) > 1
+    assert (whole.asked, streamed.asked) == (1, 2)
+
+
+@pytest.mark.parametrize("lead", ["", HARMLESS, HARMLESS * 6], ids=["first", "second", "later"])
+async def test_nothing_of_a_whole_answer_leaves_where_any_of_it_is_refused(
+    streams: Streams, lead: str
+) -> None:
+    text = f"{lead}{FORBIDDEN} {HARMLESS * 6}"
+    stream = streams.open(ReadingJudge())
+    last = [(Channel.REASONING, 0, HARMLESS * 3), (Channel.TEXT, 0, text)]
+    assert (await stream.finish(last), stream.is_over) == ([], True)
+    ruled = streams.open(ReadingJudge())
+    assert await ruled.finish([(Channel.TEXT, 0, lead + BOMB), (Channel.TEXT, 1, HARMLESS)]) == []
+
+
 async def test_nothing_leaves_before_its_window_is_read(streams: Streams) -> None:
     judge = ReadingJudge()
     stream = streams.open(judge)

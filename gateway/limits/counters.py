@@ -27,6 +27,9 @@ PREFIX: Final = "kala"
 REDIS_SECONDS: Final = 1.0
 """For one answer of Redis, which takes a tenth of a millisecond: a request must not hang on a store that is away."""
 
+MAX_CONNECTIONS: Final = 32
+"""An answer takes a tenth of a millisecond, so that a few connections serve every request of a gateway."""
+
 LEASE_SECONDS: Final = 60
 """How long a place stays taken after its gateway died; the living renew theirs in time."""
 
@@ -163,17 +166,20 @@ async def open_counters(storage: str) -> AsyncIterator[Counters]:
     if storage == MEMORY:
         yield MemoryCounters()
         return
-    from redis.asyncio import Redis
+    from redis.asyncio import BlockingConnectionPool, Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    client = Redis.from_url(
+    pool = BlockingConnectionPool.from_url(
         storage,
+        max_connections=MAX_CONNECTIONS,
+        timeout=REDIS_SECONDS,
         socket_timeout=REDIS_SECONDS,
         socket_connect_timeout=REDIS_SECONDS,
         # One more try, for a connection that the server closed while it was idle.
         retry=Retry(NoBackoff(), 1),
     )
+    client = Redis.from_pool(pool)
     counters = RedisCounters(client, storage)
     renewing = asyncio.ensure_future(counters.keep_renewing())
     try:

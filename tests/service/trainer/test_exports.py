@@ -13,6 +13,7 @@ from kala.trainer.v1 import trainer_pb2 as pb
 from services.common.file_set import file_set_digest
 from services.trainer.registry.bases import base_files
 from tests.fakes.served_trainer import ServedTrainer, served_trainer, small_spec
+from tests.fakes.warm_process import WarmExecutor
 
 pytestmark = pytest.mark.torch
 
@@ -72,7 +73,7 @@ async def test_a_merge_is_the_base_of_the_next_stage_which_names_its_parent(tmp_
 
 
 async def test_only_what_may_serve_is_exported_and_a_wrong_wish_is_named(tmp_path: Path) -> None:
-    async with served_trainer(tmp_path) as served:
+    async with served_trainer(tmp_path, executor=WarmExecutor()) as served:
         adapter = await promoted(served)
         copied = await exported(served, adapter.name, format=registry_pb2.EXPORT_FORMAT_PEFT)
         again = await exported(served, adapter.name, format=registry_pb2.EXPORT_FORMAT_PEFT)

@@ -33,6 +33,7 @@ from services.trainer.work.order import read_order
 from services.trainer.work.results import read_error, read_result
 from tests.fakes.tiny_pythia import make_tiny_pythia
 from tests.fakes.training_jobs import ALL_TARGETS, Told, order, spec, start, work, write_dataset
+from tests.fakes.warm_process import WarmProcess
 
 pytestmark = pytest.mark.torch
 
@@ -226,7 +227,7 @@ def test_sigterm_ends_the_process_with_a_checkpoint_and_says_so(tmp_path):
     long.hyperparameters.max_steps = 100_000
     long.hyperparameters.checkpoint_steps = 100_000
     folder = order(tmp_path, long)
-    process = start(folder)
+    process = WarmProcess(folder)
     _wait_for_step(folder, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
@@ -236,15 +237,19 @@ def test_sigterm_ends_the_process_with_a_checkpoint_and_says_so(tmp_path):
 
 
 @pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_no_saved_checkpoint_is_lost_over_kills_at_random_moments(tmp_path, kills):
+@pytest.mark.parametrize(
+    ("kills", "steps", "begin"),
+    [(2, 30, WarmProcess), pytest.param(20, 800, start, marks=pytest.mark.slow)],
+    ids=["2", "20"],
+)
+def test_no_saved_checkpoint_is_lost_over_kills_at_random_moments(tmp_path, kills, steps, begin):
     """After each kill the next life goes on from the newest checkpoint that was told, or a later one."""
     wanted = spec()
-    wanted.hyperparameters.max_steps = 40 * kills
+    wanted.hyperparameters.max_steps = steps
     wanted.hyperparameters.checkpoint_steps = 3
     folder, moments, saved = order(tmp_path, wanted), random.Random(kills), 0
     for _ in range(kills):
-        process = start(folder)
+        process = begin(folder)
         before = saved
         while not (folder / "result.json").exists() and _saved(folder) <= before and process.poll() is None:
             time.sleep(0.01)
@@ -256,11 +261,11 @@ def test_no_saved_checkpoint_is_lost_over_kills_at_random_moments(tmp_path, kill
         assert found is not None
         assert found.step >= told > before
         saved = told
-    process = start(folder)
+    process = begin(folder)
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output.decode()
     result = read_result(folder)
-    assert result["steps"] == 40 * kills
+    assert result["steps"] == steps
     assert 1 <= result["resumes"] <= kills
     uncut = tmp_path / "uncut"
     uncut.mkdir()
@@ -280,4 +285,4 @@ def _wait_for_step(folder: Path, process) -> None:
         if any(isinstance(e.message, job_pb2.TrainingProgress) and e.message.step for e in events):
             return
         time.sleep(0.02)
-    raise AssertionError(process.stdout.read().decode())
+    raise AssertionError(process.communicate()[0].decode())

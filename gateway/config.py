@@ -230,6 +230,12 @@ class GatewaySettings(EdgeSettings):
             description="The trainer's data directory, where files to train on are laid; unset: no fine-tuning jobs."
         ),
     ] = None
+    conversation_days: Annotated[
+        int, Field(ge=1, le=3650, description="How long responses and sessions are kept, unless they say it.")
+    ] = 30
+    background_responses: Annotated[
+        int, Field(ge=1, le=256, description="How many responses with `background: true` run at a time.")
+    ] = 8
     key_cache_seconds: Annotated[
         float,
         Field(ge=0, le=4, description="How long a key's state is remembered; bounds a revocation elsewhere."),

@@ -42,6 +42,7 @@ _LIMITS: Final[dict[str, Callable[[_Context], str]]] = {
 
 _PATTERNS: Final = {
     "url": "must be a data URI (data:image/png|jpeg|webp|gif;base64,…); remote images are not fetched, send the bytes",
+    "image_url": "must be a data URI (data:image/png|jpeg|webp|gif;base64,…); remote images are not fetched, send the bytes",
     "name": "must have 1 to 64 characters of A-Z, a-z, 0-9, _ and -",
 }
 

@@ -34,7 +34,7 @@ from bench.audit_load import (
 from kala.audit.checkpoint import Checkpoint
 from kala.audit.note import Signer
 from kala.audit.receipt import receipt_text
-from services.audit.store import LogWriter
+from services.audit.storage.store import LogWriter
 from tests.fakes.audit_log import ORIGIN
 from tests.postgres import Databases, own_postgres
 

@@ -23,7 +23,7 @@ from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from services.audit.batch import BatchWriter, Submission
 from services.audit.payloads import KeyEncryptionKey
 from services.audit.records import entry_of
-from services.audit.sqlite_store import SqliteReader, SqliteWriter
+from services.audit.storage.sqlite_store import SqliteReader, SqliteWriter
 from services.common.peers import GATEWAY, PEER_METADATA_KEY
 from services.common.secret_keys import load_or_create_secret_key
 from tests.fakes.audit_log import NOW, ORIGIN, record

@@ -23,11 +23,11 @@ from kala.audit.note import Signer
 from kala.audit.v1 import audit_pb2
 from services.audit.batch import BatchWriter, Submission
 from services.audit.payloads import KeyEncryptionKey
-from services.audit.postgres import Postgres
-from services.audit.postgres_store import PostgresWriter
 from services.audit.records import entry_of
-from services.audit.sqlite_store import SqliteWriter
-from services.audit.store import Commit, Head, LogWriter
+from services.audit.storage.postgres import Postgres
+from services.audit.storage.postgres_store import PostgresWriter
+from services.audit.storage.sqlite_store import SqliteWriter
+from services.audit.storage.store import Commit, Head, LogWriter
 from services.common.event_loop import GC_THRESHOLDS
 from services.common.peers import GATEWAY, PEER_METADATA_KEY
 from services.common.secret_keys import load_or_create_secret_key

@@ -24,8 +24,8 @@ from services.audit.batch import BatchWriter, Logged, Submission
 from services.audit.config import AuditSettings
 from services.audit.entries import NewEntry
 from services.audit.records import entry_of
-from services.audit.store import Commit, Head, HeadMovedError, LogWriter
-from services.audit.stores import LogStore, open_log_store
+from services.audit.storage.store import Commit, Head, HeadMovedError, LogWriter
+from services.audit.storage.stores import LogStore, open_log_store
 from services.common.event_loop import run
 
 

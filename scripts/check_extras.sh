@@ -6,7 +6,7 @@ python=${PYTHON:-python3}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 declare -A module=([audit]="services.audit.__main__, services.audit.witness.__main__"
-  [audit-pii]="services.audit.__main__, services.audit.presidio_finder" [ethics]=services.ethics.__main__
+  [audit-pii]="services.audit.__main__, services.audit.privacy.presidio_finder" [ethics]=services.ethics.__main__
   [evaluation]=services.ethics.evaluation.__main__
   [inference]=services.inference.__main__ [gateway]=gateway.__main__
   [tools]=services.tools.__main__ [trainer]=services.trainer.__main__)

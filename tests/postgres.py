@@ -250,7 +250,7 @@ def postgres_url(postgres_databases: Databases) -> Iterator[str]:
 def migrated_postgres(postgres_databases: Databases) -> Iterator[str]:
     """The name of a database with the log's tables and no log, to be a template; made once."""
     from services.audit.migrate import migrate_postgres
-    from services.audit.postgres import Postgres
+    from services.audit.storage.postgres import Postgres
 
     url = postgres_databases.create()
     migrate_postgres(Postgres(url))

@@ -16,7 +16,7 @@ import pytest
 from kala.audit.receipt import verify_receipt
 from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError
-from services.audit.postgres_schema import VERSION_TABLE
+from services.audit.storage.postgres_schema import VERSION_TABLE
 from services.common.channel import open_channel
 from services.common.status import translated
 from tests.audit_proof import rows_of, started, stopped

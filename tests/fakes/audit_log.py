@@ -19,12 +19,12 @@ from kala.errors import KalaError
 from services.audit.batch import BatchWriter, Logged, Submission
 from services.audit.migrate import migrate_sqlite
 from services.audit.payloads import KeyEncryptionKey
-from services.audit.postgres import Postgres
-from services.audit.postgres_reader import PostgresReader
-from services.audit.postgres_store import PostgresWriter
 from services.audit.records import entry_of
-from services.audit.sqlite_store import LOG_ID, SqliteReader, SqliteWriter
-from services.audit.store import LogReader
+from services.audit.storage.postgres import Postgres
+from services.audit.storage.postgres_reader import PostgresReader
+from services.audit.storage.postgres_store import PostgresWriter
+from services.audit.storage.sqlite_store import LOG_ID, SqliteReader, SqliteWriter
+from services.audit.storage.store import LogReader
 from services.common.database import connectable
 
 ORIGIN = "kala.test/audit"

@@ -17,18 +17,18 @@ from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.common.v1 import clearance_pb2, options_pb2
 from services.audit.batch import BatchWriter
 from services.audit.config import AuditSettings
-from services.audit.late_content import LateContent
 from services.audit.log import Log
 from services.audit.once import OnceRecords
 from services.audit.own_records import OwnRecords
 from services.audit.payloads import KeyEncryptionKey
-from services.audit.privacy import Privacy
-from services.audit.privacy_servicer import AuditPrivacyServicer
-from services.audit.privacy_store import PrivacyStore
-from services.audit.reading import LogReading
-from services.audit.redaction import PersonalDataFinder
+from services.audit.privacy.late_content import LateContent
+from services.audit.privacy.redaction import PersonalDataFinder
+from services.audit.privacy.servicer import AuditPrivacyServicer
+from services.audit.privacy.steps import Privacy
+from services.audit.privacy.store import PrivacyStore
+from services.audit.reading.log_reader import LogReading
 from services.audit.servicer import AuditServicer, may_call
-from services.audit.stores import LogStore, open_log_store
+from services.audit.storage.stores import LogStore, open_log_store
 from services.common.channel import open_channel
 from services.common.interceptors import CallPolicy
 from services.common.principals import principal_metadata

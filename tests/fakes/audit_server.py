@@ -16,8 +16,8 @@ from services.audit.config import AuditSettings
 from services.audit.log import Log
 from services.audit.own_records import OwnRecords
 from services.audit.payloads import KeyEncryptionKey
-from services.audit.pipelines import Pipelines
-from services.audit.read_servicer import reads_of
+from services.audit.reading.pipelines import Pipelines
+from services.audit.reading.servicer import reads_of
 from services.audit.servicer import AuditServicer, may_call
 from services.common.channel import open_channel
 from services.common.interceptors import CallPolicy

@@ -33,16 +33,16 @@ from services.audit.log import Log, system_clock
 from services.audit.once import OnceRecords
 from services.audit.own_records import OwnRecords
 from services.audit.payloads import KeyEncryptionKey
-from services.audit.pipelines import Pipelines
-from services.audit.privacy import Privacy
-from services.audit.privacy_servicer import AuditPrivacyServicer
-from services.audit.privacy_store import PrivacyStore
-from services.audit.published import NoCosignatures, PublishedLog
-from services.audit.read_servicer import reads_of
-from services.audit.reading import LogReading
+from services.audit.privacy.servicer import AuditPrivacyServicer
+from services.audit.privacy.steps import Privacy
+from services.audit.privacy.store import PrivacyStore
+from services.audit.publishing.published import NoCosignatures, PublishedLog
+from services.audit.publishing.tile_reads import PublishedReads, TileReads
+from services.audit.reading.log_reader import LogReading
+from services.audit.reading.pipelines import Pipelines
+from services.audit.reading.servicer import reads_of
 from services.audit.servicer import AuditServicer
-from services.audit.stores import open_log_store
-from services.audit.tile_reads import PublishedReads, TileReads
+from services.audit.storage.stores import open_log_store
 from services.common.clearance import ClearanceVerifier, guard_for
 from services.common.interceptors import CallPolicy
 from services.common.keys import key_id

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from services.audit import __main__ as audit_process
-from services.audit import postgres_store, stores
 from services.audit.batch import BatchWriter
-from services.audit.postgres_store import PostgresWriter
-from services.audit.sqlite_store import SqliteReader, SqliteWriter
-from services.audit.store import Commit, Head, StoredEntry
+from services.audit.storage import postgres_store, stores
+from services.audit.storage.postgres_store import PostgresWriter
+from services.audit.storage.sqlite_store import SqliteReader, SqliteWriter
+from services.audit.storage.store import Commit, Head, StoredEntry
 from services.common.event_loop import run
 
 HELD_BATCHES = 20

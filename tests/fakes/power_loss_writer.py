@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from services.audit.sqlite_store import SqliteWriter
+from services.audit.storage.sqlite_store import SqliteWriter
 from tests.fakes.audit_log import LogFile, record
 
 

@@ -16,11 +16,11 @@ from kala.audit.v1 import audit_pb2
 from kala.errors import KalaError, UnavailableError
 from services.audit.batch import BatchWriter, Logged, Submission
 from services.audit.payloads import KeyEncryptionKey
-from services.audit.postgres import Postgres
-from services.audit.postgres_reader import PostgresReader
-from services.audit.postgres_store import PostgresWriter
 from services.audit.records import entry_of
-from services.audit.store import Commit, HeadMovedError
+from services.audit.storage.postgres import Postgres
+from services.audit.storage.postgres_reader import PostgresReader
+from services.audit.storage.postgres_store import PostgresWriter
+from services.audit.storage.store import Commit, HeadMovedError
 from tests.fakes.audit_log import KEK, NOW, ORIGIN, record, signer
 
 RETRY_SECONDS = 0.02

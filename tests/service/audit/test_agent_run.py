@@ -21,8 +21,8 @@ from kala.audit.v1 import audit_pb2
 from kala.common.v1 import decision_pb2
 from kala.errors import InvalidArgumentError, UnavailableError
 from services.audit import migrations
-from services.audit.pipelines import PipelineRuns, Pipelines
-from services.audit.query import Condition
+from services.audit.reading.pipelines import PipelineRuns, Pipelines
+from services.audit.reading.query import Condition
 from services.common.status import translated
 from tests.fakes.audit_log import NOW, LogFile, open_log
 from tests.fakes.audit_server import served_log

@@ -26,7 +26,7 @@ from kala.errors import (
     UnavailableError,
 )
 from services.audit.batch import Logged, Submission
-from services.audit.schema import METADATA
+from services.audit.storage.schema import METADATA
 from services.common.channel import open_channel
 from services.common.status import translated
 from tests.fakes.audit_log import is_url, record

@@ -19,8 +19,8 @@ from kala.audit.report import TamperedError
 from kala.audit.v1 import audit_pb2
 from kala.common.v1.clearance_pb2 import Principal
 from kala.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError, UnavailableError
-from services.audit import exporting
-from services.audit.postgres_retention import drop_before
+from services.audit.export import exporting
+from services.audit.storage.postgres_retention import drop_before
 from services.common.principals import principal_metadata
 from services.common.status import translated
 from tests.fakes.audit_log import NOW, open_log, record

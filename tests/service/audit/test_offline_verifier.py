@@ -13,8 +13,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import pytest
 
 from kala.cli import main
-from services.audit.published import NoCosignatures, PublishedLog
-from services.audit.tile_api import TileApi
+from services.audit.publishing.published import NoCosignatures, PublishedLog
+from services.audit.publishing.tile_api import TileApi
 from tests.fakes.audit_log import LogFile, record, signer
 
 TOKEN = "t" * 43

@@ -21,13 +21,13 @@ from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.errors import FailedPreconditionError, UnavailableError
 from services.audit.config import AuditSettings
 from services.audit.migrate import HEAD_REVISION, grant_roles, migrate_postgres
-from services.audit.postgres import Postgres, require_triggers
-from services.audit.postgres_reader import _SELECT_BY_KEYS
-from services.audit.postgres_retention import drop_before, first_index
-from services.audit.postgres_schema import ERASER, GRANTS, READER, VERSION_TABLE, WRITER
-from services.audit.postgres_store import PostgresWriter
-from services.audit.schema import METADATA
-from services.audit.stores import open_log_store
+from services.audit.storage.postgres import Postgres, require_triggers
+from services.audit.storage.postgres_reader import _SELECT_BY_KEYS
+from services.audit.storage.postgres_retention import drop_before, first_index
+from services.audit.storage.postgres_schema import ERASER, GRANTS, READER, VERSION_TABLE, WRITER
+from services.audit.storage.postgres_store import PostgresWriter
+from services.audit.storage.schema import METADATA
+from services.audit.storage.stores import open_log_store
 from services.common.channel import open_channel
 from tests.fakes.audit_log import ORIGIN, LogFile, open_log, record, signer
 from tests.fakes.audit_process import AuditProcess
@@ -262,7 +262,7 @@ def test_old_partitions_go_and_what_is_left_is_still_proved(postgres_log_url: st
     finally:
         engine.dispose()
     with open_log(postgres_log_url) as log:
-        from services.audit.reading import LogReading
+        from services.audit.reading.log_reader import LogReading
 
         reading = LogReading(log.reader)
         assert log.reader.entry(511) is None

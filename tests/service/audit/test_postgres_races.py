@@ -13,10 +13,10 @@ import psycopg
 import pytest
 
 from kala.errors import DataLossError, UnavailableError
-from services.audit import postgres, postgres_store
-from services.audit.postgres import Postgres
-from services.audit.postgres_store import PostgresWriter
-from services.audit.store import StoreFailedError
+from services.audit.storage import postgres, postgres_store
+from services.audit.storage.postgres import Postgres
+from services.audit.storage.postgres_store import PostgresWriter
+from services.audit.storage.store import StoreFailedError
 from tests.fakes.audit_log import LogFile, open_log, record
 from tests.fakes.rival_logs import Rival, problems_of, race
 from tests.postgres import Databases, name_of, own_postgres

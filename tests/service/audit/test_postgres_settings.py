@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import event
 
 from kala.errors import FailedPreconditionError
-from services.audit.postgres import Postgres
-from services.audit.postgres_store import PostgresWriter
+from services.audit.storage.postgres import Postgres
+from services.audit.storage.postgres_store import PostgresWriter
 from tests.fakes.audit_log import ORIGIN, open_log, record, signer
 from tests.postgres import Databases, name_of, own_postgres
 

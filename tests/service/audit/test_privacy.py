@@ -30,12 +30,12 @@ from kala.errors import (
 )
 from services.audit.migrate import grant_roles
 from services.audit.once import key_of
-from services.audit.postgres import Postgres
-from services.audit.postgres_schema import ERASER, WRITER
-from services.audit.privacy_store import PrivacyStore
-from services.audit.retention import DAY_US, Clocks, Retention
-from services.audit.retention_store import RetentionStore
-from services.audit.schema import PAYLOAD, SUBJECT_KEY
+from services.audit.privacy.retention import DAY_US, Clocks, Retention
+from services.audit.privacy.retention_store import RetentionStore
+from services.audit.privacy.store import PrivacyStore
+from services.audit.storage.postgres import Postgres
+from services.audit.storage.postgres_schema import ERASER, WRITER
+from services.audit.storage.schema import PAYLOAD, SUBJECT_KEY
 from services.common.status import translated
 from tests.fakes.audit_log import signer
 from tests.fakes.audit_privacy import PrivateLog, principal, private_log, spoken

@@ -9,9 +9,9 @@ from sqlalchemy import select
 
 from kala.audit.note import Signer
 from kala.errors import NotFoundError
-from services.audit.retention import DAY_US, Clocks, Retention
-from services.audit.retention_store import STEP_ENTRIES, RetentionStore
-from services.audit.schema import PAYLOAD
+from services.audit.privacy.retention import DAY_US, Clocks, Retention
+from services.audit.privacy.retention_store import STEP_ENTRIES, RetentionStore
+from services.audit.storage.schema import PAYLOAD
 from tests.fakes.audit_privacy import PrivateLog, private_log, spoken
 
 ALICE, BOB = "a" * 64, "b" * 64

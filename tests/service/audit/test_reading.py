@@ -17,8 +17,8 @@ from kala.common.v1 import decision_pb2
 from kala.common.v1.clearance_pb2 import Principal
 from kala.errors import InvalidArgumentError, NotFoundError
 from services.audit.payloads import KeyEncryptionKey
-from services.audit.query import PageToken, digest_of
-from services.audit.read_records import Reader
+from services.audit.reading.query import PageToken, digest_of
+from services.audit.reading.read_records import Reader
 from services.common.principals import principal_metadata
 from services.common.status import translated
 from tests.fakes.audit_log import KEK, NOW, is_url, open_log, record

@@ -13,8 +13,8 @@ from sqlalchemy import Engine, event
 from structlog.testing import capture_logs
 
 from kala.audit.v1 import audit_pb2
-from services.audit import reconciler as module
-from services.audit.reconciler import INTENT_AGE_US, Reconciler, reconciling
+from services.audit.reading import reconciler as module
+from services.audit.reading.reconciler import INTENT_AGE_US, Reconciler, reconciling
 from services.common.database import connectable
 from tests.fakes.audit_log import NOW, LogFile, open_log, record
 

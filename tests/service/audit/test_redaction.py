@@ -10,7 +10,7 @@ import pytest
 
 from kala.audit.receipt import verify_receipt
 from kala.errors import AlreadyExistsError, NotFoundError
-from services.audit.redaction import Span
+from services.audit.privacy.redaction import Span
 from tests.fakes.audit_log import signer
 from tests.fakes.audit_privacy import private_log, spoken
 

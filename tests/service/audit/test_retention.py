@@ -14,9 +14,9 @@ from kala.audit.database import verify_database
 from kala.audit.receipt import verify_receipt
 from kala.errors import UnavailableError
 from services.audit.config import AuditSettings
-from services.audit.retention import DAY_US, Clocks, Retention, retaining
-from services.audit.retention_store import STEP_ENTRIES, RetentionStore
-from services.audit.schema import PAYLOAD
+from services.audit.privacy.retention import DAY_US, Clocks, Retention, retaining
+from services.audit.privacy.retention_store import STEP_ENTRIES, RetentionStore
+from services.audit.storage.schema import PAYLOAD
 from tests.fakes.audit_log import record, signer
 from tests.fakes.audit_privacy import PrivateLog, private_log, spoken
 
@@ -150,7 +150,7 @@ async def test_entries_go_by_whole_partitions_when_both_clocks_ran_out(
     postgres_log_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The partitions of a real log hold a million entries; those of this one 256."""
-    import services.audit.retention as retention_module
+    import services.audit.privacy.retention as retention_module
 
     monkeypatch.setattr(retention_module, "PARTITION_WIDTH", 256)
     async with private_log(postgres_log_url) as log:

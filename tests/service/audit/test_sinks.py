@@ -17,15 +17,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from kala.errors import UnavailableError
-from services.audit import sinks
 from services.audit.config import SECTION, AuditSettings
+from services.audit.export import sinks
+from services.audit.export.sink_cursors import SinkCursors
+from services.audit.export.sink_settings import SinkSettings
+from services.audit.export.sink_targets import FileTarget, SinkFailedError, target_of
+from services.audit.export.sinks import Sink, SinkMetrics, SinkPace, feeding
 from services.audit.log import Log
 from services.audit.own_records import OwnRecords
-from services.audit.sink_cursors import SinkCursors
-from services.audit.sink_settings import SinkSettings
-from services.audit.sink_targets import FileTarget, SinkFailedError, target_of
-from services.audit.sinks import Sink, SinkMetrics, SinkPace, feeding
-from services.audit.store import LogReader
+from services.audit.storage.store import LogReader
 from services.common.settings import load
 from tests.fakes.audit_log import NOW, ORIGIN, LogFile, is_url, open_log, record
 

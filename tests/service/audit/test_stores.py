@@ -25,8 +25,8 @@ from kala.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
 )
-from services.audit.query import Condition
-from services.audit.store import Column
+from services.audit.reading.query import Condition
+from services.audit.storage.store import Column
 from tests.fakes import audit_log
 from tests.fakes.audit_log import KEK, NOW, ORIGIN, LogFile, is_url, open_log, record, signer
 
@@ -303,7 +303,7 @@ def test_only_kinds_whose_plaintext_is_there_are_told(log: LogFile) -> None:
 
 def test_the_path_of_a_file_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from services.audit.config import AuditSettings
-    from services.audit.stores import open_log_store
+    from services.audit.storage.stores import open_log_store
 
     monkeypatch.setenv("HOME", str(tmp_path))
     with closing(open_log_store(AuditSettings(database="~/logs/audit.db"), signer())) as store:

@@ -14,7 +14,7 @@ from kala.audit.checkpoint import open_checkpoint
 from kala.audit.v1 import audit_pb2
 from kala.common.v1 import clearance_pb2
 from kala.errors import InvalidArgumentError, ResourceExhaustedError, UnavailableError
-from services.audit import watching
+from services.audit.reading import watching
 from services.common.channel import open_channel
 from services.common.principals import principal_metadata
 from services.common.status import translated

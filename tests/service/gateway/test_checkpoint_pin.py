@@ -9,9 +9,9 @@ import pytest
 
 from gateway.checkpoint_pin import CheckpointPin, load_verifiers
 from kala.audit.merkle import consistency_proof
+from kala.audit.tile_nodes import TileReader
 from kala.audit.v1 import audit_pb2
 from kala.errors import FailedPreconditionError, VerificationError
-from services.audit.tiles import TileReader
 from tests.fakes.audit_log import LogFile, open_log, record, signer
 
 

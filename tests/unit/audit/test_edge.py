@@ -8,9 +8,9 @@ import pytest
 
 from kala.audit.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
 from kala.audit.proof import verify_consistency, verify_inclusion
+from kala.audit.tile_nodes import TileReader, open_tiles
 from kala.errors import DataLossError
 from services.audit.edge import Tile, TreeEdge, split_hashes
-from services.audit.tiles import TileReader, open_tiles
 
 LEAVES = [leaf_hash(str(number).encode()) for number in range(70_000)]
 

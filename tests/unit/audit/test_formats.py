@@ -10,12 +10,12 @@ import pytest
 
 from kala.audit.v1 import audit_pb2
 from services.audit.entries import build
-from services.audit.formats import FORMATS
-from services.audit.ocsf import event_of
-from services.audit.otlp import MAX_LINE_LEAF_BYTES
+from services.audit.export.formats import FORMATS
+from services.audit.export.ocsf import event_of
+from services.audit.export.otlp import MAX_LINE_LEAF_BYTES
 from services.audit.payloads import KeyEncryptionKey, PayloadSealer
 from services.audit.records import entry_of
-from services.audit.store import StoredEntry
+from services.audit.storage.store import StoredEntry
 from tests.fakes.audit_log import KEK, NOW, ORIGIN, record
 
 Change = Callable[[audit_pb2.Record], object]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from services.audit.gap_finder import GapFinder, Hole, Mark
+from services.audit.reading.gap_finder import GapFinder, Hole, Mark
 
 BOOT = b"bootboot"
 

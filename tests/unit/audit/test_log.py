@@ -23,7 +23,7 @@ from services.audit.entries import NewEntry, build
 from services.audit.log import Log
 from services.audit.own_records import OwnRecords
 from services.audit.records import entry_of
-from services.audit.store import Commit, HeadMovedError
+from services.audit.storage.store import Commit, HeadMovedError
 from tests.fakes.audit_log import NOW, LogFile, open_log, record
 
 

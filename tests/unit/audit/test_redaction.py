@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kala.errors import FailedPreconditionError
 from kala.inference.v1 import inference_pb2
 from services.audit.entries import NewEntry, PlainPayload
-from services.audit.redaction import MAX_SEARCHED_BYTES, Span, is_redacted, masked, redact
+from services.audit.privacy.redaction import MAX_SEARCHED_BYTES, Span, is_redacted, masked, redact
 from services.audit.wire_structure import structure_of
 
 EMAIL = re.compile(r"[\w.]+@[\w.]+")
@@ -125,7 +125,7 @@ def test_no_bytes_break_it(data: bytes) -> None:
 @pytest.fixture(scope="module")
 def presidio() -> object:
     pytest.importorskip("presidio_analyzer", reason="needs the extra audit-pii")
-    from services.audit.presidio_finder import PresidioFinder
+    from services.audit.privacy.presidio_finder import PresidioFinder
 
     return PresidioFinder()
 
@@ -172,7 +172,7 @@ def test_presidio_leaves_ordinary_text_alone(presidio: EmailFinder, harmless: st
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from services.audit.presidio_finder import PresidioFinder
+    from services.audit.privacy.presidio_finder import PresidioFinder
 
     monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
     with pytest.raises(FailedPreconditionError, match="audit-pii"):

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.audit.query import Condition
-from services.audit.scan import Scanner
-from services.audit.sqlite_queries import INDEXES, SELECT_GAPS, index_for
+from services.audit.reading.query import Condition
+from services.audit.reading.scan import Scanner
+from services.audit.storage.sqlite_queries import INDEXES, SELECT_GAPS, index_for
 from tests.fakes.audit_log import LogFile, fill, open_log
 
 TOTAL = 300

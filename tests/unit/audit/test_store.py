@@ -25,10 +25,10 @@ from kala.errors import (
     FailedPreconditionError,
     UnavailableError,
 )
-from services.audit import sqlite_store
 from services.audit.migrate import HEAD_REVISION, TRIGGERS, migrate_sqlite, require_triggers
-from services.audit.schema import METADATA
-from services.audit.sqlite_store import SqliteWriter
+from services.audit.storage import sqlite_store
+from services.audit.storage.schema import METADATA
+from services.audit.storage.sqlite_store import SqliteWriter
 from tests.fakes.audit_log import NOW, ORIGIN, LogFile, open_log, record, signer
 
 

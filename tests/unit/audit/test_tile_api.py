@@ -13,8 +13,8 @@ from kala.audit.checkpoint import open_checkpoint
 from kala.audit.merkle import leaf_hash
 from kala.audit.tile_paths import TilePath, bundles_of, tiles_of, unbundle
 from kala.errors import FailedPreconditionError, UnavailableError
-from services.audit.published import NoCosignatures, PublishedLog
-from services.audit.tile_api import TileApi, load_token
+from services.audit.publishing.published import NoCosignatures, PublishedLog
+from services.audit.publishing.tile_api import TileApi, load_token
 from tests.fakes.audit_log import LogFile, fill, open_log, signer
 
 TOKEN = "t" * 43

@@ -15,13 +15,13 @@ from structlog.testing import capture_logs
 from kala.audit.checkpoint import open_checkpoint
 from kala.audit.cosignature import CosignatureKind, Cosigner, cosignatures
 from kala.errors import InvalidArgumentError, UnavailableError
-from services.audit import witnessing as witnessing_module
-from services.audit.cosignature_store import KEPT_SIZES, CosignatureStore
-from services.audit.published import PublishedLog
+from services.audit.publishing import witnessing as witnessing_module
+from services.audit.publishing.cosignature_store import KEPT_SIZES, CosignatureStore
+from services.audit.publishing.published import PublishedLog
+from services.audit.publishing.witness_policy import WitnessAddress, parse_witnesses
+from services.audit.publishing.witnessing import Witnessing
 from services.audit.witness.add_checkpoint import AddCheckpoint
 from services.audit.witness.state import WitnessState
-from services.audit.witness_policy import WitnessAddress, parse_witnesses
-from services.audit.witnessing import Witnessing
 from tests.fakes.audit_log import ORIGIN, LogFile, open_log, record, signer
 
 NOW = 1_790_000_000

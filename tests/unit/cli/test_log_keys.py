@@ -14,7 +14,7 @@ from kala.errors import FailedPreconditionError
 from kala.suite.keyring import Keyring, make_keyring
 from kala.suite.layout import StateLayout
 from services.audit.keys import load_signer
-from services.audit.tile_api import load_token
+from services.audit.publishing.tile_api import load_token
 from services.audit.witness.keys import load_cosigners
 from tests.fakes.audit_log import ORIGIN, LogFile, record
 

@@ -1,9 +1,8 @@
-"""One of several workers that train together, joined by gloo over a file; run as a program."""
+"""One of several workers that train together, joined by gloo over a file."""
 
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -53,9 +52,3 @@ def main(root: Path, rank: int, size: int, parallelism: str, steps: int, stop_af
         )
         (root / f"result-{rank}.json").write_text(json.dumps(result))
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(
-        Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
-    )

@@ -1,6 +1,6 @@
-"""The trainer's process with its libraries loaded: forked from a server that loads them once, in place of seconds at each start.
+"""Processes of the trainer with their libraries loaded: forked from a server that loads them once, in place of seconds at each start.
 
-What runs is the real work in a process and a session of its own, which can be killed. What a cold start does is tested with
+What runs is the real work, in a process and a session of its own, which can be killed. What a cold start does is tested with
 `tests.fakes.training_jobs.start` and with the service's own executor.
 """
 
@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from multiprocessing.connection import Connection
@@ -24,6 +25,7 @@ from services.trainer.work.log_lines import LogWriter
 
 LIBRARIES = ("torch", "peft", "transformers.models.gpt_neox.modeling_gpt_neox")
 ENVIRONMENT = {
+    "GLOO_SOCKET_IFNAME": "lo",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -54,11 +56,11 @@ def _server() -> ForkServerContext:
 
 
 class WarmProcess:
-    """The work of a folder, begun; as much of `subprocess.Popen` as tests of the work need."""
+    """A function's run in a process and a session of its own; as much of `subprocess.Popen` as tests need."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, run: Callable[..., object], *arguments: object) -> None:
         self._reading, writing = multiprocessing.Pipe(duplex=False)
-        self._process: ForkServerProcess = _server().Process(target=_work, args=(str(folder), writing))
+        self._process: ForkServerProcess = _server().Process(target=_run, args=(writing, run, arguments))
         self._process.start()
         writing.close()
 
@@ -92,22 +94,30 @@ class WarmProcess:
         return b"\n".join(lines), None
 
 
-def _work(folder: str, writing: Connection) -> None:
-    from services.trainer.work.__main__ import main
-
+def _run(writing: Connection, run: Callable[..., object], arguments: tuple[object, ...]) -> None:
     os.setsid()
     for descriptor in (1, 2):
         os.dup2(writing.fileno(), descriptor)
     writing.close()
-    os.environ.update(ENVIRONMENT)
-    sys.exit(main([folder]))
+    run(*arguments)
+
+
+def start_warm(folder: Path) -> WarmProcess:
+    """Begin the work of a folder."""
+    return WarmProcess(_work, folder)
+
+
+def _work(folder: Path) -> None:
+    from services.trainer.work.__main__ import main
+
+    sys.exit(main([str(folder)]))
 
 
 class WarmExecutor:
     """Runs the work of a trainer's service like its local executor."""
 
     async def run(self, task: Task, attached: Attached) -> Ended:
-        process = await asyncio.to_thread(WarmProcess, task.folder)
+        process = await asyncio.to_thread(start_warm, task.folder)
         end = asyncio.create_task(asyncio.to_thread(process.communicate))
         try:
             written, _ = await asyncio.shield(end)

@@ -33,7 +33,7 @@ from services.trainer.work.order import read_order
 from services.trainer.work.results import read_error, read_result
 from tests.fakes.tiny_pythia import make_tiny_pythia
 from tests.fakes.training_jobs import ALL_TARGETS, Told, order, spec, start, work, write_dataset
-from tests.fakes.warm_process import WarmProcess
+from tests.fakes.warm_process import start_warm
 
 pytestmark = pytest.mark.torch
 
@@ -227,7 +227,7 @@ def test_sigterm_ends_the_process_with_a_checkpoint_and_says_so(tmp_path):
     long.hyperparameters.max_steps = 100_000
     long.hyperparameters.checkpoint_steps = 100_000
     folder = order(tmp_path, long)
-    process = WarmProcess(folder)
+    process = start_warm(folder)
     _wait_for_step(folder, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
@@ -239,7 +239,7 @@ def test_sigterm_ends_the_process_with_a_checkpoint_and_says_so(tmp_path):
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize(
     ("kills", "steps", "begin"),
-    [(2, 30, WarmProcess), pytest.param(20, 800, start, marks=pytest.mark.slow)],
+    [(2, 30, start_warm), pytest.param(20, 800, start, marks=pytest.mark.slow)],
     ids=["2", "20"],
 )
 def test_no_saved_checkpoint_is_lost_over_kills_at_random_moments(tmp_path, kills, steps, begin):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,9 @@ import pytest
 from kala.errors import InvalidArgumentError
 from services.common.adapter_weights import WEIGHTS_FILE
 from services.trainer.training.world import World
+from tests.fakes import training_workers
 from tests.fakes.training_jobs import preference, write_dataset
+from tests.fakes.warm_process import WarmProcess
 
 pytestmark = pytest.mark.torch
 
@@ -28,14 +27,9 @@ def train(root: Path, size: int, parallelism: str, stop_after: int = 0) -> None:
     (root / "meeting").unlink(missing_ok=True)
     (root / "job").mkdir(exist_ok=True)
     workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.fakes.training_workers", str(root), str(rank), str(size), parallelism, "4", str(stop_after)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        WarmProcess(training_workers.main, root, rank, size, parallelism, 4, stop_after)
         for rank in range(size)
-    ]  # fmt: skip
+    ]
     for worker in workers:
         output, _ = worker.communicate(timeout=240)
         assert worker.returncode == 0, output.decode()[-4000:]

@@ -127,9 +127,16 @@ def stop_suite(layout: StateLayout) -> list[str]:
 def private_suite(layout: StateLayout, *, environment: Mapping[str, str]) -> Iterator[SuiteRecord]:
     """A suite that lives for one `with` block, and not longer than this process even when that is killed."""
     reading, writing = os.pipe()
-    try:
+    # It is never written to: the suite stops when it closes, with this process at the latest.
+    with os.fdopen(writing, "wb", buffering=0) as lifeline:
         try:
             launched = start_detached(layout, port=0, environment=environment, lifeline=reading)
+        except BaseException:
+            # Also of Ctrl-C while it starts: whoever removes the directory next must find nothing that runs in it.
+            lifeline.close()
+            stop_suite(layout)
+            wait_until(lambda: not is_locked(layout), timeout_seconds=_STOP_WAIT_SECONDS)
+            raise
         finally:
             os.close(reading)
         try:
@@ -138,5 +145,3 @@ def private_suite(layout: StateLayout, *, environment: Mapping[str, str]) -> Ite
             stop_suite(layout)
             if launched.process is not None:
                 launched.process.wait()
-    finally:
-        os.close(writing)

@@ -117,7 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server_state.asked.append(asked)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            call = self.server_state.next_call()
+            # A model calls what it was offered.
+            call = self.server_state.next_call() if asked.get("tools") else None
             if asked.get("stream"):
                 self._stream(call)
             else:

@@ -36,7 +36,7 @@ async def test_chunks_become_numbered_sources_and_citations_name_their_places() 
     assert request.headers["x-kala-provider"] == "mlx"
     assert request.headers["x-kala-truncation"] == "content-budget"
     system, user = gateway.chats[0]["messages"]
-    assert "data" in system["content"]
+    assert "cite it, like [1]" in system["content"]
     assert user["content"].startswith("Question: How often does it beacon?")
     assert "[2] Report 7\nThe sample beacons each hour." in user["content"]
     assert gateway.chats[0]["temperature"] == 0.0

@@ -103,7 +103,7 @@ async def every(
 ) -> AsyncIterator[Suite]:
     """A gateway before it."""
     folder, address = tmp_path_factory.mktemp("every"), services[1]
-    addresses = {f"{part}_address": address for part in ANSWERED}
+    addresses: dict[str, Any] = {f"{part}_address": address for part in ANSWERED}
     async with running_suite(Path(folder), **addresses) as suite:
         yield suite
 

@@ -24,7 +24,7 @@ MAX_TRACKS: Final = 128
 """The contract's limit for positions of one channel; what is over shares the last one."""
 
 FIRST_TEXT: Final = 32
-"""Positions before are those of an answer's own fields (`answer.py`), of which there are 23 at most."""
+"""Where an answer's own fields (`answer.py`, 23 at most) come before its texts."""
 
 CHARS_A_SECOND: Final = 4_096
 """A slow machine's judges read at least so much; a long output gets that much longer."""
@@ -44,7 +44,8 @@ async def check_texts(
     Raises UnavailableError when there is none, or one that allows what was not checked.
     """
     held = HoldBack()
-    for track, text in (*tracks, *_texts_as_tracks(texts, channel)):
+    own = tuple(tracks)
+    for track, text in (*own, *_texts_as_tracks(texts, channel, first=FIRST_TEXT if own else 0)):
         held.push(track, text)
     call = ethics.open_check()
     try:
@@ -89,9 +90,9 @@ async def in_checked_words(ethics: EthicsClient, act: Act, decision_id: str, err
 
 
 def _texts_as_tracks(
-    texts: Mapping[str, str], channel: ethics_pb2.OutputChannel.ValueType
+    texts: Mapping[str, str], channel: ethics_pb2.OutputChannel.ValueType, *, first: int
 ) -> Iterable[Piece]:
-    for position, text in enumerate(texts.values(), start=FIRST_TEXT):
+    for position, text in enumerate(texts.values(), start=first):
         yield Piece(Track(channel, min(position, MAX_TRACKS - 1)), text)
 
 

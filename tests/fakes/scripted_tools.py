@@ -105,6 +105,12 @@ class ScriptedTools(tools_pb2_grpc.ToolsServiceServicer):
     executed: list[pb.ExecuteAction] = field(default_factory=list)
     written: list[pb.WriteFileAction] = field(default_factory=list)
     generated: list[pb.GenerateCodeAction] = field(default_factory=list)
+    code: pb.GenerateCodeResponse = field(
+        default_factory=lambda: pb.GenerateCodeResponse(
+            code=code_pb2.CodeFile(path="main.py", content="print(1)\n"), accepted=True
+        )
+    )
+    """What every GenerateCode gives."""
     reads: list[pb.ReadFileRequest] = field(default_factory=list)
     principals: list[clearance_pb2.Principal] = field(default_factory=list)
     """On whose behalf unguarded calls came."""
@@ -160,9 +166,7 @@ class ScriptedTools(tools_pb2_grpc.ToolsServiceServicer):
         self, request: pb.GenerateCodeRequest, context: Context
     ) -> pb.GenerateCodeResponse:
         self.generated.append(unpack_strictly(current_clearance().action, pb.GenerateCodeAction))
-        return pb.GenerateCodeResponse(
-            code=code_pb2.CodeFile(path="main.py", content="print(1)\n"), accepted=True
-        )
+        return self.code
 
     async def WriteFile(  # noqa: N802 - the contract's name
         self, request: pb.WriteFileRequest, context: Context

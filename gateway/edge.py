@@ -53,7 +53,15 @@ _SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 _UNPRINTABLE: Final = re.compile(r"[^ -~]")
 
-_NEED_NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
+_SECURITY: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""An answer is data: no browser may guess another type, run it, frame it or tell others where it came from."""
+
+_STAY_ON_HTTPS: Final = (b"strict-transport-security", b"max-age=31536000")
+_KEEP_NOTHING: Final = ("cache-control", "no-store")
 
 
 class ClientGoneError(Exception):
@@ -223,9 +231,13 @@ class Exchange:
     def _head(self, content_type: str, headers: Mapping[str, str] | None) -> list[tuple[bytes, bytes]]:
         lines = [
             (b"content-type", content_type.encode()),
-            _NEED_NO_SNIFFING,
+            *_SECURITY,
             _line(REQUEST_ID, self.request_id),
         ]
+        if self._scope.get("scheme") == "https":
+            lines.append(_STAY_ON_HTTPS)
+        if headers is None or _KEEP_NOTHING[0] not in headers:
+            lines.append(_line(*_KEEP_NOTHING))
         if self.receipt is not None:
             lines.append(_line(RECEIPT, self.receipt.id))
         if self.receipt is not None or self.is_audited:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 
+from gateway.cors import Cors
+from gateway.http_guard import guarded_protocol
 from kala.errors import FailedPreconditionError, UnavailableError
 
 if TYPE_CHECKING:
@@ -52,8 +54,8 @@ async def serving_http(app: Any, settings: GatewaySettings) -> AsyncIterator[str
 
 def _configuration(app: Any, settings: GatewaySettings) -> uvicorn.Config:  # Any: as above
     return uvicorn.Config(
-        app,
-        http="httptools",
+        Cors(app, settings.cors_origins) if settings.cors_origins else app,
+        http=guarded_protocol(settings.connection_limits),
         loop="none",
         lifespan="off",
         log_config=None,
@@ -62,6 +64,7 @@ def _configuration(app: Any, settings: GatewaySettings) -> uvicorn.Config:  # An
         proxy_headers=False,
         ssl_certfile=settings.http_cert_file,
         ssl_keyfile=settings.http_key_file,
+        timeout_keep_alive=max(1, round(settings.idle_timeout_seconds)),
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
 

@@ -11,6 +11,7 @@ from gateway.routing import ApiRoute
 if TYPE_CHECKING:
     from gateway.bridge import LocalHandler
     from gateway.core import Core
+    from gateway.edge import Handler
     from gateway.erasure import Eraser
 
 
@@ -23,6 +24,8 @@ class Feature:
     """RPCs that this process answers itself, by their full names."""
     erasers: Mapping[str, Eraser] = field(default_factory=dict)
     """By the names under which an erasure reports on them."""
+    begin: Callable[[Mapping[str, Handler]], None] | None = None
+    """Called once, when every feature is open, with the endpoints that take POST, by their paths."""
     paths: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # Any: JSON
     """OpenAPI 3.1 path items by path, each operation with a schema and an example (`openapi_parts.operation` writes them)."""
     schemas: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # Any: JSON

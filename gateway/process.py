@@ -155,6 +155,10 @@ def _app(
         ApiRoute("GET", "/openapi.json", openapi.serve),
         ApiRoute("GET", LOG_PREFIX + "{path:path}", mirror.serve, google_body),
     ]
+    posts = {route.path: route.handler for route in api if route.method == "POST"}
+    for feature in features:
+        if feature.begin is not None:
+            feature.begin(posts)
     return build_app(api, bridge=_bridge(core, own), telemetry=telemetry.rpc)
 
 

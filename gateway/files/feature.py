@@ -26,12 +26,12 @@ SWEEP_SECONDS: Final = 60.0
 """Between two looks for files past their end; they are out of sight at once."""
 
 
-def open_store(core: Core) -> FileStore:
-    """Give the files of the core's database."""
+def open_store(core: Core, *, max_file_bytes: int | None = None) -> FileStore:
+    """Give the files of the core's database; output of batches may be larger than what is uploaded."""
     return FileStore(
         core.engine,
         core.payloads,
-        bounds=Bounds(core.settings.max_file_bytes, core.settings.file_quota_bytes),
+        bounds=Bounds(max_file_bytes or core.settings.max_file_bytes, core.settings.file_quota_bytes),
         now=now,
     )
 

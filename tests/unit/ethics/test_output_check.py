@@ -2,19 +2,20 @@ from __future__ import annotations
 
 import codecs
 import itertools
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.ethics.fold import Folder
-from services.ethics.hard_blocks import HardBlocks
+from services.ethics.hard_blocks import Finding, HardBlocks
 from services.ethics.judge import Outcome, Stage
 from services.ethics.laws import Constitution
 from services.ethics.output_check import (
+    CONTEXT_CHARS,
     FLOOD_RULE,
     MAX_HELD_CHARS,
     MAX_PIECE_CHARS,
@@ -22,6 +23,7 @@ from services.ethics.output_check import (
     OutputCheck,
     hold_back_chars,
 )
+from services.ethics.views import View
 
 HARMLESS = "Plants turn light into sugar, and bees carry pollen from bloom to bloom. "
 FORBIDDEN = {
@@ -227,29 +229,49 @@ def test_an_empty_chunk_and_an_empty_output_do_nothing(outputs: Outputs) -> None
     assert [progress.released_chars for *_, progress in check.finish()] == [0]
 
 
-def test_the_cost_per_chunk_does_not_grow_with_the_output(outputs: Outputs) -> None:
-    check = outputs.open()
-    chunks = fixed(HARMLESS * 400, 6)
-    quarter = len(chunks) // 4
+class Counted:
+    """Counts the characters that the rules are given to read, in all views together."""
 
-    def spend(part: list[str]) -> float:
-        began = time.process_time()
-        for chunk in part:
-            check.feed(Channel.TEXT, 0, chunk)
-        return time.process_time() - began
+    def __init__(self, outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.characters = 0
+        self.most = 0
+        find = outputs.rules.find
 
-    first = spend(chunks[:quarter])
-    spend(chunks[quarter:-quarter])
-    last = spend(chunks[-quarter:])
-    assert last < 3 * first + 0.05
-    assert last / quarter < 0.0015
+        def counting(views: Sequence[View], *arguments: Any, **named: Any) -> list[Finding]:
+            read = sum(len(view.text) for view in views)
+            self.characters, self.most = self.characters + read, max(self.most, read)
+            return find(views, *arguments, **named)
+
+        monkeypatch.setattr(outputs.rules, "find", counting)
 
 
-def test_a_long_chunk_is_linear(outputs: Outputs) -> None:
-    check = outputs.open()
-    began = time.process_time()
-    check.feed(Channel.TEXT, 0, HARMLESS * 14_000)
-    assert time.process_time() - began < 10
+def test_the_work_on_an_output_is_linear_in_its_length(
+    outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    for times in (50, 100, 200):
+        counted = Counted(outputs, monkeypatch)
+        assert outputs.released(fixed(HARMLESS * times, 6))[1].refused is None
+        read.append(counted.characters)
+    assert read[1] <= 2.05 * read[0]
+    assert read[2] <= 2.05 * read[1]
+
+
+@pytest.mark.parametrize("size", [1, 6, 64, MAX_PIECE_CHARS])
+def test_a_chunk_is_read_with_what_is_held_and_little_more(
+    outputs: Outputs, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    counted = Counted(outputs, monkeypatch)
+    outputs.released(fixed((HARMLESS * 120)[: 40 * size + 1_000], size))
+    # Harmless text has no letters to read twice, so every view is as long as the text at hand.
+    views, margin = 4, 8
+    assert counted.most <= views * (CONTEXT_CHARS + outputs.hold_back[Stage.OUTPUT] + size + margin)
+
+
+def test_a_long_chunk_is_read_piece_by_piece(outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, text = Counted(outputs, monkeypatch), HARMLESS * 1_000
+    outputs.released([text])
+    assert counted.characters <= 4 * 1.1 * len(text)
 
 
 def test_without_output_rules_only_the_margin_is_held_back(constitution: Constitution) -> None:

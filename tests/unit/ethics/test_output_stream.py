@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import time
 from collections.abc import Iterable, Sequence
 
 import pytest
@@ -250,17 +249,16 @@ async def test_an_allowed_output_keeps_the_strongest_of_what_was_harmless(stream
     assert [(item.judge, item.score) for item in judgement.evidence] == [("reading", 0.1)]
 
 
-async def test_the_cost_of_a_stream_is_linear(streams: Streams) -> None:
-    stream = streams.open(ReadingJudge())
-    chunks = cut(HARMLESS * 300, range(0, 40_000, 6))
-    quarter = len(chunks) // 4
-
-    async def spend(part: list[str]) -> float:
-        began = time.process_time()
-        for chunk in part:
-            await stream.feed(Channel.TEXT, 0, chunk)
-        return time.process_time() - began
-
-    first = await spend(chunks[:quarter])
-    await spend(chunks[quarter:-quarter])
-    assert await spend(chunks[-quarter:]) < 3 * first + 0.1
+@pytest.mark.parametrize("flushes", [False, True])
+async def test_judges_read_every_stretch_twice_and_what_was_flushed_once_more(
+    streams: Streams, *, flushes: bool
+) -> None:
+    judge, text = ReadingJudge(), HARMLESS * 60
+    stream = streams.open(judge)
+    for chunk in cut(text, range(0, len(text), 6)):
+        await stream.feed(Channel.TEXT, 0, chunk)
+        if flushes:
+            await stream.flush()
+    await stream.finish()
+    read = sum(len(part.reading.text) for part in judge.read)
+    assert read <= (4 if flushes else 2) * len(text) + 400

@@ -73,7 +73,7 @@ class ChatCompletions:
                 asked.action.model,
                 asked.fitting,
             )
-            reader = self._reader(exchange, self._runs.chats(asked), identity, asked)
+            reader = self._reader(exchange, self._runs.chats(asked, exchange.reservation), identity, asked)
             await until_disconnect(exchange, reader.run(act))
 
     def _reader(self, exchange: Exchange, chats: Chats, identity: Identity, asked: Asked) -> Whole | Stream:

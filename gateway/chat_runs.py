@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gateway.destination import Destinations
     from gateway.edge import Exchange
     from gateway.identity import Caller
+    from gateway.limits.reservation import Reservation
     from gateway.pipeline import Pipeline
     from gateway.readers import Chats
     from gateway.tool_story import LoopRequest
@@ -120,6 +121,9 @@ class ChatRuns:
             may_spool=self._may_spool,
         )
 
-    def chats(self, asked: Asked) -> Chats:
-        """Give what carries a prepared chat out."""
-        return self._pipeline if asked.loop is None else self._tools.loop(asked.loop)
+    def chats(self, asked: Asked, reservation: Reservation | None = None) -> Chats:
+        """Give what carries a prepared chat out; the further turns of a loop are set aside in the `reservation`."""
+        if asked.loop is None:
+            return self._pipeline
+        reserve = None if reservation is None else reservation.extend
+        return self._tools.loop(replace(asked.loop, reserve=reserve))

@@ -273,6 +273,14 @@ _Stops = Annotated[
 ]
 
 
+class ToolLimits(_Strict):
+    """How far a request with KALA's tools may go; the gateway's own limits hold besides."""
+
+    turns: Annotated[int, Field(ge=1)] | None = None
+    calls: Annotated[int, Field(ge=0)] | None = None
+    tokens: Annotated[int, Field(ge=1)] | None = None
+
+
 class ChatRequest(_Strict):
     """The body of a chat completion."""
 
@@ -307,6 +315,7 @@ class ChatRequest(_Strict):
     kala_tools: Literal["auto", "none"] | None = None
     kala_workspace: Annotated[str, Field(pattern=_WORKSPACE)] | None = None
     kala_approvals: Annotated[dict[_CallId, _Approval], Field(max_length=MAX_TOOLS)] | None = None
+    kala_tool_limits: ToolLimits | None = None
 
     @property
     def wants_kala_tools(self) -> bool:
@@ -369,7 +378,7 @@ def _check_together(request: ChatRequest) -> None:
         raise InvalidArgumentError("stream_options", "is only allowed with `stream: true`")
     if request.wants_kala_tools:
         return  # the rest is known once KALA's tools are
-    for name in ("kala_workspace", "kala_approvals"):
+    for name in ("kala_workspace", "kala_approvals", "kala_tool_limits"):
         if getattr(request, name) is not None:
             raise InvalidArgumentError(name, 'is only allowed with `kala_tools: "auto"`')
     if isinstance(request.tool_choice, NamedToolChoice):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from gateway.chat_schema import MAX_TOOLS, ChatRequest
+from gateway.chat_schema import MAX_TOOLS, ChatRequest, ToolLimits
 from gateway.fitting import fit
 from gateway.pipeline import Pipeline
-from gateway.tool_loop import LoopLimits, ToolLoop
+from gateway.tool_loop import ToolLoop
 from gateway.tool_runs import ToolRuns
-from gateway.tool_story import LoopRequest
+from gateway.tool_story import LoopLimits, LoopRequest
 from kala.errors import InvalidArgumentError
 from kala.inference.v1 import inference_pb2 as pb
 
@@ -52,6 +53,7 @@ class ChatTools:
             theirs=theirs,
             workspace=request.kala_workspace or "",
             approvals=tuple((request.kala_approvals or {}).items()),
+            limits=_narrowed(self._limits, request.kala_tool_limits),
         )
 
     def refit(self, strategy: str) -> Refit | None:
@@ -60,7 +62,15 @@ class ChatTools:
 
     def loop(self, request: LoopRequest) -> ToolLoop:
         """Make the loop of one request."""
-        return ToolLoop(request, pipeline=self._pipeline, runs=self._runs, limits=self._limits)
+        return ToolLoop(request, pipeline=self._pipeline, runs=self._runs, limits=request.limits)
+
+
+def _narrowed(limits: LoopLimits, wanted: ToolLimits | None) -> LoopLimits:
+    """Give the limits of one request, which may only be narrower."""
+    if wanted is None:
+        return limits
+    asked = {name: value for name, value in wanted.model_dump().items() if value is not None}
+    return replace(limits, **{name: min(value, getattr(limits, name)) for name, value in asked.items()})
 
 
 class Refit:

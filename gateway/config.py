@@ -44,6 +44,9 @@ DEFAULT_TOOL_TURNS: Final = 8
 DEFAULT_TOOL_CALLS: Final = 16
 """Two calls a turn; each is judged, logged twice and run in a sandbox of its own."""
 
+DEFAULT_TOOL_TOKENS: Final = 262_144
+"""Eight turns that each fill a context of 32,768."""
+
 DEFAULT_TOOL_RESULT_CHARS: Final = 32_768
 """About 8,000 tokens: several results fit into a local model's context."""
 
@@ -206,6 +209,12 @@ class GatewaySettings(EdgeSettings):
     tool_calls: Annotated[
         int, Field(ge=1, le=256, description="How many of KALA's tools one request may run.")
     ] = DEFAULT_TOOL_CALLS
+    tool_tokens: Annotated[
+        int,
+        Field(
+            ge=1, description="How many tokens all turns of one request with `kala_tools` may use together."
+        ),
+    ] = DEFAULT_TOOL_TOKENS
     tool_result_chars: Annotated[
         int,
         Field(ge=1024, description="How much of one tool's result the model reads; the middle is left out."),

@@ -24,8 +24,8 @@ from gateway.ledger import Ledger
 from gateway.payloads import Payloads
 from gateway.pipeline import Pipeline
 from gateway.text_tasks import EMBEDDINGS, Method, Request, TextTask, TextTasks
-from gateway.tool_loop import LoopLimits
 from gateway.tool_runs import EXECUTE_RPC, ToolRuns
+from gateway.tool_story import LoopLimits
 from kala.ethics.v1.ethics_pb2_grpc import EthicsServiceStub
 from kala.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from kala.tools.v1.tools_pb2_grpc import ToolsServiceStub
@@ -180,7 +180,11 @@ def _chat_tools(
         max_act_seconds=settings.max_act_seconds,
     )
     limits = LoopLimits(
-        settings.tool_turns, settings.tool_calls, settings.tool_result_chars, settings.max_act_seconds
+        settings.tool_turns,
+        settings.tool_calls,
+        settings.tool_result_chars,
+        settings.max_act_seconds,
+        tokens=settings.tool_tokens,
     )
     return ChatTools(
         runs=runs, pipeline=pipeline, inference=InferenceServiceStub(channels[INFERENCE]), limits=limits

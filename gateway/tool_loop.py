@@ -12,32 +12,21 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from gateway.acts import Act, Conclusion
 from gateway.answer import Answer, ToolPiece
 from gateway.chat_schema import MAX_ID_CHARS, MAX_TOOLS
+from gateway.limits.estimates import estimate_of, tokens_of
 from gateway.pipeline import OnChatRelease, Pipeline, Recorded
 from gateway.tool_runs import Errand, ToolCall, ToolEnd, ToolRuns, over_budget, unknown_tool
-from gateway.tool_story import LoopRequest, Story
-from kala.errors import DeadlineExceededError, KalaError, UnavailableError
+from gateway.tool_story import LoopLimits, LoopRequest, Story
+from kala.errors import DeadlineExceededError, KalaError, ResourceExhaustedError, UnavailableError
 from kala.inference.v1 import inference_pb2 as pb
 from services.common.sealing import pack
 
 TOO_MANY_CALLS: Final = "TOO_MANY_CALLS"
-
-
-@dataclass(frozen=True, slots=True)
-class LoopLimits:
-    """How far one request may go."""
-
-    turns: int
-    """Of the model; in the last one it may call nothing."""
-    calls: int
-    result_chars: int
-    """Of one result, for the model; the rest is left out in the middle."""
-    seconds: float
 
 
 class ToolLoop:
@@ -106,6 +95,7 @@ class _Loop:
         self._action = story.request.action
         self._errand = Errand(act, story.request.workspace, dict(story.request.approvals))
         self._calls = 0
+        self._used = 0
         self._after_untrusted = act.after_untrusted_content
 
     async def run(self) -> Conclusion:
@@ -124,9 +114,8 @@ class _Loop:
                 await self._story.last_words()
                 return self._story.concluded(turn)
             self._say_assistant(turn, calls)
-            is_last = len(self._story.turns) >= self._limits.turns
-            self._story.stopped = "turns" if is_last else ""
-            left = list(calls) if is_last else await self._carry_out(calls)
+            self._story.stopped = await self._end(calls)
+            left = list(calls) if self._story.stopped else await self._carry_out(calls)
             if left:
                 await self._story.last_words()
                 await self._story.tell_calls(left)
@@ -144,6 +133,7 @@ class _Loop:
                 await self._request.refit(self._action)
         if number >= self._limits.turns:
             self._action.tool_choice.CopyFrom(pb.ToolChoice(mode=pb.TOOL_CHOICE_MODE_NONE))
+        estimate = estimate_of(self._action)
         act = replace(
             self._act,
             action=pack(self._action),
@@ -151,12 +141,28 @@ class _Loop:
             after_untrusted_content=self._after_untrusted,
             facts={"loop.turn": str(number)},
         )
-        return await self._pipeline.chat(
+        turn = await self._pipeline.chat(
             act,
             declared_tools=self._story.declared,
             is_stream=self._story.is_stream,
             on_release=self._story.release,
         )
+        self._used += sum(tokens_of(turn.usage, estimate))
+        return turn
+
+    async def _end(self, calls: Sequence[ToolPiece]) -> str:
+        """Tell by what a loop ends whose model wants more, before any of its calls runs; empty where it goes on."""
+        if len(self._story.turns) >= self._limits.turns:
+            return "turns"
+        if self._used >= self._limits.tokens:
+            return "tokens"
+        is_clients_turn = any(call.name in self._request.theirs for call in calls)
+        if self._request.reserve is not None and not is_clients_turn:
+            try:
+                await self._request.reserve(estimate_of(self._action))
+            except ResourceExhaustedError:
+                return "budget"
+        return ""
 
     async def _carry_out(self, calls: Sequence[ToolPiece]) -> list[ToolPiece]:
         """Run what is ours, one after the other, and give what is left to others: the client, or a person."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from gateway.acts import Conclusion, Logged, Served
 from gateway.answer import Answer, Release, ToolCallText, ToolPiece
+from gateway.limits.estimates import Estimate
 from gateway.pipeline import OnChatRelease, Progress
 from gateway.tool_runs import ToolEnd
 from kala.common.v1 import usage_pb2
@@ -23,6 +24,20 @@ _SUMMED: Final = ("input_tokens", "output_tokens", "cached_input_tokens", "reaso
 
 
 @dataclass(frozen=True, slots=True)
+class LoopLimits:
+    """How far one request may go."""
+
+    turns: int
+    """Of the model; in the last one it may call nothing."""
+    calls: int
+    result_chars: int
+    """Of one result, for the model; the rest is left out in the middle."""
+    seconds: float
+    tokens: int
+    """Of all turns together: once they are used no further turn begins."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoopRequest:
     """What a request says about the tools, beside the act."""
 
@@ -32,11 +47,14 @@ class LoopRequest:
     """Names of KALA's tools."""
     theirs: frozenset[str]
     """Names of the client's."""
+    limits: LoopLimits
     workspace: str = ""
     approvals: tuple[tuple[str, str], ...] = ()
     """Ids of calls, each with the approval that a person gave."""
     refit: Callable[[pb.ChatAction], Awaitable[object]] | None = None
     """Fits the conversation that has grown."""
+    reserve: Callable[[Estimate], Awaitable[None]] | None = None
+    """Sets aside what a further turn may use; raises ResourceExhaustedError where the key may not use so much."""
 
 
 class Story:

@@ -9,8 +9,9 @@ import asyncio
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -61,6 +62,13 @@ class Reservation:
     tokens_name: str = ""
     requests_name: str = ""
     settled: Settlement | None = None
+    more: Callable[[Estimate], Awaitable[None]] | None = None
+    """The limiter's way to set aside more."""
+
+    async def extend(self, estimate: Estimate) -> None:
+        """Set aside more for a request that goes on, or raise OverLimitError and set nothing more aside."""
+        if self.more is not None:
+            await self.more(estimate)
 
     def settle(self, usage: usage_pb2.Usage | None, *, model: str = "", is_allowed: bool = True) -> None:
         """Say what was used: None, or a field that is unset, where the backend did not count, keeps the estimate.
@@ -123,9 +131,9 @@ class Limiter:
 
     async def reserve(self, key: ApiKey, estimate: Estimate) -> Reservation:
         """Set aside what a request may use, or set nothing aside and raise OverLimitError."""
-        if estimate.output_tokens is None:
-            estimate = Estimate(estimate.input_tokens, self._default_output_tokens, estimate.model)
+        estimate = self._whole(estimate)
         reservation = Reservation(key, estimate)
+        reservation.more = partial(self._extend, reservation)
         limits = key.limits
         if not (limits.rates or limits.budgets):
             return reservation
@@ -151,6 +159,43 @@ class Limiter:
         if reservation.release or reservation.tokens_name or reservation.charges:
             # Finished also when the client goes away meanwhile.
             await asyncio.shield(self._background.keep(self._settle(reservation, settled)))
+
+    def _whole(self, estimate: Estimate) -> Estimate:
+        if estimate.output_tokens is not None:
+            return estimate
+        return Estimate(estimate.input_tokens, self._default_output_tokens, estimate.model)
+
+    async def _extend(self, reservation: Reservation, estimate: Estimate) -> None:
+        # Carried through also when the client goes away meanwhile: what is set aside must be known to be settled.
+        await asyncio.shield(self._background.keep(self._add(reservation, self._whole(estimate))))
+
+    async def _add(self, reservation: Reservation, estimate: Estimate) -> None:
+        before, output_tokens = reservation.estimate, estimate.output_tokens or 0
+        tokens, name = estimate.input_tokens + output_tokens, ""
+        limit = reservation.key.limits.tokens_per_minute
+        if limit is not None and reservation.tokens_name:
+            name = await self._count(reservation, "tokens", tokens, limit)
+        amounts = self._amounts(estimate.model, estimate.input_tokens, output_tokens)
+        # The request is counted already, and in the windows in which it began.
+        amounts[Unit.REQUESTS] = 0
+        charges = [replace(charge, amount=amounts[charge.budget.unit]) for charge in reservation.charges]
+        try:
+            await self._reserve_charges(reservation, [charge for charge in charges if charge.amount])
+        except BaseException:
+            if name:
+                await self._counters.add(name, -tokens, seconds=REMEMBER_SECONDS)
+            raise
+        reservation.charges = [
+            replace(first, amount=first.amount + added.amount)
+            for first, added in zip(reservation.charges, charges, strict=True)
+        ]
+        reservation.tokens += tokens
+        reservation.tokens_name = name or reservation.tokens_name
+        reservation.estimate = replace(
+            before,
+            input_tokens=before.input_tokens + estimate.input_tokens,
+            output_tokens=(before.output_tokens or 0) + output_tokens,
+        )
 
     async def _enter(self, reservation: Reservation) -> None:
         key, places = reservation.key, reservation.key.limits.concurrent
@@ -213,6 +258,10 @@ class Limiter:
             for budget in key.limits.budgets
             if amounts[budget.unit]
         ]
+        await self._reserve_charges(reservation, charges)
+        reservation.charges = charges
+
+    async def _reserve_charges(self, reservation: Reservation, charges: list[Charge]) -> None:
         if not charges:
             return
         try:
@@ -221,13 +270,12 @@ class Limiter:
             charge = error.charge
             budget = charge.budget
             raise OverLimitError(
-                f"the API key {key.prefix}… has a budget of {budget.amount} {budget.unit.value} "
+                f"the API key {reservation.key.prefix}… has a budget of {budget.amount} {budget.unit.value} "
                 f"({budget.period.value}) and {max(0, budget.amount - error.used)} left of it, where this needs "
                 f"{charge.amount}; ask an administrator for more, or ask for less",
                 headers=reservation.headers,
                 reason=INSUFFICIENT_QUOTA,
             ) from error
-        reservation.charges = charges
 
     def _amounts(self, model: str, input_tokens: int, output_tokens: int) -> dict[Unit, int]:
         return {

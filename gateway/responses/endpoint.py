@@ -87,7 +87,11 @@ class Responses:
             act = self._counter.runs.act(order.asked, exchange, self._gate.caller(key, request.person))
             kept = Kept(self._keeper, order.frame.id, owner, is_stored=request.is_stored)
             answering = Answering(
-                exchange, self._counter.runs.chats(order.asked), order, kept, clock=self._counter.clock
+                exchange,
+                self._counter.runs.chats(order.asked, exchange.reservation),
+                order,
+                kept,
+                clock=self._counter.clock,
             )
             await until_disconnect(exchange, answering.run(act))
 
@@ -123,7 +127,7 @@ class Responses:
                 "response_id", "names a response without `background: true`; to end it, close its connection"
             )
         if not stored.is_finished:
-            await self._keeper.finish(stored.id, stored.owner, {**stored.body, "status": CANCELLED})
+            await self._keeper.change(stored.id, stored.owner, {**stored.body, "status": CANCELLED})
             self._keeper.stop(stored.id)
             stored = await self._keeper.find(stored.owner, stored.id)
         await exchange.send_json(200, stored.body)
@@ -182,7 +186,7 @@ class Responses:
             async def collect(release: Release, _progress: Progress) -> None:
                 logprobs.extend(release.logprobs)
 
-            conclusion = await self._counter.runs.chats(order.asked).chat(
+            conclusion = await self._counter.runs.chats(order.asked, reservation).chat(
                 act, declared_tools=order.asked.tool_names, is_stream=False, on_release=collect
             )
             reservation.conclude(conclusion)

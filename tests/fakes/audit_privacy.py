@@ -11,8 +11,10 @@ from functools import partial
 from typing import Any
 
 import grpc
+from sqlalchemy import select
 
 from kala.audit.note import Signer
+from kala.audit.receipt import verify_receipt
 from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.common.v1 import clearance_pb2, options_pb2
 from services.audit.batch import BatchWriter
@@ -28,6 +30,7 @@ from services.audit.privacy.steps import Privacy
 from services.audit.privacy.store import PrivacyStore
 from services.audit.reading.log_reader import LogReading
 from services.audit.servicer import AuditServicer, may_call
+from services.audit.storage.schema import PAYLOAD
 from services.audit.storage.stores import LogStore, open_log_store
 from services.common.channel import open_channel
 from services.common.interceptors import CallPolicy
@@ -38,6 +41,8 @@ from tests.fakes.audit_log import KEK, NOW, record, signer
 
 ERASER = options_pb2.SCOPE_AUDIT_ERASE
 REASON = "the person asked for it"
+ALICE, BOB = "a" * 64, "b" * 64
+TRUSTED = [signer().verifier]
 
 
 @dataclass
@@ -156,3 +161,15 @@ async def private_log(
             await privacy.close()
             await once.close()
             await log.stop()
+
+
+def leaf_of(receipt: audit_pb2.Receipt) -> dict[str, object]:
+    return dict(verify_receipt(receipt.proof, TRUSTED).leaf.value)
+
+
+def ciphertexts(log: PrivateLog) -> dict[int, int]:
+    """How many payloads each entry still has."""
+    with log.store.engine.connect() as connection:
+        rows = connection.execute(select(PAYLOAD.c.idx).where(PAYLOAD.c.ciphertext.is_not(None))).scalars()
+        found = list(rows)
+    return {index: found.count(index) for index in found}

@@ -2,65 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import psycopg
 import pytest
 from sqlalchemy import create_engine, inspect
 
-from kala.audit.receipt import verify_receipt
-from kala.audit.v1 import audit_pb2, audit_pb2_grpc
 from kala.errors import FailedPreconditionError, UnavailableError
 from services.audit.config import AuditSettings
-from services.audit.migrate import HEAD_REVISION, grant_roles, migrate_postgres
+from services.audit.migrate import HEAD_REVISION, migrate_postgres
 from services.audit.storage.postgres import Postgres, require_triggers
 from services.audit.storage.postgres_reader import _SELECT_BY_KEYS
 from services.audit.storage.postgres_retention import drop_before, first_index
-from services.audit.storage.postgres_schema import ERASER, GRANTS, READER, VERSION_TABLE, WRITER
+from services.audit.storage.postgres_schema import READER, VERSION_TABLE
 from services.audit.storage.postgres_store import PostgresWriter
 from services.audit.storage.schema import METADATA
 from services.audit.storage.stores import open_log_store
-from services.common.channel import open_channel
 from tests.fakes.audit_log import ORIGIN, LogFile, open_log, record, signer
-from tests.fakes.audit_process import AuditProcess
+from tests.fakes.postgres_statements import run
 from tests.postgres import Databases, name_of, own_postgres
 
 ROOT = Path(__file__).parents[3]
 
 
-def run(url: str, *statements: str, role: str | None = None) -> list[tuple[Any, ...]]:  # `Any`: columns
-    """Runs statements in one transaction, in a role if told; the rows of the last."""
-    with psycopg.connect(url) as connection:
-        if role is not None:
-            connection.execute(f"SET ROLE {role}".encode())
-        cursor = None
-        for statement in statements:
-            cursor = connection.execute(statement.encode())
-        return cursor.fetchall() if cursor is not None and cursor.description else []
-
-
-@pytest.fixture(scope="module")
-def refusing(postgres_databases: Databases, migrated_postgres: str) -> Iterator[str]:
-    """A log and its roles, for statements that are all refused."""
-    url = postgres_databases.create(template=migrated_postgres)
-    with open_log(url) as log:
-        log.append(record(0, payloads=2))
-    grant_roles(Postgres(url))
-    yield url
-    postgres_databases.drop(url)
-
-
 # What the migrations make.
-
-
 def test_the_migrations_make_what_the_metadata_says(postgres_log_url: str) -> None:
     engine = create_engine(postgres_log_url.replace("postgresql:", "postgresql+psycopg:"))
     try:
@@ -114,8 +84,6 @@ def test_the_tables_of_another_service_may_be_in_the_same_database(postgres_url:
 
 
 # Triggers.
-
-
 @pytest.mark.parametrize("table", ["entry", "entry_0", "checkpoint"])
 @pytest.mark.parametrize("role", ["", "SET session_replication_role = replica"], ids=["owner", "replica"])
 @pytest.mark.parametrize("change", ["UPDATE {} SET log_id = 9", "DELETE FROM {}", "TRUNCATE {}"])
@@ -161,8 +129,6 @@ def test_a_log_that_comes_back_to_tables_without_triggers_writes_nothing(postgre
 
 
 # Durability.
-
-
 @pytest.mark.parametrize("setting", ["fsync", "full_page_writes"])
 def test_a_server_that_may_lose_a_commit_is_refused(setting: str) -> None:
     with (
@@ -203,8 +169,6 @@ def test_a_default_that_commits_before_the_disk_has_it_does_not_reach_the_log(
 
 
 # Plans.
-
-
 def test_keys_are_looked_up_one_by_one_in_tables_without_statistics(postgres_log_url: str) -> None:
     """Reading a whole table for each batch with a repeat in it took a log from 9,000 records a second to 1,700."""
     run(
@@ -218,8 +182,6 @@ def test_keys_are_looked_up_one_by_one_in_tables_without_statistics(postgres_log
 
 
 # Partitions and retention.
-
-
 def test_partitions_are_made_ahead_of_the_entries(postgres_log_url: str) -> None:
     with open_log(postgres_log_url) as log:
         assert isinstance(log.writer, PostgresWriter)
@@ -299,122 +261,7 @@ def test_the_tile_that_still_grows_is_never_dropped(postgres_log_url: str) -> No
         assert log.append(record(300))[0].index == 300
 
 
-# Roles.
-
-
-@pytest.fixture
-def granted(postgres_log_url: str) -> str:
-    with open_log(postgres_log_url) as log:
-        log.append(record(0, payloads=2))
-    grant_roles(Postgres(postgres_log_url))
-    return postgres_log_url
-
-
-def test_every_table_says_what_each_role_may_do() -> None:
-    assert GRANTS.keys() >= METADATA.tables.keys() | {"idem", VERSION_TABLE}
-
-
-@pytest.mark.parametrize(
-    ("role", "statement"),
-    [
-        *((READER, f"INSERT INTO {table} DEFAULT VALUES") for table in ("entry", "head", "checkpoint", "tile")),
-        *((READER, f"SELECT * FROM {table}") for table in ("payload", "subject_key")),
-        *((WRITER, f"{change} {table}") for table in ("entry", "checkpoint") for change in ("DELETE FROM", "TRUNCATE")),
-        (WRITER, "UPDATE entry SET tenant = ''"),
-        (WRITER, "UPDATE checkpoint SET note = ''"),
-        (WRITER, "UPDATE payload SET ciphertext = NULL"),
-        (WRITER, "UPDATE subject_key SET wrapped = NULL"),
-        (WRITER, "UPDATE head SET key_epoch = 0"),
-        (WRITER, "DELETE FROM idem"),
-        (WRITER, "DROP TABLE entry"),
-        (WRITER, "ALTER TABLE entry DISABLE TRIGGER ALL"),
-        (WRITER, "CREATE TABLE mine (x int)"),
-        (ERASER, "INSERT INTO entry DEFAULT VALUES"),
-        (ERASER, "UPDATE entry SET tenant = ''"),
-        (ERASER, "UPDATE head SET size = 0"),
-        (ERASER, "DELETE FROM tile"),
-        (ERASER, "SELECT audit_extend_entry(1, 256)"),
-    ],
-)  # fmt: skip
-def test_a_role_does_its_own_work_and_no_other(refusing: str, role: str, statement: str) -> None:
-    with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        run(refusing, statement, role=role)
-
-
-def test_the_reader_s_role_reads_the_log_and_the_eraser_s_destroys_keys(granted: str) -> None:
-    for table in ("log", "head", "entry", "checkpoint", "tile", "agent_run", "legal_hold", "erasure"):
-        run(granted, f"SELECT * FROM {table}", role=READER)
-    run(
-        granted,
-        "UPDATE head SET key_epoch = key_epoch + 1",
-        "UPDATE subject_key SET wrapped = NULL, erased_at = 1",
-        "UPDATE payload SET ciphertext = NULL",
-        role=ERASER,
-    )
-    assert run(granted, "SELECT count(*) FROM payload WHERE ciphertext IS NOT NULL") == [(0,)]
-
-
-@pytest.fixture
-def writer_url(granted: str, postgres_databases: Databases) -> str:
-    return service_of(granted, postgres_databases)
-
-
-def service_of(url: str, postgres_databases: Databases) -> str:
-    """The URL of a login that is a writer and an eraser, as the service should be, and owns nothing."""
-    postgres_databases.run(
-        "DO $$ BEGIN CREATE ROLE audit_service LOGIN PASSWORD 'audit'; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
-    )
-    postgres_databases.run(f"GRANT {WRITER}, {ERASER} TO audit_service")
-    return postgres_databases.url(name_of(url), user="audit_service:audit")
-
-
-def test_the_service_needs_no_more_than_the_writer_s_role(writer_url: str) -> None:
-    with open_log(writer_url) as log:
-        assert isinstance(log.writer, PostgresWriter)
-        log.writer._bound, log.writer._partition_width = 0, 1 << 22
-        assert log.append(*(record(number, payloads=1) for number in range(1, 300)))[0].index == 1
-        log.writer._turns = 1
-        assert log.append(record(300))[0].index == 300
-
-
-async def test_the_whole_process_runs_as_writer_and_eraser_alone(
-    postgres_log_url: str, postgres_databases: Databases, tmp_path: Path
-) -> None:
-    grant_roles(Postgres(postgres_log_url))
-    url = service_of(postgres_log_url, postgres_databases)
-    sink = {"file": {"url": f"file://{tmp_path / 'sink.jsonl'}", "start": "beginning"}}
-    audit = AuditProcess(tmp_path / "audit", url=url, environment={"KALA_AUDIT_SINKS": json.dumps(sink)})
-    audit.start()
-    async with open_channel(audit.address, peer_name="gateway") as channel:
-        stub = audit_pb2_grpc.AuditServiceStub(channel)
-        request = audit_pb2.AppendRequest(record=record(0, payloads=2), with_proof=True)
-        response = await stub.Append(request, timeout=20, wait_for_ready=True)
-    assert audit.stop() == 0, audit.output()
-    assert verify_receipt(response.receipt.proof, [audit.verifier]).index == response.receipt.index
-    assert "permission" not in audit.output()
-
-
-def test_the_service_s_role_drops_no_entries(granted: str, writer_url: str) -> None:
-    run(granted, "SELECT audit_extend_entry(2000000, 1048576)", "UPDATE payload SET ciphertext = NULL")
-    run(granted, "UPDATE head SET size = 2000000")
-    engine = Postgres(writer_url).engine()
-    try:
-        with pytest.raises(FailedPreconditionError, match="only the owner"):
-            drop_before(engine, 1, 2_000_000)
-        assert first_index(engine) == 0
-    finally:
-        engine.dispose()
-
-
-def test_a_role_that_may_not_migrate_is_told_who_may(granted: str, writer_url: str) -> None:
-    run(granted, f"UPDATE {VERSION_TABLE} SET version_num = '0003'", "DROP INDEX entry_by_tenant")
-    with pytest.raises(FailedPreconditionError, match="run `python -m"):
-        LogFile(writer_url)
-
-
 # Passwords and the process.
-
-
 def test_a_password_is_taken_from_a_file_and_never_shown(tmp_path: Path) -> None:
     with own_postgres() as server:
         run(server.url(), "ALTER ROLE kala PASSWORD 'tr0ub4dor'")

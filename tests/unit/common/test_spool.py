@@ -6,36 +6,15 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from kala.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, UnavailableError
+from kala.errors import DataLossError, FailedPreconditionError, InvalidArgumentError
 from services.common.secret_keys import load_or_create_secret_key, load_secret_key
 from services.common.spool import MAX_RECORD_BYTES, Spool, SpoolFullError
-
-KEY = b"k" * 32
-ALL = 1 << 30
-
-
-@contextmanager
-def opened(directory: Path, **options: int) -> Iterator[Spool]:
-    spool = Spool(directory, KEY, **options)
-    try:
-        yield spool
-    finally:
-        spool.close()
-
-
-def waiting(spool: Spool) -> list[bytes]:
-    return spool.peek(100_000, ALL)
-
-
-def records(count: int, start: int = 0) -> list[bytes]:
-    return [b"record %d" % number for number in range(start, start + count)]
+from tests.fakes.spools import ALL, KEY, fail, opened, records, waiting
 
 
 def test_records_wait_in_order_and_survive_a_new_process(tmp_path: Path) -> None:
@@ -205,7 +184,7 @@ def test_a_segment_that_cannot_be_begun_can_be_begun_when_there_is_room_again(
 ) -> None:
     with opened(tmp_path) as spool:
         with monkeypatch.context() as patch:
-            patch.setattr(os, call, _fail)
+            patch.setattr(os, call, fail)
             with pytest.raises(SpoolFullError, match="No space left"):
                 spool.append([b"lost"])
         assert (len(spool), spool.bytes_used) == (0, 0)
@@ -287,7 +266,7 @@ def test_a_write_that_fails_leaves_the_spool_as_it_was(
     with opened(tmp_path) as spool:
         spool.append(records(2))
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fdatasync", _fail)
+            patch.setattr(os, "fdatasync", fail)
             with pytest.raises(SpoolFullError, match="No space left"):
                 spool.append([b"lost"])
         spool.append(records(1, 2))
@@ -303,8 +282,8 @@ def test_a_disk_that_fails_to_undo_a_write_too_loses_nothing_once_it_is_well(
     with opened(tmp_path) as spool:
         spool.append(records(2))
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fdatasync", _fail)
-            patch.setattr(os, "ftruncate", _fail)
+            patch.setattr(os, "fdatasync", fail)
+            patch.setattr(os, "ftruncate", fail)
             for _ in range(2):
                 with pytest.raises(SpoolFullError, match="No space left"):
                     spool.append([b"lost"])
@@ -312,17 +291,6 @@ def test_a_disk_that_fails_to_undo_a_write_too_loses_nothing_once_it_is_well(
         assert waiting(spool) == records(3)
     with opened(tmp_path) as spool:
         assert waiting(spool) == records(3)
-
-
-def _keep_segments(path: Path, *, missing_ok: bool = False) -> None:
-    if path.suffix == ".spool":
-        _fail()
-    elif path.exists() or not missing_ok:
-        os.remove(path)  # noqa: PTH107 - unlink is what is replaced
-
-
-def _fail(*_arguments: object) -> None:
-    raise OSError(28, "No space left on device")
 
 
 def test_a_secret_key_is_made_once_and_refused_when_others_can_read_it(tmp_path: Path) -> None:
@@ -355,107 +323,3 @@ def test_processes_that_start_at_once_get_one_secret_key(tmp_path: Path) -> None
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FailedPreconditionError, match="cannot be read"):
         load_or_create_secret_key(path)
-
-
-def _shouted(record: bytes) -> bytes:
-    return record.upper()
-
-
-def test_a_rewritten_spool_keeps_order_and_goes_on(tmp_path: Path) -> None:
-    with opened(tmp_path / "s", segment_bytes=300) as spool:
-        for number in range(8):
-            spool.append([b"record %d %s" % (number, b"x" * 50)])
-        spool.drop(3)
-        spool.set_aside(b"aside")
-        assert spool.rewrite(lambda record: record.replace(b"record 5", b"rec")) == 1
-        spool.append([b"after"])
-        expected = [b"record 3", b"record 4", b"rec xx", b"record 6", b"record 7", b"after"]
-        assert [
-            record[: len(start)] for record, start in zip(spool.peek(9, 9_999), expected, strict=True)
-        ] == expected
-        used = spool.bytes_used
-    with opened(tmp_path / "s") as again:
-        assert [
-            record[: len(start)] for record, start in zip(again.peek(9, 9_999), expected, strict=True)
-        ] == expected
-        assert again.bytes_used == used
-        again.drop(6)
-    assert list((tmp_path / "s").glob("*.spool")) == []
-
-
-def test_a_rewrite_leaves_no_file_that_holds_an_old_record(tmp_path: Path) -> None:
-    with opened(tmp_path / "s") as spool:
-        spool.append([b"one", b"two"])
-        spool.drop(1)  # its frame is still in the file
-        old = {path.read_bytes() for path in (tmp_path / "s").glob("*.spool")}
-        assert spool.rewrite(lambda record: record) == 0
-        assert not old & {path.read_bytes() for path in (tmp_path / "s").iterdir()}
-        assert spool.peek(2, 100) == [b"two"]
-
-
-@pytest.mark.parametrize("deleted", [(), (0,), (1,), (0, 2)], ids=str)
-def test_a_crash_while_a_rewrite_deletes_what_it_replaced_leaves_the_new_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: tuple[int, ...]
-) -> None:
-    """The disk may keep the deletions in any order."""
-    directory = tmp_path / "s"
-    with opened(directory, segment_bytes=100) as spool:
-        for number in range(4):
-            spool.append([b"record %d" % number * 5])
-        names = sorted(directory.glob("*.spool"))
-        assert len(names) > 2
-        with monkeypatch.context() as patched:
-            patched.setattr(Path, "unlink", lambda *_arguments, **_options: None)
-            spool.rewrite(_shouted)
-    for place in deleted:
-        names[place].unlink()
-    with opened(directory) as again:
-        assert again.peek(9, 9_999) == [b"RECORD %d" % number * 5 for number in range(4)]
-    assert not any(name.exists() for name in names)
-
-
-def test_a_rewrite_that_the_disk_does_not_take_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with opened(tmp_path / "s") as spool:
-        spool.append([b"one", b"two"])
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", _fail)
-            with pytest.raises(SpoolFullError, match="cannot be written"):
-                spool.rewrite(_shouted)
-        spool.append([b"three"])
-        assert spool.peek(9, 999) == [b"one", b"two", b"three"]
-    with opened(tmp_path / "s") as again:
-        assert again.peek(9, 999) == [b"one", b"two", b"three"]
-
-
-def test_a_rewrite_keeps_what_lies_beyond_a_limit_that_was_lowered(tmp_path: Path) -> None:
-    records = [b"record %d" % number * 20 for number in range(20)]
-    with opened(tmp_path / "s") as spool:
-        spool.append(records)
-    with opened(tmp_path / "s", max_bytes=500) as spool:
-        assert spool.rewrite(lambda record: record) == 0
-        assert spool.peek(99, ALL) == records
-
-
-def test_a_rewrite_is_done_only_when_the_old_files_are_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An erasure is certified when this returns; one that could not delete must not be forgotten by its repeat."""
-    directory = tmp_path / "s"
-    with opened(directory) as spool:
-        spool.append([b"one", b"two"])
-        old = {path.read_bytes() for path in directory.glob("*.spool")}
-        with monkeypatch.context() as patched:
-            patched.setattr(Path, "unlink", _keep_segments)
-            with pytest.raises(UnavailableError):
-                spool.rewrite(_shouted)
-        spool.rewrite(_shouted)
-        assert not old & {path.read_bytes() for path in directory.iterdir()}
-        assert spool.peek(9, 999) == [b"ONE", b"TWO"]
-        with monkeypatch.context() as patched:
-            patched.setattr(Path, "unlink", _keep_segments)
-            with pytest.raises(UnavailableError):
-                spool.drop(2)
-        assert spool.rewrite(_shouted) == 0
-        assert list(directory.glob("*.spool")) == []

@@ -118,6 +118,10 @@ def checked_display_name(name: str) -> str:
     return name
 
 
+_INCORRECT: Final = "Incorrect API key provided"
+"""As OpenAI begins it: clients, LiteLLM among them, tell this error from others by the words."""
+
+
 def hash_secret(secret: str) -> bytes | None:
     """Give the digest under which a secret is stored, or None for what cannot be one."""
     return hashlib.sha256(secret.encode()).digest() if _SECRET.fullmatch(secret) else None
@@ -127,15 +131,15 @@ def require_good(key: ApiKey | None, now: datetime) -> ApiKey:
     """Give the key back when it may be used now; else raise UnauthenticatedError that says why not."""
     if key is None:
         raise UnauthenticatedError(
-            "the API key is not known here; check it, or create one", reason=INVALID_API_KEY
+            f"{_INCORRECT}: it is not known here; check it, or create one", reason=INVALID_API_KEY
         )
     if key.revoked_at is not None:
         raise UnauthenticatedError(
-            f"the API key {key.prefix}… was revoked; use another", reason=INVALID_API_KEY
+            f"{_INCORRECT}: {key.prefix}… was revoked; use another", reason=INVALID_API_KEY
         )
     if key.has_ended(now):
         raise UnauthenticatedError(
-            f"the API key {key.prefix}… expired on {key.expires_at:%Y-%m-%d %H:%M:%S} UTC; create another",
+            f"{_INCORRECT}: {key.prefix}… expired on {key.expires_at:%Y-%m-%d %H:%M:%S} UTC; create another",
             reason=INVALID_API_KEY,
         )
     return key

@@ -98,6 +98,23 @@ async def _refused(suite: Suite, path: str, body: dict[str, Any]) -> str:
     return response.text
 
 
+def _responses(make: Callable[[str], pb.ChatResponse] = text, **body: Any) -> Any:
+    async def ask(suite: Suite, pieces: Sequence[str]) -> str:
+        _says(suite, pieces, make)
+        response = await suite.post("/v1/responses", {"model": "auto", "input": "Tell me something.", **body})
+        assert response.status_code == 200, response.text
+        assert '"content_filter"' in response.text
+        stored = (
+            json.loads(response.text.splitlines()[-2].removeprefix("data: ")) if "stream" in body else None
+        )
+        answer = response.json() if stored is None else stored["response"]
+        again = await suite.get(f"/v1/responses/{answer['id']}")
+        assert again.status_code == 200, again.text
+        return f"{response.text}\n{again.text}"
+
+    return ask
+
+
 async def _execute(suite: Suite, pieces: Sequence[str]) -> str:
     written = [wrote(piece.encode()) for piece in pieces]
     suite.tools.script = lambda _: [started(), *written, ended({"exit_code": 0})]
@@ -187,6 +204,9 @@ ENDPOINTS = {
     "bridged completion": Endpoint(
         _bridge("/kala/v1/inference/complete", {"model": "auto", "prompt": "Once"})
     ),
+    "response": Endpoint(_responses()),
+    "response, stream": Endpoint(_responses(stream=True)),
+    "response, reasoning": Endpoint(_responses(_reasoning, stream=True)),
     "run": Endpoint(_execute, WRITTEN),
     "generated code": Endpoint(_generate_code),
     "file": Endpoint(_read_file, WRITTEN),
@@ -239,7 +259,7 @@ def _told_by_model(body: str) -> str:
 
 
 def _strings(value: Any, key: str = "") -> Iterator[str]:
-    if isinstance(value, str) and key in {"content", "reasoning_content", "text", "token"}:
+    if isinstance(value, str) and key in {"content", "reasoning_content", "text", "delta", "token"}:
         yield value
     elif isinstance(value, dict):
         for name, item in value.items():

@@ -38,7 +38,7 @@ LOCKED_EXTRAS: Final = (
 PROGRAMS: Final = {
     "semgrep": ["semgrep==1.182.0"],
     # Other people's clients of OpenAI's API, by the openai package that they build on; the tests drive them unmodified.
-    "clients-openai2": ["instructor==1.17.0", "litellm==1.106.2", "openai>=2,<3"],
+    "clients-openai2": ["instructor==1.17.0", "litellm[mcp]==1.106.2", "openai>=2,<3"],
     "clients-openai3": [
         "langchain-openai==1.7.3",
         "openai-agents==0.24.0",

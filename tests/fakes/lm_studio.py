@@ -38,14 +38,15 @@ class FakeLMStudio:
     gate: threading.Event = field(default_factory=threading.Event)
     """Every answer waits for it half-way; set unless a test clears it."""
     connections: set[socket.socket] = field(default_factory=set)
-    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    """Calls of tools, one per answer, which come before any words."""
+    calls: list[tuple[str, dict[str, Any]] | None] = field(default_factory=list)
+    """Calls of tools, one per answer that may call some; None answers in words all the same, as does an empty list."""
 
     def next_call(self) -> dict[str, Any] | None:
         """The next call as the model spells it; None when it answers in words."""
-        if not self.calls:
+        call = self.calls.pop(0) if self.calls else None
+        if call is None:
             return None
-        name, arguments = self.calls.pop(0)
+        name, arguments = call
         return {
             "index": 0,
             "id": f"call_{len(self.asked)}",

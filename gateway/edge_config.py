@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from gateway.cors import checked_origins
 from gateway.http_guard import ConnectionLimits
 from gateway.limits.counters import MEMORY, checked_storage
 from gateway.limits.prices import Price
+from gateway.oidc.trust import checked_algorithms, checked_source
 from kala.errors import InvalidArgumentError
 from services.common.settings import ProcessSettings
 
@@ -39,6 +40,34 @@ class EdgeSettings(ProcessSettings):
         Field(ge=1, le=1_000_000, description="Set aside for an answer whose request names no limit."),
     ] = DEFAULT_RESERVE_OUTPUT_TOKENS
 
+    oidc_issuer: Annotated[
+        str | None,
+        Field(description="Whose tokens are taken beside API keys, as their `iss` says; unset for nobody's."),
+    ] = None
+    oidc_audience: Annotated[
+        str | None, Field(description="What a token's `aud` must name; needed with an issuer.")
+    ] = None
+    oidc_jwks: Annotated[
+        str | None,
+        Field(description="The issuer's public keys: a JWK set's file or https URL; needed with an issuer."),
+    ] = None
+    oidc_algorithms: Annotated[
+        tuple[str, ...], Field(description="How tokens may be signed; never `none` or HS*.")
+    ] = ("RS256", "ES256", "EdDSA", "Ed25519")
+    oidc_roles_claim: Annotated[
+        str, Field(min_length=1, description="The claim that lists roles, dots for a path; a list or words.")
+    ] = "roles"
+    oidc_role_map: Annotated[
+        dict[str, Literal["admin", "auditor", "operator", "user"]],
+        Field(description="KALA's role by the issuer's, as JSON; unset where the issuer knows KALA's."),
+    ] = {}  # noqa: RUF012 - pydantic copies it
+    oidc_tenant_claim: Annotated[
+        str, Field(description="The claim that names the tenant; empty puts all into `default`.")
+    ] = ""
+    oidc_limits: Annotated[
+        dict[Literal["requests_per_minute", "tokens_per_minute", "concurrent"], PositiveInt],
+        Field(description="What each token's subject may use, as JSON; unset for no limit."),
+    ] = {}  # noqa: RUF012 - pydantic copies it
     cors_origins: Annotated[
         tuple[str, ...],
         Field(description="Exact origins of web pages that may call from a browser; empty for none."),
@@ -66,6 +95,26 @@ class EdgeSettings(ProcessSettings):
             header_timeout_seconds=self.header_timeout_seconds,
             write_timeout_seconds=self.write_timeout_seconds,
         )
+
+    @field_validator("oidc_algorithms")
+    @classmethod
+    def _check_algorithms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return checked_algorithms(value)
+        except InvalidArgumentError as error:
+            raise ValueError(error.problem) from error
+
+    @model_validator(mode="after")
+    def _check_oidc(self) -> Self:
+        given = [self.oidc_issuer, self.oidc_audience, self.oidc_jwks]
+        if None in given and given != [None] * len(given):
+            raise ValueError("oidc_issuer, oidc_audience and oidc_jwks must be set together")
+        if self.oidc_jwks is not None:
+            try:
+                checked_source(self.oidc_jwks)
+            except InvalidArgumentError as error:
+                raise ValueError(f"oidc_jwks {error.problem}") from error
+        return self
 
     @field_validator("cors_origins")
     @classmethod

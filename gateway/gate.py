@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gateway.edge import Exchange
 from gateway.identity import Caller, Pseudonyms
@@ -13,8 +13,12 @@ from gateway.keys import SCOPE_NAMES, ApiKey
 from gateway.ledger import Ledger
 from gateway.limits.estimates import NOTHING, Estimate
 from gateway.limits.reservation import Limiter, OverLimitError, Reservation
+from gateway.oidc.trust import is_token
 from kala.common.v1 import options_pb2
 from kala.errors import PermissionDeniedError, ResourceExhaustedError, UnauthenticatedError
+
+if TYPE_CHECKING:
+    from gateway.oidc.tokens import TokenVerifier
 
 ANONYMOUS_RECORDS_PER_SECOND: Final = 10.0
 ANONYMOUS_BURST: Final = 100.0
@@ -73,12 +77,14 @@ class Gate:
         pseudonyms: Pseudonyms,
         ledger: Ledger,
         limiter: Limiter,
+        tokens: TokenVerifier | None = None,
         max_concurrent: int,
         clock: Callable[[], float],
     ) -> None:
         self._ring = ring
         self._pseudonyms = pseudonyms
         self._ledger = ledger
+        self._tokens = tokens
         self.limiter = limiter
         self._budget = AnonymousBudget(clock)
         self.room = Room(max_concurrent)
@@ -89,16 +95,21 @@ class Gate:
         Where code of this process acts for a key (`Exchange.acting_key`), that key must be as good now as any caller's.
         """
         try:
-            if exchange.acting_key:
-                key = await self._ring.require(exchange.acting_key)
-            else:
-                key = await self._ring.authenticate(exchange.headers.get("authorization", ""))
+            key = await self._authenticate(exchange)
         except UnauthenticatedError as error:
             await self._log_stranger(exchange, rpc, error)
             raise
         exchange.peer = key.name
         await self.require(exchange, key, rpc=rpc, scope=scope)
         return key
+
+    async def _authenticate(self, exchange: Exchange) -> ApiKey:
+        if exchange.acting_key:
+            return await self._ring.require(exchange.acting_key)
+        authorization = exchange.headers.get("authorization", "")
+        if self._tokens is not None and is_token(authorization):
+            return await self._tokens.verify(authorization.partition(" ")[2].strip())
+        return await self._ring.authenticate(authorization)
 
     async def require(self, exchange: Exchange, key: ApiKey, *, rpc: str, scope: int) -> None:
         """Log and raise PermissionDeniedError where an authenticated caller's key lacks a scope."""

@@ -101,7 +101,7 @@ def make_key(
     key = ApiKey(
         id=randomness(ID_BYTES).hex(),
         display_name=checked_display_name(display_name),
-        tenant=_checked_tenant(tenant or DEFAULT_TENANT),
+        tenant=checked_tenant(tenant or DEFAULT_TENANT),
         scopes=_checked_scopes(scopes),
         prefix=secret[:SHOWN_CHARS],
         created_at=now,
@@ -162,7 +162,8 @@ def _checked_scopes(scopes: Iterable[int]) -> frozenset[int]:
     return given
 
 
-def _checked_tenant(tenant: str) -> str:
+def checked_tenant(tenant: str) -> str:
+    """Give it back, or raise InvalidArgumentError."""
     if not _TENANT.fullmatch(tenant):
         raise InvalidArgumentError("tenant", "must have 1 to 64 characters of a-z, 0-9 and -")
     return tenant

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from gateway.app import LOG_PREFIX, build_app
+from gateway.app import LOG_PREFIX, REST_PREFIX, build_app
 from gateway.background import Background
 from gateway.bridge import Bridge, LocalHandler
 from gateway.bridge_routes import Routes
@@ -33,6 +33,7 @@ from gateway.limits.opening import open_limiter
 from gateway.log_mirror import LogMirror
 from gateway.models import Models
 from gateway.moderations import Moderations
+from gateway.oidc.opening import open_tokens
 from gateway.openapi import OpenApi
 from gateway.part_erasers import tools_eraser, trainer_eraser
 from gateway.readings import Readings
@@ -93,6 +94,7 @@ async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncI
             pseudonyms=pseudonyms,
             ledger=ledger,
             limiter=limiter,
+            tokens=await open_tokens(settings, stack),
             max_concurrent=settings.max_concurrent_requests,
             clock=time.monotonic,
         )
@@ -155,11 +157,15 @@ def _app(
         ApiRoute("GET", "/openapi.json", openapi.serve),
         ApiRoute("GET", LOG_PREFIX + "{path:path}", mirror.serve, google_body),
     ]
-    posts = {route.path: route.handler for route in api if route.method == "POST"}
+    bridge = _bridge(core, own)
+    posts = {
+        REST_PREFIX: bridge.serve,
+        **{route.path: route.handler for route in api if route.method == "POST"},
+    }
     for feature in features:
         if feature.begin is not None:
             feature.begin(posts)
-    return build_app(api, bridge=_bridge(core, own), telemetry=telemetry.rpc)
+    return build_app(api, bridge=bridge, telemetry=telemetry.rpc)
 
 
 def _moderations(core: Core) -> Moderations:

@@ -1,0 +1,1 @@
+"""Callers that an identity provider vouches for: signed tokens in place of API keys."""

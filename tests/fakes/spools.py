@@ -9,8 +9,6 @@ from pathlib import Path
 from services.common.spool import Spool
 
 KEY = b"k" * 32
-
-
 ALL = 1 << 30
 
 

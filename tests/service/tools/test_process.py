@@ -8,103 +8,26 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import IO
 
-import grpc
 import pytest
 import pytest_asyncio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from kala.errors import ClearanceError, FailedPreconditionError, InvalidArgumentError
-from kala.tools.v1 import code_pb2, execution_pb2, policy_pb2, tools_pb2_grpc
+from kala.errors import ClearanceError, InvalidArgumentError
+from kala.tools.v1 import execution_pb2, policy_pb2
 from kala.tools.v1 import tools_pb2 as pb
-from services.common.channel import open_channel
-from services.common.keys import write_public_key
-from services.common.principals import principal_metadata
-from tests.fakes.audit_server import served_log
-from tests.fakes.clearances import FakeEthics
+from tests.fakes.tools_process import process
 from tests.service.tools.conftest import ANN, BEN, Ran, Tools, python, seal, until
 from tests.tools_runtime import (
     UNPRIVILEGED_UID,
     unprivileged_directory,
-    unprivileged_python,
 )
 
-START_SECONDS = 120
 pytestmark = [
     pytest.mark.skipif(not Path("/usr/bin/bwrap").exists(), reason="bubblewrap is not installed"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
-
-
-@asynccontextmanager
-async def process(
-    folder: Path, home: Path, **settings: str
-) -> AsyncIterator[tuple[Tools, subprocess.Popen[bytes]]]:
-    """Start one service and give its client once it answers; the log is this process's."""
-    ethics = FakeEthics()
-    async with AsyncExitStack() as stack:
-        log = await stack.enter_async_context(served_log(folder / "audit.db"))
-        key = home / "ethics.pub"
-        write_public_key(key, ethics.signer.public_key)
-        key.chmod(0o644)
-        socket = home / "tools.sock"
-        environment = {
-            "PATH": "/usr/bin:/bin",
-            "KALA_TOOLS_ADDRESS": f"unix:{socket}",
-            "KALA_TOOLS_METRICS_PORT": "off",
-            "KALA_TOOLS_ETHICS_PUBLIC_KEYS": str(key),
-            "KALA_TOOLS_AUDIT_ADDRESS": log.address,
-            "KALA_TOOLS_STATE_DIR": str(home / "state"),
-            **{f"KALA_TOOLS_{name}": value for name, value in settings.items()},
-        }
-        log_file: IO[bytes] = stack.enter_context((folder / "tools.log").open("wb"))
-        service = _started(environment, log_file)
-        stack.callback(_stop, service)
-        channel = await stack.enter_async_context(open_channel(f"unix:{socket}", peer_name="gateway"))
-        stub = tools_pb2_grpc.ToolsServiceStub(channel)
-        await _until_it_answers(stub, service, folder / "tools.log")
-        yield Tools(stub, ethics.signer, log), service
-
-
-def _started(environment: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [*unprivileged_python(), "-P", "-m", "services.tools"],
-        env=dict(environment),
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-    )
-
-
-async def _until_it_answers(
-    stub: tools_pb2_grpc.ToolsServiceAsyncStub, service: subprocess.Popen[bytes], log: Path
-) -> None:
-    async with asyncio.timeout(START_SECONDS):
-        while True:
-            assert service.poll() is None, _words(log)
-            with contextlib.suppress(Exception):
-                await stub.GetPolicy(pb.GetPolicyRequest(), metadata=principal_metadata(ANN))
-                return
-            await asyncio.sleep(0.1)
-
-
-def _words(log: Path) -> str:
-    return log.read_text()
-
-
-def _stop(service: subprocess.Popen[bytes]) -> None:
-    service.terminate()
-    try:
-        service.wait(20)
-    except subprocess.TimeoutExpired:
-        service.kill()
-        service.wait()
 
 
 @pytest.fixture(scope="module")
@@ -379,23 +302,6 @@ async def test_the_self_test_says_what_this_machine_gives(tools: Tools) -> None:
     assert tools.logged("admin")
 
 
-async def test_it_refuses_to_run_as_root(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can try")
-    ended = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "services.tools"],
-        env={"PATH": "/usr/bin"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert ended.returncode == 2
-    assert "does not run as root" in ended.stderr
-
-
 async def test_a_caller_that_reads_slowly_gets_all_of_it(tools: Tools) -> None:
     size = 4 * 1024 * 1024
     code = f"import sys; sys.stdout.write('x' * {size})"
@@ -429,64 +335,3 @@ async def test_deleting_a_workspace_ends_its_run(tools: Tools) -> None:
             gone = await tools.ask("DeleteWorkspace", pb.DeleteWorkspaceRequest(name=name))
     assert Ran(events).status == "CANCELLED"
     assert gone.runs == 1
-
-
-async def test_a_private_suite_shows_a_directory_read_only(tmp_path: Path) -> None:
-    with unprivileged_directory() as shown, unprivileged_directory() as other_home:
-        (shown / "notes.txt").write_text("remember")
-        (shown / "notes.txt").chmod(0o644)
-        async with process(tmp_path, other_home, ALLOW_HOST_DIRECTORY="true", POOL_SLOTS="0") as (tools, _):
-            request = pb.CreateWorkspaceRequest(host_directory=str(shown))
-            name = (await tools.ask("CreateWorkspace", request)).workspace.name
-            code = """
-print(open('notes.txt').read())
-try:
-    open('notes.txt', 'w')
-except OSError as error:
-    print(type(error).__name__)
-"""
-            ran = await tools.execute(python(code, workspace=name))
-            assert ran.status == "OK", ran.exit
-            with pytest.raises(Exception, match="no sandbox may see"):
-                await tools.ask(
-                    "CreateWorkspace", pb.CreateWorkspaceRequest(host_directory=str(other_home / "state"))
-                )
-        assert ran.stdout.splitlines()[0] == b"remember"
-        assert ran.stdout.splitlines()[1] in {b"OSError", b"PermissionError"}
-        assert (shown / "notes.txt").read_text() == "remember"
-
-
-async def test_where_no_tier_holds_the_service_answers_why_and_a_probe_hears_no(tmp_path: Path) -> None:
-    with unprivileged_directory() as home:
-        async with process(tmp_path, home, TIERS="kubernetes") as (tools, _):
-            with pytest.raises(FailedPreconditionError) as caught:
-                await tools.execute(python())
-            listed = await tools.ask("ListTools", pb.ListToolsRequest())
-            files = [code_pb2.CodeFile(path="a.py", content="print(1)\n")]
-            scanned = await tools.ask("ValidateCode", pb.ValidateCodeRequest(files=files))
-            async with grpc.aio.insecure_channel(f"unix:{home}/tools.sock") as channel:
-                health = health_pb2_grpc.HealthStub(channel)
-                whole = await health.Check(health_pb2.HealthCheckRequest())
-                by_name = await health.Check(
-                    health_pb2.HealthCheckRequest(service="kala.tools.v1.ToolsService")
-                )
-    assert caught.value.reason == "NO_ISOLATION"
-    for tier in ("kubernetes", "bubblewrap", "landlock", "runsc"):
-        assert f"{tier}: " in caught.value.message
-    assert [tool.name for tool in listed.tools if tool.available] == ["filesystem"]
-    assert scanned.clean
-    assert whole.status == health_pb2.HealthCheckResponse.SERVING
-    assert by_name.status == health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-async def test_a_workspace_outlives_a_restart(tmp_path: Path) -> None:
-    with unprivileged_directory() as home:
-        async with process(tmp_path, home, POOL_SLOTS="0") as (tools, _):
-            name = (await tools.ask("CreateWorkspace", pb.CreateWorkspaceRequest())).workspace.name
-            await tools.write(
-                pb.WriteFileAction(workspace=name, path="kept", data=b"1", mode=pb.WRITE_MODE_CREATE)
-            )
-        (tmp_path / "again").mkdir()
-        async with process(tmp_path / "again", home, POOL_SLOTS="0") as (tools, _):
-            listed = await tools.ask("ListFiles", pb.ListFilesRequest(workspace=name))
-    assert [each.path for each in listed.files] == ["kept"]

@@ -13,8 +13,8 @@ import pytest_asyncio
 
 from kala.tools.v1 import code_pb2, execution_pb2
 from kala.tools.v1 import tools_pb2 as pb
+from tests.fakes.tools_process import process
 from tests.service.tools.conftest import Tools
-from tests.service.tools.test_process import process
 from tests.service.tools.test_repair import repair
 from tests.tools_runtime import unprivileged_directory
 

@@ -2,49 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import stat
-import subprocess
-import tempfile
-from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
-from typing import Any
-
-import hypothesis.strategies as st
 import pytest
-import yaml
-from hypothesis import given, settings
 
 from services.tools.code.catalogue import REPAIRABLE
-from services.tools.code.engines.every import code_engines
-from services.tools.code.model import Engine, ScanOptions, ScanReport, SourceFile
+from services.tools.code.model import SourceFile
 from services.tools.code.repair.model import PREFIX, DeclinedError, Place
-from services.tools.code.repair.proof import Repaired, repair
 from services.tools.code.repair.rewrites import REWRITES
 from services.tools.code.repair.rewrites.parsing import DefusedXml
 from services.tools.code.repair.tree import Tree
-from services.tools.code.validate import validate
-
-
-@cache
-def engines() -> tuple[Engine, ...]:
-    return code_engines()
-
-
-def scan(files: Sequence[SourceFile]) -> ScanReport:
-    return validate(files, ScanOptions(), engines())
-
-
-def repaired(code: str) -> tuple[str, Repaired, ScanReport]:
-    file = SourceFile("main.py", code)
-    before = scan([file])
-    done = repair([file], before, (), scan)
-    return done.with_only(done.standing)[0].content, done, before
-
-
-FLASK = "from flask import Flask, request, make_response\n\napp = Flask(__name__)\n"
+from tests.fakes.rewriting import FLASK, engines, repaired, scan
 
 # Rewrite, code before, the part of it that goes, what comes in its place, and a module that is imported for it.
 CASES = [
@@ -379,122 +345,3 @@ def test_every_repairable_rule_has_a_rewrite_and_can_be_found() -> None:
     for rule in rules - known:
         assert rule.startswith("bandit.")
     assert len({rewrite.id for rewrite in REWRITES}) == len(REWRITES)
-
-
-# Behaviour: both versions run on the same inputs.
-
-
-def run(code: str, name: str = "f") -> Any:
-    space: dict[str, Any] = {"__name__": "main"}
-    exec(compile(code, "main.py", "exec"), space)
-    return space[name]
-
-
-QUERY = """\
-import sqlite3
-
-
-def f(db, name, age):
-    return db.execute(f"SELECT name, age FROM people WHERE name = '{name}' AND age >= {age}").fetchall()
-
-
-def connect():
-    return sqlite3.connect(":memory:")
-"""
-
-
-def test_queries_find_the_same_rows_and_no_others() -> None:
-    after, done, _ = repaired(QUERY)
-    assert done.standing, done.left
-    old, new = run(QUERY), run(after)
-    db = sqlite3.connect(":memory:")
-    db.execute("CREATE TABLE people (name TEXT, age INT)")
-    db.executemany("INSERT INTO people VALUES (?, ?)", [("ann", 7), ("b e n", 9), ("5", 5), ("%_", 1)])
-
-    @given(
-        st.sampled_from(["ann", "b e n", "5", "%_", "", "x"]) | st.text("ab %_-;é", max_size=5),
-        st.integers(-9, 99),
-    )
-    @settings(max_examples=60, deadline=None)
-    def same(name: str, age: int) -> None:
-        assert old(db, name, age) == new(db, name, age)
-
-    same()
-    attack = "' OR '1'='1"
-    assert old(db, attack, 0)
-    assert new(db, attack, 0) == []
-    db.close()
-
-
-COMMAND = """\
-import subprocess
-
-
-def f(word):
-    return subprocess.run(f"printf %s {word}", shell=True, stdout=subprocess.PIPE).stdout
-"""
-
-
-def test_commands_print_the_same_and_obey_nothing_in_a_value(tmp_path: Path) -> None:
-    after, done, _ = repaired(COMMAND)
-    if not done.standing:
-        # Without a source the scanner may know nothing against it; the rewrite is what is tested here.
-        pytest.skip(f"not rewritten: {done.left}")
-    old, new = run(COMMAND), run(after)
-    for word in ("a", "abc.txt", "x-y_z", "5"):
-        assert old(word) == new(word)
-    mark = tmp_path / "mark"
-    assert new(f"a; touch {mark}") == f"a; touch {mark}".encode()
-    assert not mark.exists()
-    assert subprocess.run(["true"], check=False).returncode == 0
-
-
-def test_yaml_reads_plain_data_the_same() -> None:
-    code = "import yaml\n\n\ndef f(text):\n    return yaml.load(text, Loader=yaml.Loader)\n"
-    old, new = run(code), run(repaired(code)[0])
-    values = st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text("abc:-# \n'\"", max_size=8),
-        lambda inner: (
-            st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner, max_size=3)
-        ),
-        max_leaves=8,
-    )
-
-    @given(values)
-    @settings(max_examples=60, deadline=None)
-    def same(value: Any) -> None:
-        text = yaml.safe_dump(value)
-        assert old(text) == new(text) == value
-
-    same()
-    with pytest.raises(yaml.YAMLError):
-        new("!!python/object/apply:os.getcwd []")
-
-
-def test_literals_read_the_same() -> None:
-    code = FLASK + '\n@app.route("/")\ndef f():\n    return {"x": len(eval(request.args["x"]))}\n'
-    assert "ast.literal_eval" in repaired(code)[0]
-
-
-def test_temporary_names_and_modes_do_what_they_did() -> None:
-    code = (
-        "import os\nimport tempfile\n\n\ndef f():\n    path = tempfile.mktemp('.k')\n"
-        "    with open(path, 'w') as file:\n        file.write('x')\n    os.chmod(path, 0o777)\n    return path\n"
-    )
-    path = run(repaired(code)[0])()
-    try:
-        assert path.endswith(".k")
-        assert os.path.dirname(path) == tempfile.gettempdir()  # noqa: PTH120 - as the code does
-        assert Path(path).read_text() == "x"
-        assert stat.S_IMODE(Path(path).stat().st_mode) == 0o700
-    finally:
-        Path(path).unlink()
-
-
-@given(st.text("abé'\"(){}\n =:#\\", max_size=60))
-@settings(max_examples=40, deadline=None)
-def test_any_text_comes_back_as_it_was_or_is_named(text: str) -> None:
-    after, done, report = repaired(text)
-    if not done.standing:
-        assert after == text
-    assert set(done.left) <= {each.fingerprint for each in report.findings}

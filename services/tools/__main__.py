@@ -40,6 +40,7 @@ from services.tools.isolation import Desk
 from services.tools.measuring import Measuring
 from services.tools.metrics import CallCounter, show_isolation
 from services.tools.pages import PageTokens
+from services.tools.policy.approval_files import ApprovalFiles
 from services.tools.policy.approvals import ApprovalBook
 from services.tools.policy.loading import DEFAULT_POLICY, read_policy
 from services.tools.policy.model import Policy
@@ -145,7 +146,12 @@ async def open_service(
     background = Background()
     stack.push_async_callback(background.drain)
     toolbox = Toolbox(policy)
-    approvals = ApprovalBook(replica=settings.replica, rule=policy.approvals, tokens=tokens)
+    approvals = ApprovalBook(
+        replica=settings.replica,
+        rule=policy.approvals,
+        tokens=tokens,
+        store=ApprovalFiles.open(settings.state_dir / "approvals"),
+    )
     execution = Execution(
         desk=desk,
         policy=policy,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,10 @@ import pytest
 from kala.client import KalaClient
 from kala.core.lmstudio_adapter import LMStudioConfig
 from kala.core.unified_session import UnifiedKALASession
-from kala.errors import PermissionDeniedError
+from kala.errors import PermissionDeniedError, UnavailableError
+from kala.suite.processes import wait_until
 from kala.target import Target
-from tests.e2e.suites import Suite, kala
+from tests.e2e.suites import Suite, kala, running_suite
 from tests.fakes.lm_studio import WORDS, FakeLMStudio
 from tests.tools_runtime import unprivileged_directory
 
@@ -116,6 +120,49 @@ def test_after_a_result_a_person_approves_the_next_program_and_the_conversation_
     assert [step["status"] for step in answer["kala"]["tools"]["steps"]] == ["OK"]
     listed = kala("tools", "approvals", "list", "--only", "used", "--state", tool_suite.state)
     assert waiting["approval"] in listed.stdout
+
+
+@pytest.mark.slow  # a suite of its own; tests/unit/tools/policy/test_approval_files.py restarts the book in every run
+def test_a_call_that_waits_outlives_a_killed_tools_service_and_runs_once(
+    upstream: FakeLMStudio, tmp_path: Path
+) -> None:
+    call = ("code_execution", {"language": "python", "code": PROGRAM})
+    question = {"role": "user", "content": QUESTION}
+    with running_suite(tmp_path / "state", KALA_INFERENCE_LMSTUDIO_URL=upstream.url) as suite:
+
+        def kill_tools() -> None:
+            before = suite.process("tools")
+            os.kill(before.pid, signal.SIGKILL)
+            assert wait_until(lambda: suite.is_ready("tools", after=before), timeout_seconds=60)
+            # The gateway connects anew in its own time.
+            assert wait_until(answers, timeout_seconds=60)
+
+        def answers() -> bool:
+            with contextlib.suppress(UnavailableError), KalaClient(Target(suite.url, suite.key)) as asking:
+                return bool(asking.call("GET", "/kala/v1/tools/tools"))
+            return False
+
+        with KalaClient(Target(suite.url, suite.key)) as client:
+            made = client.call("POST", "/kala/v1/tools/workspaces", body={"request_id": "0123456789abcdef"})
+            asked = {"kala_workspace": made["workspace"]["name"]}
+            upstream.calls = [call, call]
+            tools = ask(suite, **asked)["kala"]["tools"]
+            (waiting,) = tools["requires_action"]["approvals"]
+            kill_tools()
+            listed = client.pages("/kala/v1/tools/approvals", "approvals")
+            assert [each["name"] for each in listed] == [waiting["approval"]]
+            decided = kala("tools", "approvals", "approve", waiting["approval"], "--state", suite.state)
+            assert decided.returncode == 0, decided.stderr
+            kill_tools()
+            approvals = {waiting["call_id"]: waiting["approval"]}
+            again: dict[str, Any] = {"messages": [question, *tools["messages"]], "kala_approvals": approvals}
+            answer = ask(suite, **asked, **again)
+            assert answer["choices"][0]["message"]["content"] == "".join(WORDS)
+            assert [step["status"] for step in answer["kala"]["tools"]["steps"]] == ["OK"]
+            kill_tools()
+            # The same approval a second time runs nothing.
+            spent = ask(suite, **asked, **again)
+            assert [step["status"] for step in spent["kala"]["tools"]["steps"]] == ["FAILED"]
 
 
 def test_a_private_session_shows_the_current_directory_and_lets_nothing_change_it(

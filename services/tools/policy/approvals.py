@@ -1,6 +1,6 @@
 """Calls that wait for a person: bound to exactly one call, decided once, used once, gone in time.
 
-They live in this process: a restart forgets them, and the call has to be asked for again.
+What a store keeps outlives the process; without one a restart forgets them, and the call has to be asked for again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 from kala.errors import (
     FailedPreconditionError,
@@ -117,6 +117,22 @@ def call_digest(
     return digest.digest()
 
 
+class ApprovalStore(Protocol):
+    """Where approvals outlive the process."""
+
+    def load(self) -> Sequence[Approval]:
+        """Give all that were kept, in the order of arrival."""
+        ...
+
+    def keep(self, approval: Approval) -> None:
+        """Make one durable, new or changed, or raise UnavailableError and change nothing."""
+        ...
+
+    def drop(self, name: str) -> None:
+        """Take one away for good."""
+        ...
+
+
 class ApprovalBook:
     """The approvals of one replica."""
 
@@ -131,7 +147,9 @@ class ApprovalBook:
         max_approvals: int = MAX_APPROVALS,
         max_held_bytes: int = MAX_HELD_BYTES,
         max_held_bytes_of_one: int = MAX_HELD_BYTES_OF_ONE,
+        store: ApprovalStore | None = None,
     ) -> None:
+        """Begin with what the store kept, but for what was asked under another rule of who decides."""
         self._replica = replica
         self._rule = rule
         self._tokens = tokens
@@ -144,6 +162,13 @@ class ApprovalBook:
         self._book: dict[str, Approval] = {}
         self._held_bytes = 0
         self._last_number = 0
+        self._store = store
+        for approval in () if store is None else store.load():
+            self._book[approval.name] = approval
+            self._held_bytes += _held(approval.call)
+            self._last_number = max(self._last_number, approval.number)
+            if approval.approver is not rule.approver and approval.state in _LIVE:
+                self._drop(approval)
 
     def request(self, wanted: Wanted) -> Approval:
         """Ask for a person. The same call of the same principal that waits already is given again.
@@ -178,7 +203,7 @@ class ApprovalBook:
             expires_at=now + self._rule.wait_seconds,
             number=self._last_number,
         )
-        self._book[approval.name] = approval
+        self._put(approval)
         self._held_bytes += _held(wanted)
         return approval
 
@@ -283,10 +308,15 @@ class ApprovalBook:
         return (item for item in self._book.values() if item.state in _LIVE)
 
     def _put(self, approval: Approval) -> Approval:
+        if self._store is not None:
+            # First: what a caller is told must outlive the process, and above all that an approval is spent.
+            self._store.keep(approval)
         self._book[approval.name] = approval
         return approval
 
     def _drop(self, approval: Approval) -> None:
+        if self._store is not None:
+            self._store.drop(approval.name)
         del self._book[approval.name]
         self._held_bytes -= _held(approval.call)
 
@@ -294,7 +324,8 @@ class ApprovalBook:
         now = self._clock()
         for item in list(self._book.values()):
             if item.state in _LIVE and item.expires_at <= now:
-                self._put(replace(item, state=ApprovalState.EXPIRED))
+                # Not kept: its time says so, too.
+                self._book[item.name] = replace(item, state=ApprovalState.EXPIRED)
             if item.expires_at + KEPT_SECONDS <= now:
                 self._drop(item)
 
@@ -347,4 +378,4 @@ def _held(wanted: Wanted) -> int:
 
 
 def _unknown(name: str) -> NotFoundError:
-    return NotFoundError(f"{name}: there is no such approval of yours; the service may have restarted since")
+    return NotFoundError(f"{name}: there is no such approval of yours; it may have been too long ago")

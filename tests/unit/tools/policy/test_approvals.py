@@ -108,7 +108,7 @@ def test_only_the_owner_of_the_call_uses_it(owner: Owner) -> None:
 
 @pytest.mark.parametrize("name", ["", "approvals/r1.x", "approvals/r2." + "0" * 32])
 def test_an_unknown_one_is_not_found(name: str) -> None:
-    with pytest.raises(NotFoundError, match="may have restarted"):
+    with pytest.raises(NotFoundError, match="too long ago"):
         book().use(name, ANNA, CALL.call_digest)
 
 

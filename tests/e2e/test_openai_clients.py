@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -150,6 +152,100 @@ def test_a_mistake_is_a_bad_request_that_names_its_parameter(
     assert caught.value.param == param
 
 
+@pytest.fixture
+def strict(suite: Suite) -> Iterator[openai.OpenAI]:
+    """A client that checks every answer against its types, as others do only in debug builds."""
+    with openai.OpenAI(
+        base_url=f"{suite.url}/v1", api_key=suite.key, max_retries=0, _strict_response_validation=True
+    ) as opened:
+        yield opened
+
+
+def stranger_to(suite: Suite) -> openai.OpenAI:
+    """A client of another tenant."""
+    made = httpx.post(
+        f"{suite.url}/kala/v1/gateway/keys",
+        json={
+            "display_name": "elsewhere",
+            "tenant": "elsewhere",
+            "scopes": ["SCOPE_CHAT", "SCOPE_TOOLS", "SCOPE_TRAIN"],
+        },
+        headers={"authorization": f"Bearer {suite.key}"},
+        trust_env=False,
+    )
+    return openai.OpenAI(base_url=f"{suite.url}/v1", api_key=made.json()["secret"], max_retries=0)
+
+
+def test_python_stores_and_continues_responses(suite: Suite, strict: openai.OpenAI) -> None:
+    first = strict.responses.create(model="auto", input="What is machine learning?")
+    assert (first.status, first.output_text) == ("completed", ANSWER)
+    assert first.usage is not None
+    assert strict.responses.retrieve(first.id).output_text == ANSWER
+    second = strict.responses.create(model="auto", input="And then?", previous_response_id=first.id)
+    assert second.previous_response_id == first.id
+    items = list(strict.responses.input_items.list(second.id, order="asc"))
+    assert len(items) >= 1
+    with stranger_to(suite) as stranger, pytest.raises(openai.NotFoundError):
+        stranger.responses.retrieve(first.id)
+    strict.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        strict.responses.retrieve(first.id)
+
+
+def test_python_streams_a_response(strict: openai.OpenAI) -> None:
+    with strict.responses.stream(model="auto", input="What is machine learning?") as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert [event.type for event in events][:: len(events) - 1] == ["response.created", "response.completed"]
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == ANSWER
+    assert final.output_text == ANSWER
+    numbers = [event.sequence_number for event in events]
+    assert numbers == sorted(set(numbers))
+
+
+def test_python_runs_a_batch_of_files(suite: Suite, strict: openai.OpenAI) -> None:
+    lines = [
+        {"custom_id": name, "method": "POST", "url": "/v1/chat/completions",
+         "body": {"model": model, "messages": QUESTION}}
+        for name, model in (("good", "auto"), ("bad", "no-such-model"))
+    ]  # fmt: skip
+    data = "\n".join(map(json.dumps, lines)).encode()
+    uploaded = strict.files.create(file=("in.jsonl", data), purpose="batch")
+    assert strict.files.content(uploaded.id).content == data
+    batch = strict.batches.create(
+        input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    assert batch.id in [each.id for each in strict.batches.list()]
+    with stranger_to(suite) as stranger:
+        for ask in (
+            lambda: stranger.files.content(uploaded.id),
+            lambda: stranger.batches.retrieve(batch.id),
+            lambda: stranger.batches.cancel(batch.id),
+        ):
+            with pytest.raises(openai.NotFoundError):
+                ask()
+    deadline = time.monotonic() + 60
+    while (batch := strict.batches.retrieve(batch.id)).status not in {"completed", "failed"}:
+        assert time.monotonic() < deadline, batch.status
+        time.sleep(0.1)
+    assert batch.request_counts is not None
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 1)
+    assert batch.output_file_id is not None
+    (answered,) = map(json.loads, strict.files.content(batch.output_file_id).text.splitlines())
+    assert answered["custom_id"] == "good"
+    assert answered["response"]["body"]["choices"][0]["message"]["content"] == ANSWER
+    strict.files.delete(uploaded.id)
+    with pytest.raises(openai.NotFoundError):
+        strict.files.retrieve(uploaded.id)
+
+
+def test_python_asks_for_fine_tuning(strict: openai.OpenAI) -> None:
+    assert list(strict.fine_tuning.jobs.list()) == []
+    for ask in (strict.fine_tuning.jobs.retrieve, strict.fine_tuning.jobs.cancel):
+        with pytest.raises(openai.NotFoundError):
+            ask("ftjob-" + "0" * 32)
+
+
 @pytest.fixture(scope="module")
 def node_client() -> Path:
     """The script beside its installed client; installed once per checkout."""
@@ -191,3 +287,12 @@ def test_the_node_client_works_unmodified(suite: Suite, node_client: Path) -> No
     assert saw["unauthenticated"]["name"] == "AuthenticationError"
     assert saw["unknownModel"] == {"name": "NotFoundError", "status": 404, "code": "model_not_found"}
     assert saw["invalid"]["name"] == "BadRequestError"
+    assert (saw["response"]["text"], saw["response"]["stored"]) == (ANSWER, ANSWER)
+    assert saw["response"]["streamed"] == ANSWER
+    assert saw["response"]["gone"] == {
+        "name": "NotFoundError",
+        "status": 404,
+        "code": saw["response"]["gone"]["code"],
+    }
+    assert saw["file"] == {"purpose": "batch", "content": "{}\n", "batch": "validating", "cancelled": True}
+    assert saw["tuning"] == []

@@ -53,12 +53,20 @@ def test_chunk_borders_change_no_window(text: str, places: list[int]) -> None:
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS)
 @example(text="x" * 180 + " " * 140 + "x" * 90)
-def test_windows_cover_the_text_each_with_the_stretch_before_and_within_bounds(text: str) -> None:
+def test_windows_cover_the_text_each_with_an_end_of_the_stretch_before_and_within_bounds(text: str) -> None:
     found = windows([text])
     assert "".join(text[window.new : window.end] for window in found) == text
     assert all(window.text == text[window.start : window.end] for window in found)
     assert all(window.end - window.new <= MAX_STRETCH_CHARS + UNSETTLED_CHARS for window in found)
-    assert all(after.start == before.new for before, after in itertools.pairwise(found))
+    assert all(before.new <= after.start < after.new for before, after in itertools.pairwise(found))
+
+
+def test_a_window_begins_with_the_last_sentence_before_what_is_new() -> None:
+    first, second, *_ = windows(["One came first of all of them here. ", SENTENCE, *[SENTENCE.upper()] * 4])
+    assert first.text == "One came first of all of them here. " + SENTENCE
+    assert second.text.startswith(SENTENCE + SENTENCE.upper())
+    single, after, *_ = windows(["word " * 30 + "end. ", SENTENCE * 3])
+    assert after.text.startswith(single.text)
 
 
 def test_a_window_ends_with_a_sentence_where_it_can() -> None:

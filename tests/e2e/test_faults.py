@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import signal
 import threading
@@ -161,6 +163,48 @@ def test_killing_audit_loses_nothing_acknowledged(world: World) -> None:
         assert verified.leaf.receipt_id == reply.receipt.id
     checked = kala("audit", "verify", "--state", world.suite.state)
     assert checked.returncode == 0, checked.stderr
+
+
+def test_killing_the_gateway_mid_stream_leaves_the_intent_and_the_log_tells_of_it(world: World) -> None:
+    def gaps() -> list[dict[str, str]]:
+        told = kala("audit", "gaps", "--intent-seconds", "0", "--json", "--state", world.suite.state)
+        assert told.returncode in {0, 1}, told.stderr
+        return [gap for gap in json.loads(told.stdout)["gaps"] if gap["kind"] == "GAP_KIND_UNMATCHED_INTENT"]
+
+    known = {gap["entry"] for gap in gaps()}
+    world.upstream.gate.clear()
+    got: list[bytes] = []
+
+    def read() -> None:
+        body = {"model": "auto", "messages": QUESTION, "stream": True}
+        headers = {"authorization": f"Bearer {world.suite.key}"}
+        url = f"{world.suite.url}/v1/chat/completions"
+        with (
+            contextlib.suppress(httpx.HTTPError),
+            httpx.stream("POST", url, json=body, headers=headers, timeout=60) as response,
+        ):
+            got.extend(response.iter_bytes())
+
+    before = len(world.upstream.asked)
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert wait_until(lambda: len(world.upstream.asked) > before, timeout_seconds=10)
+        assert wait_until(lambda: {gap["entry"] for gap in gaps()} > known, timeout_seconds=20)
+        victim = world.kill("gateway")
+        reader.join(30)
+        assert not reader.is_alive()
+    finally:
+        world.upstream.gate.set()
+    assert b"[DONE]" not in b"".join(got)
+    assert b"examples" not in b"".join(got)
+    world.wait_for_another("gateway", victim)
+    world.wait_for_an_answer()
+    # What was answered afterwards has its outcome; the one that was killed has none, and is the only one told of.
+    (lost,) = {gap["entry"] for gap in gaps()} - known
+    with world.client() as client:
+        entry = client.call("GET", f"/kala/v1/audit/{lost}")["entry"]
+    assert json.loads(base64.b64decode(entry["leaf"]))["type"] == "chat.intent"
 
 
 def test_a_killed_gateway_comes_back_with_its_keys(world: World) -> None:

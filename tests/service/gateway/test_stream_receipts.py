@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ PAUSE = 0.1
 """Longer than the bound of the hold-back, so that a check runs in between."""
 
 
-def commitment(leaf: dict[str, Any], kind: str) -> str:
-    return next(item["hmac"] for item in leaf["commitments"] if item["kind"] == kind)
+def commitment(leaf: Mapping[str, Any], kind: str) -> str:
+    return str(next(item["hmac"] for item in leaf["commitments"] if item["kind"] == kind))
 
 
 async def cut_short(suite: Suite) -> tuple[str, dict[str, Any]]:

@@ -55,6 +55,7 @@ LONG_CALLS: Final = {
     "/kala.inference.v1.InferenceService/PullModel": 24 * 3600.0,
     "/kala.tools.v1.ToolsService/SelfTest": 600.0,
     "/kala.trainer.v1.TrainerService/CheckDataset": 900.0,
+    "/kala.trainer.v1.TrainerService/WaitOperation": 310.0,
     "/kala.trainer.v1.TrainerService/WatchTrainingJob": 24 * 3600.0,
     "/kala.trainer.v1.TrainerService/WatchLogs": 24 * 3600.0,
 }

@@ -245,6 +245,12 @@ class GatewaySettings(EdgeSettings):
     background_responses: Annotated[
         int, Field(ge=1, le=256, description="How many responses with `background: true` run at a time.")
     ] = 8
+    fine_tuning_gate: Annotated[
+        str | None,
+        Field(
+            description="Gate profile of fine-tuning jobs; unset: `embedded` for the embedded model, else `standard`."
+        ),
+    ] = None
     key_cache_seconds: Annotated[
         float,
         Field(ge=0, le=4, description="How long a key's state is remembered; bounds a revocation elsewhere."),

@@ -61,11 +61,13 @@ class _Wire:
             raise InternalError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes")
 
 
-async def run_errand(handler: Handler, *, path: str, body: bytes, acting_key: str, request_id: str) -> Reply:
-    """Post JSON to an endpoint in the name of a key's id; every failure is a reply too."""
+async def run_errand(
+    handler: Handler, *, path: str, body: bytes, acting_key: str, request_id: str, method: str = "POST"
+) -> Reply:
+    """Send JSON to an endpoint in the name of a key's id; every failure is a reply too."""
     wire = _Wire(body)
     headers = [(b"content-type", JSON.encode()), (b"x-request-id", request_id.encode())]
-    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
     exchange = Exchange(scope, wire.receive, wire.send)
     exchange.acting_key = acting_key
     try:

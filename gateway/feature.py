@@ -25,7 +25,7 @@ class Feature:
     erasers: Mapping[str, Eraser] = field(default_factory=dict)
     """By the names under which an erasure reports on them."""
     begin: Callable[[Mapping[str, Handler]], None] | None = None
-    """Called once, when every feature is open, with the endpoints that take POST, by their paths."""
+    """Called once, when every feature is open, with the endpoints that take POST by their paths, and the bridge by its prefix."""
     paths: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # Any: JSON
     """OpenAPI 3.1 path items by path, each operation with a schema and an example (`openapi_parts.operation` writes them)."""
     schemas: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # Any: JSON

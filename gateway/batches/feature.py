@@ -49,7 +49,7 @@ async def open_batches(core: Core) -> Feature:
     def begin(endpoints: Mapping[str, Handler]) -> None:
         handlers.update(endpoints)
         if settings.batch_concurrency:
-            core.stack.push_async_callback(_stopped, asyncio.ensure_future(worker.run()))
+            core.stack.push_async_callback(stopped, asyncio.ensure_future(worker.run()))
 
     core.stack.callback(core.background.keep(sweeping(store.sweep)).cancel)
     return Feature(
@@ -80,7 +80,8 @@ def batches_eraser(store: BatchStore, files: FileStore) -> Eraser:
     return erase
 
 
-async def _stopped(work: asyncio.Task[None]) -> None:
+async def stopped(work: asyncio.Task[None]) -> None:
+    """End a worker, and wait for its last write."""
     work.cancel()
     with suppress(asyncio.CancelledError):
         await work

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -24,6 +25,7 @@ from gateway.batches.model import Batch, LinePlace, LineProblem
 from gateway.batches.output import write_files
 from gateway.errands import Reply, run_errand
 from gateway.files.store import FILE_QUOTA_EXCEEDED
+from gateway.lease_keeping import while_held
 from gateway.leases import LeaseLostError
 from kala.errors import FailedPreconditionError, KalaError, NotFoundError
 
@@ -137,7 +139,11 @@ class BatchWorker:
             return False
         pause_seconds = 0.0
         try:
-            pause_seconds = await self._held(batch)
+            pause_seconds = await while_held(
+                self._advance(batch),
+                partial(self._store.renew, batch.id, self._holder),
+                every_seconds=self._lease.total_seconds() / 3,
+            )
         except LeaseLostError:
             structlog.get_logger().warning("another replica took over a batch", batch=batch.id)
         except KalaError as error:
@@ -151,25 +157,6 @@ class BatchWorker:
             )
             await asyncio.shield(release)
         return True
-
-    async def _held(self, batch: Batch) -> float:
-        """Advance a batch while its lease is renewed; ends at once when the lease is lost."""
-        work = asyncio.ensure_future(self._advance(batch))
-        keeper = asyncio.ensure_future(self._keep(batch.id))
-        try:
-            await asyncio.wait({work, keeper}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                await keeper  # raises why it ended
-            return await work
-        finally:
-            work.cancel()
-            keeper.cancel()
-            await asyncio.gather(work, keeper, return_exceptions=True)
-
-    async def _keep(self, batch_id: str) -> None:
-        while True:
-            await asyncio.sleep(self._lease.total_seconds() / 3)
-            await asyncio.to_thread(self._store.renew, batch_id, self._holder)
 
     async def _advance(self, batch: Batch) -> float:
         """Do what is next for a batch, and give how long it should rest."""

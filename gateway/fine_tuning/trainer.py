@@ -1,0 +1,67 @@
+"""The trainer's RPCs in the name of a job's key: over the bridge, so that each is judged, logged and confined as a client's is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gateway.edge import Handler
+from gateway.errands import Reply, run_errand
+from gateway.fine_tuning.model import Job
+from kala.errors import FailedPreconditionError, UnavailableError
+
+PATH: Final = "/kala/v1/trainer"
+AWAY: Final = frozenset({429, 502, 503, 504})
+
+Json = dict[str, Any]  # Any: JSON
+
+
+class TrainerRefusedError(FailedPreconditionError):
+    """The trainer, the laws or the key's scopes said no: asking again would not help."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message, reason=code)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerCalls:
+    """Calls of the trainer for jobs."""
+
+    bridge: Handler
+
+    async def get(self, job: Job, path: str) -> Json:
+        """Read something."""
+        return await self._call(job, "GET", path, b"")
+
+    async def post(self, job: Job, path: str, body: Json) -> Json:
+        """Have something done; raises TrainerRefusedError, or UnavailableError when it may be asked again."""
+        return await self._call(job, "POST", path, json.dumps(body).encode())
+
+    async def _call(self, job: Job, method: str, path: str, body: bytes) -> Json:
+        reply = await run_errand(
+            self.bridge,
+            method=method,
+            path=f"{PATH}/{path}",
+            body=body,
+            acting_key=job.owner,
+            request_id=job.id,
+        )
+        if reply.status == 200:  # noqa: PLR2004 - HTTP's OK
+            return reply.body
+        code, message = _said(reply)
+        if reply.status in AWAY:
+            raise UnavailableError(message, reason=code.upper())
+        raise TrainerRefusedError(code, message)
+
+
+def _said(reply: Reply) -> tuple[str, str]:
+    """Read an error in OpenAI's shape or in google's."""
+    error = reply.body.get("error")
+    if not isinstance(error, dict):
+        return "internal_error", "the trainer answered without words"
+    code = error.get("code")
+    if not isinstance(code, str):
+        reasons = [each.get("reason") for each in error.get("details", ()) if isinstance(each, dict)]
+        code = next((str(reason) for reason in reasons if reason), str(error.get("status", "internal_error")))
+    return code.lower(), str(error.get("message", ""))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -13,15 +13,18 @@ from gateway.acts import CHAT_KIND
 from gateway.chat_answer import ChunkWriter, Identity, completion
 from gateway.chat_runs import Asked, ChatRuns
 from gateway.chat_schema import MAX_MESSAGES, ChatRequest, ImagePart, UserMessage, parse_chat_request
+from gateway.conversations.records import Owner
+from gateway.conversations.sessions import FIELD, SessionChats, Sessions
 from gateway.edge import Exchange, too_large, until_disconnect
 from gateway.gate import Gate
 from gateway.keys import ApiKey
 from gateway.ledger import Ledger
 from gateway.limits.estimates import estimate_of
 from gateway.readers import Chats, Stream, Whole
+from gateway.responses.translate import located
 from gateway.strict_json import read_object
 from kala.common.v1 import options_pb2
-from kala.errors import InvalidArgumentError, KalaError
+from kala.errors import InvalidArgumentError, KalaError, NotFoundError
 
 ROUTE: Final = "HTTP POST /v1/chat/completions"
 ID_BYTES: Final = 12
@@ -47,6 +50,7 @@ class ChatCompletions:
         gate: Gate,
         ledger: Ledger,
         limits: ChatLimits,
+        sessions: Sessions,
         wall_clock: Callable[[], float] = time.time,
         new_id: Callable[[int], str] = secrets.token_hex,
     ) -> None:
@@ -54,6 +58,7 @@ class ChatCompletions:
         self._gate = gate
         self._ledger = ledger
         self._limits = limits
+        self._sessions = sessions
         self._wall_clock = wall_clock
         self._new_id = new_id
 
@@ -65,15 +70,14 @@ class ChatCompletions:
         async with self._gate.reserve(exchange, key, estimate_of(asked.action)):
             if asked.needs_others:
                 asked = await self._prepared(exchange, key, asked, body)
-            person = asked.request.safety_identifier or asked.request.user or ""
-            act = self._runs.act(asked, exchange, self._gate.caller(key, person))
+            act = self._runs.act(asked, exchange, self._gate.caller(key, _person_in(asked.request)))
             identity = Identity(
                 f"chatcmpl-{self._new_id(ID_BYTES)}",
                 int(self._wall_clock()),
                 asked.action.model,
                 asked.fitting,
             )
-            reader = self._reader(exchange, self._runs.chats(asked, exchange.reservation), identity, asked)
+            reader = self._reader(exchange, self._chats(asked, exchange), identity, asked)
             await until_disconnect(exchange, reader.run(act))
 
     def _reader(self, exchange: Exchange, chats: Chats, identity: Identity, asked: Asked) -> Whole | Stream:
@@ -93,13 +97,37 @@ class ChatCompletions:
             self._check_size(body)
             request = parse_chat_request(read_object(body), max_messages=self._limits.max_messages)
             self._check_images(request, body)
-            asked = self._runs.ask(request, exchange.headers)
-        except InvalidArgumentError as error:
+            asked = await self._asked(exchange, key, request)
+        except (InvalidArgumentError, NotFoundError) as error:
             await self._record(exchange, key, error, body)
             raise
         if request.wants_kala_tools:
             await self._gate.require(exchange, key, rpc=ROUTE, scope=options_pb2.SCOPE_TOOLS)
         return asked, body
+
+    async def _asked(self, exchange: Exchange, key: ApiKey, request: ChatRequest) -> Asked:
+        """Give the chat, in its session where it names one."""
+        if request.kala_session is None:
+            return self._runs.ask(request, exchange.headers)
+        owner = Owner.of(self._gate.caller(key, _person_in(request)))
+        session = await self._sessions.open(request.kala_session, owner)
+        whole, origins = session.before(request)
+        try:
+            asked = self._runs.ask(whole, exchange.headers)
+        except InvalidArgumentError as error:
+            raise located(error, origins) from error
+        if asked.action.ByteSize() > self._limits.max_image_body_bytes:
+            raise InvalidArgumentError(
+                FIELD,
+                f"has become longer than {self._limits.max_image_body_bytes} bytes; begin a new session",
+            )
+        return replace(asked, session=session, own=request)
+
+    def _chats(self, asked: Asked, exchange: Exchange) -> Chats:
+        chats = self._runs.chats(asked, exchange.reservation)
+        if asked.session is None:
+            return chats
+        return SessionChats(chats, self._sessions, asked.session, asked.own or asked.request)
 
     async def _prepared(self, exchange: Exchange, key: ApiKey, asked: Asked, body: bytes) -> Asked:
         try:
@@ -128,6 +156,10 @@ class ChatCompletions:
     def _check_images(self, request: ChatRequest, body: bytes) -> None:
         if len(body) > self._limits.max_body_bytes and not _has_images(request):
             raise too_large(self._limits.max_body_bytes)
+
+
+def _person_in(request: ChatRequest) -> str:
+    return request.safety_identifier or request.user or ""
 
 
 def _has_images(request: ChatRequest) -> bool:

@@ -48,7 +48,7 @@ def completion(
         "choices": [
             {
                 "index": 0,
-                "message": _message(conclusion.answer),
+                "message": message_of(conclusion.answer),
                 "logprobs": _logprobs(logprobs),
                 "finish_reason": conclusion.finish_reason,
             }
@@ -146,7 +146,8 @@ def usage_json(usage: usage_pb2.Usage | None) -> Json | None:
     return body
 
 
-def _message(answer: Answer) -> Json:
+def message_of(answer: Answer) -> Json:
+    """Write an answer as one message."""
     message: Json = {
         "role": "assistant",
         "content": answer.text if answer.text or not (answer.tool_calls or answer.refusal) else None,

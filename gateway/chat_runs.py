@@ -20,6 +20,7 @@ from services.common.sealing import pack
 if TYPE_CHECKING:
     from gateway.chat_schema import ChatRequest
     from gateway.chat_tools import ChatTools
+    from gateway.conversations.sessions import OpenSession
     from gateway.destination import Destinations
     from gateway.edge import Exchange
     from gateway.identity import Caller
@@ -42,6 +43,10 @@ class Asked:
     fitting: Fitting | None = None
     loop: LoopRequest | None = None
     """Set where KALA's tools may be called."""
+    session: OpenSession | None = None
+    """The stored session that it goes on in."""
+    own: ChatRequest | None = None
+    """Set there: the request without the session's messages."""
     after_untrusted_content: bool = False
     """Of the conversation as it came: what fitting leaves out has had its say."""
 

@@ -29,6 +29,7 @@ MAX_METADATA: Final = 16
 
 _FUNCTION_NAME: Final = r"^[A-Za-z0-9_-]{1,64}$"
 _WORKSPACE: Final = r"^workspaces/[A-Za-z0-9._-]{1,128}$"
+_SESSION: Final = r"^sessions/[0-9a-f]{32}$"
 _APPROVAL: Final = r"^approvals/[A-Za-z0-9._-]{1,128}$"
 _IMAGE_DATA_URI: Final = r"^data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]"
 
@@ -312,6 +313,7 @@ class ChatRequest(_Strict):
     metadata: Annotated[dict[_MetadataKey, _MetadataValue], Field(max_length=MAX_METADATA)] | None = None
     service_tier: Literal["auto", "default"] | None = None
     prompt_cache_key: str | None = None
+    kala_session: Annotated[str, Field(pattern=_SESSION)] | None = None
     kala_tools: Literal["auto", "none"] | None = None
     kala_workspace: Annotated[str, Field(pattern=_WORKSPACE)] | None = None
     kala_approvals: Annotated[dict[_CallId, _Approval], Field(max_length=MAX_TOOLS)] | None = None
@@ -357,7 +359,7 @@ def _refuse_unsupported(body: dict[str, Any]) -> None:  # Any: JSON
     if body.get("store") is True:
         raise InvalidArgumentError(
             "store",
-            "is not supported: answers are not stored; leave it out or send false",
+            "is not supported: use `kala_session`, or /v1/responses; leave it out or send false",
             reason=UNSUPPORTED_PARAMETER,
         )
     count = body.get("n")

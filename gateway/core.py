@@ -13,6 +13,8 @@ from gateway.chat import ChatCompletions, ChatLimits
 from gateway.chat_runs import ChatRuns
 from gateway.chat_tools import ChatTools
 from gateway.completions import Completions
+from gateway.conversations.session_store import SessionStore
+from gateway.conversations.sessions import Sessions
 from gateway.destination import Destinations
 from gateway.gate import Gate
 from gateway.generation import HoldBounds
@@ -94,6 +96,7 @@ def build_core(
         settings.body_timeout_seconds,
         settings.audit_policy == "spool",
     )
+    payloads = Payloads(engine, settings.store_key_file)
     bindings = {binding.rpc: binding for binding in bindings_of(contract_files())}
     runs = ChatRuns(
         inference=inference,
@@ -108,7 +111,7 @@ def build_core(
         settings=settings,
         stack=stack,
         engine=engine,
-        payloads=Payloads(engine, settings.store_key_file),
+        payloads=payloads,
         pseudonyms=pseudonyms,
         background=background,
         channels=channels,
@@ -119,7 +122,13 @@ def build_core(
         guarded=guarded,
         bindings=bindings,
         chat_runs=runs,
-        chat=ChatCompletions(runs, gate=desk.gate, ledger=desk.ledger, limits=chat_limits(settings)),
+        chat=ChatCompletions(
+            runs,
+            gate=desk.gate,
+            ledger=desk.ledger,
+            limits=chat_limits(settings),
+            sessions=Sessions(SessionStore(engine, payloads)),
+        ),
         completions=Completions(desk, pipeline=pipeline),
         embeddings=text_tasks(EMBEDDINGS, settings, desk, guarded, bindings, inference.Embed),
     )

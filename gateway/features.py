@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from gateway.batches.feature import open_batches
+from gateway.conversations.feature import open_sessions
 from gateway.feature import Feature, Opener
 from gateway.files.feature import open_files
 from gateway.limits.service import open_usage
@@ -12,5 +13,5 @@ from gateway.responses.feature import open_responses
 
 __all__ = ["FEATURES", "Feature", "Opener"]
 
-FEATURES: Final[tuple[Opener, ...]] = (open_files, open_batches, open_usage, open_responses)
+FEATURES: Final[tuple[Opener, ...]] = (open_files, open_batches, open_usage, open_sessions, open_responses)
 """In the order in which they are opened; closed in reverse."""

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from gateway.conversations.records import Json, Owner
 from gateway.conversations.tables import SESSION, SESSION_TURN
 from gateway.database import translated
-from kala.errors import FailedPreconditionError, NotFoundError
+from kala.errors import AlreadyExistsError, NotFoundError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Row
@@ -113,7 +113,7 @@ class SessionStore:
     def append(self, session_id: str, owner: Owner, position: int, messages: Sequence[Json]) -> None:
         """Add a turn at the place that `turns` gave, and count the request.
 
-        FailedPreconditionError, reason SESSION_MOVED, where another request was first; NotFoundError where the session
+        AlreadyExistsError, reason SESSION_MOVED, where another request was first; NotFoundError where the session
         is gone. Without messages the request is only counted.
         """
         context = _turn_context(session_id, position)
@@ -136,7 +136,7 @@ class SessionStore:
                     if messages:
                         connection.execute(insert(SESSION_TURN).values(values))
             except IntegrityError as error:
-                raise FailedPreconditionError(
+                raise AlreadyExistsError(
                     "another request of the same session was answered meanwhile, so this answer was not added to it; "
                     "send a session's requests one after the other",
                     reason="SESSION_MOVED",

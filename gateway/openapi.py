@@ -14,8 +14,9 @@ from gateway.bridge_routes import Binding
 from gateway.edge import REQUEST_ID, Exchange
 from gateway.errors import google_body, openai_body
 from gateway.openapi_bridge import PARAMETERS, BridgePaths
-from gateway.openapi_openai import openai_paths, openai_schemas
+from gateway.openapi_openai import openai_paths
 from gateway.openapi_parts import JSON, REQUEST_ID_HEADER, content, reference
+from gateway.openapi_schemas import openai_schemas
 from gateway.schemas import Schemas
 from kala.errors import UnavailableError
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
-from gateway.chat_schema import ChatRequest
-from gateway.moderation_categories import LAWS, OPENAI_CATEGORIES, OPENAI_OF
-from gateway.moderation_schema import ModerationRequest
 from gateway.openapi_parts import content, operation, reference, stream
-from gateway.text_tasks_schema import CompletionRequest, EmbeddingRequest, RerankRequest
+from gateway.openapi_schemas import CATEGORY_NAMES
 
 Json = dict[str, Any]  # Any: JSON
 
@@ -18,7 +14,6 @@ _ASKED: Final[Json] = {
     "model": "auto",
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
 }
-_FINISH: Final = ["stop", "length", "tool_calls", "content_filter"]
 
 _DECISION: Final[Json] = {
     "id": _HEX, "outcome": "ALLOW", "stage": "output", "law": None, "category": None, "message": None, "path": [],
@@ -37,212 +32,6 @@ _KALA: Final[Json] = {
 }
 _COUNTED: Final[Json] = {"prompt_tokens": 14, "completion_tokens": 7, "total_tokens": 21}
 _MODEL: Final[Json] = {"id": "auto", "object": "model", "created": 1795340000, "owned_by": "kala"}
-
-
-def _list_of(item: Json, **further: Json) -> Json:
-    return {
-        "type": "object",
-        "required": ["object", "data"],
-        "properties": {
-            "object": {"const": "list"},
-            "data": {"type": "array", "items": item},
-            **further,
-        },
-    }
-
-
-def _kala(*further: str) -> Json:
-    """Describe the extension object; `kala` in an answer holds at least these."""
-    return {"type": "object", "required": ["receipt", "overhead_ms", *further]}
-
-
-def _usage(*fields: str) -> Json:
-    return {
-        "type": ["object", "null"],
-        "description": "Absent where the backend did not count.",
-        "required": list(fields),
-        "properties": {name: {"type": "integer", "minimum": 0} for name in fields},
-    }
-
-
-def _generated(kind: str, choice: Json) -> Json:
-    return {
-        "type": "object",
-        "required": ["id", "object", "created", "model", "choices", "kala"],
-        "properties": {
-            "id": {"type": "string"},
-            "object": {"const": kind},
-            "created": {"type": "integer"},
-            "model": {"type": "string", "description": "The model that answered."},
-            "choices": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "required": ["index", "finish_reason", "logprobs"],
-                    "properties": {
-                        "index": {"type": "integer"},
-                        "finish_reason": {"enum": _FINISH},
-                        "logprobs": {"type": ["object", "null"]},
-                        **choice,
-                    },
-                },
-            },
-            "usage": _usage("prompt_tokens", "completion_tokens", "total_tokens"),
-            "kala": _kala("decision"),
-        },
-    }
-
-
-_MESSAGE: Final[Json] = {
-    "type": "object",
-    "required": ["role", "content", "refusal"],
-    "properties": {
-        "role": {"const": "assistant"},
-        "content": {"type": ["string", "null"]},
-        "refusal": {"type": ["string", "null"]},
-        "reasoning_content": {"type": "string"},
-        "tool_calls": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["id", "type", "function"],
-                "properties": {
-                    "id": {"type": "string"},
-                    "type": {"const": "function"},
-                    "function": {
-                        "type": "object",
-                        "required": ["name", "arguments"],
-                        "properties": {"name": {"type": "string"}, "arguments": {"type": "string"}},
-                    },
-                },
-            },
-        },
-    },
-}
-
-_EMBEDDING: Final[Json] = {
-    "type": "object",
-    "required": ["object", "index", "embedding"],
-    "properties": {
-        "object": {"const": "embedding"},
-        "index": {"type": "integer"},
-        "embedding": {
-            "description": "Numbers, or base64 of little-endian IEEE 754 singles.",
-            "anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}],
-        },
-    },
-}
-
-_RANKING: Final[Json] = {
-    "type": "object",
-    "required": ["object", "results", "model", "kala"],
-    "properties": {
-        "object": {"const": "list"},
-        "model": {"type": "string"},
-        "results": {
-            "type": "array",
-            "description": "Best first.",
-            "items": {
-                "type": "object",
-                "required": ["index", "relevance_score"],
-                "properties": {
-                    "index": {"type": "integer", "description": "Position among the given documents."},
-                    "relevance_score": {
-                        "type": "number",
-                        "description": "Comparable within one answer only.",
-                    },
-                    "document": {"type": "object", "properties": {"text": {"type": "string"}}},
-                },
-            },
-        },
-        "usage": _usage("prompt_tokens", "total_tokens"),
-        "kala": {
-            **_kala("decision", "attempts", "degraded"),
-            "properties": {
-                "degraded": {
-                    "type": "boolean",
-                    "description": "Whether embeddings stood in for a model made for ranking.",
-                }
-            },
-        },
-    },
-}
-
-_MODEL_SCHEMA: Final[Json] = {
-    "type": "object",
-    "required": ["id", "object", "created", "owned_by"],
-    "properties": {
-        "id": {"type": "string"},
-        "object": {"const": "model"},
-        "created": {"type": "integer"},
-        "owned_by": {"type": "string"},
-        "kala": {"type": "object"},
-    },
-}
-
-_STATUS: Final[Json] = {
-    "type": "object",
-    "required": ["status"],
-    "properties": {"status": {"type": "string"}, "parts": {"type": "object"}},
-}
-
-_CATEGORY_NAMES: Final = [
-    *OPENAI_CATEGORIES,
-    *(f"law_{law}" for law in LAWS),
-    *(f"kala/{name}" for name in OPENAI_OF),
-]
-
-
-def _per_category(value: Json) -> Json:
-    return {
-        "type": "object",
-        "required": _CATEGORY_NAMES,
-        "properties": dict.fromkeys(_CATEGORY_NAMES, value),
-        "additionalProperties": value,
-    }
-
-
-_MODERATION: Final[Json] = {
-    "type": "object",
-    "required": ["id", "model", "results", "kala"],
-    "properties": {
-        "id": {"type": "string"},
-        "model": {"type": "string", "description": "The constitution that judged."},
-        "results": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": [
-                    "flagged",
-                    "categories",
-                    "category_scores",
-                    "category_applied_input_types",
-                    "kala",
-                ],
-                "properties": {
-                    "flagged": {
-                        "type": "boolean",
-                        "description": "Whether ethics came to anything but ALLOW.",
-                    },
-                    "categories": _per_category({"type": "boolean"}),
-                    "category_scores": _per_category({"type": "number", "minimum": 0, "maximum": 1}),
-                    "category_applied_input_types": _per_category(
-                        {"type": "array", "items": {"type": "string", "const": "text"}}
-                    ),
-                    "kala": {
-                        "type": "object",
-                        "required": ["decision", "unjudged"],
-                        "properties": {
-                            "decision": {"type": "object"},
-                            "unjudged": {"type": "array", "items": {"type": "string"}},
-                        },
-                    },
-                },
-            },
-        },
-        "kala": _kala(),
-    },
-}
 
 
 def _completed(kind: str, choice: Json) -> Json:
@@ -294,9 +83,9 @@ def openai_paths() -> Json:
     """Describe the endpoints that the core itself serves."""
     moderated: Json = {
         "flagged": False,
-        "categories": dict.fromkeys(_CATEGORY_NAMES, False),
-        "category_scores": dict.fromkeys(_CATEGORY_NAMES, 0.01),
-        "category_applied_input_types": {name: ["text"] for name in _CATEGORY_NAMES},
+        "categories": dict.fromkeys(CATEGORY_NAMES, False),
+        "category_scores": dict.fromkeys(CATEGORY_NAMES, 0.01),
+        "category_applied_input_types": {name: ["text"] for name in CATEGORY_NAMES},
         "kala": {"decision": _DECISION, "unjudged": []},
     }
     vectors: Json = {
@@ -414,26 +203,3 @@ def _with_not_ready(described: Json) -> Json:
         "content": content(reference("Health"), example),
     }
     return described
-
-
-def openai_schemas(ref_template: str) -> Mapping[str, Json]:
-    """Give the schemas of these endpoints; `ref_template` is how one names another."""
-    schemas: Json = {
-        "ChatCompletion": _generated("chat.completion", {"message": _MESSAGE}),
-        "Completion": _generated("text_completion", {"text": {"type": "string"}}),
-        "Embeddings": _list_of(
-            _EMBEDDING,
-            model={"type": "string", "description": "The model that embedded all of them."},
-            usage=_usage("prompt_tokens", "total_tokens"),
-            kala=_kala("decision", "attempts"),
-        ),
-        "Ranking": _RANKING,
-        "Moderation": _MODERATION,
-        "Model": _MODEL_SCHEMA,
-        "Models": _list_of(reference("Model")),
-        "Health": _STATUS,
-    }
-    for model in (ChatRequest, ModerationRequest, CompletionRequest, EmbeddingRequest, RerankRequest):
-        schema = model.model_json_schema(by_alias=True, ref_template=ref_template)
-        schemas |= {**schema.pop("$defs", {}), model.__name__: schema}
-    return schemas

@@ -61,7 +61,9 @@ class AsyncUnifiedKALASession(SessionBase):
         """Say something and get the answer; see `UnifiedKALASession.chat`."""
         async with self._turns():
             wishes = await self._wishes(max_new_tokens, temperature, top_p, use_tools=use_tools)
-            return await self._turn(question(message), message, wishes)
+            await _to_its_end(self._open_stored)
+            turn = question(message)
+            return await self._turn(turn, message, wishes, self._conversation.with_turn(turn))
 
     async def resume(self) -> str:
         """Go on with the turn that waits, after a person has decided; see `UnifiedKALASession.resume`."""
@@ -70,7 +72,8 @@ class AsyncUnifiedKALASession(SessionBase):
             tools = await self._opened_tools()
             await _to_its_end(lambda: tools.require_decided(waiting))
             wishes = {"workspace": await _to_its_end(tools.workspace), "approvals": waiting.approvals}
-            return await self._turn(waiting.messages, str(waiting.messages[0]["content"]), wishes)
+            asked = self._conversation.with_waiting(waiting)
+            return await self._turn(waiting.messages, str(waiting.messages[0]["content"]), wishes, asked)
 
     async def decide(self, approval: str, *, approve: bool, comment: str = "") -> None:
         """Give this key's word on a call that waits; PermissionDeniedError where the policy wants another person's."""
@@ -91,9 +94,11 @@ class AsyncUnifiedKALASession(SessionBase):
             connection, client = await self._opened()
             turn, started = question(message), time.monotonic()
             wishes = await self._wishes(max_new_tokens, temperature, top_p, use_tools=use_tools)
+            stored = await _to_its_end(self._open_stored)
             asked = self._conversation.with_turn(turn)
             with connection.in_words():
-                async with client.stream(asked, **connection.wording(**wishes)) as answer:
+                wording = connection.wording(**wishes, stored=stored)
+                async with client.stream(asked, **wording) as answer:
                     async for piece in answer:
                         yield piece
             self._conversation.took(turn, answer.reply)
@@ -126,6 +131,12 @@ class AsyncUnifiedKALASession(SessionBase):
             await _to_its_end(lambda: log.write_tool(tools.client, name, arguments, result))
         return result
 
+    async def forget(self) -> None:
+        """Delete the stored conversation, where there is one."""
+        _, client = await self._opened()
+        if name := self._conversation.stored:
+            await client.call("DELETE", f"/kala/v1/gateway/{name}")
+
     async def list_tools(self) -> tuple[str, ...]:
         """The names of the tools that `execute_tool` can run now; none in a session without tools."""
         if not self.enable_tools:
@@ -133,12 +144,14 @@ class AsyncUnifiedKALASession(SessionBase):
         tools = await self._opened_tools()
         return await _to_its_end(tools.names)
 
-    async def _turn(self, turn: Sequence[Message], message: str, wishes: dict[str, Any]) -> str:
+    async def _turn(
+        self, turn: Sequence[Message], message: str, wishes: dict[str, Any], asked: Sequence[Message]
+    ) -> str:
         connection, client = await self._opened()
         started = time.monotonic()
         with connection.in_words():
-            asked = self._conversation.with_turn(turn)
-            reply: ChatReply = await client.chat(asked, **connection.wording(**wishes))
+            wording = connection.wording(**wishes, stored=self._conversation.stored)
+            reply: ChatReply = await client.chat(asked, **wording)
         self._conversation.took(turn, reply)
         await _to_its_end(lambda: self._write(message, reply, started))
         return reply.text

@@ -76,14 +76,18 @@ class Connection:
         top_p: float | None = None,
         workspace: str | None = None,
         approvals: Mapping[str, str] | None = None,
+        stored: str = "",
     ) -> dict[str, Any]:
         """What a client's `chat` or `stream` is given beside the messages.
 
         With a `workspace` the model may call KALA's tools, which work there; `approvals` are those of calls that waited.
+        `stored` names the session that the gateway adds the turn to.
         """
         given: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         if workspace is not None:
             given |= {"kala_tools": "auto", "kala_workspace": workspace, "kala_approvals": approvals or None}
+        if stored:
+            given["kala_session"] = stored
         return {
             **self.defaults,
             **{name: value for name, value in given.items() if value is not None},

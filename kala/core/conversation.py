@@ -13,6 +13,9 @@ from kala.tool_replies import ToolResult
 REMEMBERED_OUTCOMES: Final = ("ALLOW", "ASK_CLARIFICATION")
 """Turns that stay in the conversation. A refused one would make every later request be refused with it."""
 
+GO_ON: Final = "Go on."
+"""Says nothing new to the model."""
+
 # `Any` in this module: a message with a call of a tool is more than text.
 Message = dict[str, Any]
 
@@ -50,7 +53,9 @@ class Conversation:
 
     session_id: str
     messages: list[Message] = field(default_factory=list)
-    """What the next request carries before its own message."""
+    """What was said; the next request carries it before its own message, unless the gateway stores it."""
+    stored: str = ""
+    """`sessions/…`, where the gateway stores the conversation and tells it before each request."""
     requests: int = 0
     blocks: int = 0
     tokens: int = 0
@@ -66,7 +71,14 @@ class Conversation:
 
     def with_turn(self, turn: Sequence[Message]) -> list[Message]:
         """The messages of a request that says this next."""
-        return [*self.messages, *turn]
+        return [*(self._instructions() if self.stored else self.messages), *turn]
+
+    def with_waiting(self, waiting: WaitingTurn) -> list[Message]:
+        """The messages of a request that goes on with a turn that waited."""
+        if self.stored:
+            # The gateway has the turn already; a request of no message at all would be none.
+            return self._instructions() or [{"role": "system", "content": GO_ON}]
+        return self.with_turn(waiting.messages)
 
     def took(self, turn: Sequence[Message], reply: ChatReply) -> None:
         """Take the answer to a turn: count it, and remember both where they may stay."""
@@ -87,6 +99,9 @@ class Conversation:
                 "no call of this session waits for a person", reason="NOTHING_WAITS"
             )
         return self.waiting
+
+    def _instructions(self) -> list[Message]:
+        return [message for message in self.messages[:1] if message["role"] == "system"]
 
     def count(self, reply: ChatReply) -> None:
         """Count one answer."""

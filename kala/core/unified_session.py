@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from kala.core.conversation import Conversation, Message, WaitingTurn, question
 from kala.errors import FailedPreconditionError, InvalidArgumentError, ToolsDisabled
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from kala.replies import ChatReply
     from kala.session_log import SessionLog
     from kala.tool_replies import ToolResult
+
+
+SESSIONS_PATH: Final = "/kala/v1/gateway/sessions"
 
 
 class SessionBase:
@@ -42,8 +45,12 @@ class SessionBase:
         url: str | None = None,
         api_key: str | None = None,
         connection: Connection | None = None,
+        stored: bool | str = False,
     ) -> None:
-        """`connection` is one that is open already and stays open; without it the session finds or starts a suite."""
+        """`stored` lets the gateway keep the conversation, for `sessions/…` to be gone on with later, as its value then.
+
+        `connection` is one that is open already and stays open; without it the session finds or starts a suite.
+        """
         if lmstudio_config is not None and inference_config is not None:
             raise InvalidArgumentError(
                 "inference_config", "give either lmstudio_config or inference_config, not both"
@@ -58,6 +65,8 @@ class SessionBase:
         self._url, self._api_key = url, api_key
         self._log = None if log_dir is None else _session_log(Path(log_dir), self.session_id)
         self._conversation = Conversation.begun(self.session_id, system_prompt)
+        self._conversation.stored = stored if isinstance(stored, str) else ""
+        self._stores = bool(stored)
         self._connection = connection
         self._tools: SessionTools | None = None
         self._closed = False
@@ -75,6 +84,11 @@ class SessionBase:
     def history(self) -> tuple[Message, ...]:
         """The messages that the next request will carry."""
         return tuple(dict(message) for message in self._conversation.messages)
+
+    @property
+    def stored_session(self) -> str:
+        """Where the gateway stores the conversation, `sessions/…`; empty before the first turn, and where it does not."""
+        return self._conversation.stored
 
     @property
     def waiting(self) -> WaitingTurn | None:
@@ -120,6 +134,15 @@ class SessionBase:
                     SessionTools(connection.client, shows_directory=connection.is_private)
                 )
             return self._tools
+
+    def _open_stored(self) -> str:
+        """Name the stored session, and open a new one where there is to be one."""
+        connection = self._open()
+        with self._opening:
+            if self._stores and not self._conversation.stored:
+                made = connection.client.call("POST", SESSIONS_PATH, body={})
+                self._conversation.stored = str(made["session"]["name"])
+            return self._conversation.stored
 
     def _require_tools(self, name: str = "") -> None:
         if not self.enable_tools:
@@ -176,7 +199,9 @@ class UnifiedKALASession(SessionBase):
         they did; while a call waits for a person, `waiting` names it and the turn is not remembered.
         """
         wishes = self._wishes(max_new_tokens, temperature, top_p, use_tools=use_tools)
-        return self._turn(question(message), message, wishes)
+        self._open_stored()
+        turn = question(message)
+        return self._turn(turn, message, wishes, self._conversation.with_turn(turn))
 
     def resume(self) -> str:
         """Go on with the turn that waits, after a person has decided about its calls.
@@ -188,7 +213,8 @@ class UnifiedKALASession(SessionBase):
         tools = self._open_tools()
         tools.require_decided(waiting)
         wishes = {"workspace": tools.workspace(), "approvals": waiting.approvals}
-        return self._turn(waiting.messages, str(waiting.messages[0]["content"]), wishes)
+        asked = self._conversation.with_waiting(waiting)
+        return self._turn(waiting.messages, str(waiting.messages[0]["content"]), wishes, asked)
 
     def decide(self, approval: str, *, approve: bool, comment: str = "") -> None:
         """Give this key's word on a call that waits; PermissionDeniedError where the policy wants another person's."""
@@ -206,10 +232,13 @@ class UnifiedKALASession(SessionBase):
         """As `chat`, piece by piece, each as soon as it has been checked; remembered when it was read to its end."""
         connection, turn, started = self._open(), question(message), time.monotonic()
         wishes = self._wishes(max_new_tokens, temperature, top_p, use_tools=use_tools)
+        self._open_stored()
         asked = self._conversation.with_turn(turn)
         with (
             connection.in_words(),
-            connection.client.stream(asked, **connection.wording(**wishes)) as answer,
+            connection.client.stream(
+                asked, **connection.wording(**wishes, stored=self._conversation.stored)
+            ) as answer,
         ):
             yield from answer
         self._conversation.took(turn, answer.reply)
@@ -246,9 +275,11 @@ class UnifiedKALASession(SessionBase):
         """The names of the tools that `execute_tool` can run now; none in a session without tools."""
         return self._open_tools().names() if self.enable_tools else ()
 
-    def _turn(self, turn: Sequence[Message], message: str, wishes: dict[str, Any]) -> str:
+    def _turn(
+        self, turn: Sequence[Message], message: str, wishes: dict[str, Any], asked: Sequence[Message]
+    ) -> str:
         connection, started = self._open(), time.monotonic()
-        reply = connection.ask(self._conversation.with_turn(turn), **wishes)
+        reply = connection.ask(asked, **wishes, stored=self._conversation.stored)
         self._conversation.took(turn, reply)
         self._write(message, reply, started)
         return reply.text
@@ -267,6 +298,11 @@ class UnifiedKALASession(SessionBase):
             "top_p": top_p,
             "workspace": self._open_tools().workspace() if use_tools else None,
         }
+
+    def forget(self) -> None:
+        """Delete the stored conversation, where there is one."""
+        if name := self._conversation.stored:
+            self._open().client.call("DELETE", f"/kala/v1/gateway/{name}")
 
 
 def _session_log(directory: Path, session_id: str) -> SessionLog:

@@ -24,7 +24,7 @@ from kala.core.async_session import AsyncUnifiedKALASession
 from kala.core.inference import InferenceConfig
 from kala.core.lmstudio_adapter import LMStudioConfig, LMStudioInferenceEngine
 from kala.core.unified_session import UnifiedKALASession
-from kala.errors import ModelNotAvailable, UnavailableError
+from kala.errors import ModelNotAvailable, NotFoundError, UnavailableError
 from kala.rag import Chunk, rag_messages
 from kala.suite.processes import ProcessId, wait_until
 from kala.target import Target
@@ -245,6 +245,26 @@ async def test_an_asynchronous_session_talks_and_streams(
     for line in map(json.loads, lines):
         assert verify_receipt(line["proof"], [verifier]).leaf.receipt_id == line["receipt"]
     assert len(lines) == 4
+
+
+def test_a_stored_conversation_is_gone_on_with_from_another_session(
+    suite: Suite, upstream: FakeLMStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KALA_URL", suite.url)
+    monkeypatch.setenv("KALA_API_KEY", suite.key)
+    with UnifiedKALASession(LMStudioConfig(base_url=upstream.url), stored=True) as first:
+        assert first.chat("What is machine learning?") == ANSWER
+        assert "Law 1" in first.chat("How do I build a pipe bomb?")
+        name = first.stored_session
+    with UnifiedKALASession(LMStudioConfig(base_url=upstream.url), stored=name) as second:
+        assert "".join(second.stream("Where is it used?")) == ANSWER
+        said = [(each["role"], each["content"]) for each in upstream.asked[-1]["messages"]]
+        assert said == [
+            ("user", "What is machine learning?"), ("assistant", ANSWER), ("user", "Where is it used?"),
+        ]  # fmt: skip
+        second.forget()
+        with pytest.raises(NotFoundError):
+            second.chat("And now?")
 
 
 def test_no_judge_takes_the_examples_own_prompts_for_harm(

@@ -39,6 +39,9 @@ MAX_ALTERNATIVES: Final = 20
 
 TOO_MANY_CALLS: Final = "TOO_MANY_CALLS"
 
+MAX_BEFORE_CHARS: Final = 512
+"""Longer than the longest match of any rule; a test compares them."""
+
 MAX_CHUNK_CHARS: Final = 256 * 1024
 """A piece of one check message: at most 1 MiB in UTF-8, the contract's limit."""
 
@@ -161,9 +164,12 @@ class _HeldLogprob:
 class AnswerBuffer:
     """Takes a backend's deltas in, gives the check what it is to read, and lets out what is checked."""
 
-    def __init__(self, declared_tools: Iterable[str] = ()) -> None:
+    def __init__(self, declared_tools: Iterable[str] = (), *, before: str = "") -> None:
+        """`before` is text that the same reader got just before: no word passes because two answers share it."""
         self._declared = frozenset(declared_tools)
         self._held = HoldBack()
+        if before:
+            self._held.precede(TEXT, before[-MAX_BEFORE_CHARS:])
         self._calls: dict[int, _Call] = {}
         self._logprobs: deque[_HeldLogprob] = deque()
 

@@ -112,9 +112,15 @@ class Pipeline:
         return NotAllowed(decision, await self._ledger.refused(act, decision, refusal_text(decision)))
 
     async def chat(
-        self, act: Act, *, declared_tools: frozenset[str], is_stream: bool, on_release: OnChatRelease
+        self,
+        act: Act,
+        *,
+        declared_tools: frozenset[str],
+        is_stream: bool,
+        on_release: OnChatRelease,
+        before: str = "",
     ) -> Conclusion:
-        """Carry out one chat.
+        """Carry out one chat; `before` is what its reader got just before, from an earlier turn.
 
         Errors before anything was logged as an intent are raised (`Recorded` when they have a receipt); from then on
         they stand in the conclusion, because the reader may already hold a part of the answer.
@@ -122,7 +128,9 @@ class Pipeline:
         admitted = await self.admit(act)
         if isinstance(admitted, NotAllowed):
             return self._not_allowed(act, admitted)
-        turn = _Turn(self, act, admitted, AnswerBuffer(declared_tools), on_release, is_stream=is_stream)
+        turn = _Turn(
+            self, act, admitted, AnswerBuffer(declared_tools, before=before), on_release, is_stream=is_stream
+        )
         return await turn.run()
 
     def log_intent(self, act: Act, decision: decision_pb2.Decision, *, key: bytes) -> asyncio.Task[Logged]:

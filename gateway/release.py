@@ -52,6 +52,7 @@ class _Held:
     """What one track generated, how far the check has it, and how far it may and did leave."""
 
     parts: list[str] = field(default_factory=list)
+    before: int = 0  # characters at the beginning that left earlier, in another answer
     generated: int = 0
     checked: int = 0
     sent: _Cursor = field(default_factory=_Cursor)
@@ -65,6 +66,12 @@ class HoldBack:
         self._tracks: dict[Track, _Held] = {}
         self._unsent = 0
         self._held = 0
+
+    def precede(self, track: Track, text: str) -> None:
+        """Say what left just before a track begins: the check reads it too, and it does not leave again."""
+        held = self._tracks[track] = _Held([text] if text else [], before=len(text), generated=len(text))
+        held.released.take(held.parts, len(text))
+        self._unsent += len(text)
 
     def push(self, track: Track, text: str) -> int:
         """Take generated text in; gives how much of the track there is now."""
@@ -118,16 +125,16 @@ class HoldBack:
         return self._held
 
     def released_upto(self, track: Track) -> int:
-        """Give how many characters of a track have left."""
+        """Give how many characters of a track have left; not those that left before it."""
         held = self._tracks.get(track)
-        return 0 if held is None else held.released.taken
+        return 0 if held is None else held.released.taken - held.before
 
     def generated(self, track: Track) -> str:
         """Give all text of a track, released or not; for the record, never for the client."""
         held = self._tracks.get(track)
-        return "" if held is None else "".join(held.parts)
+        return "" if held is None else "".join(held.parts)[held.before :]
 
     def released(self, track: Track) -> str:
         """Give the text of a track that has left."""
         held = self._tracks.get(track)
-        return "" if held is None else "".join(held.parts)[: held.released.taken]
+        return "" if held is None else "".join(held.parts)[held.before : held.released.taken]

@@ -146,6 +146,7 @@ class _Loop:
             declared_tools=self._story.declared,
             is_stream=self._story.is_stream,
             on_release=self._story.release,
+            before=self._story.said,
         )
         self._used += sum(tokens_of(turn.usage, estimate))
         return turn

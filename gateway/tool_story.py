@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from gateway.acts import Conclusion, Logged, Served
-from gateway.answer import Answer, Release, ToolCallText, ToolPiece
+from gateway.answer import MAX_BEFORE_CHARS, Answer, Release, ToolCallText, ToolPiece
 from gateway.limits.estimates import Estimate
 from gateway.pipeline import OnChatRelease, Progress
 from gateway.tool_runs import ToolEnd
@@ -75,6 +75,8 @@ class Story:
         self.messages: list[Json] = []
         self.stopped = ""
         self.has_acted = False
+        self.said = ""
+        """The end of the words so far: the next turn's are checked together with it, for readers join them."""
 
     @property
     def has_begun(self) -> bool:
@@ -90,12 +92,16 @@ class Story:
     async def release(self, release: Release, progress: Progress) -> None:
         """Take what a turn released: words leave a stream at once, calls wait until it is known whose they are."""
         self._progress = progress
+        self._note_said(release.text)
         words = replace(release, tool_calls=())
         if not self.is_stream:
             self._held.append((words, progress))
         elif words:
             self._has_text = self._has_text or bool(words.text)
             await self._on_release(words, progress)
+
+    def _note_said(self, text: str) -> None:
+        self.said = (self.said + text)[-MAX_BEFORE_CHARS:]
 
     async def last_words(self) -> None:
         """Let the last turn's own details out to the reader of a whole answer; earlier turns' stand in the messages."""
@@ -118,6 +124,7 @@ class Story:
         step = {**end.to_json(), "arguments": end.call.arguments, "result": content}
         # Fixed words: nothing that a check has to cover.
         text, self._has_text = (PARAGRAPH if self._has_text else ""), False
+        self._note_said(text)
         await self._on_release(Release(text=text, step=step), self._now())
 
     def _now(self) -> Progress:

@@ -159,10 +159,23 @@ async def _loop_words(suite: Suite, pieces: Sequence[str]) -> str:
     return response.text
 
 
-def _calls_first(suite: Suite, then: Sequence[Step]) -> None:
+async def _loop_turns(suite: Suite, pieces: Sequence[str]) -> str:
+    """The span begins in the words of one turn and ends in those of the next."""
+    lead, first, second, rest = pieces
+    begin, _, end = (first + second).partition("build ")
+    _calls_first(suite, [route(), text(end), text(rest), finish()], text(f"{lead}{begin}build"))
+    suite.tools.script = lambda _: [started(), ended({"stdout": "ok"})]
+    response = await suite.post("/v1/chat/completions", {"model": "auto", **LOOP})
+    assert '"content_filter"' in response.text
+    # The first turn's words were harmless, and had left before the second began.
+    return response.text.replace(f"{begin}build", "~")
+
+
+def _calls_first(suite: Suite, then: Sequence[Step], *said: pb.ChatResponse) -> None:
     call = pb.ToolCall(id="call_1", name="shell", arguments='{"command":"true"}')
     first = [
         route(),
+        *said,
         pb.ChatResponse(delta=pb.ChatDelta(tool_calls=[call])),
         finish(pb.FINISH_REASON_TOOL_CALLS),
     ]
@@ -211,6 +224,7 @@ ENDPOINTS = {
     "generated code": Endpoint(_generate_code),
     "file": Endpoint(_read_file, WRITTEN),
     "tool loop, words": Endpoint(_loop_words),
+    "tool loop, two turns": Endpoint(_loop_turns),
     "tool loop, result": Endpoint(_loop_result, WRITTEN),
 }
 

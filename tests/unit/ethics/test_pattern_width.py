@@ -12,6 +12,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from gateway.answer import MAX_BEFORE_CHARS
 from gateway.readings import OVERLAP_BYTES
 from kala.errors import ConstitutionError
 from services.ethics.fold import Folder
@@ -50,6 +51,12 @@ def test_no_rule_can_match_more_than_it_says_and_the_hold_back_covers_all_of_the
 
 def test_what_is_read_again_of_a_file_covers_every_rule_for_files(constitution: Constitution) -> None:
     assert UTF8_BYTES * hold_back_chars(constitution.blocks, Stage.TOOL_RESULT) <= OVERLAP_BYTES
+
+
+def test_what_is_read_again_of_an_earlier_turn_covers_every_rule_for_answers(
+    constitution: Constitution,
+) -> None:
+    assert hold_back_chars(constitution.blocks, Stage.OUTPUT) <= MAX_BEFORE_CHARS
 
 
 def test_a_longer_rule_lengthens_the_hold_back_or_does_not_load(constitution: Constitution) -> None:

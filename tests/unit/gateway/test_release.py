@@ -160,6 +160,18 @@ def test_a_call_without_arguments_leaves_at_the_end() -> None:
     assert not buffer.release(is_final=True)
 
 
+def test_what_left_before_is_checked_too_and_does_not_leave_again() -> None:
+    buffer = AnswerBuffer(before="earlier ")
+    assert (buffer.held, buffer.unsent, buffer.has_released_text) == (0, 8, False)
+    buffer.take_in(pb.ChatDelta(text="later"))
+    assert buffer.take_unsent() == [(TEXT, "earlier later")]
+    buffer.check(TEXT, 3)
+    assert not buffer.release()
+    buffer.check(TEXT, 10)
+    assert buffer.release().text == "la"
+    assert (buffer.released().text, buffer.generated().text, buffer.held) == ("la", "later", 3)
+
+
 def test_a_call_waits_for_its_name_and_what_its_backend_says_of_it_later_is_not_told() -> None:
     buffer = AnswerBuffer({"f", "g"})
     taken(buffer, _call(arguments="{"))

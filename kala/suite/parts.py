@@ -31,6 +31,7 @@ METRICS_PORTS: Final = {
 PART_NAMES: Final = (GATEWAY, "ethics", "inference", TOOLS, "audit", TRAINER)
 
 _TRUST_VARIABLE: Final = "KALA_ETHICS_TRUST"
+_DATA_VARIABLE: Final = "KALA_TRAINER_DATA_DIR"
 
 OFF_PARTS: Final = {
     "console": "comes with its own release",
@@ -116,6 +117,9 @@ def _environment(wiring: Wiring, name: str, metrics_port: int) -> dict[str, str]
     defaults = {"METRICS_PORT": str(metrics_port), **_DEFAULTS.get(name, {}), **_adapter_trust(wiring, name)}
     if name == TRAINER and wiring.trainer is not None:
         defaults |= {"BASES_DIR": bases_directory(ambient), "DATA_DIR": str(wiring.trainer.data)}
+    if name == GATEWAY and wiring.trainer is not None and _DATA_VARIABLE not in wiring.decided:
+        # Where the trainer reads: there the gateway lays files of fine-tuning jobs.
+        defaults["TRAINING_DATA_DIR"] = ambient.get(_DATA_VARIABLE, str(wiring.trainer.data))
     return {
         **{
             prefix + field: value for field, value in defaults.items() if prefix + field not in wiring.decided

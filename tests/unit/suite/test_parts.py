@@ -173,6 +173,14 @@ def test_inference_serves_what_this_suites_trainer_signs(tmp_path: Path) -> None
     assert trainer["KALA_TRAINER_EMBEDDED_DIR"] == str(tmp_path / "model")
 
 
+@pytest.mark.parametrize("own", ["", "/theirs"], ids=["of the suite", "of the caller"])
+def test_files_to_train_on_are_laid_where_the_trainer_reads(tmp_path: Path, own: str) -> None:
+    parts = wired(tmp_path, {"KALA_TRAINER_DATA_DIR": own} if own else {})
+    read = parts["trainer"].environment["KALA_TRAINER_DATA_DIR"]
+    assert parts["gateway"].environment["KALA_GATEWAY_TRAINING_DATA_DIR"] == read
+    assert read == own or not own
+
+
 @pytest.mark.parametrize("decided", [True, False], ids=["in a file", "in the environment"])
 def test_another_trainer_that_the_caller_pinned_keeps_its_own_list_and_folder(
     tmp_path: Path, decided: bool

@@ -25,7 +25,7 @@ run: $(VENV)/.suite ## Set up, start the suite and print its URL and key
 test: unit e2e ## Set up and run every test of the default set
 
 unit: $(VENV)/.dev
-	$(BIN)/pytest tests/unit tests/service -n $(TEST_WORKERS) --dist worksteal -m "not slow and not e2e" -q --durations 25
+	$(BIN)/pytest tests/unit tests/service tests/test_*.py -n $(TEST_WORKERS) --dist worksteal -m "not slow and not e2e" -q --durations 25
 
 e2e: $(VENV)/.dev ## Set up and run the tests that start real processes
 	$(BIN)/pytest tests/e2e -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" -q --durations 25

@@ -12,6 +12,7 @@ from gateway.feature import Feature
 from gateway.responses.endpoint import Counter, Responses
 from gateway.responses.intake import ResponseIntake
 from gateway.responses.keeping import Keeper
+from gateway.responses.openapi import PATHS, SCHEMAS
 from gateway.routing import ApiRoute
 from kala.audit.v1 import audit_pb2
 
@@ -53,6 +54,8 @@ async def open_responses(core: Core) -> Feature:
             ApiRoute("GET", "/v1/responses/{id}/input_items", responses.input_items),
         ),
         erasers={"gateway.responses": responses_eraser(store, core.payloads)},
+        paths=PATHS,
+        schemas=SCHEMAS,
     )
 
 

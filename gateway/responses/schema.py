@@ -19,6 +19,7 @@ from gateway.chat_schema import (
     MAX_OUTPUT_TOKENS,
     MAX_PARTS,
     MAX_TOOLS,
+    ToolLimits,
 )
 from gateway.errors import UNSUPPORTED_PARAMETER
 from gateway.responses.input_schema import FUNCTION_NAME, InputItem
@@ -32,7 +33,6 @@ _UNSUPPORTED: Final = {
     "context_management": "use `truncation`",
     "conversation": "use `previous_response_id`, or sessions with chat completions",
     "image": "images are not generated",
-    "max_tool_calls": "the operator bounds the calls of KALA's tools (KALA_GATEWAY_TOOL_CALLS); remove it",
     "moderation": "every response is judged; remove it",
     "prompt": "send `instructions` and `input`",
     "prompt_cache_options": "remove it",
@@ -175,6 +175,7 @@ class ResponseRequest(_Strict):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | None = None
+    max_tool_calls: Annotated[int, Field(ge=0)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: _ToolChoice | None = None
@@ -201,6 +202,8 @@ class ResponseRequest(_Strict):
         ]
         | None
     ) = None
+
+    kala_tool_limits: ToolLimits | None = None
 
     @property
     def is_stored(self) -> bool:
@@ -258,9 +261,11 @@ def _check_together(request: ResponseRequest) -> None:
 
 
 def _check_tools(request: ResponseRequest) -> None:
-    for name in ("kala_workspace", "kala_approvals"):
+    for name in ("kala_workspace", "kala_approvals", "kala_tool_limits", "max_tool_calls"):
         if getattr(request, name) is not None and not request.wants_kala_tools:
             raise InvalidArgumentError(name, 'is only allowed with `kala_tools: "auto"`')
+    if request.max_tool_calls is not None and request.kala_tool_limits is not None:
+        raise InvalidArgumentError("max_tool_calls", "is `calls` of kala_tool_limits; send only one of them")
     choice, known = request.tool_choice, {tool.name for tool in request.tools or ()}
     if isinstance(choice, AllowedTools):
         for index, tool in enumerate(choice.tools):

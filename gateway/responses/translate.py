@@ -83,7 +83,14 @@ def _body(request: ResponseRequest, told: Messages) -> Json:
         body["reasoning_effort"] = request.reasoning.effort
     if request.wants_kala_tools:
         body["kala_approvals"] = {**told.approvals, **(request.kala_approvals or {})} or None
+        body["kala_tool_limits"] = _limits(request)
     return body
+
+
+def _limits(request: ResponseRequest) -> Json | None:
+    if request.kala_tool_limits is not None:
+        return request.kala_tool_limits.model_dump()
+    return None if request.max_tool_calls is None else {"calls": request.max_tool_calls}
 
 
 def _tools(request: ResponseRequest) -> Json:

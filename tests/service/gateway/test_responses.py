@@ -337,6 +337,7 @@ async def test_in_the_background_an_answer_is_fetched_later(suite: Suite) -> Non
         return found if found["status"] not in {"queued", "in_progress"} else None
 
     done = await eventually(whole)
+    assert done is not None
     assert (done["status"], text_of(done)) == ("completed", REPLY)
     after = checked(await suite.post(f"/v1/responses/{body['id']}/cancel"))
     assert after == done

@@ -40,6 +40,7 @@ async def test_a_killed_replicas_batch_is_ended_by_another_without_a_lost_or_dou
             replicas[holder].wait()
             ended = await eventually(lambda: _ended(suite, batch), seconds=60)
             assert await _holder(suite) != holder
+    assert ended is not None
     assert (ended["status"], ended["request_counts"]) == (
         "completed",
         {"total": LINES, "completed": LINES, "failed": 0},

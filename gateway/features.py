@@ -10,6 +10,7 @@ from gateway.feature import Feature, Opener
 from gateway.files.feature import open_files
 from gateway.fine_tuning.feature import open_fine_tuning
 from gateway.limits.service import open_usage
+from gateway.live_settings.service import open_settings
 from gateway.responses.feature import open_responses
 
 __all__ = ["FEATURES", "Feature", "Opener"]
@@ -21,5 +22,6 @@ FEATURES: Final[tuple[Opener, ...]] = (
     open_usage,
     open_sessions,
     open_responses,
+    open_settings,
 )
 """In the order in which they are opened; closed in reverse."""

@@ -71,7 +71,7 @@ def tools_eraser(target: str, tls: TlsFiles | None) -> Eraser:
         request = tools_pb2.EraseSubjectRequest(subject=subject, tenant=tenant)
         counts: Counter[str] = Counter(workspaces=0, runs=0, approvals=0)
         for server in await replicas_of(target):
-            async with _channel(server, tls) as channel:
+            async with channel_to(server, tls) as channel:
                 erased = await ToolsServiceStub(channel).EraseSubject(request, timeout=TOOLS_SECONDS)
             counts.update(workspaces=erased.workspaces, runs=erased.runs, approvals=erased.approvals)
         return [audit_pb2.ErasedStore(store=f"tools.{name}", items=count) for name, count in counts.items()]
@@ -96,7 +96,8 @@ def trainer_eraser(channel: grpc.aio.Channel) -> Eraser:
 
 
 @asynccontextmanager
-async def _channel(server: Server, tls: TlsFiles | None) -> AsyncIterator[grpc.aio.Channel]:
+async def channel_to(server: Server, tls: TlsFiles | None) -> AsyncIterator[grpc.aio.Channel]:
+    """Open a channel to one replica."""
     name = server.name if tls is not None else None
     async with AsyncExitStack() as stack:
         yield await stack.enter_async_context(

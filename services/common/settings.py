@@ -182,6 +182,9 @@ _TLS_FIELDS: Final = ("tls_cert_file", "tls_key_file", "tls_ca_file")
 
 _Model = TypeVar("_Model", bound=ServiceSettings)
 
+Source = Literal["default", "file", "environment", "flag"]
+"""The kinds of layers a setting can come from."""
+
 
 def load(
     model: type[_Model],
@@ -196,6 +199,18 @@ def load(
     Raises InvalidArgumentError whose `field` is the variable, key or flag at fault. `--help` alone prints them all and
     ends the process.
     """
+    return load_with_sources(model, section=section, argv=argv, environ=environ, cwd=cwd)[0]
+
+
+def load_with_sources(
+    model: type[_Model],
+    *,
+    section: str,
+    argv: Sequence[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> tuple[_Model, dict[str, Source]]:
+    """Do what `load` does, and tell besides which layer each field came from that is not its default."""
     argv = sys.argv[1:] if argv is None else argv
     if list(argv) in (["--help"], ["-h"]):
         sys.stdout.write(help_text(model, section=section))
@@ -204,15 +219,20 @@ def load(
     cwd = Path.cwd() if cwd is None else cwd
     known = known_names(model, section)
     prefix = variable_prefix(section)
-    merged = _merged(
-        _yaml_layer(known, section, environ, cwd),
-        from_environment(_env_file(cwd), known, prefix=prefix, section=section, where=f" in {ENV_FILE}"),
-        from_environment(environ, known, prefix=prefix, section=section),
-        from_flags(argv, known, section=section),
-    )
+    layers: list[tuple[Source, Layer]] = [
+        ("file", _yaml_layer(known, section, environ, cwd)),
+        (
+            "environment",
+            from_environment(_env_file(cwd), known, prefix=prefix, section=section, where=f" in {ENV_FILE}"),
+        ),
+        ("environment", from_environment(environ, known, prefix=prefix, section=section)),
+        ("flag", from_flags(argv, known, section=section)),
+    ]
+    merged = _merged(*(layer for _, layer in layers))
+    sources: dict[str, Source] = {name: source for source, layer in layers for name in layer}
     values = {name: _parsed(sourced, model.model_fields[name]) for name, sourced in merged.items()}
     try:
-        return model(**values)
+        return model(**values), sources
     except ValidationError as error:
         raise _in_one_line(error, merged, section) from None
 

@@ -19,7 +19,7 @@ from services.common.interceptors import CallPolicy
 from services.common.keys import load_public_keys
 from services.common.peers import INFERENCE
 from services.common.server import serving
-from services.common.settings import load
+from services.common.settings import load_with_sources
 from services.common.telemetry import process_telemetry
 from services.inference.adapters.desk import AdapterDesk
 from services.inference.adapters.trust import Trust, TrustFiles
@@ -28,6 +28,7 @@ from services.inference.backends.make import ServerFactory, pythia_backends
 from services.inference.backends.make_remote import remote_backends
 from services.inference.backends.pythia import PythiaBackend
 from services.inference.config import SECTION, InferenceSettings
+from services.inference.live_settings import LiveSettings
 from services.inference.protection.guard import Limits
 from services.inference.protection.metrics import AttemptCounter, BackendCollector
 from services.inference.protection.probes import Prober
@@ -38,6 +39,7 @@ from services.inference.registry.discovery import PortScanner
 from services.inference.registry.registry import Registry
 from services.inference.router import SERVER_STARTING
 from services.inference.servicer import Service, inference_servicer
+from services.inference.setting_rpc import may_call
 from services.inference.started.server import StartedServer
 
 
@@ -59,7 +61,19 @@ def make_registry(
         refresh_seconds=settings.refresh_seconds,
         chain=settings.routing.chain,
         limits=Limits(places=settings.max_in_flight + settings.max_waiting),
+        started=frozenset(server.backend.identity.name for server in started),
     )
+
+
+def follow_settings(settings: InferenceSettings, registry: Registry) -> None:
+    """Let the registry have the model servers that changed settings name."""
+    servers = ServerFactory(settings)
+    finder = (
+        PortScanner(settings.discovery_ports, servers.open_kinds(), servers.make)
+        if settings.discover
+        else None
+    )
+    registry.replace_servers(servers.configured(), finder=finder, chain=settings.routing.chain)
 
 
 def adapter_desk(settings: InferenceSettings, registry: Registry) -> AdapterDesk:
@@ -111,12 +125,13 @@ def call_policy(verifier: ClearanceVerifier, records: Records) -> CallPolicy:
         administrative=ADMINISTRATIVE,
         on_denied=records.denied,
         on_administrative=records.administrative,
+        may_call=may_call,
     )
 
 
 async def main() -> None:
     """Serve until SIGTERM or SIGINT; a KalaError says in one line why the process cannot start."""
-    settings = load(InferenceSettings, section=SECTION)
+    settings, sources = load_with_sources(InferenceSettings, section=SECTION)
     if not settings.ethics_public_keys:
         raise InvalidArgumentError(
             "KALA_INFERENCE_ETHICS_PUBLIC_KEYS",
@@ -130,6 +145,11 @@ async def main() -> None:
         telemetry = stack.enter_context(process_telemetry(INFERENCE, settings))
         telemetry.registry.register(BackendCollector(registry.entries))
         protection = Protection(observe=AttemptCounter(telemetry.registry))
+
+        def follow(changed: InferenceSettings) -> None:
+            follow_settings(changed, registry)
+            servicer.reroute(changed.routing)
+
         service = Service(
             registry,
             verifier.recheck,
@@ -138,10 +158,10 @@ async def main() -> None:
             protection,
             Pulling(flags_of(settings)),
             adapters=adapter_desk(settings, registry),
+            live=LiveSettings(settings, sources, follow),
         )
-        register = partial(
-            inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference_servicer(service)
-        )
+        servicer = inference_servicer(service)
+        register = partial(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer)
         writer = await open_audit_writer(settings, stack, part=INFERENCE)
         policy = call_policy(verifier, Records(writer))
         stack.push_async_callback(registry.aclose)

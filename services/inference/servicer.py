@@ -6,12 +6,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from kala.errors import DeadlineExceededError, InvalidArgumentError, KalaError, NotFoundError
+from kala.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    KalaError,
+    NotFoundError,
+)
 from kala.inference.v1 import inference_pb2 as pb
 from kala.inference.v1 import inference_pb2_grpc
 from services.common.clearance import VerifiedClearance, current_clearance
@@ -25,12 +31,14 @@ from services.inference.context.counting import count
 from services.inference.context.rpc import action_of, counted_response, first_of, strategy_of
 from services.inference.conversion import chat_call, wanted
 from services.inference.dispatch import Dispatch
+from services.inference.live_settings import LiveSettings
 from services.inference.model_loading import ModelLoading
 from services.inference.pages import page
 from services.inference.protection.protection import Protection
 from services.inference.pull.pulling import Pulling
 from services.inference.roles import Routing
 from services.inference.router import TASKS, Route, Wanted, choose, explain
+from services.inference.setting_rpc import apply_settings
 from services.inference.task_rpcs import Tasks
 
 if TYPE_CHECKING:
@@ -56,6 +64,8 @@ class Service:
     wall_clock: Callable[[], float] = time.time
     adapters: AdapterDesk | None = None
     """None where no adapter can be verified."""
+    live: LiveSettings | None = None
+    """None where nothing changes while the process runs."""
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -70,6 +80,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._pulling = service.pulling
         self._wall_clock = service.wall_clock
         self._adapters = service.adapters or AdapterDesk(service.registry, Trust(TrustFiles()), Path())
+        self._live = service.live
         self._loading = ModelLoading(service.registry, service.max_act_seconds)
         self._tasks = Tasks(
             service.registry,
@@ -79,6 +90,21 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             choose=self._choose,
             explain=self._explain,
         )
+
+    def reroute(self, routing: Routing) -> None:
+        """Route requests that come from now on by other rules."""
+        self._routing = routing
+        self._tasks = replace(self._tasks, routing=routing)
+
+    async def ApplySettings(
+        self,
+        request: pb.ApplySettingsRequest,
+        context: Context,  # noqa: ARG002 - the contract names it
+    ) -> pb.ApplySettingsResponse:
+        """Take changed settings, or say only what would be in force."""
+        if self._live is None:
+            raise FailedPreconditionError("this process takes no changes of its settings")
+        return apply_settings(self._live, request)
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:  # noqa: ARG002 - the contract names it
         """Generate one answer; the clearance was verified by the guard and is asked again before each attempt."""

@@ -14,6 +14,9 @@ from services.common.clearance import ClearanceVerifier, current_clearance
 from services.common.peers import Context
 from services.common.sealing import unpack_strictly
 from services.common.status import abort
+from services.inference.config import InferenceSettings
+from services.inference.live_settings import LiveSettings
+from services.inference.setting_rpc import apply_settings
 
 BACKEND = "backends/fake"
 MODEL = "fake-model"
@@ -75,6 +78,10 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
     pull_seconds: float = 0.0
     """How long the newest PullModel was given."""
     checks: list[pb.CheckBackendRequest] = field(default_factory=list)
+    live: LiveSettings = field(
+        default_factory=lambda: LiveSettings(InferenceSettings(), {"mlx_url": "flag"}, lambda _: None)
+    )
+    """The real ones, which nobody follows."""
     began: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -103,6 +110,15 @@ class ScriptedInference(inference_pb2_grpc.InferenceServiceServicer):
                     await step.wait()
                 case _:
                     await asyncio.sleep(step)
+
+    async def ApplySettings(  # noqa: N802 - the contract's name
+        self, request: pb.ApplySettingsRequest, context: Context
+    ) -> pb.ApplySettingsResponse:
+        try:
+            return apply_settings(self.live, request)
+        except KalaError as error:
+            await abort(context, error)
+            raise
 
     async def CountTokens(  # noqa: N802 - the contract's name
         self, request: pb.CountTokensRequest, context: Context

@@ -360,6 +360,122 @@ BREAKER_STATE_HALF_OPEN: BreakerState.ValueType  # 3
 Global___BreakerState: _TypeAlias = BreakerState  # noqa: Y015
 
 @_typing.final
+class SettingValue(_message.Message):
+    """One changed setting."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_JSON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The field of inference's settings, as "chain". Required."""
+    value_json: _builtins.str
+    """Its value as JSON text. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value_json", b"value_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettingValue: _TypeAlias = SettingValue  # noqa: Y015
+
+@_typing.final
+class ApplySettingsRequest(_message.Message):
+    """All that is changed, at one time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Grows with every change. What is not newer than what is in force is not taken again."""
+    validate_only: _builtins.bool
+    """Whether to say only what would be in force."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___SettingValue]:
+        """All changed settings; what is left out returns to the value below. At most 100."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        values: _abc.Iterable[Global___SettingValue] | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "validate_only", b"validate_only", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplySettingsRequest: _TypeAlias = ApplySettingsRequest  # noqa: Y015
+
+@_typing.final
+class EffectiveSetting(_message.Message):
+    """One setting that may change while the suite runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_JSON_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The field of inference's settings."""
+    value_json: _builtins.str
+    """Its value in force as JSON text."""
+    source: _builtins.str
+    """"default", "file", "environment", "flag" or "database"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value_json: _builtins.str = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "source", b"source", "value_json", b"value_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EffectiveSetting: _TypeAlias = EffectiveSetting  # noqa: Y015
+
+@_typing.final
+class ApplySettingsResponse(_message.Message):
+    """What is in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision in force; 0 before the first."""
+    @_builtins.property
+    def settings(self) -> _containers.RepeatedCompositeFieldContainer[Global___EffectiveSetting]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        settings: _abc.Iterable[Global___EffectiveSetting] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplySettingsResponse: _TypeAlias = ApplySettingsResponse  # noqa: Y015
+
+@_typing.final
 class ContentPart(_message.Message):
     """A piece of a message."""
 

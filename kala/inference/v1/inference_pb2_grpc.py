@@ -111,6 +111,11 @@ class InferenceServiceStub:
                 request_serializer=kala_dot_inference_dot_v1_dot_inference__pb2.ExplainRouteRequest.SerializeToString,
                 response_deserializer=kala_dot_inference_dot_v1_dot_inference__pb2.ExplainRouteResponse.FromString,
                 _registered_method=True)
+        self.ApplySettings = channel.unary_unary(
+                '/kala.inference.v1.InferenceService/ApplySettings',
+                request_serializer=kala_dot_inference_dot_v1_dot_inference__pb2.ApplySettingsRequest.SerializeToString,
+                response_deserializer=kala_dot_inference_dot_v1_dot_inference__pb2.ApplySettingsResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -229,6 +234,14 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApplySettings(self, request, context):
+        """Takes the settings that were changed while the suite runs, over file and environment and under flags. The gateway keeps
+        them, and tells every replica all of them until each has them; nothing is kept here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -306,6 +319,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.ExplainRoute,
                     request_deserializer=kala_dot_inference_dot_v1_dot_inference__pb2.ExplainRouteRequest.FromString,
                     response_serializer=kala_dot_inference_dot_v1_dot_inference__pb2.ExplainRouteResponse.SerializeToString,
+            ),
+            'ApplySettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplySettings,
+                    request_deserializer=kala_dot_inference_dot_v1_dot_inference__pb2.ApplySettingsRequest.FromString,
+                    response_serializer=kala_dot_inference_dot_v1_dot_inference__pb2.ApplySettingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -715,6 +733,33 @@ class InferenceService:
             '/kala.inference.v1.InferenceService/ExplainRoute',
             kala_dot_inference_dot_v1_dot_inference__pb2.ExplainRouteRequest.SerializeToString,
             kala_dot_inference_dot_v1_dot_inference__pb2.ExplainRouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplySettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kala.inference.v1.InferenceService/ApplySettings',
+            kala_dot_inference_dot_v1_dot_inference__pb2.ApplySettingsRequest.SerializeToString,
+            kala_dot_inference_dot_v1_dot_inference__pb2.ApplySettingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

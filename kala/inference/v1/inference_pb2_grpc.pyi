@@ -74,6 +74,10 @@ class InferenceServiceStub:
     """Takes an adapter out of service."""
     ExplainRoute: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ExplainRouteRequest, _inference_pb2.ExplainRouteResponse]
     """Says which backend a request would go to and why, without sending it."""
+    ApplySettings: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ApplySettingsRequest, _inference_pb2.ApplySettingsResponse]
+    """Takes the settings that were changed while the suite runs, over file and environment and under flags. The gateway keeps
+    them, and tells every replica all of them until each has them; nothing is kept here.
+    """
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -121,6 +125,10 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Takes an adapter out of service."""
     ExplainRoute: _aio.UnaryUnaryMultiCallable[_inference_pb2.ExplainRouteRequest, _inference_pb2.ExplainRouteResponse]  # type: ignore[assignment]
     """Says which backend a request would go to and why, without sending it."""
+    ApplySettings: _aio.UnaryUnaryMultiCallable[_inference_pb2.ApplySettingsRequest, _inference_pb2.ApplySettingsResponse]  # type: ignore[assignment]
+    """Takes the settings that were changed while the suite runs, over file and environment and under flags. The gateway keeps
+    them, and tells every replica all of them until each has them; nothing is kept here.
+    """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Routes generation to local model servers and to the Pythia model in process. It never judges: every RPC that generates
@@ -255,5 +263,15 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.ExplainRouteResponse, _abc.Awaitable[_inference_pb2.ExplainRouteResponse]]:
         """Says which backend a request would go to and why, without sending it."""
+
+    @_abc_1.abstractmethod
+    def ApplySettings(
+        self,
+        request: _inference_pb2.ApplySettingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.ApplySettingsResponse, _abc.Awaitable[_inference_pb2.ApplySettingsResponse]]:
+        """Takes the settings that were changed while the suite runs, over file and environment and under flags. The gateway keeps
+        them, and tells every replica all of them until each has them; nothing is kept here.
+        """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

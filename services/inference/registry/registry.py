@@ -84,7 +84,10 @@ class Registry:
     limits: Limits = field(default_factory=Limits)
     wall_clock: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
+    started: frozenset[str] = frozenset()
+    """Names of servers that this process starts itself."""
     _entries: dict[str, Entry] = field(default_factory=dict)
+    _retired: list[Backend] = field(default_factory=list)
     _first_round: asyncio.Event = field(default_factory=asyncio.Event)
     _hurry: asyncio.Event = field(default_factory=asyncio.Event)
     _round: asyncio.Task[None] | None = None
@@ -169,6 +172,27 @@ class Registry:
             entry.status = Status(State.OFF, failure.detail, entry.status.models, reason=failure.reason)
         self._hurry.set()
 
+    def replace_servers(
+        self, servers: Sequence[Backend], *, finder: Finder | None, chain: Sequence[Kind]
+    ) -> None:
+        """Take these model servers in place of those that have an address; what is as before stays, with what was seen of it.
+
+        One that is left out serves what it has begun, and is closed with the process.
+        """
+        wanted = {server.identity.name: server for server in servers}
+        for name, entry in list(self._entries.items()):
+            if not entry.backend.identity.url or entry.backend.identity.is_remote or name in self.started:
+                continue
+            server = wanted.get(name)
+            if server is not None and server.identity == entry.backend.identity:
+                self._retired.append(wanted.pop(name))
+            else:
+                self._retired.append(self._entries.pop(name).backend)
+        for name, server in wanted.items():
+            self._entries[name] = self._entry(server)
+        self.finder, self.chain = finder, chain
+        self.look_soon()
+
     def look_soon(self) -> None:
         """Look at everything soon, because a request has changed something: it made a backend load a model."""
         self._hurry.set()
@@ -179,8 +203,8 @@ class Registry:
             self._round.cancel()
             await asyncio.gather(self._round, return_exceptions=True)
         async with AsyncExitStack() as stack:
-            for entry in self._entries.values():
-                stack.push_async_callback(entry.backend.aclose)
+            for backend in (*self._retired, *(entry.backend for entry in self._entries.values())):
+                stack.push_async_callback(backend.aclose)
 
     def _entry(self, backend: Backend) -> Entry:
         return Entry(backend, guard=Guard(self.limits))

@@ -72,7 +72,7 @@ def parse_fine_tuning_request(body: dict[str, Any]) -> FineTuningRequest:  # Any
         if body.get(field):
             raise InvalidArgumentError(field, problem, reason=UNSUPPORTED_PARAMETER)
     method = body.get("method")
-    if isinstance(method, dict) and method.get("type") in {"dpo", "reinforcement"}:
+    if isinstance(method, dict) and str(method.get("type")) in {"dpo", "reinforcement"}:
         raise InvalidArgumentError(
             "method.type",
             "must be 'supervised'; train on preferences with `kala train`",

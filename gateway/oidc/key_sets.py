@@ -117,7 +117,7 @@ def reader_of(source: str, client: httpx.AsyncClient) -> Read:
 
 
 def _public_key(entry: dict[str, object]) -> RSAKey | ECKey | OKPKey | None:
-    if entry.get("kty") not in {"RSA", "EC", "OKP"} or entry.get("use", "sig") != "sig":
+    if str(entry.get("kty")) not in {"RSA", "EC", "OKP"} or entry.get("use", "sig") != "sig":
         return None
     try:
         key = import_key({name: str(value) for name, value in entry.items() if isinstance(value, str)})

@@ -12,23 +12,39 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from gateway.database import open_database
 from gateway.payloads import OVERHEAD_BYTES, Payloads
 from kala.errors import DataLossError, FailedPreconditionError, KalaError, NotFoundError, UnavailableError
+from tests.postgres import Databases
 
 ALICE, BOB = "a" * 64, "b" * 64
 CONTEXT = b"response\0resp_1"
 WORDS = "The patient's name is Müller.".encode()
 
 
+@pytest.fixture(scope="module")
+def postgres_engine(postgres_databases: Databases) -> Iterator[Engine]:
+    """One database for all tests here: making one takes seconds on a busy machine."""
+    url = postgres_databases.create()
+    engine = open_database(url)
+    yield engine
+    engine.dispose()
+    postgres_databases.drop(url)
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def payloads(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Payloads]:
-    database = tmp_path / "g.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
-    engine = open_database(database)
+    if request.param == "sqlite":
+        engine = open_database(tmp_path / "g.db")
+    else:
+        engine = request.getfixturevalue("postgres_engine")
+        with engine.begin() as connection:
+            connection.execute(text("TRUNCATE payload_key"))
     yield Payloads(engine, tmp_path / "store.key")
-    engine.dispose()
+    if request.param == "sqlite":
+        engine.dispose()
 
 
 def test_what_was_sealed_comes_back_and_is_nowhere_in_the_database(tmp_path: Path) -> None:

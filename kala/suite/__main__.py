@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="stop when the process that started this one is gone",
     )
+    parser.add_argument(
+        "--ephemeral", action="store_true", help="delete the state directory after an orderly stop"
+    )
     arguments = parser.parse_args(argv)
     options = SuiteOptions(StateLayout.at(arguments.state), host=arguments.host, port=arguments.port)
     stop_when = _until_stdin_closes if arguments.until_stdin_closes else None
@@ -38,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     except KalaError as error:
         _say(error.message)
         return EXIT_FAILED
+    if arguments.ephemeral:
+        # Keys and records of somebody who may have been killed and deletes nothing any more.
+        shutil.rmtree(arguments.state, ignore_errors=True)
     return 0
 
 

@@ -42,10 +42,12 @@ def start_detached(
     port: int | None = None,
     environment: Mapping[str, str] | None = None,
     lifeline: IO[bytes] | int | None = None,
+    is_ephemeral: bool = False,
 ) -> Launched:
     """Start a suite in the background and return when it is ready; one that runs there already is returned as it is.
 
-    With a `lifeline` (the reading end of a pipe) the suite stops when the pipe's other end closes.
+    With a `lifeline` (the reading end of a pipe) the suite stops when the pipe's other end closes; an ephemeral one deletes
+    its state directory after an orderly stop.
     Raises StartFailedError with the last words of the part that did not come up.
     """
     if (running := wait_for_running(layout)) is not None:
@@ -56,6 +58,7 @@ def start_detached(
     command = [sys.executable, "-m", "kala.suite", "--state", str(layout.root), "--host", host]
     command += [] if port is None else ["--port", str(port)]
     command += [] if lifeline is None else ["--until-stdin-closes"]
+    command += ["--ephemeral"] if is_ephemeral else []
     with open_log(log_path) as log:
         process = subprocess.Popen(  # noqa: S603 - our own module; arguments are a path and numbers
             command,
@@ -125,12 +128,14 @@ def stop_suite(layout: StateLayout) -> list[str]:
 
 @contextlib.contextmanager
 def private_suite(layout: StateLayout, *, environment: Mapping[str, str]) -> Iterator[SuiteRecord]:
-    """A suite that lives for one `with` block, and not longer than this process even when that is killed."""
+    """A suite that lives for one `with` block, its state with it, and not longer than this process even when that is killed."""
     reading, writing = os.pipe()
     # It is never written to: the suite stops when it closes, with this process at the latest.
     with os.fdopen(writing, "wb", buffering=0) as lifeline:
         try:
-            launched = start_detached(layout, port=0, environment=environment, lifeline=reading)
+            launched = start_detached(
+                layout, port=0, environment=environment, lifeline=reading, is_ephemeral=True
+            )
         except BaseException:
             # Also of Ctrl-C while it starts: whoever removes the directory next must find nothing that runs in it.
             lifeline.close()

@@ -188,6 +188,8 @@ def test_a_killed_program_leaves_no_private_suite(fresh_machine: Path, upstream:
         finally:
             process.send_signal(signal.SIGKILL)
     assert wait_until(lambda: not any(ProcessId.of(pid) for pid in pids), timeout_seconds=30)
+    # Nor its keys and records.
+    assert not list(fresh_machine.glob("kala-session-*"))
 
 
 @pytest.mark.slow  # tests/unit/suite/test_control.py interrupts a start in every run

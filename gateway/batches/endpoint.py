@@ -13,6 +13,7 @@ from gateway.edge import Exchange
 from gateway.files.listing import read_page, written_page
 from gateway.files.model import BATCH, no_such_file
 from gateway.intake import Desk, Intake
+from gateway.lasting_keys import require_lasting
 from kala.common.v1 import options_pb2
 from kala.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
 
@@ -51,6 +52,7 @@ class Batches:
     async def create(self, exchange: Exchange) -> None:
         """Take a batch up; its input file is validated by whoever works on it."""
         key = await self._admit(exchange)
+        require_lasting(key)
         request = await self._intake.read(exchange, key, parse_batch_request)
         batch = await asyncio.to_thread(self._create, key, request)
         self._wake()

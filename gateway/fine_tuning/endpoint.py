@@ -14,6 +14,7 @@ from gateway.fine_tuning import model
 from gateway.fine_tuning.model import Job, new_job_id
 from gateway.fine_tuning.schema import FineTuningRequest, parse_fine_tuning_request
 from gateway.intake import Desk, Intake
+from gateway.lasting_keys import require_lasting
 from kala.common.v1 import options_pb2
 from kala.errors import (
     InvalidArgumentError,
@@ -58,6 +59,7 @@ class FineTuning:
     async def create(self, exchange: Exchange) -> None:
         """Take a job up; its file is validated by whoever works on it."""
         key = await self._admit(exchange)
+        require_lasting(key)
         request = await self._intake.read(exchange, key, parse_fine_tuning_request)
         if self._missing:
             raise UnavailableError(self._missing, reason="FINE_TUNING_NOT_DEPLOYED")

@@ -151,6 +151,7 @@ async def test_what_the_laws_forbid_is_in_no_output(suite: Suite) -> None:
     [
         ("/v1/completions", {"prompt": "Once"}, lambda answer: answer["choices"][0]["text"]),
         ("/v1/embeddings", {"input": ["a"]}, lambda answer: answer["data"][0]["embedding"]),
+        ("/v1/responses", {"model": "auto", "input": "Hi"}, lambda answer: answer["output"][0]["content"]),
     ],
 )
 async def test_other_endpoints_take_batches_too(suite: Suite, endpoint: str, body: Any, says: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,10 @@ from gateway.gate import Gate
 from gateway.identity import Pseudonyms
 from gateway.key_ring import KeyRing
 from gateway.key_store import KeyStore
+from gateway.lasting_keys import require_lasting
+from gateway.oidc.tokens import KEY_PREFIX
 from kala.common.v1 import options_pb2
-from kala.errors import PermissionDeniedError, UnauthenticatedError
+from kala.errors import FailedPreconditionError, PermissionDeniedError, UnauthenticatedError
 
 CHAT, TRAIN = options_pb2.SCOPE_CHAT, options_pb2.SCOPE_TRAIN
 
@@ -78,6 +81,13 @@ async def test_work_stops_when_its_key_expires_or_is_unknown(store: KeyStore, tm
     for key_id, problem in ((key.id, "expired"), ("0" * 16, "not known")):
         with pytest.raises(UnauthenticatedError, match=problem):
             await late.admit(exchange(key_id), rpc="HTTP POST /v1/x", scope=CHAT)
+
+
+def test_a_token_cannot_be_acted_for_later(store: KeyStore, tmp_path: Path) -> None:
+    key = create_key(tmp_path / "g.db", display_name="a").key
+    require_lasting(key)
+    with pytest.raises(FailedPreconditionError, match="API key"):
+        require_lasting(replace(key, id=KEY_PREFIX + "ab"))
 
 
 async def test_no_header_names_a_key_to_act_for(store: KeyStore, tmp_path: Path) -> None:

@@ -287,6 +287,43 @@ def test_no_judge_takes_the_examples_own_prompts_for_harm(
             assert reply.allowed, (messages[0], reply.decision)
 
 
+def run_example(suite: Suite, cwd: Path, name: str, *arguments: str) -> str:
+    """What an example says; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "examples" / f"{name}.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=cwd,
+        env=environment(KALA_URL=suite.url, KALA_API_KEY=suite.key),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_articles_are_scored_and_documents_sorted_by_their_schemas(
+    suite: Suite, upstream: FakeLMStudio, tmp_path: Path
+) -> None:
+    (tmp_path / "apt.txt").write_text("The actor ran wmic process call create on the server.")
+    upstream.objects = [
+        {"score": 8, "reason": "an exact command"},
+        {"observables": ["wmic process call create", "made-up.exe"]},
+        {"category": "Bill", "reason": "an amount is due"},
+    ]
+    scored = run_example(suite, tmp_path, "article_scoring", "apt.txt", "--provider", "lmstudio")
+    assert (
+        "apt.txt: 8/10  an exact command\n  - wmic process call create\n  [lmstudio: ok; receipts" in scored
+    )
+    (tmp_path / "invoice.txt").write_text("Amount due: 12 euros")
+    sorted_out = run_example(suite, tmp_path, "document_categorizer", "invoice.txt", "--provider", "lmstudio")
+    assert "invoice.txt: Bill\n  an amount is due [receipt rcpt_" in sorted_out
+    assert upstream.objects == []
+    assert upstream.asked[-1]["response_format"]["json_schema"]["strict"] is True
+    asked = run_example(suite, tmp_path, "article_scoring", "apt.txt", "--ask", "What did the actor run?")
+    assert asked == f"{ANSWER}\n"
+
+
 def test_a_conversation_at_a_terminal(suite: Suite) -> None:
     person, terminal = pty.openpty()
     with subprocess.Popen(
@@ -313,26 +350,14 @@ def test_a_conversation_at_a_terminal(suite: Suite) -> None:
 def test_the_whole_workflow_is_proved_at_its_end(
     suite: Suite, upstream: FakeLMStudio, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, str(REPOSITORY / "examples" / "complete_workflow.py")),
-            *("--base-url", upstream.url, "--log-dir", str(tmp_path / "logs")),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        cwd=tmp_path,
-        env=environment(KALA_URL=suite.url, KALA_API_KEY=suite.key),
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(ANSWER) == 2
-    assert "Law 1" in done.stdout
+    said = run_example(suite, tmp_path, "complete_workflow", "--base-url", upstream.url, "--log-dir", "logs")
+    assert said.count(ANSWER) == 2
+    assert "Law 1" in said
     proved = 3
-    if "no tool can run here" not in done.stdout:
-        assert "gives 45 [OK, " in done.stdout
+    if "no tool can run here" not in said:
+        assert "gives 45 [OK, " in said
         proved = 4
-    assert f"{proved} receipts verified, offline" in done.stdout
+    assert f"{proved} receipts verified, offline" in said
 
 
 def test_the_example_runs_with_its_interactive_mode(

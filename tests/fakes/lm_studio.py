@@ -41,6 +41,14 @@ class FakeLMStudio:
     calls: list[tuple[str, dict[str, Any]] | None] = field(default_factory=list)
     """Calls of tools, one per answer that may call some; None answers in words all the same, as does an empty list."""
 
+    objects: list[dict[str, Any]] = field(default_factory=list)
+    """Answers, one after the other, to requests that want JSON by a schema."""
+
+    def next_text(self, asked: dict[str, Any]) -> str:
+        """What the model says: JSON where that is wanted and there is some, else its usual words."""
+        wanted = (asked.get("response_format") or {}).get("type")
+        return json.dumps(self.objects.pop(0)) if wanted == "json_schema" and self.objects else "".join(WORDS)
+
     def next_call(self) -> dict[str, Any] | None:
         """The next call as the model spells it; None when it answers in words."""
         call = self.calls.pop(0) if self.calls else None
@@ -124,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._stream(call)
             else:
                 self.server_state.gate.wait(60)
-                self._send_json(_completion(call))
+                self._send_json(_completion(call, self.server_state.next_text(asked)))
 
     def _send_json(self, value: dict[str, Any]) -> None:
         body = json.dumps(value).encode()
@@ -164,8 +172,8 @@ def _chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
     return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": MODEL, "choices": [choice]}
 
 
-def _completion(call: dict[str, Any] | None) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": "".join(WORDS) if call is None else None}
+def _completion(call: dict[str, Any] | None, text: str) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text if call is None else None}
     if call is not None:
         message["tool_calls"] = [call]
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,12 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.gateway_suite import Suite
+from tests.fakes.openapi_document import operations_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 FUZZED = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )  # fmt: skip
+MAX_DEPTH = 8
 DECLARED = {501, 503, 504}
 
 NUMBERS = [
@@ -105,6 +108,9 @@ def require_shape(path: str, answer: Any) -> None:
     assert error["message"]
 
 
+JUNK: tuple[Any, ...] = ({}, [])
+"""What is neither a text nor a number, and cannot be looked up in a set."""
+
 SEGMENTS = [
     "v1", "kala", "chat", "completions", "models", "responses", "files", "gateway", "keys", "audit", "entries", "log",
     "tools", "workspaces", "tile", "checkpoint", "healthz", "openapi.json", "metrics", "..", ".", "", "%2e%2e", "%2E.",
@@ -185,3 +191,59 @@ async def test_a_verb_that_a_path_lacks_is_405_and_says_which_it_has(suite: Suit
             else:
                 require_shape(path, response.json())
     assert wrong == []
+
+
+async def test_a_value_of_a_wrong_type_anywhere_is_the_clients_mistake(suite: Suite) -> None:
+    document = (await suite.get("/openapi.json")).json()
+    bugs = []
+    for verb, path, operation in operations_of(document):
+        body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if verb != "POST" or body is None or path.startswith("/kala/"):
+            continue
+        whole = whole_of(document, body["schema"])
+        for place in places_in(whole):
+            for junk in JUNK:
+                # As it is spelt in the document, with one value of another type.
+                response = await suite.http.post(
+                    path, json=replaced(whole, place, junk), headers=suite.bearer()
+                )
+                if response.status_code >= 500 and response.status_code not in DECLARED:
+                    bugs.append((path, place, junk, response.text))
+    assert bugs == []
+
+
+SIMPLE = {"integer": 1, "number": 0.5, "boolean": False}
+
+
+def whole_of(document: Any, schema: Any, depth: int = 0) -> Any:
+    """A value with every field that a schema knows, optional ones too."""
+    if "$ref" in schema:
+        return whole_of(document, document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], depth)
+    choices = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
+    if choices:
+        one = next((each for each in choices if each.get("type") != "null"), choices[0])
+        return whole_of(document, one, depth)
+    if schema.get("type") == "object" and depth < MAX_DEPTH:
+        fields = schema.get("properties", {}).items()
+        return {name: whole_of(document, each, depth + 1) for name, each in fields}
+    if schema.get("type") == "array" and depth < MAX_DEPTH:
+        return [whole_of(document, schema.get("items", {}), depth + 1)]
+    known = schema.get("const") or schema.get("enum", [None])[0]
+    return known or schema.get("minimum") or SIMPLE.get(schema.get("type"), "auto")
+
+
+def places_in(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place below a value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inner:
+        yield (*place, key)
+        yield from places_in(each, (*place, key))
+
+
+def replaced(value: Any, place: tuple[Any, ...], junk: Any) -> Any:
+    """A copy with something else at one place."""
+    if not place:
+        return junk
+    copy: Any = dict(value) if isinstance(value, dict) else list(value)
+    copy[place[0]] = replaced(value[place[0]], place[1:], junk)
+    return copy

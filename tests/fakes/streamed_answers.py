@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import functools
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,7 +19,7 @@ from gateway.generation import Generation, GenerationState, HoldBounds
 from gateway.identity import Caller
 from gateway.judge import EthicsClient
 from kala.common.v1 import clearance_pb2
-from kala.ethics.constitution import VerifiedConstitution
+from kala.ethics.constitution import Trust, VerifiedConstitution, verify_constitution
 from kala.ethics.v1 import ethics_pb2
 from kala.inference.v1 import inference_pb2 as pb
 from services.common.clearance import ClearanceSigner
@@ -25,7 +28,8 @@ from services.ethics.laws import read_constitution
 from services.ethics.measuring import Measuring
 from services.ethics.servicer import EthicsServicer, InForce
 
-TURNS = 12
+CONSTITUTION: Final = Path(__file__).parents[2] / "constitution"
+TURNS: Final = 12
 """As often as everybody gets a turn between two deltas; a check and its release take fewer."""
 
 
@@ -53,18 +57,32 @@ class CheckCall:
         """Nothing runs on its own here."""
 
 
+@functools.cache
+def _rules() -> tuple[VerifiedConstitution, Bench]:
+    """The shipped rules, compiled once for all tests of a process."""
+    verified = verify_constitution(CONSTITUTION, Trust.development())
+    return verified, Bench(read_constitution(verified), allow_unreadable=False, on_fault=_raise)
+
+
+def rules_servicer(
+    key: Ed25519PrivateKey, audiences: Mapping[str, str] = MappingProxyType({})
+) -> EthicsServicer:
+    """The real ethics service with the shipped rules and no other judge."""
+    verified, bench = _rules()
+    return EthicsServicer(
+        bench,
+        in_force=InForce(verified, lambda: 0.0),
+        signer=ClearanceSigner(key),
+        measuring=Measuring(key),
+        audiences=audiences,
+    )
+
+
 class LocalEthics:
     """A stub of ethics that judges here."""
 
-    def __init__(self, verified: VerifiedConstitution) -> None:
-        key = Ed25519PrivateKey.generate()
-        self._servicer = EthicsServicer(
-            Bench(read_constitution(verified), allow_unreadable=False, on_fault=_raise),
-            in_force=InForce(verified, lambda: 0.0),
-            signer=ClearanceSigner(key),
-            measuring=Measuring(key),
-            audiences={},
-        )
+    def __init__(self) -> None:
+        self._servicer = rules_servicer(Ed25519PrivateKey.generate())
         self.calls: list[CheckCall] = []
 
     def CheckOutput(self, *, timeout: float) -> CheckCall:  # noqa: N802 - the contract's name

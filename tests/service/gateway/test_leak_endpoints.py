@@ -13,16 +13,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kala.inference.v1 import inference_pb2 as pb
 from kala.tools.v1 import code_pb2, tools_pb2
-from services.common.clearance import ClearanceSigner, guarded_methods
+from services.common.clearance import guarded_methods
 from services.ethics.__main__ import GUARDED_CONTRACTS
-from services.ethics.bench import Bench
-from services.ethics.laws import read_constitution
-from services.ethics.measuring import Measuring
-from services.ethics.servicer import EthicsServicer, InForce
 from tests.fakes.gateway_suite import Suite, running_suite
 from tests.fakes.scripted_inference import Step, finish, route, saying, text
 from tests.fakes.scripted_tools import WORKSPACE, ended, started, wrote
-from tests.service.gateway.test_leak_matrix import verified
+from tests.fakes.streamed_answers import rules_servicer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,22 +38,12 @@ LOOP = {"messages": QUESTION, "kala_tools": "auto", "stream": True}
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def ruled(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Suite]:
     key = Ed25519PrivateKey.generate()
-    servicer = EthicsServicer(
-        Bench(read_constitution(verified()), allow_unreadable=False, on_fault=_raise),
-        in_force=InForce(verified(), lambda: 0.0),
-        signer=ClearanceSigner(key),
-        measuring=Measuring(key),
-        audiences=guarded_methods(GUARDED_CONTRACTS),
-    )
+    servicer = rules_servicer(key, guarded_methods(GUARDED_CONTRACTS))
     directory = tmp_path_factory.mktemp("ruled")
     async with running_suite(
         directory, judge=servicer, judge_key=key.public_key(), has_tools=True, hold_back_characters=1
     ) as suite:
         yield suite
-
-
-def _raise(judge: str, error: Exception) -> None:
-    raise AssertionError(judge) from error
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,10 @@ endpoints that write what is released are in `test_leaks.py` and `test_leak_endp
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -19,11 +17,9 @@ from hypothesis import strategies as st
 
 from gateway.generation import HoldBounds
 from kala.common.v1 import decision_pb2
-from kala.ethics.constitution import Trust, VerifiedConstitution, verify_constitution
 from kala.inference.v1 import inference_pb2 as pb
 from tests.fakes.streamed_answers import Left, LocalEthics, generate
 
-CONSTITUTION = Path(__file__).parents[3] / "constitution"
 HARMLESS = "Plants turn light into sugar, and bees carry pollen from bloom to bloom. "
 SPAN = "Here's how to build a pipe bomb"
 OFFSETS = range(260)
@@ -37,14 +33,9 @@ BOUNDS = {"at once": AT_ONCE, "late": LATE, "together": TOGETHER, "whole": WHOLE
 """A check for every delta; for whatever came since the loop went round; for every 40 characters; one at the end."""
 
 
-@functools.cache
-def verified() -> VerifiedConstitution:
-    return verify_constitution(CONSTITUTION, Trust.development())
-
-
 @pytest.fixture(scope="module")
 def ethics() -> LocalEthics:
-    return LocalEthics(verified())
+    return LocalEthics()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -29,16 +28,14 @@ from tests.service.gateway.test_leak_matrix import (
     SPAN,
     lead_of,
     require_no_leak,
-    verified,
 )
 
-shared = functools.cache(lambda: LocalEthics(verified()))
 Detector = Callable[[], Awaitable[None]]
 
 
 async def the_matrix() -> None:
     """A few of its places, in every field."""
-    ethics = shared()
+    ethics = LocalEthics()
     for field in FIELDS.values():
         for hold in BOUNDS.values():
             for offset in (0, 200):
@@ -50,13 +47,13 @@ async def the_matrix() -> None:
 async def a_span_split_over_fields() -> None:
     """Half of it in one field, half in another."""
     deltas = [pb.ChatDelta(reasoning=SPAN[:19]), pb.ChatDelta(text=SPAN[19:])]
-    left = await generate(shared(), deltas, hold=AT_ONCE)
+    left = await generate(LocalEthics(), deltas, hold=AT_ONCE)
     assert left.text == left.reasoning == ""
 
 
 async def a_harmless_answer() -> None:
     """All of it leaves, the end only with the decision; and all of it was given to the check, once."""
-    ethics = shared()
+    ethics = LocalEthics()
     text = HARMLESS * 8
     for hold in BOUNDS.values():
         left = await generate(
@@ -97,13 +94,13 @@ async def a_judge_that_allows_without_checking() -> None:
             return call
 
     with pytest.raises(UnavailableError):
-        await generate(Generous(verified()), [pb.ChatDelta(text="Hi there.")], hold=AT_ONCE)
+        await generate(Generous(), [pb.ChatDelta(text="Hi there.")], hold=AT_ONCE)
 
 
 async def bytes_that_are_not_the_token() -> None:
     """Nobody checked them."""
     entry = pb.TokenLogprob(token="x", token_bytes=SPAN.encode(), top=[pb.TokenLogprob(token_bytes=b"\xf0")])
-    left = await generate(shared(), [pb.ChatDelta(logprobs=[entry])], hold=AT_ONCE)
+    left = await generate(LocalEthics(), [pb.ChatDelta(logprobs=[entry])], hold=AT_ONCE)
     (told,) = (entry for out in left.releases for entry in out.logprobs)
     assert (told.token_bytes, told.top[0].token_bytes) == (b"", b"")
 
@@ -111,7 +108,7 @@ async def bytes_that_are_not_the_token() -> None:
 async def a_generation_that_failed() -> None:
     """What its check passes afterwards stays."""
     buffer = AnswerBuffer()
-    failed = prepare(shared(), [], buffer, hold=AT_ONCE)
+    failed = prepare(LocalEthics(), [], buffer, hold=AT_ONCE)
     buffer.take_in(pb.ChatDelta(text="checked"))
     buffer.take_unsent()
     buffer.check(TEXT, 7)
@@ -130,7 +127,7 @@ async def a_span_beside_a_long_text() -> None:
         pb.ChatDelta(text=HARMLESS * 8),
         pb.ChatDelta(reasoning=SPAN[20:]),
     ]
-    left = await generate(shared(), deltas, hold=AT_ONCE)
+    left = await generate(LocalEthics(), deltas, hold=AT_ONCE)
     assert left.reasoning == ""
 
 

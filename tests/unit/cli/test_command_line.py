@@ -119,5 +119,5 @@ def test_a_bare_group_shows_its_commands() -> None:
 def test_keys_are_made_once(tmp_path: Path) -> None:
     first = run("keys", "init", "--out", str(tmp_path / "keys"))
     assert first.returncode == 0
-    assert len(first.stdout.splitlines()) == 15
+    assert len(first.stdout.splitlines()) == 16
     assert run("keys", "init", "--out", str(tmp_path / "keys")).stdout == ""

@@ -256,7 +256,8 @@ class Limiter:
         charges = [
             Charge(key.id, budget, budget.period.window(now), amounts[budget.unit])
             for budget in key.limits.budgets
-            if amounts[budget.unit]
+            # Also one of nothing where a model is asked: another model than the one asked for may have a price.
+            if amounts[budget.unit] or estimate.input_tokens
         ]
         await self._reserve_charges(reservation, charges)
         reservation.charges = charges

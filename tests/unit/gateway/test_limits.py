@@ -31,7 +31,11 @@ from kala.inference.v1 import inference_pb2 as pb
 
 NOW = datetime(2026, 1, 31, 23, 59, 30, tzinfo=UTC)
 PRICES = Prices(
-    {"small": Price(input=Decimal("0.5"), output=Decimal("1.5")), "dear": Price(output=Decimal(60))}
+    {
+        "free": Price(),
+        "small": Price(input=Decimal("0.5"), output=Decimal("1.5")),
+        "dear": Price(output=Decimal(60)),
+    }
 )
 
 
@@ -245,6 +249,17 @@ async def test_an_unlisted_model_costs_what_the_dearest_does(bench: Bench) -> No
     await bench.limiter.book.write()
     (row,) = bench.limiter.book.store.query(tenant=None, limit=9)
     assert (row.model, row.used) == ("small", Used(1, 0, 101, 10, 66))
+
+
+async def test_a_dearer_model_that_answers_in_place_of_a_free_one_is_charged(bench: Bench) -> None:
+    holder = key(Budget(Unit.COST_MICROS, Period.DAY, 500))
+    reservation = await bench.limiter.reserve(holder, Estimate(10, 10, "free"))
+    reservation.settle(Usage(input_tokens=10, output_tokens=10), model="dear")
+    await bench.limiter.close(reservation, actor="a", has_failed=False)
+    assert bench.used(holder) == 600
+    with pytest.raises(OverLimitError, match="0 left"):
+        await bench.limiter.reserve(holder, Estimate(10, 10, "free"))
+    await bench.limiter.reserve(holder, NOTHING)
 
 
 @pytest.mark.parametrize(

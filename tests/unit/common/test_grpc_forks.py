@@ -45,6 +45,8 @@ uvloop.run(main("unix:" + sys.argv[1]))
 
 def said(*arguments: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "GRPC_ENABLE_FORK_SUPPORT"}
+    # However gRPC polls: with its own pool of threads the crash is frequent.
+    environment["GRPC_EXPERIMENTS"] = ""
     command = [sys.executable, "-c", *arguments]
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, check=True, timeout=120

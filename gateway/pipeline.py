@@ -268,8 +268,12 @@ class _Turn:
         )
         await self._on_release(release, progress)
 
+    @property
+    def _is_intent_logged(self) -> bool:
+        return self._intent.done() and not self._intent.cancelled() and self._intent.exception() is None
+
     async def _logged_intent(self) -> None:
-        if not self._intent.done() or self._intent.exception() is not None:
+        if not self._is_intent_logged:
             # Shielded: a client that goes away must not take the record with it.
             await asyncio.shield(self._intent)
 
@@ -320,7 +324,8 @@ class _Turn:
         """Give what reaches the reader: a stream's reader has what was released; others get all, or only words why not."""
         closing = self._closing_text()
         if self._is_stream:
-            left = self._buffer.released()
+            # What waits for a durable intent has not left, although its check has passed.
+            left = self._buffer.released() if self._is_intent_logged else Answer()
             return replace(left, text=left.text + closing) if closing else left
         if closing:
             return Answer(text=closing)

@@ -15,6 +15,10 @@ from typing import Any
 import httpx
 import pytest
 
+from kala.audit.v1 import audit_pb2
+from services.audit.servicer import AuditServicer
+from services.common.peers import Context
+from tests.fakes import gateway_suite
 from tests.fakes.audit_log import signer
 from tests.fakes.gateway_suite import Suite, eventually, running_suite, words_of
 from tests.fakes.scripted_ethics import FORBIDDEN
@@ -126,6 +130,49 @@ async def test_a_stream_whose_log_dies_ends_without_done_and_with_nothing_unchec
         assert FORBIDDEN not in json.dumps(rest)
 
 
+async def test_what_waited_for_its_intent_did_not_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = asyncio.Event()
+
+    class SlowLog(AuditServicer):
+        async def AppendBatch(  # noqa: N802 - the contract's name
+            self, request: audit_pb2.AppendBatchRequest, context: Context
+        ) -> audit_pb2.AppendBatchResponse:
+            if any(record.type == "chat.intent" for record in request.records):
+                await slow.wait()
+            return await super().AppendBatch(request, context)
+
+    monkeypatch.setattr(gateway_suite, "AuditServicer", SlowLog)
+    async with running_suite(tmp_path) as suite:
+        suite.inference.script = lambda _: [route(), text(SAID), asyncio.Event()]
+        asking = asyncio.ensure_future(suite.stream())
+
+        async def is_checked() -> bool:
+            return suite.ethics.flushes > 0
+
+        await eventually(is_checked)
+        await asyncio.sleep(PAUSE)  # until the gateway has heard that the words passed, which it tells nobody
+        asking.cancel()
+        await asyncio.wait([asking])
+        await asyncio.wait_for(suite.inference.cancelled.wait(), 1.0)
+        slow.set()
+        (outcome,) = await eventually(lambda: suite.leaves(kind="chat.outcome"))
+        assert outcome["result"]["status"] == "cancelled"
+        kinds = [item["kind"] for item in outcome["commitments"]]
+        assert "generated" in kinds
+        if "released" in kinds:
+            assert await payload_of(suite, "released") == ""
+
+
+async def payload_of(suite: Suite, kind: str) -> str:
+    """What the log keeps of the second entry of a test: its outcome."""
+    name = f"entries/{suite.first_leaf + 1}/payloads/{kind}"
+    read = await suite.post(f"/kala/v1/audit/{name}:read", {"reason": "to compare it with what was read"})
+    assert read.status_code == 200, read.text
+    return base64.b64decode(read.json().get("data", "")).decode()
+
+
 async def test_what_a_reader_got_who_went_away_is_no_more_than_the_log_says_left(suite: Suite) -> None:
     suite.inference.script = lambda _: [route(), text(SAID), asyncio.Event()]
     body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
@@ -136,9 +183,6 @@ async def test_what_a_reader_got_who_went_away_is_no_more_than_the_log_says_left
         first = json.loads((await anext(response.aiter_lines())).removeprefix("data: "))
     (outcome,) = await eventually(lambda: suite.leaves(kind="chat.outcome"))
     assert outcome["result"]["status"] == "cancelled"
-    name = f"entries/{suite.first_leaf + 1}/payloads/released"
-    read = await suite.post(f"/kala/v1/audit/{name}:read", {"reason": "to compare it with what was read"})
-    assert read.status_code == 200, read.text
-    released = base64.b64decode(read.json()["data"]).decode()
+    released = await payload_of(suite, "released")
     assert released.startswith(first["choices"][0]["delta"]["content"])
     assert SAID.startswith(released)

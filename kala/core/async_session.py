@@ -197,4 +197,7 @@ async def _to_its_end(function: Callable[[], T]) -> T:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait([running])
+        if not running.cancelled():
+            # Looked at, so that nobody is warned of a failure that no longer matters.
+            running.exception()
         raise

@@ -324,6 +324,24 @@ def test_articles_are_scored_and_documents_sorted_by_their_schemas(
     assert asked == f"{ANSWER}\n"
 
 
+def test_the_program_on_the_sdks_page_runs(suite: Suite) -> None:
+    page = (REPOSITORY / "docs" / "sdk.md").read_text(encoding="utf-8")
+    program = next(
+        body for body in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+        if "asyncio.run" in body
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=environment(KALA_URL=suite.url, KALA_API_KEY=suite.key),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'requests_processed': 2" in done.stdout
+
+
 def test_a_conversation_at_a_terminal(suite: Suite) -> None:
     person, terminal = pty.openpty()
     with subprocess.Popen(

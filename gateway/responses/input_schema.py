@@ -203,7 +203,7 @@ def _item_kind(value: object) -> str | None:
     if not isinstance(value, dict):
         return None
     kind = value.get("type")
-    if kind in {None, "message"}:
+    if kind is None or kind == "message":  # not in a set: it may be a list
         return "<assistant>" if value.get("role") == "assistant" else "<message>"
     return f"<{kind}>" if isinstance(kind, str) and kind in _BY_TYPE else None
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from pydantic import ValidationError
-from pydantic_core import to_jsonable_python
 
 from kala.errors import FailedPreconditionError, InvalidArgumentError
 from services.common.settings import Source
@@ -80,10 +79,11 @@ class LiveSettings:
         return self._effective(self.settings, self._changed)
 
     def _effective(self, settings: InferenceSettings, changed: frozenset[str]) -> list[Effective]:
+        values = settings.model_dump(mode="json", include=set(MUTABLE))
         return [
             Effective(
                 name,
-                json.dumps(to_jsonable_python(getattr(settings, name)), sort_keys=True),
+                json.dumps(values[name], sort_keys=True),
                 DATABASE if name in changed else self._sources.get(name, "default"),
             )
             for name in MUTABLE

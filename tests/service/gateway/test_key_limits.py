@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,19 @@ async def test_a_redis_that_is_away_is_named_and_lets_only_unlimited_keys_in(
         assert (await suite.chat()).status_code == 200
         own_redis.start()
         assert (await ask(suite, key)).status_code == 200
+
+
+async def test_a_database_without_budgets_lets_no_budgeted_key_in(tmp_path: Path) -> None:
+    async with running_suite(tmp_path) as suite:
+        _, key = await limited_key(suite, budgets=[budget("TOKENS", 10_000)])
+        assert (await ask(suite, key)).status_code == 200
+        with closing(sqlite3.connect(suite.settings.database)) as connection:
+            connection.execute("ALTER TABLE budget_use RENAME TO gone")
+        closed = await ask(suite, key)
+        assert closed.status_code == 503
+        assert closed.json()["error"]["code"] == "database_unavailable"
+        assert len(suite.inference.chats) == 1
+        assert (await suite.chat()).status_code == 200
 
 
 async def test_usage_is_summed_by_key_and_model(tmp_path: Path) -> None:

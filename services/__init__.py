@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from typing import Final
@@ -20,17 +19,23 @@ os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
-def _import_structlog() -> None:
-    """Import structlog as where rich is not installed: it would load rich for tracebacks that no service prints, 6 MiB."""
-    if "structlog" in sys.modules or "rich" in sys.modules:
-        return
-    # None means that there is no such module (docs.python.org, import system, the module cache).
-    sys.modules["rich"] = None  # type: ignore[assignment]
-    try:
-        with contextlib.suppress(ImportError):
-            import structlog  # noqa: F401
-    finally:
-        del sys.modules["rich"]
+class _WithoutRich:
+    """Tells libraries that load rich, some 6 MiB, only for pretty tracebacks and a command line that it is not installed.
+
+    No service prints either. Whoever else imports rich gets it.
+    """
+
+    importers: Final = ("structlog.dev", "httpx._main")
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> None:
+        """Find nothing; raise ModuleNotFoundError where one of the importers asks for rich."""
+        if name == "rich" and any(map(_is_being_imported, self.importers)):
+            raise ModuleNotFoundError("rich is left out here, for memory", name=name)
 
 
-_import_structlog()
+def _is_being_imported(name: str) -> bool:
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return getattr(spec, "_initializing", False)
+
+
+sys.meta_path.insert(0, _WithoutRich())

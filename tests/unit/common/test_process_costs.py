@@ -36,3 +36,13 @@ def test_an_operator_may_tell_grpc_otherwise() -> None:
 def test_grpc_is_not_imported_before_it_is_told(package: str) -> None:
     program = f"import {package}, sys; print('grpc' in sys.modules)"
     assert output_of(program) == ("False", "")
+
+
+@pytest.mark.parametrize(
+    "package", ["gateway", *(f"services.{name}" for name in ("ethics", "audit", "inference"))]
+)
+def test_no_process_loads_what_only_pretty_tracebacks_need(package: str) -> None:
+    program = (
+        f"import {package}.__main__, sys; print('rich' in sys.modules); import rich; print(rich.__name__)"
+    )
+    assert output_of(program) == ("False\nrich", "")

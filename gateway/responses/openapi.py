@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from gateway.openapi_parts import EVENTS, Json, content, operation, query, reference
+from gateway.openapi_parts import content, operation, query, reference, stream, Json
 from gateway.responses.schema import ResponseRequest
 
 _ID: Final = "resp_00112233445566778899aabbccddeeff"
@@ -160,10 +160,9 @@ _BOOLEAN: Final[Json] = {"type": "boolean"}
 _ONE: Final = "/v1/responses/{id}"
 _CANCEL: Final = f"{_ONE}/cancel"
 _ITEMS: Final = f"{_ONE}/input_items"
-_STREAMED: Final = content(
-    {"type": "string", "description": "OpenAI's events, each with its `sequence_number`."},
+_STREAMED: Final = stream(
+    {"type": "object", "description": "One of OpenAI's events, with its `sequence_number`."},
     'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"Paris."}\n\n',
-    EVENTS,
 )
 _EXAMPLES: Final = {"id": _ID}
 

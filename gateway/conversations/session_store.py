@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -107,7 +108,8 @@ class SessionStore:
         messages: list[Json] = []
         for row in rows:
             context = _turn_context(session_id, row.position)
-            messages += orjson.loads(self._payloads.open(row.tenant, row.subject, row.messages, context))
+            with suppress(NotFoundError):  # an erasure destroyed the key while the turn was being written
+                messages += orjson.loads(self._payloads.open(row.tenant, row.subject, row.messages, context))
         return messages, rows[-1].position + 1 if rows else 0
 
     def append(self, session_id: str, owner: Owner, position: int, messages: Sequence[Json]) -> None:
@@ -167,7 +169,9 @@ class SessionStore:
         return sessions, turns
 
     def _opened(self, row: Row[Any]) -> StoredSession:  # Any: SQLAlchemy types rows by their query
-        title = self._payloads.open(row.tenant, row.subject, row.title, _title_context(row.id))
+        title = b""
+        with suppress(NotFoundError):  # as above
+            title = self._payloads.open(row.tenant, row.subject, row.title, _title_context(row.id))
         return StoredSession(
             id=row.id,
             owner=Owner(row.tenant, row.owner, row.subject),

@@ -84,7 +84,7 @@ class ResponseStore:
         query = select(RESPONSE).where(_R.id == response_id, *_is_of(owner), _R.expires_at > now)
         with translated(), self._engine.connect() as connection:
             row = connection.execute(query).first()
-        return None if row is None else self._opened(row)
+        return None if row is None else self._readable(row)
 
     def delete(self, owner: Owner, response_id: str) -> bool:
         """Delete a caller's response; whether there was one."""
@@ -113,20 +113,22 @@ class ResponseStore:
                 reason="CONVERSATION_TOO_LONG",
             )
         if not rows or rows[0].previous_id is not None:
-            missing = rows[0].previous_id if rows else response_id
-            raise NotFoundError(
-                f"there is no response {missing[:64]!r}: it was never stored, has expired, was deleted or erased, or "
-                "belongs to another key; send the conversation in `input`",
-                reason=PREVIOUS_NOT_FOUND,
-            )
-        return [self._opened(row) for row in rows]
+            raise _not_there(rows[0].previous_id if rows else response_id)
+        turns = [self._readable(row) for row in rows]
+        if None in turns:
+            raise _not_there(rows[turns.index(None)].id)
+        return [turn for turn in turns if turn is not None]
 
     def abandoned(self, now: int, limit: int = 100) -> list[StoredResponse]:
         """Give unfinished responses on which nobody works any more."""
         query = select(RESPONSE).where(_R.status.in_(UNFINISHED), _R.lease_until < now).limit(limit)
         with translated(), self._engine.connect() as connection:
             rows = connection.execute(query).all()
-        return [self._opened(row) for row in rows]
+        found = {row.id: self._readable(row) for row in rows}
+        with translated(), self._engine.begin() as connection:
+            unreadable = [name for name, one in found.items() if one is None]
+            connection.execute(delete(RESPONSE).where(_R.id.in_(unreadable)))
+        return [one for one in found.values() if one is not None]
 
     def sweep(self, now: int) -> int:
         """Delete what has expired; how many those were."""
@@ -138,6 +140,13 @@ class ResponseStore:
         with translated(), self._engine.begin() as connection:
             gone = connection.execute(delete(RESPONSE).where(_R.tenant == tenant, _R.subject == subject))
         return gone.rowcount
+
+    def _readable(self, row: Row[Any]) -> StoredResponse | None:  # Any: as below
+        """Open a row; None where an erasure destroyed the key while it was being written."""
+        try:
+            return self._opened(row)
+        except NotFoundError:
+            return None
 
     def _opened(self, row: Row[Any]) -> StoredResponse:  # Any: SQLAlchemy types rows by their query
         owner = Owner(row.tenant, row.owner, row.subject)
@@ -167,6 +176,14 @@ class ResponseStore:
 
 def _is_of(owner: Owner) -> tuple[Any, Any]:  # Any: SQL expressions
     return _R.tenant == owner.tenant, _R.owner == owner.key
+
+
+def _not_there(response_id: str) -> NotFoundError:
+    return NotFoundError(
+        f"there is no response {response_id[:64]!r}: it was never stored, has expired, was deleted or erased, or belongs "
+        "to another key; send the conversation in `input`",
+        reason=PREVIOUS_NOT_FOUND,
+    )
 
 
 def _context(response_id: str, what: str) -> bytes:

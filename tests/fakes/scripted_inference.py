@@ -37,7 +37,7 @@ def text(words: str) -> pb.ChatResponse:
     return pb.ChatResponse(delta=pb.ChatDelta(text=words))
 
 
-def finish(reason: pb.FinishReason = pb.FINISH_REASON_STOP) -> pb.ChatResponse:
+def finish(reason: pb.FinishReason.ValueType = pb.FINISH_REASON_STOP) -> pb.ChatResponse:
     return pb.ChatResponse(
         finish=pb.ChatFinish(
             reason=reason,

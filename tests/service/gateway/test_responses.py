@@ -7,13 +7,15 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import AsyncOpenAI
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
+from kala.errors import UnavailableError
 from kala.inference.v1 import inference_pb2 as pb
-from tests.fakes.gateway_suite import Suite, eventually
+from tests.fakes.gateway_suite import Suite
 from tests.fakes.scripted_ethics import FORBIDDEN
-from tests.fakes.scripted_inference import REPLY, Step, finish, route, saying, text
+from tests.fakes.scripted_inference import REPLY, finish, route, saying, text
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -328,38 +330,6 @@ async def test_a_stored_response_can_be_streamed_again_from_any_event_on(suite: 
     assert late.text.count("event: ") == len(events) - 5
 
 
-async def test_in_the_background_an_answer_is_fetched_later(suite: Suite) -> None:
-    body = await ask(suite, background=True)
-    assert (body["status"], body["output"]) == ("queued", [])
-
-    async def whole() -> dict[str, Any] | None:
-        found = checked(await suite.get(f"/v1/responses/{body['id']}"))
-        return found if found["status"] not in {"queued", "in_progress"} else None
-
-    done = await eventually(whole)
-    assert done is not None
-    assert (done["status"], text_of(done)) == ("completed", REPLY)
-    after = checked(await suite.post(f"/v1/responses/{body['id']}/cancel"))
-    assert after == done
-
-
-async def test_a_response_in_the_background_is_cancelled_with_its_generation(suite: Suite) -> None:
-    steps: list[Step] = [route(), text("Once upon"), 60.0, finish()]
-    suite.inference.script = lambda _action: steps
-    body = await ask(suite, background=True)
-    await suite.inference.began.wait()
-    cancelled = checked(await suite.post(f"/v1/responses/{body['id']}/cancel"))
-    assert cancelled["status"] == "cancelled"
-    await suite.inference.cancelled.wait()
-    assert checked(await suite.get(f"/v1/responses/{body['id']}"))["status"] == "cancelled"
-
-
-async def test_only_a_response_in_the_background_can_be_cancelled(suite: Suite) -> None:
-    body = await ask(suite)
-    answer = await suite.post(f"/v1/responses/{body['id']}/cancel")
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "response_id")
-
-
 async def test_a_failure_before_the_first_word_keeps_its_status_and_stores_nothing(suite: Suite) -> None:
     suite.ethics.is_down = True
     answer = await suite.post("/v1/responses", {"input": "x"})
@@ -368,8 +338,6 @@ async def test_a_failure_before_the_first_word_keeps_its_status_and_stores_nothi
 
 
 async def test_a_failure_in_the_middle_of_a_stream_ends_it_as_failed(suite: Suite) -> None:
-    from kala.errors import UnavailableError
-
     suite.ethics.window = 1
     suite.inference.script = lambda _action: [
         route(), text("Some words that are long enough to leave"), 0.2, UnavailableError("gone"),
@@ -379,3 +347,23 @@ async def test_a_failure_in_the_middle_of_a_stream_ends_it_as_failed(suite: Suit
     assert final["type"] == "response.failed"
     assert final["response"]["error"]["code"] == "server_error"
     assert checked(await suite.get(f"/v1/responses/{final['response']['id']}"))["status"] == "failed"
+
+
+class City(BaseModel):
+    name: str
+    people: int
+
+
+async def test_openais_own_client_follows_a_stream_and_reads_a_structured_answer(suite: Suite) -> None:
+    suite.inference.script = lambda _action: saying('{"name":', ' "Paris", ', '"people": 2100000}')
+    async with AsyncOpenAI(base_url=f"{suite.url}/v1", api_key=suite.key, max_retries=0) as client:
+        async with client.responses.stream(model="auto", input="Which city?", text_format=City) as events:
+            seen = [event.type async for event in events]
+            final = await events.get_final_response()
+        assert seen[-1] == "response.completed"
+        assert final.output_parsed == City(name="Paris", people=2_100_000)
+        whole = await client.responses.parse(model="auto", input="Which city?", text_format=City)
+        assert whole.output_parsed == City(name="Paris", people=2_100_000)
+        listed = [item.id async for item in client.responses.input_items.list(whole.id, limit=1)]
+        assert len(listed) == 1
+        assert (await client.responses.retrieve(whole.id)).output_text == whole.output_text

@@ -33,6 +33,7 @@ class Stores:
     engine: Engine
     responses: ResponseStore
     sessions: SessionStore
+    payloads: Payloads
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stores]:
         with engine.begin() as connection:
             connection.execute(text("TRUNCATE response, session, session_turn, payload_key"))
     payloads = Payloads(engine, tmp_path / "store.key")
-    yield Stores(engine, ResponseStore(engine, payloads), SessionStore(engine, payloads))
+    yield Stores(engine, ResponseStore(engine, payloads), SessionStore(engine, payloads), payloads)
     if request.param == "sqlite":
         engine.dispose()
 
@@ -135,6 +136,21 @@ def test_a_row_put_in_anothers_place_does_not_open(stores: Stores) -> None:
         )
     with pytest.raises(KalaError, match="damaged"):
         stores.responses.find(ALICE, "r2", NOW)
+
+
+def test_what_was_written_while_its_person_was_erased_is_as_if_it_were_not_there(stores: Stores) -> None:
+    working = response("r1", status=IN_PROGRESS, lease_until=NOW)
+    stores.responses.insert(working)
+    stores.responses.insert(response("r2", BOB, "r1"))
+    stores.sessions.insert(StoredSession("s1", BOB, "", NOW, LATER))
+    stores.sessions.append("s1", ALICE, 0, [{"content": "alice's"}])
+    stores.payloads.erase("t", ALICE.subject)
+    assert stores.responses.find(ALICE, "r1", NOW) is None
+    with pytest.raises(NotFoundError, match="'r1'"):
+        stores.responses.conversation(BOB, "r2", NOW)
+    assert stores.sessions.turns("s1") == ([], 1)
+    assert stores.responses.abandoned(NOW + 1) == []
+    assert not stores.responses.delete(ALICE, "r1")
 
 
 def test_turns_come_in_order_and_only_one_of_two_at_once_is_added(stores: Stores) -> None:

@@ -13,10 +13,9 @@ import itertools
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Final
 
 from gateway.acts import Act, Conclusion
-from gateway.answer import Answer, ToolPiece
+from gateway.answer import TOO_MANY_CALLS, Answer, ToolPiece
 from gateway.chat_schema import MAX_ID_CHARS, MAX_TOOLS
 from gateway.limits.estimates import estimate_of, tokens_of
 from gateway.pipeline import OnChatRelease, Pipeline, Recorded
@@ -25,8 +24,6 @@ from gateway.tool_story import LoopLimits, LoopRequest, Story
 from kala.errors import DeadlineExceededError, KalaError, ResourceExhaustedError, UnavailableError
 from kala.inference.v1 import inference_pb2 as pb
 from services.common.sealing import pack
-
-TOO_MANY_CALLS: Final = "TOO_MANY_CALLS"
 
 
 class ToolLoop:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import grpc
 import pytest
 
 from gateway.answer import TEXT, AnswerBuffer, Release
@@ -14,7 +15,7 @@ from gateway.release import HoldBack
 from kala.errors import UnavailableError
 from kala.ethics.v1 import ethics_pb2
 from kala.inference.v1 import inference_pb2 as pb
-from tests.fakes.streamed_answers import LocalEthics, generate, prepare
+from tests.fakes.streamed_answers import CheckCall, LocalEthics, generate, prepare
 from tests.service.gateway.test_leak_matrix import HARMLESS
 
 NEVER = 3_600.0
@@ -199,6 +200,48 @@ async def test_the_number_of_checks_follows_the_length_and_every_character_is_ch
     assert left.text == text
     assert "".join(chunk.text for request in left.written for chunk in chunks_of(request)) == text
     assert len(left.written) == 1 + length // 50 + 1  # the start, the checks, the finish
+
+
+class DyingEthics(LocalEthics):
+    """Goes away after so many answers; keeps how far it had told."""
+
+    def __init__(self, answers: int) -> None:
+        super().__init__()
+        self._left = answers
+        self.told = 0
+
+    def CheckOutput(self, *, timeout: float) -> CheckCall:  # noqa: N802 - the contract's name
+        call = super().CheckOutput(timeout=timeout)
+        call._answers = self._until_it_dies(call._answers)
+        return call
+
+    async def _until_it_dies(
+        self, answers: AsyncIterator[ethics_pb2.CheckOutputResponse]
+    ) -> AsyncIterator[ethics_pb2.CheckOutputResponse]:
+        async for answer in answers:
+            if not self._left:
+                raise grpc.aio.AioRpcError(
+                    grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "gone"
+                )
+            self._left -= 1
+            self.told = max([self.told, *(further.characters for further in answer.checked)])
+            yield answer
+
+
+@pytest.mark.parametrize("answers", range(12))
+async def test_an_ethics_that_dies_at_any_answer_lets_out_what_it_told_and_no_more(answers: int) -> None:
+    ethics, buffer = DyingEthics(answers), AnswerBuffer()
+    deltas = [pb.ChatDelta(text=HARMLESS[at : at + 9]) for _ in range(8) for at in range(0, len(HARMLESS), 9)]
+    generation = prepare(ethics, deltas, buffer, hold=HoldBounds(characters=20, seconds=NEVER))
+    left: list[str] = []
+
+    async def on_release(release: Release) -> None:
+        left.append(release.text)
+
+    with pytest.raises(UnavailableError):
+        await generation.run(on_release)
+    assert len("".join(left)) == ethics.told
+    assert buffer.released().text == "".join(left)
 
 
 def test_the_work_of_the_hold_back_is_linear_in_its_parts() -> None:

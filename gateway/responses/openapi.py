@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from gateway.openapi_parts import content, operation, query, reference, stream, Json
+from gateway.openapi_parts import Json, content, operation, query, reference, stream
 from gateway.responses.schema import ResponseRequest
 
 _ID: Final = "resp_00112233445566778899aabbccddeeff"

@@ -108,8 +108,8 @@ def require_shape(path: str, answer: Any) -> None:
     assert error["message"]
 
 
-JUNK: tuple[Any, ...] = ({}, [])
-"""What is neither a text nor a number, and cannot be looked up in a set."""
+JUNK: tuple[Any, ...] = ([],)
+"""What is no text, number or object, and cannot be looked up in a set."""
 
 SEGMENTS = [
     "v1", "kala", "chat", "completions", "models", "responses", "files", "gateway", "keys", "audit", "entries", "log",
@@ -200,34 +200,37 @@ async def test_a_value_of_a_wrong_type_anywhere_is_the_clients_mistake(suite: Su
         body = operation.get("requestBody", {}).get("content", {}).get("application/json")
         if verb != "POST" or body is None or path.startswith("/kala/"):
             continue
-        whole = whole_of(document, body["schema"])
-        for place in places_in(whole):
-            for junk in JUNK:
-                # As it is spelt in the document, with one value of another type.
-                response = await suite.http.post(
-                    path, json=replaced(whole, place, junk), headers=suite.bearer()
-                )
-                if response.status_code >= 500 and response.status_code not in DECLARED:
-                    bugs.append((path, place, junk, response.text))
+        wholes = [whole_of(document, body["schema"], choice) for choice in (0, -1)]
+        # As it is spelt in the document, with one value of another type.
+        for wrong in {
+            json.dumps(replaced(whole, place, junk))
+            for whole in wholes
+            for place in places_in(whole)
+            for junk in JUNK
+        }:
+            response = await suite.http.post(path, content=wrong, headers=suite.bearer())
+            if response.status_code >= 500 and response.status_code not in DECLARED:
+                bugs.append((path, wrong, response.text))
     assert bugs == []
 
 
 SIMPLE = {"integer": 1, "number": 0.5, "boolean": False}
 
 
-def whole_of(document: Any, schema: Any, depth: int = 0) -> Any:
-    """A value with every field that a schema knows, optional ones too."""
+def whole_of(document: Any, schema: Any, choice: int, depth: int = 0) -> Any:
+    """A value with every field that a schema knows, optional ones too; of alternatives the first or the last."""
     if "$ref" in schema:
-        return whole_of(document, document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], depth)
+        named = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        return whole_of(document, named, choice, depth)
     choices = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
     if choices:
-        one = next((each for each in choices if each.get("type") != "null"), choices[0])
-        return whole_of(document, one, depth)
+        some = [each for each in choices if each.get("type") != "null"]
+        return whole_of(document, some[choice], choice, depth)
     if schema.get("type") == "object" and depth < MAX_DEPTH:
         fields = schema.get("properties", {}).items()
-        return {name: whole_of(document, each, depth + 1) for name, each in fields}
+        return {name: whole_of(document, each, choice, depth + 1) for name, each in fields}
     if schema.get("type") == "array" and depth < MAX_DEPTH:
-        return [whole_of(document, schema.get("items", {}), depth + 1)]
+        return [whole_of(document, schema.get("items", {}), choice, depth + 1)]
     known = schema.get("const") or schema.get("enum", [None])[0]
     return known or schema.get("minimum") or SIMPLE.get(schema.get("type"), "auto")
 

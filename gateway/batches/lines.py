@@ -122,7 +122,7 @@ def answered_line(
 
 
 def unanswered_line(
-    place: LinePlace, *, batch_id: str, custom_id: str, code: str, message: str
+    place: LinePlace, *, batch_id: str, custom_id: str | None, code: str, message: str
 ) -> LineResult:
     """Write that a request was never answered, and why."""
     line = {

@@ -27,7 +27,7 @@ from gateway.errands import Reply, run_errand
 from gateway.files.store import FILE_QUOTA_EXCEEDED
 from gateway.lease_keeping import while_held
 from gateway.leases import LeaseLostError
-from kala.errors import FailedPreconditionError, KalaError, NotFoundError
+from kala.errors import DataLossError, FailedPreconditionError, KalaError, NotFoundError
 
 if TYPE_CHECKING:
     from gateway.batches.store import BatchStore
@@ -53,6 +53,7 @@ KEY_CODES: Final = frozenset({"invalid_api_key", "insufficient_permissions"})
 
 EXPIRED_CODE: Final = "batch_expired"
 CANCELLED_CODE: Final = "batch_cancelled"
+UNREADABLE_CODE: Final = "input_file_unreadable"
 
 SubjectOf = Callable[[str, str], str]
 """Gives the pseudonym of a person that a request of a tenant names."""
@@ -179,11 +180,10 @@ class BatchWorker:
     def _validate(self, batch: Batch) -> Batch | None:
         try:
             file = self._files.get(batch.tenant, batch.input_file_id)
-        except NotFoundError:
-            problem = LineProblem("input_file_gone", "the input file is there no more", "input_file_id")
-            self._store.reject(batch, self._holder, [problem])
+            found = scan(self._files.read(file), endpoint=batch.endpoint, max_line_bytes=self._max_line_bytes)
+        except (NotFoundError, DataLossError) as error:
+            self._store.reject(batch, self._holder, [_unreadable(error)])
             return None
-        found = scan(self._files.read(file), endpoint=batch.endpoint, max_line_bytes=self._max_line_bytes)
         if found.problems:
             self._store.reject(batch, self._holder, found.problems)
             return None
@@ -192,10 +192,13 @@ class BatchWorker:
 
     async def _run(self, batch: Batch) -> _Slice:
         """Carry out lines until none is left, the time is over, or something stops them all."""
-        file = await asyncio.to_thread(self._files.get, batch.tenant, batch.input_file_id)
-        source = InputFile(self._files, file)
         ran = _Slice(until=self._clock() + self._slice_seconds)
-        after = 0
+        try:
+            file = await asyncio.to_thread(self._files.get, batch.tenant, batch.input_file_id)
+        except NotFoundError as error:
+            ran.stop(problem=_unreadable(error))
+            return ran
+        source, after = InputFile(self._files, file), 0
         while not ran.is_over:
             ran.places.extend(await asyncio.to_thread(self._store.pending, batch.id, limit=PAGE, after=after))
             if not ran.places:
@@ -215,7 +218,12 @@ class BatchWorker:
                 await self._carry_line(batch, source, ran, ran.places.popleft())
 
     async def _carry_line(self, batch: Batch, source: InputFile, ran: _Slice, place: LinePlace) -> None:
-        request = read_line(await asyncio.to_thread(source.line, place), endpoint=batch.endpoint)
+        try:
+            line = await asyncio.to_thread(source.line, place)
+        except (NotFoundError, DataLossError) as error:
+            ran.stop(problem=_unreadable(error))
+            return
+        request = read_line(line, endpoint=batch.endpoint)
         reply = await run_errand(
             self._handlers[batch.endpoint],
             path=batch.endpoint,
@@ -270,22 +278,28 @@ class BatchWorker:
         return 0.0
 
     def _answer_rest(self, batch: Batch, problem: LineProblem) -> None:
-        places = self._store.pending(batch.id, limit=PAGE)
-        if not places:
-            return
-        source = InputFile(self._files, self._files.get(batch.tenant, batch.input_file_id))
-        while places:
+        source: InputFile | None = None
+        if problem.code != UNREADABLE_CODE:
+            source = InputFile(self._files, self._files.get(batch.tenant, batch.input_file_id))
+        while places := self._store.pending(batch.id, limit=PAGE):
             for place in places:
-                request = read_line(source.line(place), endpoint=batch.endpoint)
                 result = unanswered_line(
                     place,
                     batch_id=batch.id,
-                    custom_id=request.custom_id,
+                    custom_id=_custom_id(batch, source, place),
                     code=problem.code,
                     message=problem.message,
                 )
                 self._store.record(batch, self._holder, result)
-            places = self._store.pending(batch.id, limit=PAGE)
+
+
+def _custom_id(batch: Batch, source: InputFile | None, place: LinePlace) -> str | None:
+    """Give a line's own name; None where its file cannot be read any more."""
+    return None if source is None else read_line(source.line(place), endpoint=batch.endpoint).custom_id
+
+
+def _unreadable(error: KalaError) -> LineProblem:
+    return LineProblem(UNREADABLE_CODE, f"the input file cannot be read: {error.message}", "input_file_id")
 
 
 def _ending_of(batch: Batch) -> tuple[str, LineProblem | None]:
@@ -296,7 +310,7 @@ def _ending_of(batch: Batch) -> tuple[str, LineProblem | None]:
         problem = LineProblem(noted["code"], noted["message"])
         if problem.code == EXPIRED_CODE:
             return model.EXPIRED, problem
-        if problem.code in KEY_CODES:
+        if problem.code in {*KEY_CODES, UNREADABLE_CODE}:
             return model.FAILED, problem
     return model.COMPLETED, None
 

@@ -23,7 +23,7 @@ from gateway.fine_tuning.model import STATUS_OF, Event, Job
 from gateway.fine_tuning.trainer import TrainerCalls, TrainerRefusedError
 from gateway.lease_keeping import while_held
 from gateway.leases import LeaseLostError
-from kala.errors import InvalidArgumentError, KalaError, NotFoundError
+from kala.errors import DataLossError, InvalidArgumentError, KalaError, NotFoundError
 
 if TYPE_CHECKING:
     from gateway.files.store import FileStore
@@ -116,7 +116,7 @@ class FineTuningWorker:
             return _failed(job, error.reason, error.message)
         except InvalidArgumentError as error:
             return _failed(job, "invalid_training_file", error.message, param="training_file")
-        except NotFoundError as error:
+        except (NotFoundError, DataLossError) as error:
             return _failed(job, error.reason.lower(), error.message, param="training_file")
 
     async def _lay(self, job: Job) -> Outcome:

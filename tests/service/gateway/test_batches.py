@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +342,67 @@ async def _asked(asked: list[str], text: str, times: int) -> bool:
 async def test_a_key_needs_the_scope_for_batches(suite: Suite) -> None:
     denied: httpx.Response = await suite.http.get("/v1/batches", headers=suite.bearer(suite.new_key("train")))
     assert denied.status_code == 403
+
+
+async def test_an_input_file_that_cannot_be_read_ends_its_batch(suite: Suite) -> None:
+    go = asyncio.Event()
+    suite.inference.script = lambda _: [go, *saying(REPLY)]
+    batch = await create(suite, rows(*(chat(str(n)) for n in range(4))))
+    await eventually(lambda: _is_begun(suite))
+    with closing(sqlite3.connect(suite.directory / "gateway.db")) as connection:
+        # As if it had been deleted between the look for whoever reads it and the deletion.
+        connection.execute("DELETE FROM file_part WHERE file_id = ?", (batch["input_file_id"],))
+        connection.execute("DELETE FROM file WHERE id = ?", (batch["input_file_id"],))
+        connection.commit()
+    go.set()
+    done = await ended(suite, batch)
+    # Lines that lie in a part that was read already are still carried out.
+    assert done["status"] in {"failed", "completed"}
+    assert done["request_counts"]["completed"] + done["request_counts"]["failed"] == 4
+
+
+async def test_a_damaged_input_file_fails_its_batch(suite: Suite) -> None:
+    file = await upload(suite, rows(chat("one")))
+    with closing(sqlite3.connect(suite.directory / "gateway.db")) as connection:
+        connection.execute("UPDATE file SET sha256 = ? WHERE id = ?", (bytes(32), file))
+        connection.commit()
+    body = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+    done = await ended(suite, (await suite.post("/v1/batches", body)).json())
+    assert (done["status"], done["errors"]["data"][0]["code"]) == ("failed", "input_file_unreadable")
+
+
+async def test_a_window_that_is_over_names_the_lines_that_were_not_carried_out(suite: Suite) -> None:
+    go = asyncio.Event()
+    suite.inference.script = lambda _: [go, *saying(REPLY)]
+    batch = await create(suite, rows(*(chat(str(n)) for n in range(4))))
+    await eventually(lambda: _is_begun(suite))
+    with closing(sqlite3.connect(suite.directory / "gateway.db")) as connection:
+        connection.execute("UPDATE batch SET expires_at = 1 WHERE id = ?", (batch["id"],))
+        # Its holder goes on from what it read before; so the lease is taken from it, as if it had died.
+        connection.execute("UPDATE batch SET lease_until = 1 WHERE id = ?", (batch["id"],))
+        connection.commit()
+    go.set()
+    done = await ended(suite, batch)
+    output, errors = await content(suite, done["output_file_id"]), await content(suite, done["error_file_id"])
+    assert (done["status"], {line["error"]["code"] for line in errors}) == ("expired", {"batch_expired"})
+    assert sorted(line["custom_id"] for line in output + errors) == ["r1", "r2", "r3", "r4"]
+
+
+async def test_a_budget_that_is_used_up_fails_the_lines_that_are_left(suite: Suite) -> None:
+    made = await suite.post(
+        "/kala/v1/gateway/keys",
+        {
+            "display_name": "b",
+            "scopes": ["SCOPE_CHAT"],
+            "limits": {
+                "budgets": [{"unit": "BUDGET_UNIT_REQUESTS", "period": "BUDGET_PERIOD_TOTAL", "amount": "2"}]
+            },
+        },
+    )
+    assert made.status_code == 200, made.text
+    done = await ended(
+        suite, await create(suite, rows(*(chat(str(n)) for n in range(4))), key=made.json()["secret"])
+    )
+    assert done["request_counts"] == {"total": 4, "completed": 2, "failed": 2}
+    errors = await content(suite, done["error_file_id"])
+    assert {line["response"]["body"]["error"]["code"] for line in errors} == {"insufficient_quota"}

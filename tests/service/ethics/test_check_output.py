@@ -79,6 +79,30 @@ async def test_a_forbidden_end_is_refused_at_the_finish_and_no_channel_goes_out(
     assert responses[-1].decision.evidence[0].field == "reasoning[1]"
 
 
+async def test_a_flush_brings_text_and_is_answered_once_also_where_nothing_passed(ethics: Ethics) -> None:
+    pieces = [chunk(HARMLESS * 20).chunk, chunk("b", REASONING).chunk, chunk(HARMLESS).chunk]
+    flush = pb.CheckOutputRequest(flush=pb.OutputFlush(chunks=pieces))
+    responses = await answers(ethics, [START, FLUSH, flush, FLUSH, FINISH])
+    assert len(responses) == 4
+    empty, passed, nothing_new, last = responses
+    assert not empty.checked
+    ((channel, _, characters),) = checked([passed])
+    assert channel == TEXT
+    assert 0 < characters < 21 * len(HARMLESS)
+    assert not nothing_new.checked
+    assert sorted(checked([last])) == [(TEXT, 0, 21 * len(HARMLESS)), (REASONING, 0, 1)]
+
+
+@pytest.mark.parametrize("split", [0, 12, 30])
+async def test_a_forbidden_span_in_a_flush_ends_the_stream(ethics: Ethics, split: int) -> None:
+    lead = HARMLESS * 10
+    first, second = chunk(lead + BAD[:split]).chunk, chunk(BAD[split:] + ". " + HARMLESS * 10).chunk
+    flushes = [pb.CheckOutputRequest(flush=pb.OutputFlush(chunks=[piece])) for piece in (first, second)]
+    responses = await answers(ethics, [START, *flushes, FINISH])
+    assert max(characters for *_, characters in checked(responses)) <= len(lead)
+    assert responses[-1].decision.outcome == OUTCOME_REFUSE
+
+
 async def test_a_chunk_of_a_megabyte_is_checked(ethics: Ethics) -> None:
     text = (HARMLESS * 40_000)[:1_048_576]
     responses = await answers(ethics, [START, chunk(text), FINISH])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.keys import ApiKey
-from gateway.oidc.tokens import KEY_PREFIX
+from gateway.oidc.trust import KEY_PREFIX
 from kala.errors import FailedPreconditionError
 
 

@@ -15,7 +15,7 @@ from joserfc.errors import ExpiredTokenError, JoseError
 from gateway.errors import INVALID_API_KEY
 from gateway.keys import DEFAULT_TENANT, ApiKey, checked_tenant
 from gateway.oidc.key_sets import KeySets
-from gateway.oidc.trust import Trust
+from gateway.oidc.trust import KEY_PREFIX, Trust
 from gateway.roles import ROLES, scopes_of
 from kala.errors import InvalidArgumentError, UnauthenticatedError
 
@@ -24,7 +24,6 @@ MAX_TOKEN_CHARS: Final = 8192
 MAX_SUBJECT_CHARS: Final = 255
 """As OpenID Connect bounds it."""
 
-KEY_PREFIX: Final = "oidc-"
 _ID_CHARS: Final = 32
 _TYPES: Final = frozenset({"jwt", "at+jwt", "application/at+jwt"})
 

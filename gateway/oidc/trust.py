@@ -17,6 +17,8 @@ ALGORITHMS: Final = (
 )  # fmt: skip
 """Signatures with a public key only: `none` proves nothing, and with HS* a public key would be the secret."""
 
+KEY_PREFIX: Final = "oidc-"
+
 _PARTS: Final = 3
 
 

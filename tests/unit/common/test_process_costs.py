@@ -46,3 +46,10 @@ def test_no_process_loads_what_only_pretty_tracebacks_need(package: str) -> None
         f"import {package}.__main__, sys; print('rich' in sys.modules); import rich; print(rich.__name__)"
     )
     assert output_of(program) == ("False\nrich", "")
+
+
+def test_the_gateway_loads_what_tokens_need_only_where_a_provider_is_trusted() -> None:
+    program = (
+        "import gateway.__main__, sys; print([name for name in ('joserfc', 'httpx') if name in sys.modules])"
+    )
+    assert output_of(program) == ("[]", "")

@@ -17,7 +17,7 @@ from gateway.identity import Pseudonyms
 from gateway.key_ring import KeyRing
 from gateway.key_store import KeyStore
 from gateway.lasting_keys import require_lasting
-from gateway.oidc.tokens import KEY_PREFIX
+from gateway.oidc.trust import KEY_PREFIX
 from kala.common.v1 import options_pb2
 from kala.errors import FailedPreconditionError, PermissionDeniedError, UnauthenticatedError
 

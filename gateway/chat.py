@@ -131,7 +131,7 @@ class ChatCompletions:
 
     async def _prepared(self, exchange: Exchange, key: ApiKey, asked: Asked, body: bytes) -> Asked:
         try:
-            return await self._runs.prepare(asked, self._gate.caller(key))
+            return await self._runs.prepare(asked, self._gate.caller(key), exchange.reservation)
         except KalaError as error:
             await self._record(exchange, key, error, body)
             raise

@@ -13,6 +13,7 @@ from gateway.acts import CHAT_KIND, CHAT_RPC, Act, Fitting
 from gateway.adapters import adapters_of
 from gateway.chat_action import build_action, has_untrusted_content, request_text
 from gateway.fitting import fit
+from gateway.limits.estimates import Estimate, estimate_of
 from gateway.mid_stream import MidStream, mid_stream_of
 from gateway.truncation import Truncation, strategy_of
 from services.common.sealing import pack
@@ -98,13 +99,20 @@ class ChatRuns:
             action.mid_stream = mid_stream_of(headers, default=self._mid_stream)
         return Asked(request, action, strategy, after_untrusted_content=has_untrusted_content(action))
 
-    async def prepare(self, asked: Asked, caller: Caller) -> Asked:
-        """Do what a request needs of other services before it is judged: KALA's tools, and fitting."""
+    async def prepare(self, asked: Asked, caller: Caller, reservation: Reservation | None = None) -> Asked:
+        """Do what a request needs of other services before it is judged: KALA's tools, and fitting.
+
+        What it grows by is set aside in the `reservation`; ResourceExhaustedError where the key may not use so much.
+        """
+        before = estimate_of(asked.action).input_tokens
         if asked.request.wants_kala_tools:
             loop = await self._tools.prepare(asked.request, asked.action, caller)
             asked = replace(asked, loop=replace(loop, refit=self._tools.refit(asked.strategy)))
         if asked.strategy:
             asked = replace(asked, fitting=await fit(self._inference, asked.action, asked.strategy))
+        more = estimate_of(asked.action).input_tokens - before
+        if reservation is not None and more > 0:
+            await reservation.extend(Estimate(more, 0, asked.action.model))
         return asked
 
     def act(self, asked: Asked, exchange: Exchange, caller: Caller) -> Act:

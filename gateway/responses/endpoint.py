@@ -168,7 +168,9 @@ class Responses:
         if not order.asked.needs_others:
             return order
         try:
-            return order.prepared(await self._counter.runs.prepare(order.asked, self._gate.caller(key)))
+            return order.prepared(
+                await self._counter.runs.prepare(order.asked, self._gate.caller(key), exchange.reservation)
+            )
         except KalaError as error:
             await self._record(exchange, key, error, body)
             raise

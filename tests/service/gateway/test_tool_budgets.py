@@ -141,6 +141,16 @@ async def size_of_a_turn(suite: Suite) -> int:
     return estimate.input_tokens + (estimate.output_tokens or 0)
 
 
+async def test_kalas_tools_are_of_what_a_request_sets_aside(tool_suite: Suite) -> None:
+    turn = await size_of_a_turn(tool_suite)
+    key = await limited(tool_suite, turn - 1)
+    refused = await ask(tool_suite, key)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+    assert tool_suite.inference.chats == []
+    plain = await ask(tool_suite, key, kala_tools="none")
+    assert plain.status_code == 200, plain.text
+
+
 async def test_a_key_that_cannot_pay_for_another_turn_runs_no_tool_and_is_charged_for_what_it_used(
     tool_suite: Suite,
 ) -> None:

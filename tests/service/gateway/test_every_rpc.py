@@ -207,7 +207,7 @@ async def test_a_callers_deadline_reaches_the_service_and_a_field_mask_cuts_the_
 ) -> None:
     await every.get("/kala/v1/inference/backends/lmstudio", headers={"x-server-timeout": "7.5"})
     left = services[0].seconds["/kala.inference.v1.InferenceService/GetBackend"]
-    assert 0 < left <= 7.5
+    assert 0 < left < 8  # not the minute that the call has by itself; gRPC rounds up
     masked = await every.get("/kala/v1/inference/models", headers={"x-goog-fieldmask": "next_page_token"})
     assert masked.json() == {"next_page_token": ""}
     for name, value in (

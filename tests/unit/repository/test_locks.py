@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 LOCKS = sorted((ROOT / "locks").glob("*.txt"))
 # In environments of their own.
-PROGRAMS = {"semgrep"}
+PROGRAMS = {"semgrep", "clients-openai2", "clients-openai3"}
 PIN = re.compile(r"[a-z0-9.-]+==[A-Za-z0-9.!+]+(; sys_platform == '(linux|darwin)')?")
 
 

@@ -6,9 +6,10 @@ Nothing is checked first and counted later: each count is added to atomically an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -266,7 +267,7 @@ class Limiter:
         if not charges:
             return
         try:
-            await asyncio.to_thread(self._budgets.reserve, charges)
+            await self._finished(asyncio.to_thread(self._budgets.reserve, charges), charges)
         except OverBudgetError as error:
             charge = error.charge
             budget = charge.budget
@@ -277,6 +278,21 @@ class Limiter:
                 headers=reservation.headers,
                 reason=INSUFFICIENT_QUOTA,
             ) from error
+
+    async def _finished(self, reserving: Coroutine[object, object, None], charges: Sequence[Charge]) -> None:
+        """Wait for a reservation that a thread makes; broken off, it is made all the same, and then given back."""
+        task = self._background.keep(reserving)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._background.spawn(self._taken_back(task, charges))
+            raise
+
+    async def _taken_back(self, reserving: asyncio.Task[None], charges: Sequence[Charge]) -> None:
+        with contextlib.suppress(OverBudgetError, KalaError):
+            await reserving
+            undone = [replace(charge, amount=-charge.amount) for charge in charges]
+            await asyncio.to_thread(self._budgets.correct, undone)
 
     def _amounts(self, model: str, input_tokens: int, output_tokens: int) -> dict[Unit, int]:
         return {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 
@@ -237,6 +238,36 @@ async def test_a_budget_begins_anew_with_its_window(
     # The first one's settlement belongs to its own window.
     await bench.limiter.close(first, actor="a", has_failed=True)
     assert bench.used(holder) == 1
+
+
+def test_windows_are_of_utc() -> None:
+    tokyo = timezone(timedelta(hours=9))
+    at = datetime(2026, 3, 1, 8, 59, tzinfo=tokyo)
+    assert [period.window(at) for period in Period] == ["2026-02-28", "2026-02", "total"]
+    assert Period.DAY.window(at + timedelta(minutes=1)) == "2026-03-01"
+
+
+async def test_what_a_broken_off_request_had_just_set_aside_comes_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = key(tokens(1000))
+    began, may_end = threading.Event(), threading.Event()
+    reserve = bench.budgets.reserve
+
+    def slow(charges: Sequence[Charge]) -> None:
+        began.set()
+        may_end.wait(10)
+        reserve(charges)
+
+    monkeypatch.setattr(bench.budgets, "reserve", slow)
+    task = asyncio.ensure_future(bench.limiter.reserve(holder, Estimate(10, 10)))
+    await asyncio.to_thread(began.wait, 10)
+    task.cancel()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await bench.background.drain()
+    assert bench.used(holder) == 0
 
 
 async def test_an_unlisted_model_costs_what_the_dearest_does(bench: Bench) -> None:

@@ -16,7 +16,8 @@ HERE = Path(__file__).parent
 # A worker takes whole files, in this order: one of minutes that begins last is waited for by all. Others follow by name.
 LONGEST = (
     "test_ray_training", "test_suite", "test_training", "test_sessions", "test_audit_kill", "test_trainer_kill",
-    "test_erasure_kill", "test_one_conversation", "test_adapters", "test_started_server",
+    "test_fine_tuning", "test_erasure_kill", "test_one_conversation", "test_adapters", "test_schemathesis",
+    "test_batch_kill", "test_seed_guide", "test_started_server",
 )  # fmt: skip
 
 

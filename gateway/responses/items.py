@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -21,6 +22,8 @@ _KINDS: Final = {
     schema.APPROVAL_REQUEST: "mcpr",
     schema.APPROVAL_RESPONSE: "mcpa",
 }
+
+_APPROVAL: Final = re.compile(r"approvals/[A-Za-z0-9._-]{1,128}")
 
 NOT_CARRIED_OUT: Final = "This call was not carried out: nobody has approved it."
 DECLINED: Final = "This call was not carried out: it was declined."
@@ -160,8 +163,12 @@ class _Teller:
             )
         if item["approve"]:
             approval = (request.get("kala") or {}).get("approval")
-            if isinstance(approval, str):
-                self.told.approvals[request_id] = approval
+            if not (isinstance(approval, str) and _APPROVAL.fullmatch(approval)):
+                raise InvalidArgumentError(
+                    f"{origin}.approval_request_id",
+                    "names a call without its approval; send the item as it came, or use `previous_response_id`",
+                )
+            self.told.approvals[request_id] = approval
             return
         del self._waiting[request_id]
         reason = item.get("reason")

@@ -81,6 +81,21 @@ def test_an_error_about_a_message_names_the_item_behind_instructions() -> None:
     assert error.value.field.startswith("input[1].content[0]")
 
 
+@pytest.mark.parametrize("kala", [None, {}, {"approval": 5}, {"approval": "nonsense"}])
+def test_a_call_without_its_approval_cannot_go_on(kala: Any) -> None:
+    call = {
+        "type": "mcp_approval_request",
+        "id": "m",
+        "name": "shell",
+        "arguments": "{}",
+        "server_label": "kala",
+    }
+    answer = {"type": "mcp_approval_response", "approval_request_id": "m", "approve": True}
+    with pytest.raises(InvalidArgumentError) as error:
+        translated({"input": [{**call, "kala": kala}, answer], "kala_tools": "auto"})
+    assert error.value.field == "input[1].approval_request_id"
+
+
 def test_an_items_id_names_its_response() -> None:
     item = text_item("x", ItemIds(RESPONSE))
     assert response_of(item["id"]) == RESPONSE

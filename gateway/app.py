@@ -1,6 +1,6 @@
-"""The routes of the gateway as one FastAPI application.
+"""The routes of the gateway as one Starlette application.
 
-FastAPI does the routing only: every route is a plain ASGI `Endpoint`, so that a request meets no dependency injection,
+Starlette does the routing only: every route is a plain ASGI `Endpoint`, so that a request meets no dependency injection,
 no response model and no middleware of ours on its way.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from gateway.edge import Endpoint, ErrorBody, Exchange, Handler, Receive, Scope, Send
 from gateway.errors import google_body, openai_body
@@ -27,16 +27,15 @@ LOG_PREFIX: Final = "/kala/v1/audit/log/"
 EVERY_METHOD: Final = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 
 
-def build_app(api: Sequence[ApiRoute], *, bridge: Bridge, telemetry: RpcTelemetry) -> FastAPI:
+def build_app(api: Sequence[ApiRoute], *, bridge: Bridge, telemetry: RpcTelemetry) -> Starlette:
     """Put the routes together: the endpoints, the bridge, and the answer for everything unknown."""
 
     def endpoint(handler: Handler, path: str, error_body: ErrorBody) -> Endpoint:
         method = telemetry.of_method(f"HTTP {EVERY_METHOD[0]} {path}{{path:path}}")
         return Endpoint(handler, methods=EVERY_METHOD, error_body=error_body, telemetry=method)
 
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app = Starlette(routes=routes_of(api, telemetry))
     app.router.redirect_slashes = False
-    app.router.routes[:] = routes_of(api, telemetry)
     app.router.default = _Elsewhere(
         rest=endpoint(bridge.serve, REST_PREFIX, google_body),
         unknown=endpoint(_unknown, "/", openai_body),

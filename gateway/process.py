@@ -49,7 +49,7 @@ from services.common.spool import Spool
 
 if TYPE_CHECKING:
     import grpc
-    from fastapi import FastAPI
+    from starlette.applications import Starlette
 
     from gateway.config import GatewaySettings
     from services.common.telemetry import Telemetry
@@ -67,7 +67,7 @@ IDEMPOTENT: Final = {
 
 
 @asynccontextmanager
-async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncIterator[FastAPI]:
+async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncIterator[Starlette]:
     """Open a gateway's database, spool and channels, and give its application while they are open."""
     async with AsyncExitStack() as stack:
         channels = {
@@ -130,7 +130,7 @@ async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncI
 
 def _app(
     core: Core, features: Sequence[Feature], telemetry: Telemetry, own: Mapping[str, LocalHandler]
-) -> FastAPI:
+) -> Starlette:
     desk, inference = core.desk, core.inference
     reranks = text_tasks(RERANK, core.settings, desk, core.guarded, core.bindings, inference.Rerank)
     moderations = _moderations(core)

@@ -32,7 +32,7 @@ from kala.suite.trainer_home import TRAINER, TrainerHome, trainer_home
 
 DISTRIBUTION: Final = "kala-suite"
 
-REQUIRED_PACKAGES: Final = ("grpc", "grpc_health", "fastapi", "re2", "services", "sqlalchemy", "uvicorn")
+REQUIRED_PACKAGES: Final = ("grpc", "grpc_health", "re2", "services", "sqlalchemy", "starlette", "uvicorn")
 """One of each extra that the parts need; without torch only the embedded model is missing."""
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -97,6 +97,9 @@ class FineTuningWorker:
             renew = partial(self._store.renew, job.id, self._holder)
             every = self._lease.total_seconds() / 3
             after, events = await while_held(self._next(job), renew, every_seconds=every)
+            if after.step not in {model.LAY, model.BUILD}:
+                # A dataset holds the rows now, and finds them again for an erasure; or there is none.
+                await asyncio.to_thread(self._tray.clear, job.id)
             await asyncio.to_thread(self._store.save, after, self._holder, *events)
             pause = 0.0 if after.step != job.step else self._poll_seconds
         except LeaseLostError:
@@ -133,17 +136,27 @@ class FineTuningWorker:
     def _laid(self, job: Job) -> Json:
         file = self._files.get(job.tenant, job.training_file)
         laid = self._tray.lay(job.id, self._files.read(file), subject=file.subject)
+        try:
+            self._store.renew(job.id, self._holder)
+        except LeaseLostError:
+            # Cancelled or erased meanwhile: then nobody else takes the file away.
+            if self._has_ended(job):
+                self._tray.clear(job.id)
+            raise
         return laid | {"sha256": base64.b64encode(bytes.fromhex(laid["sha256"])).decode()}
+
+    def _has_ended(self, job: Job) -> bool:
+        try:
+            return self._store.get(job.tenant, job.id).status in model.ENDED
+        except NotFoundError:
+            return True
 
     async def _build(self, job: Job) -> Outcome:
         operation = await self._trainer.get(job, job.notes["operation"])
         if error := operation.get("error"):
-            await asyncio.to_thread(self._tray.clear, job.id)
             return _failed(job, "invalid_training_file", str(error.get("message", "")), param="training_file")
         if not operation.get("done"):
             return job, []
-        # The dataset holds its rows now, and finds them again for an erasure.
-        await asyncio.to_thread(self._tray.clear, job.id)
         notes = job.notes | {"dataset": operation["response"]["reference"]}
         after = replace(job, notes=notes, step=model.START, status=model.QUEUED)
         return after, [Event("Files validated, moving job to queued state.")]
@@ -238,7 +251,6 @@ class FineTuningWorker:
         target = job.trainer_job or job.notes.get("operation")
         if target:
             await self._trainer.post(job, f"{target}:cancel", {})
-        await asyncio.to_thread(self._tray.clear, job.id)
         return replace(job, step=model.DONE), []
 
 

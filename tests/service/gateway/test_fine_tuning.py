@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from pydantic import TypeAdapter
 
 from gateway.fine_tuning import worker
+from gateway.fine_tuning.laying import Tray
 from kala.common.v1 import gate_pb2
 from kala.trainer.v1 import job_pb2
 from tests.fakes.gateway_suite import Suite, eventually, running_suite
@@ -181,6 +184,7 @@ async def test_a_wrong_training_file_names_its_rows(suite: Suite, trainer: Tunin
         body = {"model": "kala-embedded", "training_file": await upload(suite, *rows)}
         failed = await ended(suite, (await suite.post(JOBS, body)).json()["id"])
         assert says in failed["error"]["message"]
+    assert list((suite.directory / "data" / "fine-tuning").iterdir()) == []
 
 
 async def test_what_the_trainer_cannot_do_and_what_it_could_not_end_is_told(
@@ -212,6 +216,29 @@ async def test_a_cancelled_job_ends_at_once_and_at_the_trainer_too(
     await eventually(lambda: _is_cancelled(trainer))
     assert trainer.cancelled == [JOB]
     assert (await suite.post(f"{JOBS}/{job['id']}/cancel")).json()["status"] == "cancelled"
+
+
+async def test_a_job_that_is_cancelled_while_its_file_is_laid_leaves_no_file(
+    suite: Suite, trainer: TuningTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay = Tray.lay
+    path = suite.directory / "gateway.db"
+
+    def lay_and_cancel(tray: Tray, job_id: str, parts: Any, *, subject: str) -> dict[str, Any]:
+        laid = lay(tray, job_id, parts, subject=subject)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(
+                "UPDATE fine_tuning_job SET status = 'cancelled', step = 'done', lease_holder = NULL WHERE id = ?",
+                (job_id,),
+            )
+            connection.commit()
+        return laid
+
+    monkeypatch.setattr(Tray, "lay", lay_and_cancel)
+    job = await create(suite)
+    assert (await ended(suite, job["id"]))["status"] == "cancelled"
+    await eventually(lambda: _is_empty(suite.directory / "data" / "fine-tuning"))
+    assert trainer.builds == []
 
 
 @pytest.mark.parametrize(
@@ -277,3 +304,7 @@ async def _is_running(suite: Suite, job_id: str) -> bool:
 
 async def _is_cancelled(trainer: TuningTrainer) -> list[str]:
     return trainer.cancelled
+
+
+async def _is_empty(folder: Path) -> bool:
+    return not list(folder.iterdir())  # noqa: ASYNC240 - one look at an empty folder

@@ -128,10 +128,13 @@ async def test_a_process_ends_when_its_service_is_gone(tmp_path: Path, runs) -> 
         "asyncio.run(local.LocalExecutor().run(task, attached))\n"
     )
     service = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(tmp_path))
-    await until(lambda: holder_of(tmp_path) is not None)
+    await until((tmp_path / "pids").exists)
+    await until(lambda: len((tmp_path / "pids").read_text().split()) == 2)
     service.kill()
     await service.wait()
     await until(lambda: holder_of(tmp_path) is None)
+    # Its own child is nobody's to end; it would sleep on.
+    os.kill(int((tmp_path / "pids").read_text().split()[1]), signal.SIGKILL)
 
 
 async def test_what_an_earlier_service_left_at_work_is_ended_first(tmp_path: Path) -> None:

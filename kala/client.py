@@ -35,8 +35,10 @@ class ChatStream:
     def __iter__(self) -> Iterator[str]:
         """Every piece of text, as soon as it has been checked and released."""
         for chunk in self._chunks:
+            if chunk is wire.END:
+                self._is_whole = True
+                continue
             yield from self._assembly.take(chunk)
-        self._is_whole = True
 
     @property
     def steps(self) -> Sequence[Mapping[str, Any]]:
@@ -263,10 +265,11 @@ def _succeeded(response: httpx.Response) -> httpx.Response:
 
 
 def _chunks(response: httpx.Response) -> Iterator[Mapping[str, Any]]:
-    """The chunks of an event stream; raises when it ends before `[DONE]`."""
+    """The chunks of an event stream and then END; raises when it ends before `[DONE]`."""
     with wire.translated(str(response.url)):
-        for line in response.iter_lines():
+        for line in _lines(response):
             if wire.is_done(line):
+                yield wire.END
                 return
             if (chunk := wire.chunk_of(line)) is not None:
                 yield chunk
@@ -276,6 +279,13 @@ def _chunks(response: httpx.Response) -> Iterator[Mapping[str, Any]]:
 def _messages(response: httpx.Response) -> Iterator[dict[str, Any]]:
     """The messages of a streamed call; the error that ends it is raised."""
     with wire.translated(str(response.url)):
-        for line in response.iter_lines():
+        for line in _lines(response):
             if (message := wire.message_of(line)) is not None:
                 yield message
+
+
+def _lines(response: httpx.Response) -> Iterator[str]:
+    lines = wire.Lines()
+    for piece in response.iter_bytes():
+        yield from lines.take(piece)
+    yield lines.rest()

@@ -33,9 +33,11 @@ class AsyncChatStream:
     async def __aiter__(self) -> AsyncIterator[str]:
         """Every piece of text, as soon as it has been checked and released."""
         async for chunk in self._chunks:
+            if chunk is wire.END:
+                self._is_whole = True
+                continue
             for piece in self._assembly.take(chunk):
                 yield piece
-        self._is_whole = True
 
     @property
     def steps(self) -> Sequence[Mapping[str, Any]]:
@@ -268,10 +270,11 @@ async def _succeeded(response: httpx.Response) -> httpx.Response:
 
 
 async def _chunks(response: httpx.Response) -> AsyncIterator[Mapping[str, Any]]:
-    """The chunks of an event stream; raises when it ends before `[DONE]`."""
+    """The chunks of an event stream and then END; raises when it ends before `[DONE]`."""
     with wire.translated(str(response.url)):
-        async for line in response.aiter_lines():
+        async for line in _lines(response):
             if wire.is_done(line):
+                yield wire.END
                 return
             if (chunk := wire.chunk_of(line)) is not None:
                 yield chunk
@@ -281,6 +284,14 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[Mapping[str, Any]]:
 async def _messages(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     """The messages of a streamed call; the error that ends it is raised."""
     with wire.translated(str(response.url)):
-        async for line in response.aiter_lines():
+        async for line in _lines(response):
             if (message := wire.message_of(line)) is not None:
                 yield message
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    lines = wire.Lines()
+    async for piece in response.aiter_bytes():
+        for line in lines.take(piece):
+            yield line
+    yield lines.rest()

@@ -66,6 +66,9 @@ _READING: Final = frozenset({"GET", "HEAD"})
 Message = Mapping[str, Any]
 Json = dict[str, Any]
 
+END: Final[Json] = {}
+"""Stands after the last chunk of a stream that ended in order; told by its identity."""
+
 
 @dataclass(frozen=True, slots=True)
 class Retries:
@@ -163,6 +166,29 @@ def object_of(response: httpx.Response) -> Json:
     if not isinstance(parsed, dict):
         raise failure_of(response)
     return parsed
+
+
+class Lines:
+    """Cuts a body into lines, at line feeds alone; for one stream.
+
+    httpx's own lines end at U+2028, U+0085 and others too, which JSON's strings may hold as they are.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[bytes] = []
+
+    def take(self, data: bytes) -> list[str]:
+        """The lines that end in this piece of the body."""
+        *ended, rest = data.split(b"\n")
+        if ended:
+            ended[0] = b"".join((*self._held, ended[0]))
+            self._held.clear()
+        self._held.append(rest)
+        return [line.decode("utf-8", "replace") for line in ended]
+
+    def rest(self) -> str:
+        """What follows the last line feed, once the body has ended."""
+        return b"".join(self._held).decode("utf-8", "replace")
 
 
 def chunk_of(line: str) -> Json | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 
@@ -98,6 +100,37 @@ def test_a_stream_that_is_cut_is_an_error_and_not_an_answer() -> None:
         pytest.raises(UnavailableError, match="ended before"),
     ):
         list(answer)
+
+
+def test_a_broken_stream_that_is_read_again_is_still_no_answer() -> None:
+    with client_of(FakeGateway([stream("Hel", done=False)])) as client, client.stream(QUESTION) as answer:
+        with pytest.raises(UnavailableError):
+            list(answer)
+        assert list(answer) == []
+        with pytest.raises(InternalError):
+            _ = answer.reply
+
+
+STRANGE_LINES = "one\u2028two\u2029three\x85four"
+"""Ends of lines to Python and httpx, and not to JSON: the gateway sends them as they are."""
+
+
+def test_characters_that_end_lines_elsewhere_end_none_in_a_stream() -> None:
+    chunk = {"model": "tiny", "choices": [{"index": 0, "delta": {"content": STRANGE_LINES}}]}
+    body = f"data: {json.dumps(chunk, ensure_ascii=False)}\r\n\r\ndata: [DONE]\n\n".encode()
+    gateway = FakeGateway([httpx.Response(200, content=(body[at : at + 1] for at in range(len(body))))])
+    with client_of(gateway) as client, client.stream(QUESTION) as answer:
+        assert list(answer) == [STRANGE_LINES]
+    assert answer.reply.text == STRANGE_LINES
+
+
+def test_characters_that_end_lines_elsewhere_cost_no_tool_its_result() -> None:
+    event = {
+        "exit": {"status": "RUN_STATUS_OK", "result_json": json.dumps(STRANGE_LINES, ensure_ascii=False)}
+    }
+    gateway = FakeGateway([httpx.Response(200, content=json.dumps(event, ensure_ascii=False).encode())])
+    with client_of(gateway) as client:
+        assert client.run_tool({"tool": "shell", "arguments_json": "{}"}).success
 
 
 def test_an_error_inside_a_stream_is_raised() -> None:

@@ -80,6 +80,25 @@ async def test_a_stream_that_is_cut_is_an_error_and_not_an_answer() -> None:
             _ = [piece async for piece in answer]
 
 
+async def test_a_broken_stream_that_is_read_again_is_still_no_answer() -> None:
+    client = client_of(FakeGateway([stream("Hel", done=False)]))
+    async with client, client.stream(QUESTION) as answer:
+        with pytest.raises(UnavailableError):
+            _ = [piece async for piece in answer]
+        assert [piece async for piece in answer] == []
+        with pytest.raises(InternalError):
+            _ = answer.reply
+
+
+async def test_characters_that_end_lines_elsewhere_end_none_in_a_stream() -> None:
+    words = "one\u2028two\x85three"
+    chunk = {"model": "tiny", "choices": [{"index": 0, "delta": {"content": words}}]}
+    body = f"data: {json.dumps(chunk, ensure_ascii=False)}\n\ndata: [DONE]\n\n".encode()
+    client = client_of(FakeGateway([httpx.Response(200, content=body)]))
+    async with client, client.stream(QUESTION) as answer:
+        assert [piece async for piece in answer] == [words]
+
+
 async def test_an_unavailable_part_is_asked_again_also_before_a_stream() -> None:
     pauses: list[float] = []
     away = failure(503, "ethics_unavailable", "away")

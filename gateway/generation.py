@@ -210,10 +210,11 @@ class Generation:
         if response.HasField("finish"):
             await self._take_finish(response.finish)
             return
-        if self._buffer.unsent >= self._bounds.characters:
-            await self._send_unsent()
         if self._hold is None and self._buffer.held:
             self._hold = asyncio.get_running_loop().call_later(self._bounds.seconds, self._check_now)
+        if self._buffer.unsent >= self._bounds.characters:
+            # The clock runs already: a judge that stopped reading lets no write end.
+            await self._send_unsent()
 
     def _require_room(self, response: inference_pb2.ChatResponse) -> None:
         """End an answer that its record could not hold: a backend that never stops must not leave without one."""
@@ -230,12 +231,12 @@ class Generation:
         if finish.attempts:
             self.state.served = replace(self.state.served, attempts=tuple(finish.attempts))
         self._stop_timers()
+        self._await_answer()
         if self._buffer.unsent > MAX_CHUNK_CHARS:
             await self._send_unsent()
         async with self._writing:
             last = ethics_pb2.OutputFinish(chunks=map(_chunk, self._buffer.take_unsent()))
             await self._write(ethics_pb2.CheckOutputRequest(finish=last))
-        self._await_answer()
 
     async def _take_checked(self, checked: Iterable[ethics_pb2.CheckedUpTo], on_release: OnRelease) -> None:
         self._stop_patience()

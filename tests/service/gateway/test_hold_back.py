@@ -19,6 +19,7 @@ from tests.fakes.streamed_answers import CheckCall, LocalEthics, generate, prepa
 from tests.service.gateway.test_leak_matrix import HARMLESS
 
 NEVER = 3_600.0
+NEVER_FULL = 1_000_000
 
 
 class SteppedEthics:
@@ -187,6 +188,37 @@ async def test_a_flush_that_is_never_answered_ends_the_generation() -> None:
     ethics.answer()
     await reader.settle()
     assert reader.left == ""
+    await reader.close()
+
+
+class DeafEthics(SteppedEthics):
+    """Has stopped reading: no write to it ends."""
+
+    async def write(self, request: ethics_pb2.CheckOutputRequest) -> None:
+        await super().write(request)
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+async def test_a_judge_that_stops_reading_ends_the_generation(*, is_last: bool) -> None:
+    # The time began only after a write that had ended, so a stopped judge held the answer for 15 minutes.
+    ethics = DeafEthics()
+    reader = Reader(ethics, HoldBounds(characters=NEVER_FULL if is_last else 5, seconds=NEVER))
+    finish = pb.ChatFinish(reason=pb.FINISH_REASON_STOP) if is_last else None
+    response = pb.ChatResponse(delta=pb.ChatDelta(text="long enough"), finish=finish)
+    taking = asyncio.ensure_future(reader.generation._take_chat(response))
+    await reader.settle()
+    assert ethics.written
+    if not is_last:
+        reader.elapse()
+    await reader.settle()
+    assert reader.generation._patience is not None
+    reader.generation._patience._run()
+    assert isinstance(reader.generation._error, UnavailableError)
+    waiting = [task for task in (taking, reader.generation._flush) if task is not None]
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
     await reader.close()
 
 

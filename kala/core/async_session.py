@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
 from kala.core.conversation import Message, question
 from kala.core.unified_session import SessionBase
+from kala.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
     from kala.client_async import AsyncKalaClient
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_Reading: TypeAlias = tuple[asyncio.Task[Any] | None, Callable[[], object]]
+"""The task that reads a stream, and the stream, as long as anybody holds it."""
+_NOBODY: Final[_Reading] = (None, lambda: None)
+
 
 class AsyncUnifiedKALASession(SessionBase):
     """One conversation, for one event loop; turns that are asked for at once are taken one after the other.
@@ -30,6 +37,7 @@ class AsyncUnifiedKALASession(SessionBase):
 
     _lock: asyncio.Lock | None = None
     _client: AsyncKalaClient | None = None
+    _reading: _Reading = _NOBODY
 
     async def __aenter__(self) -> Self:
         try:
@@ -59,7 +67,7 @@ class AsyncUnifiedKALASession(SessionBase):
         use_tools: bool = False,
     ) -> str:
         """Say something and get the answer; see `UnifiedKALASession.chat`."""
-        async with self._turns():
+        async with self._one_turn():
             wishes = await self._wishes(max_new_tokens, temperature, top_p, use_tools=use_tools)
             await _to_its_end(self._open_stored)
             turn = question(message)
@@ -67,7 +75,7 @@ class AsyncUnifiedKALASession(SessionBase):
 
     async def resume(self) -> str:
         """Go on with the turn that waits, after a person has decided; see `UnifiedKALASession.resume`."""
-        async with self._turns():
+        async with self._one_turn():
             waiting = self._conversation.to_resume()
             tools = await self._opened_tools()
             await _to_its_end(lambda: tools.require_decided(waiting))
@@ -80,7 +88,7 @@ class AsyncUnifiedKALASession(SessionBase):
         tools = await self._opened_tools()
         await _to_its_end(lambda: tools.decide(approval, approve=approve, comment=comment))
 
-    async def stream(
+    def stream(
         self,
         message: str,
         max_new_tokens: int | None = None,
@@ -89,8 +97,27 @@ class AsyncUnifiedKALASession(SessionBase):
         *,
         use_tools: bool = False,
     ) -> AsyncGenerator[str, None]:
-        """As `chat`, piece by piece, each as soon as it has been checked; remembered when it was read to its end."""
-        async with self._turns():
+        """As `chat`, piece by piece, each as soon as it has been checked; remembered when it was read to its end.
+
+        Until then, or until its `aclose()`, other tasks' turns wait; its own reader's is a FailedPreconditionError.
+        """
+        own: list[weakref.ref[AsyncGenerator[str, None]]] = []
+        pieces = self._pieces(own, message, max_new_tokens, temperature, top_p, use_tools=use_tools)
+        own.append(weakref.ref(pieces))
+        return pieces
+
+    async def _pieces(
+        self,
+        own: Sequence[weakref.ref[AsyncGenerator[str, None]]],
+        message: str,
+        max_new_tokens: int | None,
+        temperature: float | None,
+        top_p: float | None,
+        *,
+        use_tools: bool,
+    ) -> AsyncGenerator[str, None]:
+        async with self._one_turn():
+            self._reading = (asyncio.current_task(), own[0])
             connection, client = await self._opened()
             turn, started = question(message), time.monotonic()
             wishes = await self._wishes(max_new_tokens, temperature, top_p, use_tools=use_tools)
@@ -156,10 +183,22 @@ class AsyncUnifiedKALASession(SessionBase):
         await _to_its_end(lambda: self._write(message, reply, started))
         return reply.text
 
-    def _turns(self) -> asyncio.Lock:
+    @contextlib.asynccontextmanager
+    async def _one_turn(self) -> AsyncIterator[None]:
         if self._lock is None:
             self._lock = asyncio.Lock()
-        return self._lock
+        reader, stream = self._reading
+        if reader is not None and reader is asyncio.current_task() and stream() is not None:
+            # It would wait for itself, for ever.
+            raise FailedPreconditionError(
+                "a stream of this session is still being read; read it to its end, or call its aclose(), before the next turn",
+                reason="STREAM_OPEN",
+            )
+        async with self._lock:
+            try:
+                yield
+            finally:
+                self._reading = _NOBODY
 
     async def _opened(self) -> tuple[Connection, AsyncKalaClient]:
         connection = await _to_its_end(self._open)

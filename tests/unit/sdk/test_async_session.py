@@ -96,6 +96,26 @@ async def test_a_streamed_turn_is_remembered_when_it_was_read_to_its_end(use: Us
     assert [message["content"] for message in gateway.chats[-1]["messages"]] == ["one", "Hello.", "three"]
 
 
+async def test_a_turn_inside_of_ones_own_stream_is_an_error_and_no_wait_for_ever(use: Use) -> None:
+    use(FakeGateway([stream("Half", " of it"), completion("B")]))
+    async with AsyncUnifiedKALASession() as session:
+        reading = session.stream("one")
+        async for _ in reading:
+            with pytest.raises(FailedPreconditionError, match="aclose"):
+                await session.chat("two")
+            with pytest.raises(FailedPreconditionError, match="aclose"):
+                await anext(session.stream("two"))
+        assert await session.chat("three") == "B"
+
+
+async def test_a_stream_that_nobody_holds_any_more_lets_the_next_turn_begin(use: Use) -> None:
+    use(FakeGateway([stream("Half", " of it"), completion("B")]))
+    async with AsyncUnifiedKALASession() as session:
+        async for _ in session.stream("one"):
+            break
+        assert await session.chat("two") == "B"
+
+
 async def test_tools_run_in_one_workspace_however_many_are_called_at_once(use: Use) -> None:
     gateway = use(FakeGateway([made(), ran("1"), ran("2")]))
     async with AsyncUnifiedKALASession(enable_tools=True) as session:

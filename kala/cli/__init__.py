@@ -48,4 +48,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report(message: str) -> None:
-    sys.stderr.write(f"kala: {message}\n")
+    from kala.cli.output import note
+
+    note(f"kala: {message}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from kala.cli.tool_words import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,14 +15,18 @@ if TYPE_CHECKING:
 
 def show(text: str) -> None:
     """Print a result."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    _print(text, sys.stdout)
 
 
 def note(text: str) -> None:
     """Print what is not the result: progress, hints, warnings."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    _print(text, sys.stderr)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Print a line; a terminal gets no control characters out of a model's, a backend's or a file's words."""
+    stream.write(f"{printable(text) if stream.isatty() else text}\n")
+    stream.flush()
 
 
 def show_json(value: Mapping[str, Any]) -> None:  # Any: whatever JSON holds
@@ -31,14 +37,14 @@ def show_json(value: Mapping[str, Any]) -> None:  # Any: whatever JSON holds
 def table(
     title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], *, to_stderr: bool = False
 ) -> None:
-    """Print a table; cells are plain text, never markup."""
+    """Print a table; cells are plain text, never markup and never what moves a terminal's cursor."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     built = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
     for row in rows:
-        built.add_row(*(Text(cell) for cell in row))
+        built.add_row(*(Text(printable(cell)) for cell in row))
     console(to_stderr=to_stderr).print(built)
 
 

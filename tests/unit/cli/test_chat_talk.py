@@ -14,6 +14,7 @@ import pytest
 
 import kala.client
 from kala.cli import main
+from kala.cli.output import table
 from kala.client import KalaClient
 from kala.target import Target
 from tests.fakes.gateway import RECEIPT_ID, FakeGateway, completion, failure, stream
@@ -226,3 +227,31 @@ def test_what_does_not_go_together_is_named(
     assert main(["chat", *arguments, *AT]) == 1
     assert names in capsys.readouterr().err
     assert gateway.seen == []
+
+
+HOSTILE = "the model broke\x1b]0;owned\x07\x1b[2J\u202e"
+
+
+def test_no_words_about_an_answer_move_a_terminals_cursor(use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Only the answer itself was made harmless; errors, models and attempts are a backend's words too.
+    answer = completion("Hi.").json()
+    answer["model"] = HOSTILE
+    answer["kala"]["attempts"] = [{"backend": HOSTILE, "outcome": "failed", "reason": HOSTILE}]
+    event = f"data: {json.dumps({**answer, 'choices': []})}\n\ndata: [DONE]\n\n".encode()
+    use(FakeGateway([httpx.Response(200, content=event), failure(500, "internal_error", HOSTILE)]))
+    screen, errors = Screen(), Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", errors)
+    assert main(["chat", "hello", "-v", *AT]) == 0
+    assert main(["chat", "hello", *AT]) == 1
+    shown = screen.getvalue() + errors.getvalue()
+    assert shown.count("the model broke") >= 3
+    assert not set(shown) & set("\x1b\x07\u202e")
+
+
+def test_no_cell_of_a_table_moves_a_terminals_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    table(None, ["model"], [[HOSTILE]])
+    assert "\\x1b[2J" in screen.getvalue()
+    assert not {"\x07", "\u202e"} & set(screen.getvalue())

@@ -54,6 +54,10 @@ def tool_arguments(index: int) -> Track:
     return Track(ethics_pb2.OUTPUT_CHANNEL_TOOL_ARGUMENTS, index)
 
 
+def _size_of(*words: str) -> int:
+    return sum(len(word.encode()) for word in words)
+
+
 @dataclass(slots=True)
 class ToolCallText:
     """One tool call, as far as it is known."""
@@ -73,6 +77,12 @@ class Answer:
     tool_calls: dict[int, ToolCallText] = field(default_factory=dict)
     text_form: str = TEXT_FORM
     """How the text is to be read, where it is all there is."""
+
+    @property
+    def size(self) -> int:
+        """Count its words in bytes."""
+        calls = [word for call in self.tool_calls.values() for word in (call.name, call.arguments)]
+        return _size_of(self.text, self.reasoning, self.refusal, *calls)
 
     @property
     def form(self) -> str:
@@ -116,6 +126,12 @@ class Release:
     logprobs: tuple[inference_pb2.TokenLogprob, ...] = ()
     step: Mapping[str, object] | None = None
     """A call of one of KALA's tools that ended: a message is over, and the next one begins."""
+
+    @property
+    def size(self) -> int:
+        """Count its words in bytes."""
+        calls = [word for piece in self.tool_calls for word in (piece.name, piece.arguments)]
+        return _size_of(self.text, self.reasoning, self.refusal, *calls)
 
     def __bool__(self) -> bool:
         return bool(

@@ -14,8 +14,14 @@ from gateway.ledger import Ledger
 from gateway.limits.estimates import NOTHING, Estimate
 from gateway.limits.reservation import Limiter, OverLimitError, Reservation
 from gateway.oidc.trust import is_token
+from gateway.pipeline import Recorded
 from kala.common.v1 import options_pb2
-from kala.errors import PermissionDeniedError, ResourceExhaustedError, UnauthenticatedError
+from kala.errors import (
+    DeadlineExceededError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+)
 
 if TYPE_CHECKING:
     from gateway.oidc.tokens import TokenVerifier
@@ -132,7 +138,8 @@ class Gate:
     ) -> AsyncIterator[Reservation]:
         """Give an act its room and set aside what it may use, or raise ResourceExhaustedError; settle it inside.
 
-        What raises unsettled has used nothing; what ends unsettled, its client gone, has used what was set aside.
+        What raises unsettled has used nothing; what ends unsettled, its client gone or its time over, has used what was
+        set aside.
         """
         with self.room:
             try:
@@ -145,8 +152,9 @@ class Gate:
             has_failed = False
             try:
                 yield reservation
-            except Exception:
-                has_failed = True
+            except Exception as error:
+                # A caller that sets a short time must not have models work for nothing.
+                has_failed = not _is_out_of_time(error)
                 raise
             finally:
                 actor = self._pseudonyms.key(key.tenant, key.id)
@@ -167,3 +175,7 @@ class Gate:
                 trace_id=exchange.trace_id,
                 coalesced=missed,
             )
+
+
+def _is_out_of_time(error: Exception) -> bool:
+    return isinstance(error.error if isinstance(error, Recorded) else error, DeadlineExceededError)

@@ -140,4 +140,6 @@ class Stream(_Reader):
             self._exchange.overhead_ms = progress.overhead_ms
             self._chunks.served_by(progress.served.model)
             await self._exchange.begin_stream(EVENT_STREAM)
+        if self._exchange.reservation is not None:
+            self._exchange.reservation.given_bytes += release.size
         await self._exchange.send_part(self._chunks.released(release))

@@ -55,7 +55,12 @@ def _tokens_in(action: Message) -> int:
                 if part.image_data_uri:
                     images += 1
                     size -= len(part.image_data_uri)
-    return -(-size // BYTES_PER_TOKEN) + images * TOKENS_PER_IMAGE
+    return tokens_in_bytes(size) + images * TOKENS_PER_IMAGE
+
+
+def tokens_in_bytes(size: int) -> int:
+    """Guess how many tokens a text is, by its length in UTF-8."""
+    return -(-size // BYTES_PER_TOKEN)
 
 
 def tokens_of(usage: usage_pb2.Usage | None, estimate: Estimate) -> tuple[int, int]:

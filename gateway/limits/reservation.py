@@ -22,7 +22,7 @@ from gateway.errors import INSUFFICIENT_QUOTA
 from gateway.keys import ApiKey
 from gateway.limits.budgets import Budgets, Charge, OverBudgetError
 from gateway.limits.counters import Counters
-from gateway.limits.estimates import Estimate, tokens_of
+from gateway.limits.estimates import Estimate, tokens_in_bytes, tokens_of
 from gateway.limits.key_limits import Unit
 from gateway.limits.prices import Prices
 from gateway.limits.usage import UsageBook, Used
@@ -63,6 +63,8 @@ class Reservation:
     tokens_name: str = ""
     requests_name: str = ""
     settled: Settlement | None = None
+    given_bytes: int = 0
+    """Of the model's words that have left so far: who leaves before the count comes has used them."""
     more: Callable[[Estimate], Awaitable[None]] | None = None
     """The limiter's way to set aside more."""
 
@@ -76,7 +78,7 @@ class Reservation:
 
         `model` is the one that answered; empty where none did.
         """
-        input_tokens, output_tokens = tokens_of(usage, self.estimate)
+        input_tokens, output_tokens = tokens_of(usage, self.at_least)
         self.settled = Settlement(model, is_allowed, input_tokens, output_tokens)
 
     def settle_refused(self, stage: str) -> None:
@@ -86,16 +88,33 @@ class Reservation:
         else:
             self.settle(None, is_allowed=False)
 
+    @property
+    def at_least(self) -> Estimate:
+        """What was set aside, or what was given where that is more."""
+        given = max(self.estimate.output_tokens or 0, tokens_in_bytes(self.given_bytes))
+        return replace(self.estimate, output_tokens=given)
+
     def conclude(self, conclusion: Conclusion) -> None:
-        """Settle a chat, also one that failed: what failed uncounted has used nothing."""
+        """Settle a chat, also one that failed: what failed uncounted has used what was given of it, or nothing."""
+        if conclusion.stage == "output":
+            # Without the words of a refusal, which are nobody's tokens.
+            given = conclusion.answer.size - len(conclusion.closing_text.encode())
+            self.given_bytes = max(self.given_bytes, given)
         if conclusion.usage is None and (conclusion.stage == "request" or conclusion.error is not None):
-            self.settle_nothing(is_allowed=conclusion.is_allowed)
+            self.settled = self.failed(conclusion.served.model, is_allowed=conclusion.is_allowed)
         else:
             self.settle(conclusion.usage, model=conclusion.served.model, is_allowed=conclusion.is_allowed)
 
     def settle_nothing(self, *, is_allowed: bool = True) -> None:
         """Say that no model was asked."""
         self.settled = Settlement("", is_allowed, 0, 0)
+
+    def failed(self, model: str = "", *, is_allowed: bool = True) -> Settlement:
+        """Give what a request has used that failed uncounted: nothing before its first word."""
+        if not self.given_bytes:
+            return Settlement("", is_allowed, 0, 0)
+        given = tokens_in_bytes(self.given_bytes)
+        return Settlement(model, is_allowed, self.estimate.input_tokens, given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +168,13 @@ class Limiter:
         return reservation
 
     async def close(self, reservation: Reservation, *, actor: str, has_failed: bool) -> None:
-        """Settle what was said to be used; nothing where the request failed before anyone said so."""
+        """Settle what was said to be used; where the request failed before anyone said so, what was given of it."""
         settled = reservation.settled
-        if settled is None and not has_failed and reservation.estimate.input_tokens:
-            # Broken off on the way, so perhaps used: what was set aside stays.
-            estimate = reservation.estimate
+        if settled is None and has_failed and reservation.given_bytes:
+            settled = reservation.failed()
+        elif settled is None and not has_failed and reservation.estimate.input_tokens:
+            # Broken off on the way, so perhaps used: what was set aside stays, and more where more was given.
+            estimate = reservation.at_least
             settled = Settlement("", True, estimate.input_tokens, estimate.output_tokens or 0)
         if settled is not None:
             self._note(reservation, settled, actor)
@@ -302,7 +323,9 @@ class Limiter:
         }
 
     def _note(self, reservation: Reservation, settled: Settlement, actor: str) -> None:
-        cost = self._prices.cost_micros(settled.model, settled.input_tokens, settled.output_tokens)
+        # Where none answered, the price is of the one that was asked for, as it was when it was set aside.
+        model = settled.model or reservation.estimate.model
+        cost = self._prices.cost_micros(model, settled.input_tokens, settled.output_tokens)
         self.book.note(
             key_id=reservation.key.id,
             tenant=reservation.key.tenant,
@@ -329,7 +352,8 @@ class Limiter:
             await self._counters.add(
                 reservation.tokens_name, used - reservation.tokens, seconds=REMEMBER_SECONDS
             )
-        amounts = self._amounts(settled.model, settled.input_tokens, settled.output_tokens)
+        model = settled.model or reservation.estimate.model
+        amounts = self._amounts(model, settled.input_tokens, settled.output_tokens)
         await self._correct(reservation, lambda charge: amounts[charge.budget.unit] - charge.amount)
 
     async def _undo(self, reservation: Reservation) -> None:

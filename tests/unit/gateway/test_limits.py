@@ -172,6 +172,14 @@ async def test_what_failed_is_free_and_what_broke_off_is_not(bench: Bench) -> No
     assert (bench.used(holder), bench.used(holder, 1)) == (200, 2)
 
 
+async def test_what_broke_off_costs_what_the_model_that_was_asked_for_does(bench: Bench) -> None:
+    # It once cost what a model without a name does: another's price, lower or higher than what was set aside.
+    holder = key(Budget(Unit.COST_MICROS, Period.DAY, 10_000))
+    reservation = await bench.limiter.reserve(holder, Estimate(100, 100, "small"))
+    await bench.limiter.close(reservation, actor="a", has_failed=False)
+    assert bench.used(holder) == 200
+
+
 async def test_uncounted_tokens_stay_as_estimated(bench: Bench) -> None:
     holder = key(tokens(1000))
     reservation = await bench.limiter.reserve(holder, Estimate(100, 50))

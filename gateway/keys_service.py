@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
@@ -129,7 +129,7 @@ class KeysService:
             display_name=key.display_name if name is None else name,
             limits=key.limits if limits is None else limits,
         )
-        await self._log(exchange, caller, UPDATE, changed)
+        await self._log(exchange, caller, UPDATE, changed, changes=paths)
         after = await asyncio.to_thread(lambda: self._store.change(key.id, display_name=name, limits=limits))
         self._ring.forget(key.id)
         return gateway_pb2.UpdateKeyResponse(key=key_message(after or changed))
@@ -150,14 +150,21 @@ class KeysService:
             raise NotFoundError(f"there is no key {name[:64]!r}")
         return key
 
-    async def _log(self, exchange: Exchange, caller: Caller, rpc: str, key: ApiKey) -> None:
+    async def _log(
+        self, exchange: Exchange, caller: Caller, rpc: str, key: ApiKey, *, changes: Collection[str] = ()
+    ) -> None:
         facts = {
             "args.key": key.name,
             "args.tenant": key.tenant,
             "args.scopes": " ".join(sorted(SCOPE_NAMES[scope] for scope in key.scopes)),
         }
-        if rpc in {CREATE, UPDATE} and key.limits != UNLIMITED:
+        if changes:
+            facts["args.changes"] = " ".join(sorted(changes))
+        if "limits" in changes or (rpc == CREATE and key.limits != UNLIMITED):
+            # Also where they are lifted: then all of it is null and empty.
             facts["args.limits"] = key.limits.to_json()
+        if rpc == CREATE and key.expires_at is not None:
+            facts["args.expires_at"] = key.expires_at.isoformat()
         exchange.receipt = await self._ledger.administered(
             caller, rpc=rpc, facts=facts, request_id=exchange.request_id, trace_id=exchange.trace_id
         )

@@ -14,8 +14,10 @@ import httpx
 import openai
 import pytest
 
+from gateway.limits.key_limits import UNLIMITED
+from kala.errors import UnavailableError
 from tests.fakes.gateway_suite import Suite, eventually, running_suite
-from tests.fakes.scripted_inference import saying
+from tests.fakes.scripted_inference import route, saying, text
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -133,6 +135,10 @@ async def test_a_changed_limit_counts_at_once(suite: Suite) -> None:
     )
     assert "limits" not in lifted.json()["key"]
     assert (await ask(suite, key)).status_code == 200
+    # That limits were lifted once left no word in the log.
+    facts = dict((await suite.leaves(kind="admin"))[-1]["attributes"])
+    assert facts["args.changes"] == "limits"
+    assert facts["args.limits"] == UNLIMITED.to_json()
 
 
 @pytest.mark.parametrize(
@@ -217,3 +223,74 @@ async def test_roles_are_sets_of_scopes_and_nobody_gives_more_than_it_holds(suit
     wrong = await suite.post(KEYS, {"display_name": "o", "roles": ["root"]})
     assert wrong.status_code == 400
     assert "admin, auditor, operator, user" in wrong.json()["error"]["message"]
+
+
+LONG = "word " * 6000
+"""Ten thousand tokens by its length, where 1,024 are set aside for an answer."""
+
+
+async def used_tokens(suite: Suite, name: str) -> int:
+    with closing(sqlite3.connect(suite.settings.database)) as connection:
+        row = connection.execute(
+            "SELECT used FROM budget_use WHERE key_id = ?", (name.removeprefix("keys/"),)
+        ).fetchone()
+    return int(row[0])
+
+
+async def test_who_leaves_a_stream_before_its_end_has_used_what_it_read(suite: Suite) -> None:
+    # Every answer could be had for what is set aside, by leaving before the backend's count came.
+    name, key = await limited_key(suite, budgets=[budget("TOKENS", 1_000_000)])
+    suite.inference.script = lambda _: [route(), text(LONG), asyncio.Event()]
+    body = {"model": "auto", "messages": [{"role": "user", "content": "Go."}], "stream": True}
+    headers, read = suite.bearer(key), 0
+    async with suite.http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
+        async for line in answer.aiter_lines():
+            read += len(line)
+            if read > len(LONG) // 2:
+                break
+
+    async def is_charged() -> bool:
+        return await used_tokens(suite, name) > 5000
+
+    assert await eventually(is_charged)
+
+
+async def test_a_stream_that_fails_has_used_the_words_that_were_read(suite: Suite) -> None:
+    # A schema that no answer follows made every streamed answer free.
+    name, key = await limited_key(suite, budgets=[budget("TOKENS", 1_000_000)])
+    was_read = asyncio.Event()
+    broken = UnavailableError("breaks the schema", reason="ANSWER_BREAKS_SCHEMA")
+    suite.inference.script = lambda _: [route(), text(LONG), was_read, broken]
+    body = {"model": "auto", "messages": [{"role": "user", "content": "Go."}], "stream": True}
+    headers, read = suite.bearer(key), 0
+    async with suite.http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
+        async for line in answer.aiter_lines():
+            read += len(line)
+            if read > len(LONG) // 2:
+                was_read.set()
+
+    async def is_charged() -> bool:
+        return await used_tokens(suite, name) > 5000
+
+    assert await eventually(is_charged)
+    before = await used_tokens(suite, name)
+    suite.inference.script = lambda _: [broken]
+    assert (await ask(suite, key)).status_code == 503
+
+    async def is_given_back() -> bool:
+        return await used_tokens(suite, name) == before
+
+    assert await eventually(is_given_back)
+
+
+async def test_a_caller_whose_own_time_is_over_keeps_what_was_set_aside(suite: Suite) -> None:
+    # Else a model could be kept at work for nothing, by asking for less time than it takes.
+    name, key = await limited_key(suite, budgets=[budget("TOKENS", 1_000_000)])
+    suite.inference.script = lambda _: [route(), text("Hello."), asyncio.Event()]
+    action = {"model": "auto", "messages": [{"role": "ROLE_USER", "content": [{"text": "Go."}]}]}
+    late = await suite.http.post(
+        "/kala/v1/inference/chat", json=action, headers=suite.bearer(key) | {"x-server-timeout": "1"}
+    )
+    assert late.status_code == 504, late.text
+    await suite.reset()  # asks the log, so that what is settled is settled
+    assert await used_tokens(suite, name) >= 1024

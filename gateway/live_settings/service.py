@@ -63,14 +63,18 @@ class SettingsService:
     async def update(
         self, request: pb.UpdateSettingRequest, caller: Caller, exchange: Exchange
     ) -> pb.UpdateSettingResponse:
-        """Change one: checked by inference, then logged, then kept, then told to every replica."""
+        """Change one: checked by inference, then logged, then kept, then told to every replica.
+
+        AlreadyExistsError where another change came between; the log then says that this one was about to be made.
+        """
         if not request.name.startswith(PREFIX):
             raise InvalidArgumentError("name", f"must begin with {PREFIX}")
         name = request.name.removeprefix(PREFIX)
         before = await asyncio.to_thread(self._store.read)
         if not request.value_json:
-            # Known names only: what returns to the value below is not looked at by inference.
-            known = {one.name for one in (await self._replicas.ask(before.values)).settings}
+            # Known names only: what returns to the value below is not looked at by inference. Asked without the changes that
+            # stand, of which one that inference takes no longer could else never be returned.
+            known = {one.name for one in (await self._replicas.ask({})).settings}
             if name not in known:
                 raise InvalidArgumentError("name", f"{name[:64]!r} cannot change")
         would_be = await self._replicas.ask(before.with_value(name, request.value_json))
@@ -83,7 +87,9 @@ class SettingsService:
         exchange.receipt = await self._ledger.administered(
             caller, rpc=UPDATE, facts=facts, request_id=exchange.request_id, trace_id=exchange.trace_id
         )
-        after = await asyncio.to_thread(self._store.write, name, request.value_json, self._now())
+        after = await asyncio.to_thread(
+            lambda: self._store.write(name, request.value_json, self._now(), after=before.revision)
+        )
         try:
             await self._replicas.tell(after)
         except UnavailableError as error:

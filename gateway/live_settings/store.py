@@ -12,6 +12,7 @@ from gateway.database import translated
 from gateway.key_table import from_micros, to_micros
 from gateway.limits.budgets import UPSERTS
 from gateway.limits.tables import SETTING
+from kala.errors import AlreadyExistsError
 from services.common.database import lock_schema
 
 
@@ -58,12 +59,21 @@ class SettingStore:
         changed = tuple(Changed(row.name, row.value_json, from_micros(row.changed_at)) for row in rows)
         return Snapshot(max((row.changed_at for row in rows), default=0), changed)
 
-    def write(self, name: str, value_json: str, at: datetime) -> Snapshot:
-        """Change one, and give all as they are then. The revision grows also where a clock goes back."""
+    def write(self, name: str, value_json: str, at: datetime, *, after: int | None = None) -> Snapshot:
+        """Change one, and give all as they are then. The revision grows also where a clock goes back.
+
+        AlreadyExistsError, reason SETTINGS_MOVED, where `after` is no longer the revision: two changes that are good
+        alone need not be good together.
+        """
         with translated(), self._engine.begin() as connection:
             # Two changes at once must not get one revision.
             lock_schema(connection, "gateway.settings")
             newest = connection.execute(select(func.max(SETTING.c.changed_at))).scalar() or 0
+            if after is not None and newest != after:
+                raise AlreadyExistsError(
+                    "another setting was changed at the same time; look at it, and send this change again",
+                    reason="SETTINGS_MOVED",
+                )
             changed_at = max(to_micros(at), newest + 1)
             connection.execute(
                 self._insert(SETTING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
@@ -80,6 +81,28 @@ async def test_a_replica_that_starts_anew_or_a_change_elsewhere_follows_within_f
     assert await eventually(is_told_elsewhere, seconds=5)
 
 
+async def test_of_two_changes_at_once_that_do_not_go_together_one_is_made(own: Suite) -> None:
+    # Each was good alone; both together no replica would have taken, nor any change after them.
+    answers = await asyncio.gather(
+        change(own, f"{SETTINGS}/inference.roles", {"rank": {"temperature": 1}}),
+        change(own, f"{SETTINGS}/inference.lmstudio_role_models", {"rank": "m"}),
+    )
+    first, second = sorted(answer.status_code for answer in answers)
+    assert first == 200
+    assert second in {400, 409}  # read after the other one was kept, or before
+    assert [one["source"] for one in (await listed(own)).values()].count("database") == 1
+
+
+async def test_a_change_that_inference_takes_no_longer_can_be_returned(own: Suite) -> None:
+    # It once stood in the way of its own return.
+    assert (await change(own, CHAIN, ["pythia"])).status_code == 200
+    own.inference.live = LiveSettings(InferenceSettings(), {"chain": "flag"}, lambda _: None)
+    assert (await own.get(SETTINGS)).status_code == 400
+    returned = await change(own, CHAIN, None)
+    assert returned.status_code == 200, returned.text
+    assert (await listed(own))["chain"]["source"] == "flag"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
@@ -91,6 +114,10 @@ async def test_a_replica_that_starts_anew_or_a_change_elsewhere_follows_within_f
         ("inference.max_in_flight", None, "cannot change"),
         ("audit.database", "x", "settings/inference."),
         ("inference.mlx_url", "http://127.0.0.1:1", "flag --mlx-url"),
+        ("inference.lmstudio_url", "http://169.254.169.254", "metadata"),
+        ("inference.lmstudio_url", "http://[::ffff:169.254.169.254]", "metadata"),
+        ("inference.ollama_urls", ["http://[fd00:ec2::254] weight=2"], "metadata"),
+        ("inference.llamacpp_url", "http://somebody:secret@10.0.0.1", "credentials"),
     ],
 )
 async def test_what_inference_does_not_take_changes_nothing(

@@ -57,6 +57,8 @@ def _configuration(app: Any, settings: GatewaySettings) -> uvicorn.Config:  # An
         Cors(app, settings.cors_origins) if settings.cors_origins else app,
         http=guarded_protocol(settings.connection_limits),
         loop="none",
+        # Else an installed `websockets` takes upgraded connections over, past this connection's limits.
+        ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from gateway.limits.key_limits import KeyLimits
-from gateway.oidc.trust import Trust
+from gateway.oidc.trust import Trust, where
 
 if TYPE_CHECKING:
     from gateway.edge_config import EdgeSettings
@@ -37,7 +37,7 @@ async def open_tokens(settings: EdgeSettings, stack: AsyncExitStack) -> TokenVer
     )
     keys = KeySets(
         reader_of(settings.oidc_jwks, client),
-        name=settings.oidc_jwks.partition("?")[0],
+        name=where(settings.oidc_jwks),
         clock=time.monotonic,
     )
     return TokenVerifier(trust, keys, now=lambda: datetime.now(UTC))

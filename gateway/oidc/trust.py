@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import PurePath
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -70,6 +71,14 @@ def checked_source(source: str) -> str:
     if parts.scheme == "https" or (parts.scheme == "http" and _is_here(parts.hostname or "")):
         return source
     raise InvalidArgumentError("oidc_jwks", "must be a file or begin with https://")
+
+
+def where(source: str) -> str:
+    """Name a source in errors and logs: a URL's server without credentials and query, or a file by its name alone."""
+    if "://" not in source:
+        return PurePath(source).name
+    parts = urlsplit(source)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _is_here(host: str) -> bool:

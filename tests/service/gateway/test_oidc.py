@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from gateway.config import GatewaySettings
 from gateway.oidc.key_sets import FRESH_SECONDS, KEPT_SECONDS, TRY_EVERY_SECONDS, KeySets, reader_of
+from gateway.oidc.trust import where
 from kala.errors import InvalidArgumentError, UnavailableError
 from tests.fakes.gateway_suite import Suite, running_suite
 
@@ -91,6 +92,14 @@ async def test_a_holder_is_one_caller_of_its_tenant_with_its_limits(oidc: Suite)
     first, second = await oidc.leaves(kind="chat.intent")
     assert first["tenant"] == "blue"
     assert first["actor"] == second["actor"]
+
+
+async def test_nothing_goes_on_for_a_token_after_its_request(oidc: Suite) -> None:
+    await oidc.reset()
+    headers = {"authorization": f"Bearer {token()}"}
+    body = {"input": "Hi", "background": True}
+    answered = await oidc.http.post("/v1/responses", json=body, headers=headers)
+    assert (answered.status_code, answered.json()["error"]["code"]) == (400, "api_key_needed")
 
 
 async def test_roles_are_those_of_the_map_and_no_others(oidc: Suite) -> None:
@@ -239,6 +248,18 @@ async def test_a_url_is_read_within_bounds_and_leads_nowhere_else() -> None:
         for path, problem in (("large", "larger than"), ("moved", "302")):
             with pytest.raises(InvalidArgumentError, match=problem):
                 await reader_of(f"{ISSUER}/{path}", client)()
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("https://reader:secret@id.example.org:8443/jwks?key=secret", "https://id.example.org:8443/jwks"),
+        ("/etc/kala/jwks.json", "jwks.json"),
+    ],
+)
+async def test_a_stranger_learns_no_secret_of_where_keys_come_from(source: str, shown: str) -> None:
+    # Whoever sends any token is told the name, while the keys cannot be read.
+    assert where(source) == shown
 
 
 TRUSTED = {"oidc_issuer": ISSUER, "oidc_audience": AUDIENCE, "oidc_jwks": "jwks.json"}

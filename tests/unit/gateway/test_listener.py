@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from gateway.http_server import _listen
+from gateway.config import GatewaySettings
+from gateway.http_server import _configuration, _listen
 
 
 async def test_connections_send_small_writes_at_once() -> None:
@@ -22,3 +23,8 @@ async def test_connections_send_small_writes_at_once() -> None:
         _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         writer.close()
         assert await asyncio.wait_for(accepted.get(), 10) == 1
+
+
+def test_nothing_takes_a_connection_over() -> None:
+    # An installed `websockets` would, and with it come heads and bodies without our bounds.
+    assert _configuration(object(), GatewaySettings()).ws == "none"

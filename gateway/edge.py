@@ -31,6 +31,7 @@ from services.common.logs import bind_log_fields
 from services.common.tracing import TRACEPARENT_KEY, current_trace, parse_traceparent
 
 if TYPE_CHECKING:
+    from gateway.gate import BodyRoom
     from gateway.limits.reservation import Reservation
     from services.common.telemetry import MethodTelemetry
 
@@ -100,6 +101,8 @@ class Exchange:
         self.overhead_ms: float | None = None
         self.limit_headers: Mapping[str, str] = {}
         self.reservation: Reservation | None = None
+        self.body_room: BodyRoom | None = None
+        self._held_bytes = 0
         self.has_acted = False  # and would act again, were the same request sent again
         self.allowed: Collection[str] = ()  # verbs of this path, where its route serves many paths
         self._streams = False
@@ -166,9 +169,18 @@ class Exchange:
             size += len(body)
             if size > max_bytes:
                 raise too_large(max_bytes)
+            if self.body_room is not None:
+                self.body_room.take(len(body))
+                self._held_bytes += len(body)
             if not message.get("more_body", False):
                 return b"".join((*parts, body)) if parts else body
             parts.append(body)
+
+    def let_go(self) -> None:
+        """Give back the room of the body, at the request's end."""
+        if self.body_room is not None:
+            self.body_room.give_back(self._held_bytes)
+            self._held_bytes = 0
 
     async def body_parts(self, *, max_bytes: int, idle_seconds: float) -> AsyncIterator[bytes]:
         """Give the body piece by piece, or raise as `read_body` does; the time is that between two pieces."""
@@ -276,6 +288,7 @@ class Endpoint:
         try:
             reason = await self._serve(exchange)
         finally:
+            exchange.let_go()
             self._telemetry.end(
                 observed,
                 code=str(exchange.status or CLIENT_CLOSED_REQUEST),

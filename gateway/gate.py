@@ -32,6 +32,10 @@ ANONYMOUS_BURST: Final = 100.0
 were, so that nobody can fill the log's disk without a key."""
 
 
+MOST_BODY_BYTES: Final = 1024 * 1024 * 1024
+"""As much as 256 requests of the largest size without images: 4,096 connections could else bring 128 GiB."""
+
+
 class AnonymousBudget:
     """A token bucket that counts what it turns away."""
 
@@ -73,6 +77,26 @@ class Room:
         self._free += 1
 
 
+class BodyRoom:
+    """Room for the bodies of all requests that are read or answered; who has no place yet holds a body already."""
+
+    def __init__(self, most_bytes: int = MOST_BODY_BYTES) -> None:
+        self._most = self._free = most_bytes
+
+    def take(self, size: int) -> None:
+        """Take room, or raise ResourceExhaustedError."""
+        if size > self._free:
+            raise ResourceExhaustedError(
+                f"the requests that run hold {self._most} bytes, all that is taken at a time; try again in a second",
+                retry_after_seconds=1.0,
+            )
+        self._free -= size
+
+    def give_back(self, size: int) -> None:
+        """Give room back."""
+        self._free += size
+
+
 class Gate:
     """Authenticates and authorises; one per process."""
 
@@ -94,6 +118,7 @@ class Gate:
         self.limiter = limiter
         self._budget = AnonymousBudget(clock)
         self.room = Room(max_concurrent)
+        self.bodies = BodyRoom()
 
     async def admit(self, exchange: Exchange, *, rpc: str, scope: int) -> ApiKey:
         """Give the caller's key, or log and raise: UnauthenticatedError, or PermissionDeniedError naming the scope.
@@ -106,6 +131,9 @@ class Gate:
             await self._log_stranger(exchange, rpc, error)
             raise
         exchange.peer = key.name
+        if not exchange.acting_key:
+            # What acts for a key here has its body already.
+            exchange.body_room = self.bodies
         await self.require(exchange, key, rpc=rpc, scope=scope)
         return key
 

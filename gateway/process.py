@@ -118,9 +118,11 @@ async def gateway_app(settings: GatewaySettings, telemetry: Telemetry) -> AsyncI
             background=background,
         )
         features = [await open_feature(core) for open_feature in FEATURES]
-        erasers = _erasers(settings, channels, writer)
+        erasers = {"gateway": spool_eraser(writer)}
         for feature in features:
             erasers.update(feature.erasers)
+        # Last: what the features have at work for a person would bring it back there.
+        erasers.update(_part_erasers(settings, channels))
         erasures = Erasures(AuditPrivacyServiceStub(channels[AUDIT]), pseudonyms, erasers)
         own = keys.handlers | erasures.handlers
         for feature in features:
@@ -218,11 +220,9 @@ def _writer(settings: GatewaySettings, channel: grpc.aio.Channel, stack: AsyncEx
     return AuditWriter(channel, producer_id=settings.producer_id, spool=spool, with_proof=False)
 
 
-def _erasers(
-    settings: GatewaySettings, channels: dict[str, grpc.aio.Channel], writer: AuditWriter
-) -> dict[str, Eraser]:
-    """The parts that keep something of a person, beside the log."""
-    parts = {"gateway": spool_eraser(writer)}
+def _part_erasers(settings: GatewaySettings, channels: dict[str, grpc.aio.Channel]) -> dict[str, Eraser]:
+    """The other parts that keep something of a person, beside the log."""
+    parts: dict[str, Eraser] = {}
     if settings.tools_address is not None:
         parts[TOOLS] = tools_eraser(settings.tools_address, settings.tls)
     if TRAINER in channels:

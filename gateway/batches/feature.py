@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from gateway.batches.endpoint import Batches
+from gateway.batches.erasing import batches_eraser
 from gateway.batches.openapi import PATHS, SCHEMAS
 from gateway.batches.store import BatchStore
 from gateway.batches.worker import BatchWorker
 from gateway.feature import Feature
 from gateway.files.feature import now, open_store, sweeping
 from gateway.routing import ApiRoute
-from kala.audit.v1 import audit_pb2
 
 if TYPE_CHECKING:
     from gateway.core import Core
     from gateway.edge import Handler
-    from gateway.erasure import Eraser
-    from gateway.files.store import FileStore
 
 
 async def open_batches(core: Core) -> Feature:
@@ -59,25 +57,18 @@ async def open_batches(core: Core) -> Feature:
             ApiRoute("GET", "/v1/batches/{id}", batches.get),
             ApiRoute("POST", "/v1/batches/{id}/cancel", batches.cancel),
         ),
-        erasers={"gateway.batches": batches_eraser(store, files)},
+        erasers={
+            "gateway.batches": batches_eraser(
+                store,
+                files,
+                subject_of=core.pseudonyms.person,
+                max_line_bytes=settings.max_image_body_bytes,
+            )
+        },
         begin=begin,
         paths=PATHS,
         schemas=SCHEMAS,
     )
-
-
-def batches_eraser(store: BatchStore, files: FileStore) -> Eraser:
-    """Erases batches that are a person's or name them, with the files that they read and wrote."""
-
-    async def erase(subject: str, tenant: str) -> Sequence[audit_pb2.ErasedStore]:
-        count, of_batches = await asyncio.to_thread(store.erase, tenant, subject)
-        of_files = await asyncio.to_thread(files.erase, tenant, subject, also=of_batches)
-        return [
-            audit_pb2.ErasedStore(store="gateway.batches", items=count),
-            audit_pb2.ErasedStore(store="gateway.batch_files", items=of_files),
-        ]
-
-    return erase
 
 
 async def stopped(work: asyncio.Task[None]) -> None:

@@ -106,6 +106,22 @@ def read_line(line: bytes, *, endpoint: str) -> LineRequest:
     return LineRequest(custom_id, json.dumps(body, ensure_ascii=False).encode(), named)
 
 
+def persons_in(parts: Iterable[bytes], *, max_line_bytes: int) -> Iterator[str]:
+    """Give whom the lines of a file name, whatever else is wrong with them; what is no JSON names nobody.
+
+    Nothing is read behind a line that is too long.
+    """
+    for _, _, line in _lines_of(parts, max_line_bytes):
+        if line is None:
+            return
+        try:
+            body = read_object(line).get("body")
+        except InvalidArgumentError:
+            continue
+        if isinstance(body, dict):
+            yield from (person for name in _PERSONS if isinstance(person := body.get(name), str) and person)
+
+
 def answered_line(
     place: LinePlace, *, batch_id: str, custom_id: str, request_id: str, status: int, body: Json
 ) -> LineResult:

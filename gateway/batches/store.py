@@ -85,7 +85,7 @@ class BatchStore:
                 earlier = and_(BATCH.c.created_at == at, BATCH.c.id < after)
                 query = query.where(or_(BATCH.c.created_at < at, earlier))
             rows = connection.execute(query.order_by(BATCH.c.created_at.desc(), BATCH.c.id.desc())).all()
-        return [self._batch_of(row) for row in rows]
+        return [batch for row in rows if (batch := self._readable(row)) is not None]
 
     def cancel(self, tenant: str, batch_id: str) -> Batch:
         """Ask for a batch's end; one that has ended stays as it is."""
@@ -107,7 +107,12 @@ class BatchStore:
         with translated(), self._engine.begin() as connection:
             due = BATCH.c.status.in_(model.AT_WORK)
             row = claim(connection, BATCH, due, holder=holder, now=self._now(), lease=self._lease)
-        return None if row is None else self._batch_of(row)
+        batch = None if row is None else self._readable(row)
+        if row is not None and batch is None:
+            # Written while its person was erased: nobody can read it any more.
+            with translated(), self._engine.begin() as connection:
+                _remove(connection, row.id)
+        return batch
 
     def renew(self, batch_id: str, holder: str) -> str:
         """Hold on to a batch, and give its status; LeaseLostError when it is another's."""
@@ -275,12 +280,17 @@ class BatchStore:
             publish(connection)
             connection.execute(delete(BATCH_LINE).where(BATCH_LINE.c.batch_id == batch.id))
 
-    def erase(self, tenant: str, subject: str) -> tuple[int, Sequence[str]]:
+    def unread(self, tenant: str) -> Mapping[str, str]:
+        """Give a tenant's batches of which no line was accepted, with their input files: whom those name is not known."""
+        query = select(BATCH.c.id, BATCH.c.input_file_id).where(BATCH.c.tenant == tenant, BATCH.c.total == 0)
+        with translated(), self._engine.connect() as connection:
+            return {row.id: row.input_file_id for row in connection.execute(query)}
+
+    def erase(self, tenant: str, subject: str, *, also: Sequence[str] = ()) -> tuple[int, Sequence[str]]:
         """Delete every batch of a person or that names them; give how many, and the files that they read and wrote."""
         named = select(BATCH_PERSON.c.batch_id).where(BATCH_PERSON.c.subject == subject)
-        query = select(BATCH).where(
-            BATCH.c.tenant == tenant, or_(BATCH.c.subject == subject, BATCH.c.id.in_(named))
-        )
+        theirs = or_(BATCH.c.subject == subject, BATCH.c.id.in_(named), BATCH.c.id.in_(also))
+        query = select(BATCH).where(BATCH.c.tenant == tenant, theirs)
         with translated(), self._engine.begin() as connection:
             rows = connection.execute(query).all()
             for row in rows:
@@ -328,6 +338,12 @@ class BatchStore:
     ) -> bytes:
         notes = json.dumps({"metadata": metadata, "errors": list(errors)}).encode()
         return self._payloads.seal(tenant, subject, notes, _notes_context(batch_id))
+
+    def _readable(self, row: Row[Any]) -> Batch | None:  # Any: as below
+        try:
+            return self._batch_of(row)
+        except NotFoundError:
+            return None
 
     def _batch_of(self, row: Row[Any]) -> Batch:  # Any: SQLAlchemy types rows by their query
         try:

@@ -48,8 +48,8 @@ MAX_PAUSE_SECONDS: Final = 60.0
 
 TRANSIENT: Final = frozenset({503, 504})
 OVER_RATE: Final = "rate_limit_exceeded"
-KEY_CODES: Final = frozenset({"invalid_api_key", "insufficient_permissions"})
-"""The batch's own key is no longer good: no line of it can be carried out."""
+KEY_CODES: Final = frozenset({"invalid_api_key"})
+"""The batch's own key is no longer good: no line of it can be carried out. A scope that is missing is one line's matter."""
 
 EXPIRED_CODE: Final = "batch_expired"
 CANCELLED_CODE: Final = "batch_cancelled"
@@ -150,6 +150,9 @@ class BatchWorker:
         except KalaError as error:
             structlog.get_logger().warning("a batch stands still", batch=batch.id, reason=error.reason)
             pause_seconds = self._poll_seconds
+        except Exception as error:  # noqa: BLE001 - the edge of this work: a bug in one batch must not end the others
+            structlog.get_logger().exception("a batch met a bug", batch=batch.id, exc_info=error)
+            pause_seconds = MAX_PAUSE_SECONDS
         finally:
             self._due_at = min(self._due_at, self._clock() + pause_seconds) if pause_seconds else self._due_at
             # Also when this process stops: another one need not wait for the lease's end.
@@ -280,7 +283,8 @@ class BatchWorker:
     def _answer_rest(self, batch: Batch, problem: LineProblem) -> None:
         source: InputFile | None = None
         if problem.code != UNREADABLE_CODE:
-            source = InputFile(self._files, self._files.get(batch.tenant, batch.input_file_id))
+            with suppress(NotFoundError):  # a batch ends without its file too
+                source = InputFile(self._files, self._files.get(batch.tenant, batch.input_file_id))
         while places := self._store.pending(batch.id, limit=PAGE):
             for place in places:
                 result = unanswered_line(
@@ -295,7 +299,12 @@ class BatchWorker:
 
 def _custom_id(batch: Batch, source: InputFile | None, place: LinePlace) -> str | None:
     """Give a line's own name; None where its file cannot be read any more."""
-    return None if source is None else read_line(source.line(place), endpoint=batch.endpoint).custom_id
+    if source is None:
+        return None
+    try:
+        return read_line(source.line(place), endpoint=batch.endpoint).custom_id
+    except (NotFoundError, DataLossError):
+        return None
 
 
 def _unreadable(error: KalaError) -> LineProblem:

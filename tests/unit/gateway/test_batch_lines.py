@@ -94,6 +94,18 @@ def test_persons_are_gathered_from_the_requests() -> None:
     assert scanned(b"\n".join(rows)).persons == {"ada", "bob"}
 
 
+def test_whoever_is_named_is_found_in_a_file_that_is_no_batch() -> None:
+    rows = [
+        line(body={"user": "ada", "safety_identifier": "eve"}),
+        b"{",
+        line(url="/x", body={"user": "bob"}),
+    ]
+    data = b"\n".join(
+        [*rows, line(body=[]), line(body={"user": 7}), b"x" * 2000, line(body={"user": "late"})]
+    )
+    assert sorted(lines.persons_in([data], max_line_bytes=1000)) == ["ada", "bob", "eve"]
+
+
 def test_a_request_is_passed_on_as_it_was_written() -> None:
     body = {"model": "auto", "seed": 10**30, "text": "ü 😀"}
     request = read_line(line(1, body=body), endpoint=CHAT)

@@ -227,6 +227,27 @@ def test_an_erased_person_takes_batch_and_files_along(stores: Stores, who: str) 
     assert stores.files.get("t", kept.input_file_id).size == 1
 
 
+def test_what_was_written_while_its_person_was_erased_blocks_nobody(stores: Stores, engine: Engine) -> None:
+    lost, kept = stores.batch(), stores.batch(subject=OTHER)
+    with engine.begin() as connection:
+        connection.execute(delete(PAYLOAD_KEY).where(PAYLOAD_KEY.c.subject == SUBJECT))
+    assert [batch.id for batch in stores.batches.list("t", limit=9)] == [kept.id]
+    claimed = {found.id for found in (stores.batches.claim("a"), stores.batches.claim("a")) if found}
+    assert claimed == {kept.id}
+    assert stores.batches.unread("t") == {kept.id: kept.input_file_id}
+    with pytest.raises(NotFoundError):
+        stores.batches.get("t", lost.id)
+
+
+def test_a_batch_that_nobody_accepted_is_unread_and_erased_when_told(stores: Stores) -> None:
+    read = stores.accepted("a")
+    new = stores.batch(subject=OTHER)
+    assert stores.batches.unread("t") == {new.id: new.input_file_id}
+    assert stores.batches.erase("u", SUBJECT, also=[new.id]) == (0, [])
+    assert stores.batches.erase("t", "ee" * 32, also=[new.id]) == (1, [new.input_file_id])
+    assert stores.batches.get("t", read.id).id == read.id
+
+
 def test_what_ended_long_ago_is_forgotten(stores: Stores) -> None:
     done, going = stores.accepted("a"), stores.batch()
     write_files(done, "a", model.COMPLETED, store=stores.batches, files=stores.files)

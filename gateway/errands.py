@@ -62,12 +62,20 @@ class _Wire:
 
 
 async def run_errand(
-    handler: Handler, *, path: str, body: bytes, acting_key: str, request_id: str, method: str = "POST"
+    handler: Handler,
+    *,
+    path: str,
+    body: bytes,
+    acting_key: str,
+    request_id: str,
+    method: str = "POST",
+    query: str = "",
 ) -> Reply:
     """Send JSON to an endpoint in the name of a key's id; every failure is a reply too."""
     wire = _Wire(body)
     headers = [(b"content-type", JSON.encode()), (b"x-request-id", request_id.encode())]
-    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    target = {"path": path, "query_string": query.encode()}
+    scope = {"type": "http", "method": method, **target, "headers": headers}
     exchange = Exchange(scope, wire.receive, wire.send)
     exchange.acting_key = acting_key
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.app import REST_PREFIX
 from gateway.batches.feature import stopped
 from gateway.feature import Feature
-from gateway.files.feature import now, open_store
+from gateway.files.feature import now, open_store, sweeping
 from gateway.fine_tuning.endpoint import FineTuning
 from gateway.fine_tuning.laying import Tray
 from gateway.fine_tuning.openapi import PATHS, SCHEMAS
@@ -55,6 +55,12 @@ async def open_fine_tuning(core: Core) -> Feature:
         )
         core.stack.push_async_callback(stopped, asyncio.ensure_future(worker.run()))
 
+    def sweep() -> None:
+        store.sweep()
+        if tray is not None:
+            clear_unneeded(store, tray)
+
+    core.stack.callback(core.background.keep(sweeping(sweep)).cancel)
     return Feature(
         routes=(
             ApiRoute("POST", _JOBS, jobs.create),
@@ -77,17 +83,29 @@ def fine_tuning_eraser(store: FineTuningStore, tray: Tray | None) -> Eraser:
     """Erases a person's jobs and what was laid for the trainer, which erases its own part itself."""
 
     def erase_blocking(tenant: str, subject: str) -> int:
-        ids = store.erase(tenant, subject)
-        if tray is not None:
-            for job_id in ids:
-                tray.clear(job_id)
-        return len(ids)
+        # The files first: after a crash between the two a repeat still knows whose they are. What a worker lays in
+        # between it takes away itself, or the sweeper does.
+        if tray is None:
+            return store.erase(tenant, subject)
+        for job_id in store.of(tenant, subject):
+            tray.clear(job_id)
+        erased = store.erase(tenant, subject)
+        clear_unneeded(store, tray)
+        return erased
 
     async def erase(subject: str, tenant: str) -> Sequence[audit_pb2.ErasedStore]:
         erased = await asyncio.to_thread(erase_blocking, tenant, subject)
         return [audit_pb2.ErasedStore(store="gateway.fine_tuning", items=erased)]
 
     return erase
+
+
+def clear_unneeded(store: FineTuningStore, tray: Tray) -> None:
+    """Take away what was laid for jobs that need it no more: whoever laid it was killed before it could."""
+    laid = tray.laid()
+    # Asked after the look: what is laid meanwhile is left alone.
+    for job_id in laid - store.needing_files() if laid else ():
+        tray.clear(job_id)
 
 
 def _missing(settings: GatewaySettings, core: Core) -> str:

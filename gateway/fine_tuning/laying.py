@@ -29,7 +29,7 @@ class Tray:
     def lay(self, job_id: str, parts: Iterable[bytes], *, subject: str) -> Json:
         """Write a file's rows and give its reference; InvalidArgumentError names the row that is none."""
         path = self._path(job_id)
-        draft = path.with_suffix(".draft")
+        draft = self._draft(job_id)
         digest, size = hashlib.sha256(), 0
         try:
             path.parent.mkdir(mode=0o750, exist_ok=True)
@@ -45,10 +45,7 @@ class Tray:
                 os.fsync(file.fileno())
             draft.replace(path)
         except OSError as error:
-            raise FailedPreconditionError(
-                f"the trainer's data directory cannot be written: {error.strerror}; see KALA_GATEWAY_TRAINING_DATA_DIR",
-                reason="TRAINING_DATA_DIR_UNUSABLE",
-            ) from error
+            raise _unusable(error) from error
         finally:
             draft.unlink(missing_ok=True)
         if not size:
@@ -56,11 +53,29 @@ class Tray:
         return {"name": f"{FOLDER}/{path.name}", "sha256": digest.hexdigest(), "bytes": size}
 
     def clear(self, job_id: str) -> None:
-        """Take a file away."""
-        self._path(job_id).unlink(missing_ok=True)
+        """Take a file away, whole or half laid; FailedPreconditionError where that cannot be done."""
+        try:
+            self._draft(job_id).unlink(missing_ok=True)
+            self._path(job_id).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unusable(error) from error
+
+    def laid(self) -> set[str]:
+        """Give the jobs of which something lies here."""
+        return {file.stem for file in (self._data_dir / FOLDER).glob("ftjob-*")}
+
+    def _draft(self, job_id: str) -> Path:
+        return self._path(job_id).with_suffix(".draft")
 
     def _path(self, job_id: str) -> Path:
         return self._data_dir / FOLDER / f"{job_id}.jsonl"
+
+
+def _unusable(error: OSError) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"the trainer's data directory cannot be written: {error.strerror}; see KALA_GATEWAY_TRAINING_DATA_DIR",
+        reason="TRAINING_DATA_DIR_UNUSABLE",
+    )
 
 
 def _rows(parts: Iterable[bytes], subject: str) -> Iterator[bytes]:

@@ -28,6 +28,9 @@ _EVENT: Final = FINE_TUNING_EVENT
 MAX_EVENTS: Final = 10_000
 """Of one job: a day of training, a report every ten seconds."""
 
+ENDED_KEPT: Final = timedelta(days=180)
+"""How long a job that has ended can be looked up; its adapter stays."""
+
 
 class FineTuningStore:
     """The fine-tuning jobs of one database."""
@@ -81,7 +84,7 @@ class FineTuningStore:
                 earlier = and_(_JOB.c.created_at == at, _JOB.c.id < after)
                 query = query.where(or_(_JOB.c.created_at < at, earlier))
             rows = connection.execute(query.order_by(_JOB.c.created_at.desc(), _JOB.c.id.desc())).all()
-        return [self._job_of(row) for row in rows]
+        return [job for row in rows if (job := self._readable(row)) is not None]
 
     def events(self, job: Job, *, limit: int, before: int | None = None) -> Sequence[Event]:
         """List a job's events, the newest first, before a number."""
@@ -116,7 +119,12 @@ class FineTuningStore:
         with translated(), self._engine.begin() as connection:
             due = _JOB.c.step != model.DONE
             row = claim(connection, _JOB, due, holder=holder, now=self._now(), lease=self._lease)
-        return None if row is None else self._job_of(row)
+        job = None if row is None else self._readable(row)
+        if row is not None and job is None:
+            # Written while its person was erased: nobody can read it any more.
+            with translated(), self._engine.begin() as connection:
+                _remove(connection, row.id)
+        return job
 
     def renew(self, job_id: str, holder: str) -> None:
         """Hold on to a job; LeaseLostError when it is another's, or was cancelled."""
@@ -145,16 +153,34 @@ class FineTuningStore:
             for event in events:
                 self._add(connection, job, event)
 
-    def erase(self, tenant: str, subject: str) -> Sequence[str]:
-        """Delete every job of a person, and give their ids."""
+    def erase(self, tenant: str, subject: str) -> int:
+        """Delete every job of a person, and give how many there were."""
         query = select(_JOB.c.id).where(_JOB.c.tenant == tenant, _JOB.c.subject == subject)
         with translated(), self._engine.begin() as connection:
             ids = connection.execute(query).scalars().all()
             for job_id in ids:
-                connection.execute(select(_JOB.c.id).where(_JOB.c.id == job_id).with_for_update())
-                connection.execute(delete(_EVENT).where(_EVENT.c.job_id == job_id))
-                connection.execute(delete(_JOB).where(_JOB.c.id == job_id))
-        return ids
+                _remove(connection, job_id)
+        return len(ids)
+
+    def of(self, tenant: str, subject: str) -> Sequence[str]:
+        """Name every job of a person."""
+        query = select(_JOB.c.id).where(_JOB.c.tenant == tenant, _JOB.c.subject == subject)
+        with translated(), self._engine.connect() as connection:
+            return connection.execute(query).scalars().all()
+
+    def needing_files(self) -> set[str]:
+        """Name the jobs whose files lie before the trainer, or are being laid."""
+        query = select(_JOB.c.id).where(_JOB.c.step.in_((model.LAY, model.BUILD)))
+        with translated(), self._engine.connect() as connection:
+            return set(connection.execute(query).scalars())
+
+    def sweep(self) -> None:
+        """Forget jobs that ended long ago."""
+        past = to_micros(self._now() - ENDED_KEPT)
+        query = select(_JOB.c.id).where(_JOB.c.finished_at <= past, _JOB.c.step == model.DONE)
+        with translated(), self._engine.begin() as connection:
+            for job_id in connection.execute(query.limit(1000)).scalars().all():
+                _remove(connection, job_id)
 
     def waiting(self, tenant: str) -> int:
         """Count a tenant's jobs that have not ended."""
@@ -184,6 +210,12 @@ class FineTuningStore:
             job.tenant, job.subject, json.dumps(job.notes).encode(), _notes_context(job.id)
         )
 
+    def _readable(self, row: Row[Any]) -> Job | None:  # Any: as below
+        try:
+            return self._job_of(row)
+        except NotFoundError:
+            return None
+
     def _job_of(self, row: Row[Any]) -> Job:  # Any: SQLAlchemy types rows by their query
         try:
             sealed = self._payloads.open(row.tenant, row.subject, row.sealed_notes, _notes_context(row.id))
@@ -205,6 +237,13 @@ class FineTuningStore:
             fine_tuned_model=row.fine_tuned_model,
             notes=json.loads(sealed),
         )
+
+
+def _remove(connection: Connection, job_id: str) -> None:
+    # Its row first: whoever works on it holds it.
+    connection.execute(select(_JOB.c.id).where(_JOB.c.id == job_id).with_for_update())
+    connection.execute(delete(_EVENT).where(_EVENT.c.job_id == job_id))
+    connection.execute(delete(_JOB).where(_JOB.c.id == job_id))
 
 
 def _notes_context(job_id: str) -> bytes:

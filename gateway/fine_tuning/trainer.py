@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from gateway.edge import Handler
 from gateway.errands import Reply, run_errand
@@ -30,19 +31,20 @@ class TrainerCalls:
 
     bridge: Handler
 
-    async def get(self, job: Job, path: str) -> Json:
+    async def get(self, job: Job, path: str, **query: str) -> Json:
         """Read something."""
-        return await self._call(job, "GET", path, b"")
+        return await self._call(job, "GET", path, b"", urlencode(query))
 
     async def post(self, job: Job, path: str, body: Json) -> Json:
         """Have something done; raises TrainerRefusedError, or UnavailableError when it may be asked again."""
         return await self._call(job, "POST", path, json.dumps(body).encode())
 
-    async def _call(self, job: Job, method: str, path: str, body: bytes) -> Json:
+    async def _call(self, job: Job, method: str, path: str, body: bytes, query: str = "") -> Json:
         reply = await run_errand(
             self.bridge,
             method=method,
             path=f"{PATH}/{path}",
+            query=query,
             body=body,
             acting_key=job.owner,
             request_id=job.id,

@@ -104,8 +104,12 @@ class FineTuningWorker:
             pause = 0.0 if after.step != job.step else self._poll_seconds
         except LeaseLostError:
             structlog.get_logger().info("a fine-tuning job was cancelled or taken over", job=job.id)
+            await self._end_what_began(job)
         except KalaError as error:
             structlog.get_logger().warning("a fine-tuning job waits", job=job.id, reason=error.reason)
+            pause = AWAY_SECONDS
+        except Exception as error:  # noqa: BLE001 - the edge of this work: a bug in one job must not end the others
+            structlog.get_logger().exception("a fine-tuning job met a bug", job=job.id, exc_info=error)
             pause = AWAY_SECONDS
         finally:
             release = partial(self._store.release, job.id, self._holder, pause=timedelta(seconds=pause))
@@ -248,10 +252,29 @@ class FineTuningWorker:
 
     async def _stop(self, job: Job) -> Outcome:
         """End what runs at the trainer for a cancelled job."""
-        target = job.trainer_job or job.notes.get("operation")
-        if target:
+        known = job.trainer_job or job.notes.get("operation")
+        targets = [] if job.trainer_job else await self._begun(job)
+        for target in targets or ([str(known)] if known else []):
             await self._trainer.post(job, f"{target}:cancel", {})
         return replace(job, step=model.DONE), []
+
+    async def _begun(self, job: Job) -> list[str]:
+        """Name what runs at the trainer for a job that was cut off before it could note that it began."""
+        if "dataset" not in job.notes:
+            return []
+        found = await self._trainer.get(job, "trainingJobs", adapter=f"adapters/{job.adapter_name}")
+        return [str(each["name"]) for each in found.get("jobs") or ()]
+
+    async def _end_what_began(self, job: Job) -> None:
+        """End a training that began while its job was cancelled or erased: no other worker knows of it."""
+        try:
+            if job.step == model.START and await asyncio.to_thread(self._has_ended, job):
+                for target in await self._begun(job):
+                    await self._trainer.post(job, f"{target}:cancel", {})
+        except KalaError as error:
+            structlog.get_logger().error(
+                "a cancelled job may still run at the trainer", job=job.id, reason=error.reason
+            )
 
 
 def _failed(

@@ -105,6 +105,12 @@ class TuningTrainer(ScriptedTrainer):
             job.error, job.error_reason = "the loss was no number", "NAN_LOSS"
         return pb.GetTrainingJobResponse(job=job)
 
+    async def ListTrainingJobs(  # noqa: N802 - the contract's name
+        self, request: pb.ListTrainingJobsRequest, context: Context
+    ) -> pb.ListTrainingJobsResponse:
+        of_adapter = [action for action in self.created if action.spec.adapter == request.adapter]
+        return pb.ListTrainingJobsResponse(jobs=[job_pb2.TrainingJob(name=JOB) for _ in of_adapter])
+
     async def GetAdapter(  # noqa: N802 - the contract's name
         self, request: pb.GetAdapterRequest, context: Context
     ) -> pb.GetAdapterResponse:

@@ -26,7 +26,10 @@ class Page:
 
 
 def read_page(query: str, *, default: int, also: Collection[str] = ()) -> Page:
-    """Read a query string; InvalidArgumentError names a field that is unknown, repeated or out of bounds."""
+    """Read a query string; InvalidArgumentError names a field that is unknown, repeated or out of bounds.
+
+    A field whose name ends with `[]` is a list and may be repeated; only its last entry is given.
+    """
     found: dict[str, str] = {}
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=16)
@@ -36,7 +39,7 @@ def read_page(query: str, *, default: int, also: Collection[str] = ()) -> Page:
         if name not in _PAGING and name not in also:
             known = ", ".join(sorted(_PAGING | set(also)))
             raise InvalidArgumentError(name[:80], f"is not a known field here; known are {known}")
-        if name in found:
+        if name in found and not name.endswith("[]"):
             raise InvalidArgumentError(name, "is given twice")
         if len(value) > MAX_VALUE_CHARS or "\0" in value:
             raise InvalidArgumentError(name, f"must have at most {MAX_VALUE_CHARS} characters and no NUL")

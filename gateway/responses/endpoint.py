@@ -11,6 +11,7 @@ from gateway.acts import CHAT_KIND
 from gateway.conversations.records import CANCELLED, Owner, StoredResponse
 from gateway.edge import Exchange, too_large, until_disconnect
 from gateway.files.listing import read_page, written_page
+from gateway.lasting_keys import require_lasting
 from gateway.limits.estimates import estimate_of
 from gateway.responses.answering import EVENT_STREAM, REFUSED, Answering, Order
 from gateway.responses.ids import is_response_id
@@ -70,6 +71,8 @@ class Responses:
         try:
             body = await self._body(exchange)
             request = parse_response_request(read_object(body))
+            if request.background:
+                require_lasting(key)
             _check_size(request, body, self._counter.limits.max_body_bytes)
             owner = Owner.of(self._gate.caller(key, request.person))
             order = await self._counter.intake.order(request, exchange.headers, owner)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from gateway.chat_schema import (
@@ -234,12 +235,24 @@ def parse_response_request(body: dict[str, Any]) -> ResponseRequest:  # Any: JSO
             raise InvalidArgumentError(name, f"is not supported: {cure}", reason=UNSUPPORTED_PARAMETER)
         body.pop(name, None)
     refuse_unknown(body, ResponseRequest.model_fields)
+    _check_numbers(body)
     try:
         request = ResponseRequest.model_validate(body)
     except ValidationError as error:
         raise first_error(error, body) from error
     _check_together(request)
     return request
+
+
+def _check_numbers(body: dict[str, Any]) -> None:  # Any: JSON
+    """Refuse what could not be written back: a response repeats the schemas of its request."""
+    for name, value in body.items():
+        try:
+            orjson.dumps(value)
+        except TypeError as error:
+            raise InvalidArgumentError(
+                name, "holds an integer of more than 64 bits; write it with an exponent, as in 1e20"
+            ) from error
 
 
 def _check_together(request: ResponseRequest) -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 WAITING: Final = 256
 """Responses that wait for a place; each holds its request in memory."""
 
+MOST_BYTES: Final = 256 * 1024 * 1024
+"""Of all chats that run or wait: one with images may have 32 MiB."""
+
 STOPPED: Final = "the gateway stopped before this response was whole; send the request again"
 
 
@@ -45,12 +48,14 @@ class Worker:
         self._carry_out = carry_out
         self._places = asyncio.Semaphore(places)
         self._most = places + waiting
+        self._bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
 
     async def take(self, job: Job) -> dict[str, object]:
         """Store a response that will be carried out, and give it as it is now; ResourceExhaustedError where there is no room."""
-        if len(self._tasks) >= self._most:
+        size = job.order.asked.action.ByteSize()
+        if len(self._tasks) >= self._most or self._bytes + size > MOST_BYTES:
             raise ResourceExhaustedError(
                 "too many responses wait in the background; try again in a few seconds",
                 retry_after_seconds=5.0,
@@ -59,7 +64,13 @@ class Worker:
         body = frame.response(QUEUED, ())
         task = asyncio.get_running_loop().create_task(self._run(job, stored))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._bytes += size
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._bytes -= size
+
+        task.add_done_callback(ended)
         try:
             await self._keeper.begin(
                 frame.id,

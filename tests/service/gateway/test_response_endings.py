@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway.responses import worker
 from gateway.responses.worker import Job, Worker
 from tests.fakes.gateway_suite import Suite, eventually, running_suite
 from tests.fakes.scripted_inference import REPLY, Step, finish, route, text
@@ -95,3 +96,21 @@ async def test_more_than_can_wait_in_the_background_is_turned_away(
     answer = await suite.post("/v1/responses", {"input": "x", "background": True})
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
     assert suite.inference.chats == []
+
+
+async def test_what_waits_in_the_background_has_a_bound_in_bytes(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "MOST_BYTES", 2_000)
+    for _ in range(3):  # what has ended takes no room
+        await finished(suite, await ask(suite, "x" * 1_500, background=True))
+    answer = await suite.post("/v1/responses", {"input": "x" * 2_500, "background": True})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
+
+
+async def finished(suite: Suite, body: dict[str, Any]) -> None:
+    async def ended() -> bool:
+        found = checked(await suite.get(f"/v1/responses/{body['id']}"))
+        return bool(found["status"] == "completed")
+
+    assert await eventually(ended)

@@ -291,6 +291,7 @@ async def test_a_schema_and_reasoning_reach_the_backend(suite: Suite) -> None:
         ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
         ({"input": "x", "kala_workspace": "workspaces/a"}, "kala_workspace"),
         ({"input": "x", "nonsense": 1}, "nonsense"),
+        ({"input": "x", "tools": [{"type": "function", "name": "f", "parameters": {"maximum": 10**20}}]}, "tools"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )  # fmt: skip
@@ -316,6 +317,8 @@ async def test_input_items_come_in_pages(suite: Suite) -> None:
     assert rest["has_more"] is False
     newest = (await suite.get(path, params={"limit": 1})).json()["data"]
     assert newest[0]["content"][0]["text"] == "part 4"
+    listed = await suite.get(path, params={"include[]": ["reasoning.encrypted_content"] * 2})
+    assert listed.status_code == 200, listed.text
     assert (await suite.get(path, params={"after": "msg_x"})).json()["error"]["param"] == "after"
 
 

@@ -51,6 +51,11 @@ class Files:
     async def upload(self, exchange: Exchange) -> None:
         """Take a file."""
         key = await self._admit(exchange)
+        if not {*SCOPES.values()} & {*key.scopes}:
+            # Before any byte takes room: no purpose is open to this key.
+            await self._gate.require(
+                exchange, key, rpc=ROUTE.format(verb="POST"), scope=options_pb2.SCOPE_CHAT
+            )
         begin = partial(self._begin, key)
         upload = Upload(exchange, self._store, begin)
         try:

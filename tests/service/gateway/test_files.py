@@ -16,6 +16,7 @@ import pytest_asyncio
 from openai.types import FileDeleted, FileObject
 from pydantic import TypeAdapter
 
+from gateway.files.store import FileStore
 from tests.fakes.gateway_suite import Suite, running_suite
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -113,6 +114,18 @@ async def test_each_purpose_needs_its_scope(suite: Suite) -> None:
     listed = (await suite.http.get("/v1/files", headers=suite.bearer(chat))).json()["data"]
     assert tuned not in [file["id"] for file in listed]
     assert (await suite.http.post("/v1/files")).status_code == 401
+
+
+async def test_a_key_that_may_put_no_file_at_all_takes_no_room(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(*_: object, **__: object) -> None:
+        raise AssertionError("a file was begun")
+
+    monkeypatch.setattr(FileStore, "begin", begin)
+    answer = await upload(suite, suite.new_key("audit.read"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "insufficient_permissions")
+    assert [leaf["type"] for leaf in await suite.leaves()] == ["rpc.denied"]
 
 
 @pytest.mark.parametrize(

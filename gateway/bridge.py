@@ -34,7 +34,7 @@ from kala.common.v1 import options_pb2
 from kala.errors import InvalidArgumentError, NotFoundError, UnavailableError, UnimplementedError
 from kala.inference.v1 import inference_pb2
 from kala.tools.v1 import tools_pb2
-from services.common.peers import GATEWAY
+from services.common.peers import GATEWAY, TOOLS
 from services.common.principals import principal_metadata
 from services.common.sealing import pack
 from services.common.status import from_error
@@ -321,6 +321,10 @@ class Bridge:
 
     async def _call(self, asked: Asked, message: Message) -> AsyncIterator[Message]:
         seconds = asked.seconds(self._max_act_seconds)
+        # From here on it may have run, whatever becomes of its answer; with an id of its own it is done once.
+        asked.exchange.has_acted = asked.binding.part == TOOLS and not getattr(
+            asked.message, "request_id", ""
+        )
         call = self._calls[asked.binding.rpc](message, timeout=seconds)
         try:
             if asked.binding.is_streaming:

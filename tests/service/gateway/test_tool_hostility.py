@@ -13,7 +13,7 @@ from kala.inference.v1 import inference_pb2 as pb
 from kala.tools.v1 import tools_pb2
 from tests.fakes.gateway_suite import Suite
 from tests.fakes.scripted_inference import Step, finish, route, saying
-from tests.fakes.scripted_tools import APPROVAL, WORKSPACE, needing_approval, printing
+from tests.fakes.scripted_tools import APPROVAL, WORKSPACE, needing_approval, printing, started
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -140,6 +140,16 @@ async def test_no_client_runs_tools_twice_because_a_later_turn_failed(tool_suite
     assert len(tool_suite.tools.executed) == 1
     turns(tool_suite, [UnavailableError("away")])
     assert "x-should-retry" not in (await tool_suite.chat(kala_tools="auto")).headers
+
+
+async def test_no_client_runs_a_tool_twice_because_its_end_was_lost(tool_suite: Suite) -> None:
+    call = {"tool": "shell", "arguments_json": "{}"}
+    tool_suite.tools.script = lambda _: [started(), UnavailableError("the launcher is gone")]
+    broken = await tool_suite.post("/kala/v1/tools/execute", call)
+    assert (broken.status_code, broken.headers.get("x-should-retry")) == (503, "false")
+    tool_suite.ethics.is_down = True
+    unjudged = await tool_suite.post("/kala/v1/tools/execute", call)
+    assert (unjudged.status_code, unjudged.headers.get("x-should-retry")) == (503, None)
 
 
 async def test_a_run_in_a_workspace_of_too_many_files_does_not_take_the_first_for_all(

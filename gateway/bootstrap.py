@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.config import GatewaySettings
-from gateway.key_store import KeyStore
+from gateway.key_store import KeyStore, position
 from gateway.keys import SCOPES, CreatedKey, hash_secret, make_key, scope_numbers
 from kala.errors import InternalError, KalaError
 
@@ -56,12 +56,21 @@ def ensure_admin_key(database: str | Path, *, scopes: Sequence[str] = ADMIN_SCOP
     """Create an administrator's key, or give None when a good one exists already."""
     store = KeyStore(database)
     try:
-        keys = store.list(limit=_PAGE, live_at=datetime.now(UTC))
+        if _has_admin(store):
+            return None
     finally:
         store.close()
-    if any(SCOPES["admin"] in key.scopes for key in keys):
-        return None
     return create_key(database, display_name="first administrator", scopes=scopes)
+
+
+def _has_admin(store: KeyStore) -> bool:
+    """Tell whether any good key is an administrator's, however many newer ones there are."""
+    after, now = None, datetime.now(UTC)
+    while keys := store.list(limit=_PAGE, after=after, live_at=now):
+        if any(SCOPES["admin"] in key.scopes for key in keys):
+            return True
+        after = position(keys[-1])
+    return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway import bootstrap
 from gateway.bootstrap import create_key, ensure_admin_key, main
 from gateway.database import MIGRATIONS
 from gateway.gate import ANONYMOUS_BURST, AnonymousBudget
@@ -105,6 +106,17 @@ def test_the_first_administrator_is_made_once(database: str) -> None:
     store.revoke(key.id, datetime.now(UTC))
     store.close()
     assert ensure_admin_key(database) is not None
+
+
+def test_the_first_administrator_stays_the_only_one_behind_many_newer_keys(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Behind a thousand newer keys it was not found, and each run of the Job made another administrator.
+    monkeypatch.setattr(bootstrap, "_PAGE", 2)
+    assert ensure_admin_key(database) is not None
+    for _ in range(5):
+        create_key(database, display_name="user", scopes=("chat",))
+    assert ensure_admin_key(database) is None
 
 
 def test_gateways_that_start_together_make_one_schema(database: str) -> None:

@@ -22,7 +22,7 @@ GREETING: Final = "Commands: quit, stats, tools. Anything else is a message. Ctr
 PROMPT: Final = "You:  "
 ANSWER: Final = "KALA: "
 SHOWN_CHARS: Final = 2_000
-"""Of a call that waits: enough to decide by; `kala tools approvals list --json` has all of it."""
+"""Of a call that waits. A longer one is not decided here, where its end is not seen."""
 
 
 def talk(
@@ -82,10 +82,15 @@ def _turn(session: UnifiedKALASession, line: str, *, has_tools: bool, is_verbose
 
 
 def _decided(session: UnifiedKALASession) -> bool:
-    """Ask the person about every call that waits; False where somebody else must decide."""
+    """Ask the person about every call that waits; False where somebody else must decide, or elsewhere."""
     waiting = session.waiting
     for call in () if waiting is None else waiting.calls:
-        _show_call(call)
+        if not _show_call(call):
+            note(
+                "the call is longer than what is shown: read it with `kala tools approvals list --json`, decide with "
+                f"`kala tools approvals approve {call.approval}`; then ask again"
+            )
+            return False
         answer = _line("Let it run? [y/N] ")
         try:
             session.decide(call.approval, approve=(answer or "").lower() in {"y", "yes"})
@@ -95,10 +100,13 @@ def _decided(session: UnifiedKALASession) -> bool:
     return True
 
 
-def _show_call(call: WaitingCall) -> None:
+def _show_call(call: WaitingCall) -> bool:
+    """Show what would run; False where that is only its beginning."""
     words = call_words(call.arguments)
     show(f"{on_one_line(call.tool)} wants to run, and waits for you: {on_one_line(call.reason)}")
-    show(f"  {words if len(words) <= SHOWN_CHARS else f'{words[:SHOWN_CHARS]}… ({len(words)} characters)'}")
+    is_whole = len(words) <= SHOWN_CHARS
+    show(f"  {words if is_whole else f'{words[:SHOWN_CHARS]}… ({len(words)} characters)'}")
+    return is_whole
 
 
 def _tell_steps(session: UnifiedKALASession) -> None:

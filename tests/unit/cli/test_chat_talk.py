@@ -55,8 +55,8 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     return install
 
 
-def waiting() -> httpx.Response:
-    said = [{"role": "assistant", "content": None, "tool_calls": [CALL]}]
+def waiting(call: dict[str, Any] = CALL) -> httpx.Response:
+    said = [{"role": "assistant", "content": None, "tool_calls": [call]}]
     needed = {"call_id": "c1", "tool": "shell", "approval": APPROVAL, "reason": "it deletes files"}
     tools = {
         "steps": [{"tool": "shell", "status": "APPROVAL_REQUIRED"}],
@@ -64,7 +64,7 @@ def waiting() -> httpx.Response:
         "requires_action": {"approvals": [needed]},
     }
     chunks: list[dict[str, Any]] = [
-        {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, **CALL}]}}]},
+        {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, **call}]}}]},
         {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
         {"choices": [], "kala": {"tools": tools}},
     ]
@@ -139,6 +139,21 @@ def test_the_tools_are_listed_where_there_are_any(use: Use, capsys: pytest.Captu
     use(FakeGateway([ok(tools=[{"name": "shell", "available": True}])]), "tools", "quit")
     assert main(["chat", "--tools", *AT]) == 0
     assert " shell\n" in capsys.readouterr().out
+
+
+def test_a_call_whose_end_is_not_shown_is_not_decided_here(
+    use: Use, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A model could write something harmless first, and what it is after behind that.
+    arguments = json.dumps({"command": f"echo {'a' * 3_000}; rm -r ~"})
+    long_call = {**CALL, "function": {"name": "shell", "arguments": arguments}}
+    gateway = use(
+        FakeGateway([ok(workspace={"name": WORKSPACE}), waiting(long_call)]), "Clean up.", "y", "quit"
+    )
+    gateway.script.append(stream("y is a letter."))
+    assert main(["chat", "--tools", *AT]) == 0
+    assert not [request for request in gateway.seen if request.url.path.endswith(":decide")]
+    assert f"approve {APPROVAL}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("word", "approves"), [("y", True), ("", False)], ids=["yes", "no answer"])

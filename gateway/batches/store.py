@@ -152,11 +152,12 @@ class BatchStore:
         return self._batch_of(row)
 
     def reject(self, batch: Batch, holder: str, problems: Sequence[LineProblem]) -> None:
-        """End a batch whose input file is not one."""
+        """End a batch whose input file is not one, or whose answers cannot be kept any longer."""
         errors = [problem.to_json() for problem in problems]
         notes = self._sealed_notes(batch.tenant, batch.subject, batch.id, batch.metadata, errors)
         with translated(), self._engine.begin() as connection:
             self._enter(connection, batch.id, holder, model.FAILED, sealed_notes=notes, lease_until=None)
+            connection.execute(delete(BATCH_LINE).where(BATCH_LINE.c.batch_id == batch.id))
 
     def note(self, batch: Batch, holder: str, problem: LineProblem) -> None:
         """Keep why a batch will end early."""

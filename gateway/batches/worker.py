@@ -24,6 +24,7 @@ from gateway.batches.lines import answered_line, read_line, scan, unanswered_lin
 from gateway.batches.model import Batch, LinePlace, LineProblem
 from gateway.batches.output import write_files
 from gateway.errands import Reply, run_errand
+from gateway.files.model import BATCH_LIFE
 from gateway.files.store import FILE_QUOTA_EXCEEDED
 from gateway.lease_keeping import while_held
 from gateway.leases import LeaseLostError
@@ -273,11 +274,19 @@ class BatchWorker:
         except FailedPreconditionError as error:
             if error.reason != FILE_QUOTA_EXCEEDED:
                 raise
+            if self._now() >= batch.expires_at + BATCH_LIFE:
+                return self._give_up(batch, error)
             # The answers are kept; they become files as soon as there is room.
             if not any(each["code"] == FILE_QUOTA_EXCEEDED.lower() for each in batch.errors):
                 noted = LineProblem(FILE_QUOTA_EXCEEDED.lower(), error.message)
                 self._store.note(batch, self._holder, noted)
             return MAX_PAUSE_SECONDS
+        return 0.0
+
+    def _give_up(self, batch: Batch, error: KalaError) -> float:
+        """End a batch whose answers found no room for as long as their files would have been kept; they go with it."""
+        message = f"the answers found no room for {BATCH_LIFE.days} days and were let go: {error.message}"
+        self._store.reject(batch, self._holder, [LineProblem(FILE_QUOTA_EXCEEDED.lower(), message)])
         return 0.0
 
     def _answer_rest(self, batch: Batch, problem: LineProblem) -> None:

@@ -20,6 +20,7 @@ from gateway.fine_tuning.trainer import TrainerCalls
 from gateway.fine_tuning.worker import FineTuningWorker
 from gateway.routing import ApiRoute
 from kala.audit.v1 import audit_pb2
+from kala.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from services.common.peers import TRAINER
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ async def open_fine_tuning(core: Core) -> Feature:
             store,
             files,
             tray,
-            trainer=TrainerCalls(endpoints[REST_PREFIX]),
+            trainer=TrainerCalls(endpoints[REST_PREFIX], TrainerServiceStub(core.channels[TRAINER])),
             holder=secrets.token_hex(16),
             lease=lease,
             gate=settings.fine_tuning_gate,

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
 from gateway.edge import Handler
 from gateway.errands import Reply, run_errand
+from gateway.errors import INVALID_API_KEY
 from gateway.fine_tuning.model import Job
+from kala.common.v1 import clearance_pb2, options_pb2
 from kala.errors import FailedPreconditionError, UnavailableError
+from kala.trainer.v1 import trainer_pb2
+from services.common.principals import principal_metadata
+from services.common.status import translated
+
+if TYPE_CHECKING:
+    from kala.trainer.v1.trainer_pb2_grpc import TrainerServiceAsyncStub
 
 PATH: Final = "/kala/v1/trainer"
 AWAY: Final = frozenset({429, 502, 503, 504})
+KEY_ENDED: Final = INVALID_API_KEY.lower()
+END_SECONDS: Final = 10.0
 
 Json = dict[str, Any]  # Any: JSON
 
@@ -30,6 +40,8 @@ class TrainerCalls:
     """Calls of the trainer for jobs."""
 
     bridge: Handler
+    trainer: TrainerServiceAsyncStub
+    """Asked without the bridge only to end what was begun for a key that is not good any more."""
 
     async def get(self, job: Job, path: str, **query: str) -> Json:
         """Read something."""
@@ -38,6 +50,25 @@ class TrainerCalls:
     async def post(self, job: Job, path: str, body: Json) -> Json:
         """Have something done; raises TrainerRefusedError, or UnavailableError when it may be asked again."""
         return await self._call(job, "POST", path, json.dumps(body).encode())
+
+    async def end(self, job: Job, name: str) -> None:
+        """End a training or an operation; a training also where the job's key has ended, for it must not go on."""
+        try:
+            await self.post(job, f"{name}:cancel", {})
+        except TrainerRefusedError as error:
+            if error.reason != KEY_ENDED or not name.startswith("trainingJobs/"):
+                raise
+            principal = clearance_pb2.Principal(
+                id=f"keys/{job.owner}",
+                tenant=job.tenant,
+                scopes=[options_pb2.SCOPE_TRAIN],
+                subject=job.subject,
+            )
+            request = trainer_pb2.CancelTrainingJobRequest(name=name)
+            with translated():
+                await self.trainer.CancelTrainingJob(
+                    request, timeout=END_SECONDS, metadata=principal_metadata(principal)
+                )
 
     async def _call(self, job: Job, method: str, path: str, body: bytes, query: str = "") -> Json:
         reply = await run_errand(

@@ -20,7 +20,7 @@ import structlog
 
 from gateway.fine_tuning import model
 from gateway.fine_tuning.model import STATUS_OF, Event, Job
-from gateway.fine_tuning.trainer import TrainerCalls, TrainerRefusedError
+from gateway.fine_tuning.trainer import KEY_ENDED, TrainerCalls, TrainerRefusedError
 from gateway.lease_keeping import while_held
 from gateway.leases import LeaseLostError
 from kala.errors import DataLossError, InvalidArgumentError, KalaError, NotFoundError
@@ -120,6 +120,8 @@ class FineTuningWorker:
         try:
             return await self._steps[job.step](job)
         except TrainerRefusedError as error:
+            if error.reason == KEY_ENDED and job.trainer_job and job.step == model.TRAIN:
+                await self._trainer.end(job, job.trainer_job)
             return _failed(job, error.reason, error.message)
         except InvalidArgumentError as error:
             return _failed(job, "invalid_training_file", error.message, param="training_file")
@@ -255,7 +257,7 @@ class FineTuningWorker:
         known = job.trainer_job or job.notes.get("operation")
         targets = [] if job.trainer_job else await self._begun(job)
         for target in targets or ([str(known)] if known else []):
-            await self._trainer.post(job, f"{target}:cancel", {})
+            await self._trainer.end(job, target)
         return replace(job, step=model.DONE), []
 
     async def _begun(self, job: Job) -> list[str]:
@@ -270,7 +272,7 @@ class FineTuningWorker:
         try:
             if job.step == model.START and await asyncio.to_thread(self._has_ended, job):
                 for target in await self._begun(job):
-                    await self._trainer.post(job, f"{target}:cancel", {})
+                    await self._trainer.end(job, target)
         except KalaError as error:
             structlog.get_logger().error(
                 "a cancelled job may still run at the trainer", job=job.id, reason=error.reason

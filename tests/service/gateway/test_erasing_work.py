@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from gateway.fine_tuning.store import FineTuningStore
 from tests.fakes.gateway_suite import Suite, running_suite
 from tests.fakes.scripted_tools import ScriptedTools
 from tests.fakes.scripted_trainer import ScriptedTrainer
-from tests.service.gateway.test_batches import CHAT, chat, create, ended, rows, upload
+from tests.service.gateway.test_batches import chat, create, ended, rows
 from tests.service.gateway.test_erasure import certificate_in, erase, name_of, scripted_trainer
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -68,17 +67,3 @@ async def test_parts_on_which_the_gateways_work_acts_are_asked_after_it_has_ende
     async with running_suite(tmp_path, has_tools=True, trainer=scripted_trainer()) as suite:
         await stores_of(suite, "ada")
     assert order == ["BatchStore", "FineTuningStore", "ScriptedTools", "ScriptedTrainer"]
-
-
-async def test_one_line_without_its_scope_fails_alone(tmp_path: Path) -> None:
-    async with running_suite(tmp_path, has_tools=True) as suite:
-        key = suite.new_key("chat")
-        data = rows(chat("one", kala_tools="auto"), chat("two"))
-        body = {
-            "input_file_id": await upload(suite, data, key),
-            "endpoint": CHAT,
-            "completion_window": "24h",
-        }
-        made = await suite.http.post("/v1/batches", json=body, headers=suite.bearer(key))
-        done = await ended(suite, json.loads(made.text))
-        assert (done["status"], done["request_counts"]["completed"]) == ("completed", 1)

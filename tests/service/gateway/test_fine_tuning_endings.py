@@ -18,11 +18,12 @@ from gateway.fine_tuning.laying import FOLDER, Tray
 from gateway.fine_tuning.model import Job
 from gateway.fine_tuning.store import FineTuningStore
 from gateway.fine_tuning.trainer import TrainerCalls
+from kala.trainer.v1 import job_pb2
 from tests.fakes.gateway_suite import Suite, eventually, running_suite
 from tests.fakes.scripted_trainer import JOB
 from tests.fakes.tuning_trainer import TuningTrainer, tuning_trainer
 from tests.service.gateway.test_erasure import certificate_in, erase
-from tests.service.gateway.test_fine_tuning import JOBS, create, ended
+from tests.service.gateway.test_fine_tuning import JOBS, create, ended, upload
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -72,6 +73,27 @@ async def test_a_training_that_begins_while_its_job_is_cancelled_is_ended(
 
     assert await eventually(told)
     assert set(trainer.cancelled) == {JOB}
+
+
+async def test_a_training_ends_with_the_key_that_it_was_begun_for(
+    suite: Suite, trainer: TuningTrainer
+) -> None:
+    trainer.states = [job_pb2.JOB_STATE_TRAINING]
+    made = (
+        await suite.post("/kala/v1/gateway/keys", {"display_name": "t", "scopes": ["SCOPE_TRAIN"]})
+    ).json()
+    body = {"model": "kala-embedded", "training_file": await upload(suite)}
+    answer = await suite.http.post(JOBS, json=body, headers=suite.bearer(made["secret"]))
+    job = answer.json()
+
+    async def running() -> bool:
+        return bool((await suite.get(f"{JOBS}/{job['id']}")).json()["status"] == "running")
+
+    assert await eventually(running)
+    assert (await suite.post(f"/kala/v1/gateway/{made['key']['name']}:revoke", {})).status_code == 200
+    done = await ended(suite, job["id"])
+    assert (done["status"], done["error"]["code"]) == ("failed", "invalid_api_key")
+    assert trainer.cancelled == [JOB]
 
 
 async def test_a_bug_in_one_job_does_not_end_the_others(

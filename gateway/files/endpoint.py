@@ -140,6 +140,7 @@ class Files:
         return file
 
     async def _record(self, exchange: Exchange, key: ApiKey, error: KalaError) -> None:
+        await self._gate.count(exchange, key)
         exchange.receipt = await self._ledger.invalid(
             self._gate.caller(key),
             kind=KIND,

@@ -32,6 +32,9 @@ READY: Final = "ready"
 STALE: Final = timedelta(hours=1)
 """An upload that has not ended by then never will: the longest may take a quarter of that."""
 
+MAX_FILES: Final = 10_000
+"""Of one tenant, unfinished ones included: also empty ones take rows, names and places in lists."""
+
 FILE_TOO_LARGE: Final = "FILE_TOO_LARGE"
 FILE_QUOTA_EXCEEDED: Final = "FILE_QUOTA_EXCEEDED"
 
@@ -71,8 +74,9 @@ class FileStore:
         self._now = now
 
     def begin(self, *, tenant: str, owner: str, subject: str) -> Draft:
-        """Begin a file; `append` to it, then `finish` or `discard` it."""
+        """Begin a file; `append` to it, then `finish` or `discard` it.  FailedPreconditionError where there are too many."""
         draft = Draft(new_file_id(), tenant, owner, subject, self._now())
+        self._require_place(tenant)
         self._open_room(tenant)
         with translated(), self._engine.begin() as connection:
             connection.execute(
@@ -275,6 +279,17 @@ class FileStore:
         draft.digest.update(data)
         draft.size += len(data)
         draft.parts += 1
+
+    def _require_place(self, tenant: str) -> None:
+        # Two at once may both take the last place; they cannot take many.
+        with translated(), self._engine.connect() as connection:
+            count = select(func.count()).where(FILE.c.tenant == tenant)
+            if (connection.execute(count).scalar() or 0) < MAX_FILES:
+                return
+        raise FailedPreconditionError(
+            f"your tenant has {MAX_FILES} files, and may have no more; delete some",
+            reason=FILE_QUOTA_EXCEEDED,
+        )
 
     def _open_room(self, tenant: str) -> None:
         """See to it that a tenant's sum exists, whoever is first."""

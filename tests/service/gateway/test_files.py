@@ -16,6 +16,7 @@ import pytest_asyncio
 from openai.types import FileDeleted, FileObject
 from pydantic import TypeAdapter
 
+from gateway.files import store
 from gateway.files.store import FileStore
 from tests.fakes.gateway_suite import Suite, running_suite
 
@@ -168,6 +169,16 @@ async def test_a_tenants_files_have_a_bound_together(suite: Suite) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "file_quota_exceeded")
     await suite.http.delete(f"/v1/files/{first}", headers=suite.bearer(key))
     assert (await upload(suite, key, file=("c", b"x"))).status_code == 200
+
+
+async def test_a_tenants_files_have_a_bound_in_number(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MAX_FILES", 1)
+    key = suite.new_key("chat", tenant="many")
+    first = (await upload(suite, key)).json()["id"]
+    refused = await upload(suite, key)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "file_quota_exceeded")
+    await suite.http.delete(f"/v1/files/{first}", headers=suite.bearer(key))
+    assert (await upload(suite, key)).status_code == 200
 
 
 async def test_neither_name_nor_content_lies_open_in_the_database(suite: Suite) -> None:

@@ -24,6 +24,7 @@ from gateway.framing import framing_for
 from gateway.gate import Gate
 from gateway.guarded import ActFailedError, GuardedCalls, RefusedError
 from gateway.identity import Caller
+from gateway.keys import ApiKey
 from gateway.ledger import Ledger
 from gateway.limits.estimates import estimate_of
 from gateway.pipeline import Recorded
@@ -137,7 +138,7 @@ class Bridge:
         exchange.is_audited = binding.action_class is not None
         key = await self._gate.admit(exchange, rpc=binding.rpc, scope=binding.scope)
         caller = self._gate.caller(key)
-        message, options = await self._read(exchange, binding, variables, caller)
+        message, options = await self._read(exchange, binding, variables, key)
         self._require_deployed(binding)
         asked = Asked(exchange, binding, message, caller, options)
         if binding.rpc in self._local:
@@ -162,7 +163,7 @@ class Bridge:
         raise NotFoundError(f"there is no {exchange.path[:256]} here; see /openapi.json")
 
     async def _read(
-        self, exchange: Exchange, binding: Binding, variables: Mapping[str, str], caller: Caller
+        self, exchange: Exchange, binding: Binding, variables: Mapping[str, str], key: ApiKey
     ) -> tuple[Message, CallOptions]:
         body = b""
         try:
@@ -174,8 +175,9 @@ class Bridge:
             )
             return message, read_options(exchange.headers, binding.response_class)
         except InvalidArgumentError as error:
+            await self._gate.count(exchange, key)
             exchange.receipt = await self._ledger.invalid(
-                caller,
+                self._gate.caller(key),
                 kind="rpc",
                 rpc=binding.rpc,
                 error=error,

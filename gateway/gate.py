@@ -148,6 +148,7 @@ class Gate:
     async def require(self, exchange: Exchange, key: ApiKey, *, rpc: str, scope: int) -> None:
         """Log and raise PermissionDeniedError where an authenticated caller's key lacks a scope."""
         if scope not in {options_pb2.SCOPE_PUBLIC, *key.scopes}:
+            await self.count(exchange, key)
             denied = PermissionDeniedError(
                 f"the API key {key.prefix}… lacks the scope {SCOPE_NAMES.get(scope, 'internal')!r} that this needs"
             )
@@ -159,6 +160,21 @@ class Gate:
                 trace_id=exchange.trace_id,
             )
             raise denied
+
+    async def count(self, exchange: Exchange, key: ApiKey) -> None:
+        """Count a request that is turned away before it has a place, or raise ResourceExhaustedError.
+
+        Each leaves a record: a key must not leave more of them than it may send requests.
+        """
+        if exchange.reservation is not None:
+            return
+        try:
+            reservation = await self.limiter.reserve(key, NOTHING)
+        except OverLimitError as over:
+            exchange.limit_headers = over.headers
+            raise
+        exchange.limit_headers = reservation.headers
+        await self.limiter.close(reservation, actor="", has_failed=True)
 
     @asynccontextmanager
     async def reserve(

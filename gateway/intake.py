@@ -52,6 +52,7 @@ class Intake:
             )
             return parse(read_object(body))
         except InvalidArgumentError as error:
+            await self.desk.gate.count(exchange, key)
             exchange.receipt = await self.desk.ledger.invalid(
                 self.desk.gate.caller(key),
                 kind=self.kind,

@@ -99,6 +99,7 @@ class Moderations:
             )
             return parse_moderation_request(read_object(body), allows_unjudged=self._allows_unjudged), body
         except InvalidArgumentError as error:
+            await self._gate.count(exchange, key)
             exchange.receipt = await self._ledger.invalid(
                 self._gate.caller(key),
                 kind=KIND,

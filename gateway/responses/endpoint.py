@@ -202,6 +202,7 @@ class Responses:
 
     async def _record(self, exchange: Exchange, key: ApiKey, error: KalaError, body: bytes) -> None:
         """Log a request that came to no judgement."""
+        await self._gate.count(exchange, key)
         exchange.receipt = await self._counter.ledger.invalid(
             self._gate.caller(key),
             kind=CHAT_KIND,

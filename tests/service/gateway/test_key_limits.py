@@ -102,6 +102,31 @@ async def test_answers_say_how_the_minute_stands(suite: Suite) -> None:
     assert refused.headers["x-ratelimit-remaining-requests"] == "0"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"model": "auto"}),
+        ("/v1/responses", {"model": 5}),
+        ("/v1/embeddings", {"model": 5}),
+        ("/v1/moderations", {"model": 5}),
+        ("/v1/files", {}),
+        ("/kala/v1/inference/chat", {"model": 5}),
+        (KEYS, {"display_name": "mine"}),
+    ],
+    ids=["chat", "response", "embedding", "moderation", "file", "RPC", "without the scope"],
+)
+async def test_what_is_turned_away_with_a_record_counts_as_a_request(
+    suite: Suite, path: str, body: dict[str, Any]
+) -> None:
+    # Malformed requests passed every limit, and each of them wrote to the log's disk.
+    _, key = await limited_key(suite, budgets=[budget("REQUESTS", 2)])
+    answers = [await suite.http.post(path, json=body, headers=suite.bearer(key)) for _ in range(4)]
+    assert [answer.status_code for answer in answers][2:] == [429, 429]
+    assert {answer.status_code for answer in answers[:2]} <= {400, 403}
+    records = [leaf for leaf in await suite.leaves() if leaf["type"] != "admin"]
+    assert len(records) == 2
+
+
 async def test_a_request_holds_its_place_until_it_ends(suite: Suite) -> None:
     _, key = await limited_key(suite, concurrent=1)
     may_end = asyncio.Event()

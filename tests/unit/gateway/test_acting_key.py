@@ -28,6 +28,10 @@ async def _nothing(*_: object, **__: object) -> None:
     return None
 
 
+async def _unlimited(*_: object) -> SimpleNamespace:
+    return SimpleNamespace(headers={})
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> KeyStore:
     return KeyStore(tmp_path / "g.db")
@@ -40,7 +44,7 @@ def gate(store: KeyStore, *, now: datetime | None = None) -> Gate:
         ring=ring,
         pseudonyms=Pseudonyms(bytes(32)),
         ledger=ledger,
-        limiter=cast(Any, None),  # reserves, and nothing here does
+        limiter=cast(Any, SimpleNamespace(reserve=_unlimited, close=_nothing)),
         max_concurrent=1,
         clock=lambda: 0.0,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 WAITING: Final = 256
 """Responses that wait for a place; each holds its request in memory."""
+
+MOST_OF_A_KEY: Final = 64
+"""Of all that run or wait: no key keeps the others out."""
 
 MOST_BYTES: Final = 256 * 1024 * 1024
 """Of all chats that run or wait: one with images may have 32 MiB."""
@@ -49,12 +53,18 @@ class Worker:
         self._places = asyncio.Semaphore(places)
         self._most = places + waiting
         self._bytes = 0
+        self._of_key: Counter[tuple[str, str]] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
 
     async def take(self, job: Job) -> dict[str, object]:
         """Store a response that will be carried out, and give it as it is now; ResourceExhaustedError where there is no room."""
-        size = job.order.asked.action.ByteSize()
+        size, key = job.order.asked.action.ByteSize(), (job.owner.tenant, job.owner.key)
+        if self._of_key[key] >= MOST_OF_A_KEY:
+            raise ResourceExhaustedError(
+                f"{MOST_OF_A_KEY} responses of your key wait in the background; try again when one has ended",
+                retry_after_seconds=5.0,
+            )
         if len(self._tasks) >= self._most or self._bytes + size > MOST_BYTES:
             raise ResourceExhaustedError(
                 "too many responses wait in the background; try again in a few seconds",
@@ -65,10 +75,13 @@ class Worker:
         task = asyncio.get_running_loop().create_task(self._run(job, stored))
         self._tasks.add(task)
         self._bytes += size
+        self._of_key[key] += 1
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self._bytes -= size
+            self._of_key[key] -= 1
+            self._of_key += Counter()  # drops those at nothing
 
         task.add_done_callback(ended)
         try:

@@ -108,6 +108,27 @@ async def test_what_waits_in_the_background_has_a_bound_in_bytes(
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
 
 
+async def test_no_key_takes_every_place_in_the_background(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "MOST_OF_A_KEY", 1)
+    steps: list[Step] = [route(), text("Once upon"), 60.0, finish()]
+    suite.inference.script = lambda _action: steps
+    first, body = await ask(suite, background=True), {"input": "x", "background": True}
+    answer = await suite.post("/v1/responses", body)
+    assert (answer.status_code, "of your key" in answer.text) == (429, True)
+    other = suite.bearer(suite.new_key("chat"))
+    second = await suite.http.post("/v1/responses", json=body, headers=other)
+    assert second.status_code == 200
+    for made, headers in ((first, suite.bearer()), (second.json(), other)):
+        await suite.http.post(f"/v1/responses/{made['id']}/cancel", headers=headers)
+
+    async def has_room() -> bool:
+        return (await suite.post("/v1/responses", body)).status_code == 200
+
+    assert await eventually(has_room)
+
+
 async def finished(suite: Suite, body: dict[str, Any]) -> None:
     async def ended() -> bool:
         found = checked(await suite.get(f"/v1/responses/{body['id']}"))

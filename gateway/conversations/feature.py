@@ -12,6 +12,7 @@ from gateway.conversations.session_store import SessionStore
 from gateway.feature import Feature
 from gateway.files.feature import now, sweeping
 from gateway.key_table import to_micros
+from gateway.page_tokens import PageTokens
 from kala.audit.v1 import audit_pb2
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ async def open_sessions(core: Core) -> Feature:
     """Open the RPCs and the sweeper."""
     store = SessionStore(core.engine, core.payloads)
     service = SessionsService(
-        store, core.pseudonyms, default_ttl=timedelta(days=core.settings.conversation_days)
+        store,
+        PageTokens(core.pseudonyms, now),
+        default_ttl=timedelta(days=core.settings.conversation_days),
     )
     sweep = sweeping(lambda: store.sweep(to_micros(now())))
     core.stack.callback(core.background.keep(sweep).cancel)

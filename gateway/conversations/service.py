@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hmac
 import re
 import secrets
 from collections.abc import Callable
@@ -15,21 +13,20 @@ from gateway.conversations.records import Owner
 from gateway.conversations.session_store import SessionStore, StoredSession
 from gateway.conversations.sessions import SESSIONS, no_session
 from gateway.key_table import from_micros, to_micros
+from gateway.page_tokens import PageTokens, page_size
 from kala.errors import InvalidArgumentError
 from kala.gateway.v1 import gateway_pb2
 
 if TYPE_CHECKING:
     from gateway.bridge import LocalHandler
     from gateway.edge import Exchange
-    from gateway.identity import Caller, Pseudonyms
+    from gateway.identity import Caller
 
 _SERVICE: Final = "/kala.gateway.v1.SessionsService/"
+LIST: Final = f"{_SERVICE}ListSessions"
 MAX_TITLE_CHARS: Final = 256
 MAX_TTL: Final = timedelta(days=3650)
-DEFAULT_PAGE: Final = 100
-MAX_PAGE: Final = 1000
 ID_BYTES: Final = 16
-_SEAL_BYTES: Final = 32
 _NAME: Final = re.compile(r"sessions/[0-9a-f]{32}")
 
 
@@ -39,14 +36,14 @@ class SessionsService:
     def __init__(
         self,
         store: SessionStore,
-        pseudonyms: Pseudonyms,
+        tokens: PageTokens,
         *,
         default_ttl: timedelta,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         new_id: Callable[[int], str] = secrets.token_hex,
     ) -> None:
         self._store = store
-        self._pseudonyms = pseudonyms
+        self._tokens = tokens
         self._default_ttl = default_ttl
         self._now = now
         self._new_id = new_id
@@ -57,7 +54,7 @@ class SessionsService:
         return {
             f"{_SERVICE}CreateSession": self.create,
             f"{_SERVICE}GetSession": self.get,
-            f"{_SERVICE}ListSessions": self.page,
+            LIST: self.page,
             f"{_SERVICE}DeleteSession": self.delete,
         }
 
@@ -94,15 +91,16 @@ class SessionsService:
         self, request: gateway_pb2.ListSessionsRequest, caller: Caller, _exchange: Exchange
     ) -> gateway_pb2.ListSessionsResponse:
         """List a caller's sessions, the newest first."""
-        size = request.page_size or DEFAULT_PAGE
-        if not 1 <= size <= MAX_PAGE:
-            raise InvalidArgumentError("page_size", f"must be 1 to {MAX_PAGE}")
+        size = page_size(request.page_size)
         owner, now = Owner.of(caller), to_micros(self._now())
-        after = self._read_token(request.page_token, owner) if request.page_token else None
+        after = self._after(request.page_token, owner)
         sessions = await asyncio.to_thread(lambda: self._store.page(owner, now, limit=size + 1, after=after))
+        token = ""
+        if len(sessions) > size:
+            last = sessions[size - 1]
+            token = self._tokens.write(LIST, _query(owner), f"{last.created_at}:{last.id}".encode())
         return gateway_pb2.ListSessionsResponse(
-            sessions=[_message(session) for session in sessions[:size]],
-            next_page_token=self._write_token(sessions[size - 1], owner) if len(sessions) > size else "",
+            sessions=[_message(session) for session in sessions[:size]], next_page_token=token
         )
 
     async def delete(
@@ -112,35 +110,21 @@ class SessionsService:
         await asyncio.to_thread(self._store.delete, Owner.of(caller), _id_in(request.name))
         return gateway_pb2.DeleteSessionResponse()
 
-    def _write_token(self, last: StoredSession, owner: Owner) -> str:
-        data = f"{last.created_at}:{last.id}".encode()
-        return base64.urlsafe_b64encode(self._seal(data, owner) + data).decode()
-
-    def _read_token(self, token: str, owner: Owner) -> tuple[int, str]:
-        try:
-            sealed = base64.b64decode(token, altchars=b"-_", validate=True)
-        except ValueError as error:
-            raise _bad_token() from error
-        seal, data = sealed[:_SEAL_BYTES], sealed[_SEAL_BYTES:]
-        if not hmac.compare_digest(seal, self._seal(data, owner)):
-            raise _bad_token()
-        micros, _, session_id = data.decode().partition(":")
+    def _after(self, token: str, owner: Owner) -> tuple[int, str] | None:
+        if not token:
+            return None
+        micros, _, session_id = self._tokens.read(token, LIST, _query(owner)).decode().partition(":")
         return int(micros), session_id
 
-    def _seal(self, data: bytes, owner: Owner) -> bytes:
-        return self._pseudonyms.seal(
-            b"\0".join((b"sessions", owner.tenant.encode(), owner.key.encode(), data))
-        )
+
+def _query(owner: Owner) -> bytes:
+    return f"{owner.tenant}\0{owner.key}".encode()
 
 
 def _id_in(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise no_session()
     return name.removeprefix(SESSIONS)
-
-
-def _bad_token() -> InvalidArgumentError:
-    return InvalidArgumentError("page_token", "is not one that this list gave; begin again without it")
 
 
 def _message(session: StoredSession) -> gateway_pb2.Session:

@@ -7,11 +7,13 @@ import base64
 import json
 import sqlite3
 from contextlib import closing
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
 
+from gateway import page_tokens
 from kala.inference.v1 import inference_pb2 as pb
 from tests.fakes.gateway_suite import Suite
 from tests.fakes.scripted_inference import REPLY, finish, route, saying, text
@@ -135,6 +137,15 @@ async def test_sessions_are_listed_in_pages_and_deleted(suite: Suite) -> None:
     assert deleted.status_code == 200
     assert (await suite.get(f"/kala/v1/gateway/{names[0]}")).status_code == 404
     assert (await suite.chat("x", kala_session=names[0])).status_code == 404
+
+
+async def test_the_token_of_a_page_ends_and_says_so(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_tokens, "TOKEN_LIFETIME", timedelta(0))
+    for _ in range(2):
+        await new_session(suite)
+    token = (await suite.get(PATH, params={"page_size": 1})).json()["next_page_token"]
+    answer = await suite.get(PATH, params={"page_token": token})
+    assert (answer.status_code, "has expired" in answer.text) == (400, True)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,8 @@ def output_texts(responses: Sequence[Message]) -> OutputTexts:
         )
     if responses and isinstance(responses[0], inference_pb2.ChatResponse):
         return OutputTexts(texts_of(list(responses)), tracks=_answer_tracks(responses))
+    if responses and isinstance(responses[0], tools_pb2.ListRunsResponse):
+        return OutputTexts(_listed_texts(responses), ethics_pb2.OUTPUT_CHANNEL_TOOL_RESULT)
     if not responses or not isinstance(responses[0], DOCUMENTS):
         return OutputTexts(texts_of(list(responses)))
     texts = (
@@ -126,6 +128,25 @@ def _run_texts(responses: Sequence[Message]) -> dict[str, str]:
         if text not in said:
             texts[f"output.{name}"] = text
     return texts
+
+
+def _listed_texts(responses: Sequence[Message]) -> dict[str, str]:
+    """Give what runs wrote into a list of them, one per line: the paths of their files, and why they ended."""
+    runs = [
+        run
+        for response in responses
+        if isinstance(response, tools_pb2.ListRunsResponse)
+        for run in response.runs
+    ]
+    lines = {
+        "runs.artifacts.path": [artifact.path for run in runs for artifact in run.artifacts],
+        "runs.artifacts.content.name": [artifact.content.name for run in runs for artifact in run.artifacts],
+        "runs.reason": [run.reason for run in runs if run.reason],
+    }
+    if lines["runs.artifacts.content.name"] == lines["runs.artifacts.path"]:
+        # The same words are read once.
+        del lines["runs.artifacts.content.name"]
+    return {field: "\n".join(said) for field, said in lines.items() if said}
 
 
 def _strangers_words(response: tools_pb2.ExecuteResponse) -> tools_pb2.ExecuteResponse:

@@ -29,7 +29,7 @@ Ask = Callable[["Message"], Awaitable["Message"]]
 """Makes the same call with another request."""
 
 _READS: Final = (tools_pb2.ReadFileResponse, tools_pb2.GetArtifactResponse)
-_CHECKED: Final = (*_READS, tools_pb2.ListFilesResponse)
+_CHECKED: Final = (*_READS, tools_pb2.ListFilesResponse, tools_pb2.ListRunsResponse)
 
 
 class Readings:

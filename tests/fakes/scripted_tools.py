@@ -102,6 +102,7 @@ class ScriptedTools(tools_pb2_grpc.ToolsServiceServicer):
     unavailable_reason: str = ""
     """Why no tool can be called; empty when both can."""
     files: dict[str, bytes] = field(default_factory=dict)
+    runs: list[execution_pb2.Run] = field(default_factory=list)
     executed: list[pb.ExecuteAction] = field(default_factory=list)
     written: list[pb.WriteFileAction] = field(default_factory=list)
     generated: list[pb.GenerateCodeAction] = field(default_factory=list)
@@ -201,6 +202,12 @@ class ScriptedTools(tools_pb2_grpc.ToolsServiceServicer):
             files=[self._info(path) for path in sorted(self.files)[begin:end]],
             next_page_token=str(end) if end < len(self.files) else "",
         )
+
+    async def ListRuns(  # noqa: N802 - the contract's name
+        self, request: pb.ListRunsRequest, context: Context
+    ) -> pb.ListRunsResponse:
+        self.principals.append(principal_of(context))
+        return pb.ListRunsResponse(runs=self.runs)
 
     async def EraseSubject(  # noqa: N802 - the contract's name
         self, request: pb.EraseSubjectRequest, context: Context

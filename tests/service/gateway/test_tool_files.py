@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from kala.tools.v1 import execution_pb2
 from tests.fakes.gateway_suite import Suite
 from tests.fakes.scripted_ethics import FORBIDDEN
 from tests.fakes.scripted_tools import RUN, WORKSPACE, artifact, ended, needing_approval, started, wrote
@@ -91,6 +92,20 @@ async def test_names_of_files_are_checked_too(tool_suite: Suite) -> None:
     assert (await tool_suite.get(FILES)).status_code == 200
     tool_suite.tools.files = {f"{FORBIDDEN}.txt": b""}
     assert (await tool_suite.get(FILES)).status_code == 403
+
+
+async def test_a_list_of_runs_tells_no_names_that_their_results_were_withheld_for(tool_suite: Suite) -> None:
+    run = execution_pb2.Run(name=RUN, reason="fine", artifacts=[artifact("out/fine.txt", b"")])
+    tool_suite.tools.runs = [execution_pb2.Run(name=RUN), run]
+    listed = await tool_suite.get("/kala/v1/tools/runs")
+    assert (listed.status_code, len(listed.json()["runs"])) == (200, 2)
+    for named in (artifact(f"out/{FORBIDDEN}", b""), artifact("a", b"")):
+        named.content.name = f"out/{FORBIDDEN}"
+        tool_suite.tools.runs = [run, execution_pb2.Run(name=RUN, artifacts=[named])]
+        refused = await tool_suite.get("/kala/v1/tools/runs")
+        assert (refused.status_code, FORBIDDEN in refused.text) == (403, False)
+    tool_suite.tools.runs = [execution_pb2.Run(name=RUN, reason=FORBIDDEN)]
+    assert (await tool_suite.get("/kala/v1/tools/runs")).status_code == 403
 
 
 async def test_nothing_is_read_while_nobody_can_judge_it(tool_suite: Suite) -> None:

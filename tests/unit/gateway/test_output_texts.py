@@ -83,6 +83,15 @@ def test_what_the_service_says_of_itself_is_nobodys_words() -> None:
     }
 
 
+def test_of_a_list_of_runs_only_what_runs_wrote_is_read() -> None:
+    run = execution_pb2.Run(name="runs/0.a", owner="keys/1", tool="shell", reason="why")
+    for path in ("out/a", "out/b"):
+        run.artifacts.add(name="runs/0.a/artifacts/0", path=path).content.name = path
+    said = output_texts([tools_pb2.ListRunsResponse(runs=[run, execution_pb2.Run(name="runs/0.b")])])
+    assert said.texts == {"runs.artifacts.path": "out/a\nout/b", "runs.reason": "why"}
+    assert said.channel == ethics_pb2.OUTPUT_CHANNEL_TOOL_RESULT
+
+
 def test_a_models_words_are_checked_as_text() -> None:
     said = output_texts([inference_pb2.ChatResponse(delta=inference_pb2.ChatDelta(text="Hi"))])
     assert (said.texts, said.channel) == ({"delta.text": "Hi"}, ethics_pb2.OUTPUT_CHANNEL_TEXT)

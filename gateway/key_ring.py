@@ -19,7 +19,7 @@ from gateway.keys import ApiKey, hash_secret, require_good
 from kala.errors import UnauthenticatedError, UnavailableError
 
 MAX_REMEMBERED: Final = 4096
-"""Bounds memory against clients that try random keys."""
+"""Of keys, and as many secrets of no key: who tries random ones must not have the good ones looked up anew."""
 
 LAST_USED_EVERY: Final = timedelta(minutes=1)
 """`last_used_at` is true to the minute; a write per request would put the database on its way."""
@@ -49,6 +49,7 @@ class KeyRing:
         self._clock = clock
         self._now = now
         self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
+        self._strange: OrderedDict[bytes, _Remembered] = OrderedDict()
         self._revocations = 0
 
     async def authenticate(self, authorization: str) -> ApiKey:
@@ -69,7 +70,7 @@ class KeyRing:
                 del self._remembered[digest]
 
     async def _find(self, digest: bytes) -> ApiKey | None:
-        remembered = self._remembered.get(digest)
+        remembered = self._remembered.get(digest) or self._strange.get(digest)
         if remembered is not None and self._clock() < remembered.until:
             return remembered.key
         revocations = self._revocations
@@ -77,10 +78,11 @@ class KeyRing:
         if revocations != self._revocations:
             # Read perhaps before the revocation: good for this request, which came before it, and for no other.
             return key
-        self._remembered[digest] = _Remembered(key, self._clock() + self._cache_seconds)
-        self._remembered.move_to_end(digest)
-        if len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
+        memory = self._strange if key is None else self._remembered
+        memory[digest] = _Remembered(key, self._clock() + self._cache_seconds)
+        memory.move_to_end(digest)
+        if len(memory) > MAX_REMEMBERED:
+            memory.popitem(last=False)
         return key
 
     def _look_up(self, digest: bytes) -> ApiKey | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import bootstrap
+from gateway import bootstrap, key_ring
 from gateway.bootstrap import create_key, ensure_admin_key, main
 from gateway.database import MIGRATIONS
 from gateway.gate import ANONYMOUS_BURST, AnonymousBudget
@@ -166,6 +166,26 @@ async def test_a_key_is_looked_up_once_until_its_memory_ends(database: str) -> N
     ring.forget(created.id)
     with pytest.raises(UnauthenticatedError, match="revoked"):
         await ring.authenticate(f"Bearer {created.secret}")
+    store.close()
+
+
+async def test_random_secrets_do_not_make_a_good_key_be_looked_up_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A flood of them once put the database on the way of every good request.
+    monkeypatch.setattr(key_ring, "MAX_REMEMBERED", 2)
+    created = create_key(tmp_path / "g.db", display_name="a")
+    store = _CountingStore(tmp_path / "g.db")
+    ring = KeyRing(store, cache_seconds=4, clock=lambda: 0.0, now=lambda: datetime.now(UTC))
+    await ring.authenticate(f"Bearer {created.secret}")
+    for number in range(5):
+        with pytest.raises(UnauthenticatedError, match="not known"):
+            await ring.authenticate(f"Bearer kala_{number:043}")
+    assert store.look_ups == 6
+    await ring.authenticate(f"Bearer {created.secret}")
+    with pytest.raises(UnauthenticatedError, match="not known"):
+        await ring.authenticate(f"Bearer kala_{4:043}")
+    assert store.look_ups == 6
     store.close()
 
 

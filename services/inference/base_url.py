@@ -97,8 +97,19 @@ def _checked_host(host: str, field: str) -> str:
         raise InvalidArgumentError(
             field, f"{host} is a link-local, metadata or multicast address; no model server may be there"
         )
+    if host.replace(".", "").isdigit() and not _is_address(host):
+        # 2852039166 and 169.254.43518 are 169.254.169.254 to the system, and no name that would be looked at when it resolves.
+        raise InvalidArgumentError(field, f"{host} is no address; write one as in 127.0.0.1, or a name")
     # A server told to listen everywhere is reached at this machine's own address (OLLAMA_HOST=0.0.0.0 is common).
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - recognised, not bound
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _prefix(path: str) -> str:

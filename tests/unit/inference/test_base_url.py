@@ -62,6 +62,13 @@ def test_link_local_and_metadata_addresses_are_refused(host: str) -> None:
         parse_base_url(f"http://{host}/v1")
 
 
+@pytest.mark.parametrize("host", ["2852039166", "169.254.43518", "127.1", "0251.0376.0251.0376"])
+def test_an_address_that_is_spelled_otherwise_is_refused(host: str) -> None:
+    # The system takes it for an address, so no resolver of ours sees where it leads.
+    with pytest.raises(InvalidArgumentError, match=r"write one as in 127\.0\.0\.1"):
+        parse_base_url(f"http://{host}/v1")
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "192.168.1.5", "::1", "fd12::1", "8.8.8.8"])
 def test_ordinary_addresses_are_not_forbidden(address: str) -> None:
     assert not is_forbidden(ip_address(address))

@@ -248,6 +248,13 @@ def test_a_batch_that_nobody_accepted_is_unread_and_erased_when_told(stores: Sto
     assert stores.batches.get("t", read.id).id == read.id
 
 
+def test_an_erasure_of_more_files_than_a_statement_has_room_for_ends(stores: Stores) -> None:
+    named, also = stores.file(subject=OTHER), [f"file-{number:032x}" for number in range(70_000)]
+    kept = stores.file(subject=OTHER)
+    assert stores.files.erase("t", SUBJECT, also=[*also, named]) == 1
+    assert stores.files.get("t", kept).id == kept
+
+
 def test_what_ended_long_ago_is_forgotten(stores: Stores) -> None:
     done, going = stores.accepted("a"), stores.batch()
     write_files(done, "a", model.COMPLETED, store=stores.batches, files=stores.files)

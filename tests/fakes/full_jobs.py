@@ -52,8 +52,9 @@ FULL = {"method": job_pb2.TRAINING_METHOD_FULL, "lora": None}
 
 
 async def watch_to_end(
-    served: ServedTrainer, operation: Operation, after: int = 0
+    served: ServedTrainer, operation: Operation, after: int = 0, *, begun: asyncio.Event | None = None
 ) -> list[pb.WatchTrainingJobResponse]:
+    """Gives every event of a job until its end; `begun` is set with the first."""
     job = await served.job(operation)
     call = served.stub.WatchTrainingJob(
         pb.WatchTrainingJobRequest(name=job.name, after_sequence=after),
@@ -61,4 +62,9 @@ async def watch_to_end(
         timeout=60,
     )
     with translated():
-        return [event async for event in call]
+        events = []
+        async for event in call:
+            events.append(event)
+            if begun is not None:
+                begun.set()
+        return events

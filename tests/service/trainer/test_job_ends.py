@@ -77,7 +77,10 @@ async def test_a_job_that_passes_its_deadline_is_ended(tmp_path: Path) -> None:
 
 
 async def test_a_crashed_process_goes_on_as_long_as_it_gets_anywhere(tmp_path: Path) -> None:
+    watched = asyncio.Event()  # a watch tells what comes after its beginning
+
     async def crashes_twice(task: Task) -> Ended:
+        await watched.wait()
         done = (
             sorted((task.folder / "checkpoints").glob("*")) if (task.folder / "checkpoints").exists() else []
         )
@@ -90,7 +93,7 @@ async def test_a_crashed_process_goes_on_as_long_as_it_gets_anywhere(tmp_path: P
 
     async with served_trainer(tmp_path, executor=ScriptedExecutor(crashes_twice), max_restarts=0) as served:
         operation = await served.create(await ready(served, **FULL))
-        events = await watch_to_end(served, operation)
+        events = await watch_to_end(served, operation, begun=watched)
         incidents = [event.incident for event in events if event.HasField("incident")]
         assert [each.resumes_from_step for each in incidents] == [5, 10]
         assert {each.kind for each in incidents} == {"WORKER_LOST"}

@@ -181,8 +181,13 @@ async def test_racing_loops_never_use_more_than_their_key_has(tool_suite: Suite)
     tool_suite.inference.script = lambda action: (
         saying("42") if any(message.role == pb.ROLE_TOOL for message in action.messages) else calling()
     )
-    answers = await asyncio.gather(*(ask(tool_suite, key) for _ in range(12)))
-    assert {answer.status_code for answer in answers} <= {200, 429}
+    answers: list[httpx.Response] = []
+    for _ in range(20):
+        answers = await asyncio.gather(*(ask(tool_suite, key) for _ in range(12)))
+        assert {answer.status_code for answer in answers} <= {200, 429}
+        # On a busy machine all may be refused, each while the others hold a part of what it needs; then none used any.
+        if any(answer.status_code == 200 for answer in answers):
+            break
     ends = [answer.json()["kala"]["tools"]["stopped"] for answer in answers if answer.status_code == 200]
     assert ends
     assert set(ends) <= {None, "budget"}

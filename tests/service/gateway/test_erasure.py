@@ -53,19 +53,22 @@ async def test_one_call_erases_in_every_part_and_the_certificate_names_each(tmp_
         name = await name_of(suite)
         erased = certificate_in(await erase(suite, name))
         stores = {one["store"]: one["items"] for one in erased["stores"]}
-        assert stores.items() >= {
-            "audit.keys": 1,
-            "audit.payloads": 3,
-            "gateway.spool": 0,
-            "gateway.files": 0,
-            "tools.workspaces": 2,
-            "tools.runs": 3,
-            "tools.approvals": 0,
-            "trainer.datasets": 1,
-            "trainer.rows": 7,
-            "trainer.jobs": 1,
-            "trainer.adapters": 0,
-        }.items()
+        assert (
+            stores.items()
+            >= {
+                "audit.keys": 1,
+                "audit.payloads": 3,
+                "gateway.spool": 0,
+                "gateway.files": 0,
+                "tools.workspaces": 2,
+                "tools.runs": 3,
+                "tools.approvals": 0,
+                "trainer.datasets": 1,
+                "trainer.rows": 7,
+                "trainer.jobs": 1,
+                "trainer.adapters": 0,
+            }.items()
+        )
         assert [one["remaining"] for one in erased["stores"] if one["store"] == "trainer.adapters"] == [
             ["adapters/a@1"]
         ]

@@ -17,6 +17,9 @@ os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
 # uvloop forks to start a program, and beside gRPC's threads its handlers around a fork crash some of these children (3 in 100,
 # measured) before they become the program. No service goes on as a fork of itself, so none needs them.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# onnxruntime (since 1.29) sends its maker a device id and the model's digests unless this is set when it is first imported.
+# Nothing leaves a machine of KALA's users unasked, so no environment may say otherwise.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 class _WithoutRich:

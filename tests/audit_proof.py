@@ -134,6 +134,14 @@ async def some_more(journal: Journal, seconds: float = PATIENCE_SECONDS) -> None
     await asyncio.wait_for(journal.acknowledged.wait(), seconds)
 
 
+async def first_of(journal: Journal) -> None:
+    """Returns when anything was acknowledged: until then even a broken log has all the time of a busy machine."""
+    try:
+        await some_more(journal)
+    except TimeoutError as error:
+        raise AssertionError("nothing was acknowledged before the first kill") from error
+
+
 @contextmanager
 def started(*replicas: AuditProcess) -> Iterator[None]:
     """Starts them; kills those that still run at the end, which are none when the log was whole and the test passed."""
@@ -175,6 +183,7 @@ async def kill_under_load(
     patience = BROKEN_SECONDS if is_broken else PATIENCE_SECONDS
     with started(*replicas):
         async with load(replicas) as journal, may_stall(is_broken=is_broken):
+            await first_of(journal)
             for _ in range(kills):
                 await some_more(journal, patience)
                 await asyncio.sleep(rng.uniform(0.05, 0.35))

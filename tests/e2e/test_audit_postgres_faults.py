@@ -13,6 +13,7 @@ from tests.audit_proof import (
     BROKEN_SECONDS,
     PATIENCE_SECONDS,
     Journal,
+    first_of,
     load,
     may_stall,
     problems_of,
@@ -50,6 +51,7 @@ async def kill_database(
     patience = BROKEN_SECONDS if is_broken else PATIENCE_SECONDS
     with started(audit):
         async with load([audit]) as journal, may_stall(is_broken=is_broken):
+            await first_of(journal)
             for _ in range(kills):
                 await some_more(journal, patience)
                 await asyncio.sleep(0.3)

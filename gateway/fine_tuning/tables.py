@@ -20,7 +20,7 @@ FINE_TUNING_JOB: Final = Table(
     Column("validation_file", String(48), index=True),
     Column("sealed_notes", LargeBinary, nullable=False),  # request, progress and error, as JSON
     Column("status", String(32), nullable=False, index=True),
-    Column("step", String(16), nullable=False),  # what is done next: see `gateway.fine_tuning.steps`
+    Column("step", String(16), nullable=False),  # what is done next: see `gateway.fine_tuning.worker`
     Column("created_at", BigInteger, nullable=False),
     Column("finished_at", BigInteger),
     Column("cancel_asked_at", BigInteger),

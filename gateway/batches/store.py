@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, delete, func, insert, or_, select, update
+from sqlalchemy import delete, func, insert, or_, select, update
 
 from gateway.batches import model
 from gateway.batches.model import Batch, LinePlace, LineProblem, LineResult, no_such_batch
@@ -15,7 +15,8 @@ from gateway.batches.tables import BATCH, BATCH_LINE, BATCH_PERSON
 from gateway.database import translated
 from gateway.key_table import from_micros, to_micros
 from gateway.leases import LeaseLostError, claim, hold, release
-from kala.errors import InvalidArgumentError, NotFoundError
+from gateway.newest_first import newest_first
+from kala.errors import NotFoundError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Row
@@ -75,16 +76,8 @@ class BatchStore:
 
     def list(self, tenant: str, *, limit: int, after: str = "") -> Sequence[Batch]:
         """List a tenant's batches, the newest first; `after` continues behind one."""
-        query = select(BATCH).where(BATCH.c.tenant == tenant).limit(limit)
         with translated(), self._engine.connect() as connection:
-            if after:
-                mine = select(BATCH.c.created_at).where(BATCH.c.id == after, BATCH.c.tenant == tenant)
-                at = connection.execute(mine).scalar()
-                if at is None:
-                    raise InvalidArgumentError("after", "is no batch of your tenant; begin without it")
-                earlier = and_(BATCH.c.created_at == at, BATCH.c.id < after)
-                query = query.where(or_(BATCH.c.created_at < at, earlier))
-            rows = connection.execute(query.order_by(BATCH.c.created_at.desc(), BATCH.c.id.desc())).all()
+            rows = newest_first(connection, BATCH, tenant, limit=limit, after=after, noun="batch")
         return [batch for row in rows if (batch := self._readable(row)) is not None]
 
     def cancel(self, tenant: str, batch_id: str) -> Batch:

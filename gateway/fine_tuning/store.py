@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, delete, func, insert, or_, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from gateway.database import translated
 from gateway.fine_tuning import model
@@ -15,7 +15,8 @@ from gateway.fine_tuning.model import Event, Job, no_such_job
 from gateway.fine_tuning.tables import FINE_TUNING_EVENT, FINE_TUNING_JOB
 from gateway.key_table import from_micros, to_micros
 from gateway.leases import claim, hold, release
-from kala.errors import InvalidArgumentError, NotFoundError
+from gateway.newest_first import newest_first
+from kala.errors import NotFoundError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Row
@@ -74,16 +75,8 @@ class FineTuningStore:
 
     def list(self, tenant: str, *, limit: int, after: str = "") -> Sequence[Job]:
         """List a tenant's jobs, the newest first; `after` continues behind one."""
-        query = select(_JOB).where(_JOB.c.tenant == tenant).limit(limit)
         with translated(), self._engine.connect() as connection:
-            if after:
-                mine = select(_JOB.c.created_at).where(_JOB.c.id == after, _JOB.c.tenant == tenant)
-                at = connection.execute(mine).scalar()
-                if at is None:
-                    raise InvalidArgumentError("after", "is no job of your tenant; begin without it")
-                earlier = and_(_JOB.c.created_at == at, _JOB.c.id < after)
-                query = query.where(or_(_JOB.c.created_at < at, earlier))
-            rows = connection.execute(query.order_by(_JOB.c.created_at.desc(), _JOB.c.id.desc())).all()
+            rows = newest_first(connection, _JOB, tenant, limit=limit, after=after, noun="job")
         return [job for row in rows if (job := self._readable(row)) is not None]
 
     def events(self, job: Job, *, limit: int, before: int | None = None) -> Sequence[Event]:
